@@ -1,0 +1,1 @@
+"""Latents, cameras and volume rendering: from a latent code to an image."""

@@ -1,0 +1,152 @@
+"""Camera poses and the rays that leave the camera.
+
+Conventions, used everywhere: y is up. Yaw turns from +x towards +z, pitch is measured from +y, both
+in radians. The camera sits on the unit sphere and looks at the origin along its own -z axis.
+Depth is the distance from the camera along the unit-length ray.
+
+Legend: B images, R = H * W rays.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+POLE_MARGIN = 1e-5  # radians kept away from the poles, where "right" has no direction
+TRUNCATION = 2.0  # standard deviations at which "truncated_gaussian" is cut
+
+PoseKind = Literal["gaussian", "uniform", "hybrid", "truncated_gaussian", "spherical_uniform"]
+
+
+class Poses(NamedTuple):
+    """Camera angles of B images, each (B,), radians."""
+
+    pitch: Tensor
+    yaw: Tensor
+
+
+class Rays(NamedTuple):
+    """Rays of B cameras; origins and unit-length directions, each (B, R, 3)."""
+
+    origins: Tensor
+    directions: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoseDistribution:
+    """Where training cameras stand.
+
+    kind "gaussian" reads the spreads as standard deviations, "truncated_gaussian" as well but cut
+    at two of them, "uniform" as half-widths. "hybrid" is, by a coin thrown once per batch, uniform
+    with doubled spreads or gaussian. "spherical_uniform" covers a band of the sphere evenly: yaw is
+    uniform, and (pitch_mean +- pitch_spread) / pi is the range of v in pitch = arccos(1 - 2 v).
+    All in radians.
+    """
+
+    kind: PoseKind
+    yaw_mean: float
+    yaw_spread: float
+    pitch_mean: float
+    pitch_spread: float
+
+    def center(self) -> tuple[float, float]:
+        """(pitch, yaw) in the middle of the distribution, radians."""
+        if self.kind == "spherical_uniform":
+            cosine = 1 - 2 * self.pitch_mean / math.pi
+            return math.acos(min(1.0, max(-1.0, cosine))), self.yaw_mean
+        return self.pitch_mean, self.yaw_mean
+
+
+def _unit_gaussian(count: int, rng: torch.Generator) -> Tensor:
+    return torch.randn(count, generator=rng)
+
+
+def _unit_uniform(count: int, rng: torch.Generator) -> Tensor:
+    return 2 * torch.rand(count, generator=rng) - 1
+
+
+def _unit_truncated(count: int, rng: torch.Generator) -> Tensor:
+    """Standard normal numbers within +-TRUNCATION, by inverting the distribution function."""
+    inside = math.erf(TRUNCATION / math.sqrt(2))  # probability mass that is kept
+    return math.sqrt(2) * torch.erfinv(inside * _unit_uniform(count, rng))
+
+
+def sample_poses(distribution: PoseDistribution, count: int, *, rng: torch.Generator) -> Poses:
+    """Random camera angles of count images; yaw is drawn before pitch, as published.
+
+    Args:
+        distribution: where the cameras stand.
+        count: number of poses, B.
+        rng: a CPU stream, so that a seed gives the same poses on every device.
+
+    Returns:
+        Poses of (B,) on the CPU, pitch in [POLE_MARGIN, pi - POLE_MARGIN].
+    """
+    draw: Callable[[int, torch.Generator], Tensor]
+    kind, scale = distribution.kind, 1.0
+    if kind == "hybrid":
+        is_uniform = bool(torch.rand(1, generator=rng) < 0.5)
+        kind, scale = ("uniform", 2.0) if is_uniform else ("gaussian", 1.0)
+    if kind == "gaussian":
+        draw = _unit_gaussian
+    elif kind == "truncated_gaussian":
+        draw = _unit_truncated
+    else:
+        draw = _unit_uniform
+    yaw = distribution.yaw_mean + scale * distribution.yaw_spread * draw(count, rng)
+    pitch = distribution.pitch_mean + scale * distribution.pitch_spread * draw(count, rng)
+    if kind == "spherical_uniform":
+        pitch = torch.arccos(1 - 2 * (pitch / math.pi).clamp(POLE_MARGIN, 1 - POLE_MARGIN))
+    return Poses(pitch=pitch.clamp(POLE_MARGIN, math.pi - POLE_MARGIN), yaw=yaw)
+
+
+def camera_origins(poses: Poses) -> Tensor:
+    """Positions (B, 3) of the cameras on the unit sphere."""
+    pitch, yaw = poses
+    return torch.stack([pitch.sin() * yaw.cos(), pitch.cos(), pitch.sin() * yaw.sin()], dim=-1)
+
+
+def camera_rotations(poses: Poses) -> Tensor:
+    """Rotations (B, 3, 3) from camera to world, columns [right, up, -forward], determinant +1."""
+    forward = F.normalize(-camera_origins(poses), dim=-1)
+    world_up = torch.zeros_like(forward)
+    world_up[..., 1] = 1
+    right = F.normalize(torch.linalg.cross(forward, world_up), dim=-1)
+    up = F.normalize(torch.linalg.cross(right, forward), dim=-1)
+    return torch.stack([right, up, -forward], dim=-1)
+
+
+def camera_directions(
+    image_size: int, fov_degrees: float, *, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Unit-length ray directions (R, 3) of a square image in camera space, rows first from the top.
+
+    The outermost pixels' centres lie on the edge of the field of view, as published.
+    """
+    across = torch.linspace(-1, 1, image_size, device=device, dtype=dtype)
+    y, x = torch.meshgrid(across.flip(0), across, indexing="ij")
+    z = torch.full_like(x, -1 / math.tan(math.radians(fov_degrees) / 2))
+    return F.normalize(torch.stack([x, y, z], dim=-1).reshape(-1, 3), dim=-1)
+
+
+def cast_rays(poses: Poses, image_size: int, fov_degrees: float) -> Rays:
+    """The rays of square images, on the device and in the precision of the poses.
+
+    Args:
+        poses: camera angles, each (B,).
+        image_size: pixels per side, H = W.
+        fov_degrees: full angle of view across the image.
+
+    Returns:
+        Rays of (B, H * W, 3), pixels in row-major order from the top left.
+    """
+    pixels = camera_directions(
+        image_size, fov_degrees, device=poses.yaw.device, dtype=poses.yaw.dtype
+    )
+    directions = torch.einsum("bij,rj->bri", camera_rotations(poses), pixels)  # (B, R, 3)
+    origins = camera_origins(poses)[:, None].expand_as(directions)
+    return Rays(origins, directions)
