@@ -147,6 +147,7 @@ def cast_rays(poses: Poses, image_size: int, fov_degrees: float) -> Rays:
     pixels = camera_directions(
         image_size, fov_degrees, device=poses.yaw.device, dtype=poses.yaw.dtype
     )
-    directions = torch.einsum("bij,rj->bri", camera_rotations(poses), pixels)  # (B, R, 3)
+    # No matrix product: under autocast it would round the rays to half precision.
+    directions = (camera_rotations(poses)[:, None] * pixels[:, None]).sum(-1)  # (B, R, 3)
     origins = camera_origins(poses)[:, None].expand_as(directions)
     return Rays(origins, directions)

@@ -1,0 +1,1 @@
+"""Discriminators that grow with the image size."""

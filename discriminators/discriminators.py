@@ -1,0 +1,138 @@
+"""Discriminators: one pyramid of residual blocks that starts at the image's size.
+
+Legend: B images of H x W pixels, L widths of the latent.
+Class and parameter names and their order are those of the published checkpoints.
+Source: pi-GAN (Chan et al. 2021), section 3.3 and supplement; the coordinate-conditioned strided
+family (CCS) and the heads that guess latent and pose come with the published code.
+"""
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from discriminators.blocks import AdapterBlock, ResidualBlock
+
+PUBLISHED_WIDTH = 400  # channels of the widest layers
+
+
+class Verdict(NamedTuple):
+    """logits (B,), positive for real; guessed latent (B, L), pose (B, 2) [pitch, yaw], or None."""
+
+    logits: Tensor
+    latent: Tensor | None = None
+    pose: Tensor | None = None
+
+
+class PyramidDiscriminator(nn.Module):
+    """Residual blocks that halve the image down to 2 x 2, entered at the level of its size.
+
+    Args:
+        latent_dim: width of the latent that the encoder heads guess.
+        max_width: the most channels of a layer; None is the published width.
+    """
+
+    widths: tuple[int, ...]
+    has_coordinates = True
+    is_strided = False
+    predicts_identity = False
+    has_pose_layer = False
+
+    def __init__(self, *, latent_dim: int = 256, max_width: int | None = None) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        widths = [min(width, max_width or PUBLISHED_WIDTH) for width in self.widths]
+        self.layers = nn.ModuleList(
+            ResidualBlock(
+                before,
+                after,
+                has_coordinates=self.has_coordinates,
+                is_strided=self.is_strided,
+            )
+            for before, after in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.fromRGB = nn.ModuleList(AdapterBlock(width) for width in widths)
+        outputs = 1 + (latent_dim + 2 if self.predicts_identity else 0)
+        self.final_layer = nn.Conv2d(widths[-1], outputs, 2)
+        if self.has_pose_layer:
+            self.pose_layer = nn.Conv2d(widths[-1], 2, 2)
+
+    @classmethod
+    def image_sizes(cls) -> tuple[int, ...]:
+        """Sizes of images that the pyramid has a level for, pixels, ascending."""
+        return tuple(2**level for level in range(1, len(cls.widths) + 1))
+
+    def forward(self, images: Tensor, alpha: float) -> Verdict:
+        """Judge images.
+
+        Args:
+            images: (B, 3, size, size) in [-1, 1], size one of image_sizes().
+            alpha: share in [0, 1] of the newest level; the rest comes from the half-size image.
+
+        Raises:
+            ValueError: there is no level for the size.
+        """
+        size = images.shape[-1]
+        if size not in self.image_sizes():
+            raise ValueError(f"no level for images of {size} px; have {self.image_sizes()}")
+        start = len(self.layers) + 1 - (size.bit_length() - 1)  # the last level sees 2 x 2 pixels
+        x: Tensor = self.fromRGB[start](images)
+        for level in range(start, len(self.layers)):
+            if level == start + 1 and alpha < 1:
+                halved = F.interpolate(images, scale_factor=0.5, mode="nearest")
+                x = alpha * x + (1 - alpha) * self.fromRGB[level](halved)
+            x = self.layers[level](x)
+        return self._verdict(self.final_layer(x).flatten(1))
+
+    def _verdict(self, outputs: Tensor) -> Verdict:
+        outputs = outputs.float() if outputs.dtype.itemsize < 4 else outputs
+        if not self.predicts_identity:
+            return Verdict(outputs[:, 0])
+        logits, latent, pose = outputs.split([1, self.latent_dim, 2], dim=1)
+        return Verdict(logits[:, 0], latent, pose)
+
+
+class ProgressiveDiscriminator(PyramidDiscriminator):
+    """The paper's: average-pooled CoordConv blocks, 512 px down to 2."""
+
+    widths = (16, 32, 64, 128, 256, 400, 400, 400, 400)
+
+
+class ProgressiveEncoderDiscriminator(ProgressiveDiscriminator):
+    """ProgressiveDiscriminator that also guesses the latent and the camera pose."""
+
+    predicts_identity = True
+
+
+class StridedDiscriminator(PyramidDiscriminator):
+    """Strided blocks that see no coordinates, 256 px down to 2."""
+
+    widths = (32, 64, 128, 256, 400, 400, 400, 400)
+    has_coordinates = False
+    is_strided = True
+    has_pose_layer = True  # never used, but present in published checkpoints
+
+
+class CCSDiscriminator(StridedDiscriminator):
+    """StridedDiscriminator whose convolutions see pixel coordinates."""
+
+    has_coordinates = True
+
+
+class CCSEncoderDiscriminator(CCSDiscriminator):
+    """CCSDiscriminator that also guesses the latent and the camera pose."""
+
+    predicts_identity = True
+    has_pose_layer = False
+
+
+DISCRIMINATORS: dict[str, type[PyramidDiscriminator]] = {
+    cls.__name__: cls
+    for cls in (
+        ProgressiveDiscriminator,
+        ProgressiveEncoderDiscriminator,
+        StridedDiscriminator,
+        CCSDiscriminator,
+        CCSEncoderDiscriminator,
+    )
+}

@@ -1,0 +1,99 @@
+"""The generator: latent codes and camera poses in, images out."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from generators.cameras import Poses, cast_rays
+from generators.volumetric_rendering import Field, Rendering, RenderOptions, chunked, render_rays
+from siren.film import Film, at_least_float32
+from siren.siren import FilmSiren
+
+AVERAGE_COUNT = 10_000  # latents whose mean is the center of truncation, as published
+
+
+class View(NamedTuple):
+    """images (B, 3, H, W) in [-1, 1], depths (B, H, W) in scene units, opacities (B, H, W)."""
+
+    images: Tensor
+    depths: Tensor
+    opacities: Tensor
+
+
+class ImplicitGenerator3d(nn.Module):
+    """A conditioned radiance field and the camera that looks at it."""
+
+    def __init__(self, siren: FilmSiren) -> None:
+        super().__init__()
+        self.siren = siren
+
+    @property
+    def z_dim(self) -> int:
+        """Width of the latent."""
+        return self.siren.z_dim
+
+    def mapping(self, z: Tensor) -> Film:
+        """FiLM conditioning of latents z (B, z_dim)."""
+        film: Film = self.siren.mapping_network(z)
+        return film
+
+    @torch.no_grad()
+    def average_film(self, latents: Tensor) -> Film:
+        """The center of truncation (1, F): the mean over latents (N, z_dim)."""
+        film = self.mapping(latents.to(next(self.parameters()).device))
+        return Film(film.frequencies.mean(0, keepdim=True), film.phase_shifts.mean(0, keepdim=True))
+
+    def field(self, film: Film, *, points_per_chunk: int | None = None) -> Field:
+        """The radiance field of the objects that film describes."""
+
+        def evaluate(points: Tensor, directions: Tensor) -> Tensor:
+            samples: Tensor = self.siren(points, directions, film)
+            return at_least_float32(samples)  # the integral's tail overflows float16
+
+        return chunked(evaluate, points_per_chunk)
+
+    def render(
+        self,
+        film: Film,
+        poses: Poses,
+        options: RenderOptions,
+        *,
+        rng: torch.Generator | None = None,
+        points_per_chunk: int | None = None,
+    ) -> View:
+        """Images, depths and opacities of B objects, each from its pose.
+
+        Args:
+            film: conditioning of B objects.
+            poses: B camera poses; moved to the device of film.
+            options: how rays become pixels.
+            rng: the stream of the per-sample draws; None renders without randomness.
+            points_per_chunk: the most points in one call of the field; None is all. The picture
+                does not depend on it.
+        """
+        frequencies = film.frequencies
+        on_device = Poses(*(angle.to(frequencies) for angle in poses))
+        rays = cast_rays(on_device, options.image_size, options.fov_degrees)
+        field = self.field(film, points_per_chunk=points_per_chunk)
+        return _view(render_rays(field, rays, options, rng=rng), options.image_size)
+
+    def forward(
+        self,
+        z: Tensor,
+        poses: Poses,
+        options: RenderOptions,
+        *,
+        rng: torch.Generator | None = None,
+    ) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] of latents z (B, z_dim)."""
+        return self.render(self.mapping(z), poses, options, rng=rng).images
+
+
+def _view(rendering: Rendering, size: int) -> View:
+    images = rendering.rgb.unflatten(1, (size, size)).permute(0, 3, 1, 2)
+    return View(
+        images * 2 - 1,
+        rendering.depth.unflatten(1, (size, size)),
+        rendering.opacity.unflatten(1, (size, size)),
+    )

@@ -1,0 +1,227 @@
+"""From a field to pixels: where to sample along the rays, and the volume rendering integral.
+
+Legend: B images, R rays, S samples per ray. Depths are distances along unit-length rays, in scene
+units. A field maps points (B, P, 3) and directions (B, G, 3), each serving P / G consecutive
+points, to colors in [0, 1] and raw densities (B, P, 4).
+
+Randomness: rng is a stream or None. With None nothing is random: depths are evenly spaced,
+importance samples are evenly spaced quantiles, and there is no density noise. With a stream the
+order of the draws is a contract (jitter, coarse noise even at deviation 0, quantiles, fine noise):
+a CPU stream in the same state gives the picture that the published code gives.
+
+Sources: pi-GAN (Chan et al. 2021), section 3.2; NeRF (Mildenhall et al. 2020), sections 4 and 5.2.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from generators.cameras import Rays
+
+TAIL_LENGTH = 1e10  # scene units; the last sample stands for the rest of the ray (NeRF, section 4)
+WEIGHT_FLOOR = 1e-5  # added twice before the distribution function, as published
+LOCKED_DIRECTION = (0.0, 0.0, -1.0)  # what the field sees as every ray's direction under view lock
+
+Field = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderOptions:
+    """How rays become pixels. Distances are scene units from a camera at radius 1.
+
+    background: what fills the share of light that passes all samples: "black", "white", or
+    "last_sample", which gives that share to the color of the farthest sample.
+    lock_view_dependence: the field sees the same direction for every ray.
+    Raises ValueError where the numbers describe no ray.
+    """
+
+    image_size: int
+    fov_degrees: float
+    near: float
+    far: float
+    num_steps: int
+    hierarchical: bool = True
+    density_activation: Literal["relu", "softplus"] = "relu"
+    density_noise: float = 0.0
+    background: Literal["black", "white", "last_sample"] = "black"
+    lock_view_dependence: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.near < self.far:
+            raise ValueError(f"need 0 <= near < far, got near={self.near}, far={self.far}")
+        if self.num_steps < 3:
+            raise ValueError(f"need at least 3 samples per ray, got {self.num_steps}")
+        if not 0 < self.fov_degrees < 180:
+            raise ValueError(f"need 0 < fov < 180 degrees, got {self.fov_degrees}")
+        if self.image_size < 1:
+            raise ValueError(f"need an image of at least 1 pixel, got {self.image_size}")
+
+
+class Rendering(NamedTuple):
+    """rgb (B, R, 3) in [0, 1], depth (B, R) in scene units, opacity (B, R) in [0, 1].
+
+    opacity is the share of light that ends at samples, before any background; depth is the mean
+    depth under the weights, the background's share on the last sample included.
+    """
+
+    rgb: Tensor
+    depth: Tensor
+    opacity: Tensor
+
+
+def _uniform(shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=rng, device=rng.device).to(like)
+
+
+def _normal(shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=rng, device=rng.device).to(like)
+
+
+def stratified_depths(rays: Rays, options: RenderOptions, *, rng: torch.Generator | None) -> Tensor:
+    """Depths (B, R, S), evenly spaced over [near, far], each jittered by up to half a spacing."""
+    shape = (*rays.origins.shape[:2], options.num_steps)
+    steps = torch.linspace(
+        options.near,
+        options.far,
+        options.num_steps,
+        device=rays.origins.device,
+        dtype=rays.origins.dtype,
+    )
+    if rng is None:
+        return steps.expand(shape)
+    return steps + (_uniform(shape, steps, rng) - 0.5) * (steps[1] - steps[0])
+
+
+def query(field: Field, rays: Rays, depths: Tensor, *, lock_view_dependence: bool) -> Tensor:
+    """The field's colors and raw densities (B, R, S, 4) at depths (B, R, S)."""
+    directions = rays.directions
+    points = rays.origins[..., None, :] + directions[..., None, :] * depths[..., None]
+    if lock_view_dependence:
+        directions = directions.new_tensor(LOCKED_DIRECTION).expand(len(directions), 1, 3)
+    return field(points.flatten(1, 2), directions).unflatten(1, depths.shape[1:])
+
+
+def activated_density(
+    samples: Tensor, options: RenderOptions, *, rng: torch.Generator | None
+) -> Tensor:
+    """Densities (B, R, S) >= 0 per scene unit: the clamp of raw density plus noise.
+
+    Noise is drawn even at deviation 0, so that the stream does not depend on the training step.
+    """
+    raw = samples[..., 3]
+    if rng is not None:
+        raw = raw + options.density_noise * _normal(raw.shape, raw, rng)
+    return F.relu(raw) if options.density_activation == "relu" else F.softplus(raw)
+
+
+def compositing_weights(density: Tensor, depths: Tensor) -> Tensor:
+    """Share of each sample in its ray's color, w_i = T_i (1 - exp(-sigma_i delta_i)).
+
+    T_i = exp(-sum_{j<i} sigma_j delta_j) is the light that reaches sample i. It is summed in the
+    exponent: a running product is slower and loses its gradient once a sample is opaque.
+
+    Args:
+        density: (..., S), non-negative, per scene unit.
+        depths: (..., S), ascending along the last axis, scene units.
+
+    Returns:
+        (..., S) weights in [0, 1] that add up to at most 1.
+
+    Source: NeRF (Mildenhall et al. 2020), equation 3.
+    """
+    tail = torch.full_like(depths[..., :1], TAIL_LENGTH)
+    optical_depth = density * torch.cat([depths.diff(dim=-1), tail], dim=-1)
+    before = F.pad(optical_depth[..., :-1].cumsum(dim=-1), (1, 0))
+    return torch.exp(-before) * -torch.expm1(-optical_depth)
+
+
+def importance_depths(
+    depths: Tensor, weights: Tensor, count: int, *, rng: torch.Generator | None
+) -> Tensor:
+    """Depths (B, R, count) distributed as the coarse weights say, by inverting their CDF.
+
+    The bins lie between the mid-points of the coarse depths (B, R, S) and carry the inner weights.
+
+    Source: NeRF (Mildenhall et al. 2020), section 5.2; floors and search side as published.
+    """
+    edges = (depths[..., 1:] + depths[..., :-1]) / 2  # (B, R, S - 1)
+    mass = weights[..., 1:-1] + 2 * WEIGHT_FLOOR  # (B, R, S - 2)
+    mass = mass / mass.sum(dim=-1, keepdim=True)
+    cdf = F.pad(mass.cumsum(dim=-1), (1, 0))  # (B, R, S - 1)
+    shape = (*depths.shape[:-1], count)
+    if rng is None:
+        u = ((torch.arange(count, device=depths.device) + 0.5) / count).to(depths).expand(shape)
+    else:
+        u = _uniform((shape[0] * shape[1], count), depths, rng).view(shape)
+    above = torch.searchsorted(cdf, u.contiguous())
+    below = (above - 1).clamp(min=0)
+    above = above.clamp(max=cdf.shape[-1] - 1)
+    cdf_below = cdf.gather(-1, below)
+    edge_below = edges.gather(-1, below)
+    bin_mass = cdf.gather(-1, above) - cdf_below
+    bin_mass = torch.where(bin_mass < WEIGHT_FLOOR, torch.ones_like(bin_mass), bin_mass)
+    return edge_below + (u - cdf_below) / bin_mass * (edges.gather(-1, above) - edge_below)
+
+
+def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Depths (B, R, S1 + S2) and samples (B, R, S1 + S2, 4) of two sets, sorted by depth."""
+    depths, order = torch.cat([first[0], second[0]], dim=-1).sort(dim=-1)
+    samples = torch.cat([first[1], second[1]], dim=-2)
+    return depths, samples.gather(-2, order[..., None].expand_as(samples))
+
+
+def composite(
+    samples: Tensor, depths: Tensor, options: RenderOptions, *, rng: torch.Generator | None
+) -> Rendering:
+    """Blend samples (B, R, S, 4) at ascending depths (B, R, S) into pixels."""
+    weights = compositing_weights(activated_density(samples, options, rng=rng), depths)
+    opacity = weights.sum(dim=-1)  # (B, R)
+    missing = 1 - opacity
+    if options.background == "last_sample":
+        weights = torch.cat([weights[..., :-1], weights[..., -1:] + missing[..., None]], dim=-1)
+    rgb = (weights[..., None] * samples[..., :3]).sum(dim=-2)  # (B, R, 3)
+    if options.background == "white":
+        rgb = rgb + missing[..., None]
+    return Rendering(rgb, (weights * depths).sum(dim=-1), opacity)
+
+
+def render_rays(
+    field: Field, rays: Rays, options: RenderOptions, *, rng: torch.Generator | None
+) -> Rendering:
+    """Colors, depths and opacities of rays through field, coarse to fine (NeRF, section 5.2)."""
+    is_locked = options.lock_view_dependence
+    depths = stratified_depths(rays, options, rng=rng)  # (B, R, S)
+    samples = query(field, rays, depths, lock_view_dependence=is_locked)  # (B, R, S, 4)
+    if options.hierarchical:
+        with torch.no_grad():
+            weights = compositing_weights(activated_density(samples, options, rng=rng), depths)
+            fine_depths = importance_depths(depths, weights, options.num_steps, rng=rng)
+        fine_samples = query(field, rays, fine_depths, lock_view_dependence=is_locked)
+        depths, samples = merge((fine_depths, fine_samples), (depths, samples))  # (B, R, 2S)
+    return composite(samples, depths, options, rng=rng)
+
+
+def chunked(field: Field, points_per_chunk: int | None) -> Field:
+    """The same field, evaluated at most points_per_chunk points per call, all objects together.
+
+    A chunk holds whole directions, so it is larger where one direction serves more points.
+    """
+    if points_per_chunk is None:
+        return field
+
+    def evaluate(points: Tensor, directions: Tensor) -> Tensor:
+        num_objects, num_points, _ = points.shape
+        num_directions = directions.shape[1]
+        limit = max(1, points_per_chunk // max(1, num_objects))
+        if num_directions == 1:
+            return torch.cat([field(part, directions) for part in points.split(limit, 1)], dim=1)
+        share = num_points // num_directions
+        per_chunk = max(1, limit // share)
+        parts = zip(points.split(per_chunk * share, 1), directions.split(per_chunk, 1), strict=True)
+        return torch.cat([field(p, d) for p, d in parts], dim=1)
+
+    return evaluate

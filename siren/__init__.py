@@ -1,0 +1,1 @@
+"""The field: a SIREN whose layers are conditioned by FiLM, and the network that maps latents."""

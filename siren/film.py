@@ -1,0 +1,84 @@
+"""FiLM conditioning of a SIREN: the mapping network and the modulated sine layer.
+
+Legend: B latents, P points, H hidden width, F = H * (number of FiLM layers) features.
+Source: pi-GAN (Chan et al. 2021), section 3.1; FiLM (Perez et al. 2018).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+FREQUENCY_SCALE, FREQUENCY_SHIFT = 15.0, 30.0  # raw mapping output to frequency, as published
+LEAKY_SLOPE = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class Film:
+    """Conditioning of the field; frequencies and phase_shifts are raw mapping outputs, (B, F)."""
+
+    frequencies: Tensor
+    phase_shifts: Tensor
+
+    def lerp(self, end: "Film", weight: float) -> "Film":
+        """0 keeps self, 1 gives end. Truncates (mean.lerp(film, psi)) and interpolates alike."""
+        return Film(
+            torch.lerp(self.frequencies, end.frequencies, weight),
+            torch.lerp(self.phase_shifts, end.phase_shifts, weight),
+        )
+
+    def __getitem__(self, index: slice | Tensor) -> "Film":
+        return Film(self.frequencies[index], self.phase_shifts[index])
+
+    def __len__(self) -> int:
+        return len(self.frequencies)
+
+    def layers(self, width: int) -> list[tuple[Tensor, Tensor]]:
+        """Per layer of the given width: frequencies (scaled, as the sine sees them) and phases."""
+        frequencies = self.frequencies * FREQUENCY_SCALE + FREQUENCY_SHIFT
+        return list(
+            zip(frequencies.split(width, -1), self.phase_shifts.split(width, -1), strict=True)
+        )
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """X, in float32 where autocast made it smaller."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+class FiLMLayer(nn.Module):
+    """sin(f * (W x + b) + p) with one frequency f and phase p per feature and sample."""
+
+    def __init__(self, input_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(input_dim, hidden_dim)
+
+    def forward(self, x: Tensor, frequencies: Tensor, phase_shifts: Tensor) -> Tensor:
+        """Features (B, P, H) of x (B, P, input_dim); frequencies, phases (B, H).
+
+        The phase is float32 even under autocast: an error of the phase is an error of the sine.
+        """
+        linear = at_least_float32(self.layer(x))
+        return torch.sin(frequencies[:, None] * linear + phase_shifts[:, None])
+
+
+class CustomMappingNetwork(nn.Module):
+    """z (B, z_dim) to raw FiLM parameters: three hidden layers, LeakyReLU 0.2."""
+
+    def __init__(self, z_dim: int, hidden_dim: int, num_features: int) -> None:
+        super().__init__()
+        widths = [z_dim, hidden_dim, hidden_dim, hidden_dim]
+        layers: list[nn.Module] = []
+        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Linear(width_in, width_out), nn.LeakyReLU(LEAKY_SLOPE, inplace=True)]
+        self.network = nn.Sequential(*layers, nn.Linear(hidden_dim, 2 * num_features))
+        linears = [layer for layer in self.network if isinstance(layer, nn.Linear)]
+        for linear in linears:
+            nn.init.kaiming_normal_(linear.weight, a=LEAKY_SLOPE)
+        with torch.no_grad():  # start close to one shared object: small modulation
+            linears[-1].weight.mul_(0.25)
+
+    def forward(self, z: Tensor) -> Film:
+        """The first half of the outputs are frequencies, the second half phase shifts."""
+        frequencies, phase_shifts = at_least_float32(self.network(z)).chunk(2, dim=-1)
+        return Film(frequencies, phase_shifts)

@@ -1,0 +1,176 @@
+"""The radiance fields: FiLM-conditioned SIRENs from a point and a direction to color and density.
+
+Legend: B objects, G viewing directions per object, P points per object (P / G consecutive points
+share a direction), H hidden width, F = H * (num_layers + 1) FiLM features.
+Class and parameter names are those of the published checkpoints; they and their order are a
+contract, because files of averaged parameters are positional.
+
+Source: pi-GAN (Chan et al. 2021), section 3.1; SIREN (Sitzmann et al. 2020) for the initialisation.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from siren.film import CustomMappingNetwork, Film, FiLMLayer
+from siren.fused import fused_field
+
+SINE_FREQUENCY = 25.0  # assumed by the initialisation of every layer but the first
+PUBLISHED_BOX_SIDE = 0.24  # scene units; points in this cube are scaled to [-1, 1]
+
+
+def _init_uniform(linear: nn.Linear, bound: float) -> None:
+    with torch.no_grad():
+        linear.weight.uniform_(-bound, bound)
+
+
+class FilmSiren(nn.Module):
+    """A trunk of FiLM layers with a density head and a color head that sees the direction.
+
+    Args:
+        z_dim: width of the latent.
+        hidden_dim: width H of the field; None is the class's published width.
+        num_layers: FiLM layers of the trunk; None is the published 8.
+        mapping_hidden_dim: width of the mapping network.
+        box_side: side of the cube that is scaled to [-1, 1], scene units; None is the class's own.
+    """
+
+    default_hidden_dim = 256
+    default_box_side: float | None = None  # None: points enter as they are
+    embedding_shape: tuple[int, int, float] | None = None  # channels, grid side, initial scale
+
+    def __init__(
+        self,
+        *,
+        z_dim: int = 256,
+        hidden_dim: int | None = None,
+        num_layers: int | None = None,
+        mapping_hidden_dim: int = 256,
+        box_side: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.z_dim = z_dim
+        self.hidden_dim = width = hidden_dim or self.default_hidden_dim
+        self.box_side = box_side or self.default_box_side
+        num_inputs = 3
+        if self.embedding_shape is not None:
+            channels, side, scale = self.embedding_shape
+            self.spatial_embeddings = nn.Parameter(
+                torch.randn(1, channels, side, side, side) * scale
+            )
+            num_inputs += channels
+        widths = [num_inputs] + [width] * (num_layers or 8)
+        layers = [FiLMLayer(*pair) for pair in zip(widths[:-1], widths[1:], strict=True)]
+        self.network = nn.ModuleList(layers)
+        self.final_layer = nn.Linear(width, 1)
+        self.color_layer_sine = FiLMLayer(width + 3, width)
+        self.color_layer_linear = nn.Sequential(nn.Linear(width, 3), nn.Sigmoid())
+        self.mapping_network = CustomMappingNetwork(
+            z_dim, mapping_hidden_dim, (len(self.network) + 1) * width
+        )
+        self._initialize(layers[0])
+
+    def _initialize(self, first: FiLMLayer) -> None:
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear) and not name.startswith("mapping_network"):
+                _init_uniform(module, math.sqrt(6 / module.in_features) / SINE_FREQUENCY)
+        # The first layer sees a point of three coordinates, whatever features stand beside it.
+        _init_uniform(first.layer, 1 / min(first.layer.in_features, 3))
+
+    @property
+    def num_features(self) -> int:
+        """F, the width of each half of a Film."""
+        return (len(self.network) + 1) * self.hidden_dim
+
+    def encode(self, points: Tensor) -> Tensor:
+        """What the first layer sees of points (B, P, 3): (B, P, 3 or 3 + channels)."""
+        if self.box_side is not None:
+            points = points * (2 / self.box_side)
+        if self.embedding_shape is None:
+            return points
+        grid = self.spatial_embeddings.expand(len(points), -1, -1, -1, -1)
+        features = F.grid_sample(
+            grid, points[:, None, None], mode="bilinear", padding_mode="zeros", align_corners=True
+        )  # (B, C, 1, 1, P); "bilinear" is trilinear on a volume
+        return torch.cat([features[:, :, 0, 0].transpose(1, 2), points], dim=-1)
+
+    def forward(self, points: Tensor, directions: Tensor, film: Film) -> Tensor:
+        """Colors in [0, 1] and raw densities, (B, P, 4).
+
+        The fast path where there is one for the device and precision, else the reference.
+
+        Args:
+            points: (B, P, 3), scene units.
+            directions: (B, G, 3) unit vectors; each serves P / G consecutive points.
+            film: conditioning of the B objects.
+        """
+        encoded = self.encode(points)
+        if fused_field.is_supported(encoded):
+            return fused_field.evaluate(self.folded(film), encoded, directions)
+        return self.reference(encoded, directions, film)
+
+    def reference(self, encoded: Tensor, directions: Tensor, film: Film) -> Tensor:
+        """The same as forward, layer by layer as in the paper; encoded is encode(points)."""
+        *trunk_film, color_film = film.layers(self.hidden_dim)
+        x = encoded
+        for layer, (frequencies, phase_shifts) in zip(self.network, trunk_film, strict=True):
+            x = layer(x, frequencies, phase_shifts)  # (B, P, H)
+        density = self.final_layer(x)
+        share = encoded.shape[1] // max(directions.shape[1], 1)
+        seen_from = directions.repeat_interleave(share, dim=1)  # (B, P, 3)
+        features = self.color_layer_sine(torch.cat([seen_from, x], dim=-1), *color_film)
+        return torch.cat([self.color_layer_linear(features), density], dim=-1)
+
+    def folded(self, film: Film) -> fused_field.FoldedField:
+        """FiLM folded into per-object weights: f (W x + b) + p = (diag(f) W) x + (f b + p)."""
+        sines = [*self.network, self.color_layer_sine]
+        weights, biases = [], []
+        for sine, (frequencies, phase_shifts) in zip(
+            sines, film.layers(self.hidden_dim), strict=True
+        ):
+            weights.append(frequencies[..., None] * sine.layer.weight)  # (B, H, in)
+            biases.append(frequencies * sine.layer.bias + phase_shifts)  # (B, H)
+        color = self.color_layer_linear[0]
+        assert isinstance(color, nn.Linear)  # for the type checker
+        return fused_field.FoldedField(
+            trunk_weights=weights[:-1],
+            trunk_biases=biases[:-1],
+            direction_weight=weights[-1][..., :3],
+            color_weight=weights[-1][..., 3:],
+            color_bias=biases[-1],
+            density_head=(self.final_layer.weight, self.final_layer.bias),
+            color_head=(color.weight, color.bias),
+        )
+
+
+class TALLSIREN(FilmSiren):
+    """The paper's field; points enter in scene units."""
+
+
+class SPATIALSIRENBASELINE(FilmSiren):
+    """TALLSIREN whose points are scaled so that a cube of side 0.24 becomes [-1, 1]."""
+
+    default_box_side = PUBLISHED_BOX_SIDE
+
+
+class EmbeddingPiGAN128(FilmSiren):
+    """128 wide, with a learned 96^3 grid of 32 features beside the point."""
+
+    default_hidden_dim = 128
+    default_box_side = PUBLISHED_BOX_SIDE
+    embedding_shape = (32, 96, 0.01)
+
+
+class EmbeddingPiGAN256(FilmSiren):
+    """256 wide, with a learned 64^3 grid of 32 features beside the point."""
+
+    default_box_side = PUBLISHED_BOX_SIDE
+    embedding_shape = (32, 64, 0.1)
+
+
+FIELDS: dict[str, type[FilmSiren]] = {
+    cls.__name__: cls
+    for cls in (TALLSIREN, SPATIALSIRENBASELINE, EmbeddingPiGAN128, EmbeddingPiGAN256)
+}

@@ -1,0 +1,1 @@
+"""The adversarial game: losses, updates, averages and the streams of random numbers."""

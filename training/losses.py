@@ -1,0 +1,64 @@
+"""The terms of the adversarial game.
+
+Legend: B images, L width of the latent.
+Source: pi-GAN (Chan et al. 2021), section 3.3; R1 from Mescheder et al. 2018; top-k training from
+Sinha et al. 2020; the identity terms come with the published code.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from discriminators.discriminators import Verdict
+from generators.cameras import Poses
+
+
+def logistic(logits: Tensor, *, is_real: bool) -> Tensor:
+    """Non-saturating logistic loss, the mean of softplus(-logits) for real, softplus(logits) else.
+
+    The generator's loss is that of a fake judged as if real.
+    """
+    return F.softplus(-logits if is_real else logits).mean()
+
+
+def r1_penalty(logits: Tensor, images: Tensor, *, scale: Tensor | None = None) -> Tensor:
+    """Mean over images of the squared gradient of their logits, |grad D(x)|^2.
+
+    Args:
+        logits: (B,) or (B, 1), computed from images.
+        images: (B, ...) requiring gradients.
+        scale: what to multiply the logits by before differentiation, and the gradient after by its
+            inverse; keeps half-precision gradients from vanishing.
+
+    Source: Mescheder et al. 2018, equation 9, without the factor gamma / 2.
+    """
+    outputs = logits.sum() if scale is None else logits.sum() * scale
+    (gradient,) = torch.autograd.grad(outputs, images, create_graph=True)
+    gradient = gradient.float() if gradient.dtype.itemsize < 4 else gradient
+    if scale is not None:
+        gradient = gradient / scale
+    return gradient.flatten(1).square().sum(dim=1).mean()
+
+
+def top_k(logits: Tensor, share: float) -> Tensor:
+    """The ceil(share * B) largest of logits (B,): the fakes that look most real."""
+    # Rounded first: 0.6 * 5 is a little more than 3 in floating point.
+    count = math.ceil(round(share * len(logits), 9))
+    return logits.topk(max(1, count)).values
+
+
+def identity(
+    verdict: Verdict, latents: Tensor, poses: Poses, *, z_lambda: float, pos_lambda: float
+) -> Tensor:
+    """Squared errors of the guessed latent and pose of fakes, mean over all numbers.
+
+    The pose is [pitch, yaw] in radians as rendered. Zero where the discriminator has no such heads.
+    """
+    loss = verdict.logits.new_zeros(())
+    if verdict.latent is not None and z_lambda > 0:
+        loss = loss + z_lambda * F.mse_loss(verdict.latent, latents)
+    if verdict.pose is not None and pos_lambda > 0:
+        loss = loss + pos_lambda * F.mse_loss(verdict.pose, torch.stack(poses, dim=1))
+    return loss

@@ -1,0 +1,52 @@
+"""What one training step needs to know, and the schedules that depend on the step alone."""
+
+from dataclasses import dataclass
+
+from generators.cameras import PoseDistribution
+from generators.latents import LatentKind
+from generators.volumetric_rendering import RenderOptions
+
+TOPK_DECAY = 0.99  # per topk_interval steps (Sinha et al. 2020)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Everything of a curriculum at one step.
+
+    batch_size is per process; the generator's batch is worked off in batch_split parts. alpha is
+    the fade-in of the newest discriminator level, topk_share the share of fakes that train the
+    generator. reuse_fakes: the generator learns from the fakes that the discriminator just saw,
+    instead of rendering new ones. r1_interval: steps between R1 penalties, each that much stronger.
+    """
+
+    step: int
+    batch_size: int
+    batch_split: int
+    generator_lr: float
+    discriminator_lr: float
+    alpha: float
+    topk_share: float
+    render: RenderOptions
+    poses: PoseDistribution
+    latent_kind: LatentKind
+    r1_lambda: float
+    r1_interval: int
+    z_lambda: float
+    pos_lambda: float
+    grad_clip: float
+    reuse_fakes: bool
+
+
+def fade_in(step: int, faded_from: int, fade_steps: int) -> float:
+    """Share of the newest level, from 0 at the step where it came to 1 after fade_steps."""
+    return 1.0 if fade_steps <= 0 else min(1.0, (step - faded_from) / fade_steps)
+
+
+def density_noise(step: int, noise_steps: int) -> float:
+    """Deviation of the noise on raw densities, falling linearly from 1 to 0."""
+    return 0.0 if noise_steps <= 0 else max(0.0, 1 - step / noise_steps)
+
+
+def topk_share(step: int, interval: int, floor: float) -> float:
+    """Share of a batch's fakes, the best ones, that the generator learns from."""
+    return max(TOPK_DECAY ** (step / interval), floor)
