@@ -41,7 +41,9 @@ class PyramidDiscriminator(nn.Module):
     def __init__(self, *, latent_dim: int = 256, max_width: int | None = None) -> None:
         super().__init__()
         self.latent_dim = latent_dim
-        widths = [min(width, max_width or PUBLISHED_WIDTH) for width in self.widths]
+        # Channels of the levels, from the largest image size down to 2 pixels.
+        self.level_widths = [min(width, max_width or PUBLISHED_WIDTH) for width in self.widths]
+        widths = self.level_widths
         self.layers = nn.ModuleList(
             ResidualBlock(
                 before,

@@ -35,6 +35,9 @@ class FilmSiren(nn.Module):
         num_layers: FiLM layers of the trunk; None is the published 8.
         mapping_hidden_dim: width of the mapping network.
         box_side: side of the cube that is scaled to [-1, 1], scene units; None is the class's own.
+        density_scale: factor on the density head's output. A surface of a scene much smaller than
+            a unit needs a density of hundreds, which the head else takes thousands of steps to
+            reach.
     """
 
     default_hidden_dim = 256
@@ -49,9 +52,11 @@ class FilmSiren(nn.Module):
         num_layers: int | None = None,
         mapping_hidden_dim: int = 256,
         box_side: float | None = None,
+        density_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.z_dim = z_dim
+        self.density_scale = density_scale
         self.hidden_dim = width = hidden_dim or self.default_hidden_dim
         self.box_side = box_side or self.default_box_side
         num_inputs = 3
@@ -117,7 +122,7 @@ class FilmSiren(nn.Module):
         x = encoded
         for layer, (frequencies, phase_shifts) in zip(self.network, trunk_film, strict=True):
             x = layer(x, frequencies, phase_shifts)  # (B, P, H)
-        density = self.final_layer(x)
+        density = self.final_layer(x) * self.density_scale
         share = encoded.shape[1] // max(directions.shape[1], 1)
         seen_from = directions.repeat_interleave(share, dim=1)  # (B, P, 3)
         features = self.color_layer_sine(torch.cat([seen_from, x], dim=-1), *color_film)
@@ -140,7 +145,10 @@ class FilmSiren(nn.Module):
             direction_weight=weights[-1][..., :3],
             color_weight=weights[-1][..., 3:],
             color_bias=biases[-1],
-            density_head=(self.final_layer.weight, self.final_layer.bias),
+            density_head=(
+                self.final_layer.weight * self.density_scale,
+                self.final_layer.bias * self.density_scale,
+            ),
             color_head=(color.weight, color.bias),
         )
 

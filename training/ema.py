@@ -2,10 +2,13 @@
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class ExponentialMovingAverage:
@@ -28,7 +31,7 @@ class ExponentialMovingAverage:
         torch._foreach_lerp_(self.shadow, [p.detach() for p in parameters], 1 - decay)
 
     @torch.no_grad()
-    def averaged(self, module: nn.Module) -> nn.Module:
+    def averaged(self, module: Network) -> Network:
         """A copy of module that holds the averages, in evaluation mode, without gradients."""
         twin = copy.deepcopy(module).eval().requires_grad_(False)
         for parameter, average in zip(twin.parameters(), self.shadow, strict=True):

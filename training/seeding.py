@@ -10,8 +10,9 @@ class Purpose(IntEnum):
     """What a stream is for; streams of different purposes are independent."""
 
     SCENES = 0  # latents and camera poses, on the CPU: the same on every device
-    SAMPLES = 1  # jitter, noise and flips, on the device
-    PREVIEWS = 2
+    SAMPLES = 1  # jitter and noise, on the device
+    FLIPS = 2
+    PREVIEWS = 3
 
 
 def step_rng(

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from siren.fused.folded import FoldedField
 
@@ -48,6 +47,8 @@ def is_supported(encoded: Tensor) -> bool:
 
 def evaluate(field: FoldedField, encoded: Tensor, directions: Tensor) -> Tensor:
     """Colors in [0, 1] and raw densities (B, P, 4); differentiable once.
+
+    Differentiating twice (create_graph=True) raises a RuntimeError.
 
     Args:
         field: folded weights of B objects.
@@ -179,8 +180,9 @@ class _FieldFunction(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        if torch.is_grad_enabled():  # create_graph=True: the result would lack its graph
+            raise RuntimeError("the fast field is differentiable once; use FilmSiren.reference")
         output, encoded, color_bias, color, *rest = ctx.saved_tensors
         heads, trunk = tuple(rest[:4]), rest[4:]
         num_points = encoded.shape[1]

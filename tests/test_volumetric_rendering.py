@@ -1,0 +1,269 @@
+"""The rendering integral against closed forms, and the contract of its random stream."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from generators.cameras import Poses, cast_rays
+from generators.volumetric_rendering import (
+    Rendering,
+    RenderOptions,
+    chunked,
+    composite,
+    compositing_weights,
+    importance_depths,
+    merge,
+    query,
+    render_rays,
+    stratified_depths,
+)
+
+
+def options(**changes):
+    numbers = {"image_size": 4, "fov_degrees": 12.0, "near": 0.8, "far": 1.2, "num_steps": 8}
+    return RenderOptions(**{**numbers, **changes})
+
+
+def rays_of(size=4, dtype=torch.float64, count=2):
+    pitch = torch.full((count,), 1.3, dtype=dtype)
+    return cast_rays(Poses(pitch, torch.linspace(0, 2, count, dtype=dtype)), size, 12.0)
+
+
+def constant_field(density, color=(0.2, 0.4, 0.6)):
+    def field(points, directions):
+        value = points.new_tensor([*color, density])
+        return value.expand(*points.shape[:2], 4)
+
+    return field
+
+
+def bumpy_field(points, directions):
+    density = 40 * torch.sin(9 * points[..., :1] + 4 * points[..., 1:2]) + 5
+    share = points.shape[1] // directions.shape[1]
+    seen = directions.repeat_interleave(share, dim=1)
+    return torch.cat([torch.sigmoid(3 * points + seen), density], dim=-1)
+
+
+@pytest.mark.parametrize("density", [0.0, 1e-6, 0.5, 40.0])
+def test_constant_density_fades_geometrically(density):
+    depths = torch.linspace(0, 1, 9, dtype=torch.float64)  # eight steps of 1/8, then the tail
+    weights = compositing_weights(torch.full_like(depths, density), depths)
+    survive = math.exp(-density / 8)
+    expected = torch.tensor([survive**i * (1 - survive) for i in range(8)], dtype=torch.float64)
+    torch.testing.assert_close(weights[:-1], expected)
+    assert weights.sum() == pytest.approx(0 if density == 0 else 1)
+
+
+def test_powers_of_two_by_hand():
+    # Optical depths of ln 2, so each sample takes half of the light that reaches it.
+    depths = torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=torch.float64)
+    weights = compositing_weights(torch.full((4,), math.log(2), dtype=torch.float64), depths)
+    expected = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64)
+    torch.testing.assert_close(weights, expected)
+
+
+def test_an_opaque_sample_takes_all_and_hides_the_rest():
+    density = torch.tensor([0.0, 1e8, 50.0, 50.0], dtype=torch.float64)
+    weights = compositing_weights(density, torch.linspace(0.8, 1.2, 4, dtype=torch.float64))
+    torch.testing.assert_close(weights, torch.tensor([0.0, 1, 0, 0], dtype=torch.float64))
+
+
+def test_equals_the_published_running_product():
+    torch.manual_seed(0)
+    density = F.relu(torch.randn(50, 24) * 30)
+    depths = torch.sort(torch.rand(50, 24) * 0.24 + 0.88).values
+    deltas = torch.cat([depths.diff(dim=-1), torch.full((50, 1), 1e10)], -1)
+    alphas = 1 - torch.exp(-deltas * density)
+    shifted = torch.cat([torch.ones(50, 1), 1 - alphas + 1e-10], -1)
+    published = alphas * torch.cumprod(shifted, -1)[:, :-1]
+    torch.testing.assert_close(compositing_weights(density, depths), published, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-12, 1.0, 1e6, 1e20])
+def test_weights_and_gradients_stay_finite(scale):
+    generator = torch.Generator().manual_seed(1)
+    density = (torch.rand(5, 12, generator=generator) * scale).requires_grad_()
+    weights = compositing_weights(density, torch.linspace(0.88, 1.12, 12).expand(5, -1))
+    (gradient,) = torch.autograd.grad(weights.square().sum(), density)
+    assert weights.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+def test_importance_depths_are_quantiles_of_the_piecewise_cdf():
+    depths = torch.linspace(0, 1, 5, dtype=torch.float64)[None, None]  # edges at 1/8, 3/8, 5/8, 7/8
+    weights = torch.tensor(
+        [[[9.0, 1.0, 2.0, 1.0, 9.0]]], dtype=torch.float64
+    )  # the ends don't count
+    found = importance_depths(depths, weights, 4, rng=None)
+    # Mass 1/4, 1/2, 1/4 in bins of width 1/4; quantiles 1/8, 3/8, 5/8, 7/8.
+    expected = torch.tensor([[[0.25, 0.4375, 0.5625, 0.75]]], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_importance_samples_follow_the_weights():
+    depths = torch.linspace(0, 1, 7, dtype=torch.float64).expand(1, 1, 7)
+    weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 4.0, 2.0, 0.0], dtype=torch.float64)[None, None]
+    rng = torch.Generator().manual_seed(3)
+    found = importance_depths(depths, weights, 100_000, rng=rng)[0, 0]
+    edges = torch.linspace(1 / 12, 11 / 12, 6, dtype=torch.float64)
+    share = torch.histogram(found, edges).hist / len(found)
+    expected = torch.tensor([0.3, 0.0, 0.1, 0.4, 0.2], dtype=torch.float64)
+    torch.testing.assert_close(share, expected, atol=0.005, rtol=0)
+
+
+def test_without_a_stream_depths_are_the_even_ones_and_with_one_they_stay_in_their_cells():
+    rays = rays_of()
+    even = stratified_depths(rays, options(), rng=None)
+    torch.testing.assert_close(even[0, 0], torch.linspace(0.8, 1.2, 8, dtype=torch.float64))
+    rng = torch.Generator().manual_seed(0)
+    jittered = stratified_depths(rays, options(), rng=rng)
+    half = 0.4 / 7 / 2
+    assert (jittered - even).abs().max() <= half
+    assert (jittered - even).abs().max() > 0.8 * half
+    assert (jittered.diff(dim=-1) >= 0).all()
+
+
+@pytest.mark.parametrize("background", ["black", "white", "last_sample"])
+def test_backgrounds_of_a_half_transparent_slab(background):
+    # Density only at the first of three samples: opacity 1/2, the rest reaches the background.
+    depths = torch.tensor([[[1.0, 2.0, 3.0]]], dtype=torch.float64)
+    samples = torch.tensor(
+        [[[[0.2, 0.4, 0.6, math.log(2)], [1, 0, 0, 0], [0.8, 0.8, 0.0, -5]]]], dtype=torch.float64
+    )
+    result = composite(samples, depths, options(background=background), rng=None)
+    rest = {"black": [0.0, 0, 0], "white": [1.0, 1, 1], "last_sample": [0.8, 0.8, 0.0]}[background]
+    expected = 0.5 * torch.tensor([0.2, 0.4, 0.6]) + 0.5 * torch.tensor(rest)
+    torch.testing.assert_close(result.rgb[0, 0], expected.double())
+    assert result.opacity.item() == pytest.approx(0.5)
+    depth = 0.5 * 1.0 + (0.5 * 3.0 if background == "last_sample" else 0)
+    assert result.depth.item() == pytest.approx(depth)
+
+
+def test_softplus_gives_the_rest_of_the_light_to_the_last_sample():
+    samples = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
+    samples[..., 3] = -3.0
+    depths = torch.linspace(0.8, 1.2, 4, dtype=torch.float64)[None, None]
+    result = composite(samples, depths, options(density_activation="softplus"), rng=None)
+    assert result.opacity.item() == pytest.approx(1)
+    assert composite(samples, depths, options(), rng=None).opacity.item() == 0
+
+
+def test_a_solid_ball_is_seen_where_it_is():
+    def ball(points, directions):
+        inside = (points.norm(dim=-1, keepdim=True) < 0.1).to(points) * 1e4
+        return torch.cat([torch.ones_like(points) * 0.5, inside], dim=-1)
+
+    sharp = options(image_size=33, fov_degrees=30.0, num_steps=64)
+    pose = Poses(*(torch.tensor([angle], dtype=torch.float64) for angle in (1.2, 0.4)))
+    rays = cast_rays(pose, 33, 30.0)
+    result = render_rays(ball, rays, sharp, rng=None)
+    center = 33 * 33 // 2
+    assert result.depth[0, center].item() == pytest.approx(0.9, abs=0.4 / 63)
+    # Its rim is at asin(0.1) off the axis; a pixel's angle is from its place in the image plane.
+    across = torch.linspace(-1, 1, 33, dtype=torch.float64) * math.tan(math.radians(15))
+    seen = result.opacity[0].view(33, 33)[16] > 0.5
+    assert seen.tolist() == (across.abs().atan() < math.asin(0.1)).tolist()
+
+
+def test_chunks_give_the_same_picture():
+    rays = rays_of(size=5)
+    whole = render_rays(bumpy_field, rays, options(image_size=5), rng=None)
+    for size in (1, 7, 64, 10_000):
+        parts = render_rays(chunked(bumpy_field, size), rays, options(image_size=5), rng=None)
+        for a, b in zip(whole, parts, strict=True):
+            torch.testing.assert_close(a, b, atol=0, rtol=0)
+
+
+def test_chunks_bound_the_points_of_a_call():
+    seen = []
+
+    def field(points, directions):
+        seen.append(points.shape[0] * points.shape[1])
+        return bumpy_field(points, directions)
+
+    render_rays(chunked(field, 64), rays_of(size=6), options(image_size=6), rng=None)
+    assert max(seen) <= 64
+    assert sum(seen) == 2 * 2 * 36 * 8  # coarse and fine, two images
+
+
+def test_view_lock_shows_the_field_one_direction():
+    seen = []
+
+    def field(points, directions):
+        seen.append(directions)
+        return bumpy_field(points, directions)
+
+    render_rays(field, rays_of(), options(lock_view_dependence=True), rng=None)
+    for directions in seen:
+        assert directions.shape[1] == 1
+        assert (directions == torch.tensor([0.0, 0.0, -1.0], dtype=torch.float64)).all()
+
+
+def test_the_stream_is_drawn_in_the_published_order():
+    """A second, plain implementation that draws as published gives the same picture."""
+    rays, opts = rays_of(), options(density_noise=0.5, background="white")
+    ours = render_rays(bumpy_field, rays, opts, rng=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(
+        ours.rgb, _published_render(rays, opts, torch.Generator().manual_seed(5)), atol=2e-6, rtol=0
+    )
+
+
+def _published_render(rays, opts, rng):
+    (batch, num_rays, _), steps = rays.origins.shape, opts.num_steps
+    depths = torch.linspace(opts.near, opts.far, steps, dtype=torch.float64).expand(
+        batch, num_rays, steps
+    )
+    draw = torch.rand(batch, num_rays, steps, 1, generator=rng)[..., 0]
+    depths = depths + (draw - 0.5) * (depths[..., 1:2] - depths[..., 0:1])
+    coarse = query(bumpy_field, rays, depths, lock_view_dependence=False)
+    noise = torch.randn(batch, num_rays, steps, 1, generator=rng)[..., 0]
+    weights = _product_weights(F.relu(coarse[..., 3] + opts.density_noise * noise), depths)
+    weights = weights.reshape(-1, steps) + 1e-5
+    flat = depths.reshape(-1, steps)
+    edges = (flat[:, 1:] + flat[:, :-1]) / 2
+    inner = weights[:, 1:-1] + 1e-5
+    cdf = F.pad(torch.cumsum(inner / inner.sum(-1, keepdim=True), -1), (1, 0))
+    u = torch.rand(len(flat), steps, generator=rng).double()
+    right = torch.searchsorted(cdf, u)
+    low, high = (right - 1).clamp(min=0), right.clamp(max=cdf.shape[1] - 1)
+    span = cdf.gather(1, high) - cdf.gather(1, low)
+    span[span < 1e-5] = 1
+    ratio = (u - cdf.gather(1, low)) / span
+    fine = edges.gather(1, low) + ratio * (edges.gather(1, high) - edges.gather(1, low))
+    fine = fine.view(batch, num_rays, steps)
+    fine_samples = query(bumpy_field, rays, fine, lock_view_dependence=False)
+    depths, samples = merge((fine, fine_samples), (depths, coarse))
+    noise = torch.randn(batch, num_rays, 2 * steps, 1, generator=rng)[..., 0]
+    weights = _product_weights(F.relu(samples[..., 3] + opts.density_noise * noise), depths)
+    rgb = (weights[..., None] * samples[..., :3]).sum(-2)
+    return rgb + 1 - weights.sum(-1, keepdim=True)
+
+
+def _product_weights(density, depths):
+    deltas = torch.cat([depths.diff(dim=-1), torch.full_like(depths[..., :1], 1e10)], -1)
+    alphas = 1 - torch.exp(-deltas * density)
+    passed = torch.cumprod(1 - alphas + 1e-10, -1)
+    return alphas * torch.cat([torch.ones_like(passed[..., :1]), passed[..., :-1]], -1)
+
+
+def test_noise_is_drawn_even_at_deviation_zero():
+    first, second = (torch.Generator().manual_seed(9) for _ in range(2))
+    render_rays(bumpy_field, rays_of(), options(), rng=first)
+    render_rays(bumpy_field, rays_of(), options(density_noise=1.0), rng=second)
+    assert torch.equal(first.get_state(), second.get_state())
+
+
+def test_without_hierarchy_one_pass_is_composited():
+    rendering = render_rays(constant_field(5.0), rays_of(), options(hierarchical=False), rng=None)
+    assert isinstance(rendering, Rendering)
+    torch.testing.assert_close(rendering.rgb[0, 0], torch.tensor([0.2, 0.4, 0.6]).double())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"near": 1.3}, {"num_steps": 2}, {"fov_degrees": 180.0}, {"image_size": 0}]
+)
+def test_impossible_options_are_refused(changes):
+    with pytest.raises(ValueError, match="need"):
+        options(**changes)

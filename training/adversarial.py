@@ -1,0 +1,296 @@
+"""The adversarial game: one discriminator update and one generator update.
+
+Legend: B images per process, L width of the latent.
+Source: pi-GAN (Chan et al. 2021), section 3.3.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from discriminators.discriminators import PyramidDiscriminator
+from generators.cameras import Poses, sample_poses
+from generators.generators import ImplicitGenerator3d
+from generators.latents import sample_latents
+from training import losses
+from training.ema import ExponentialMovingAverage
+from training.seeding import Purpose, step_rng
+from training.stage import Stage
+
+MAPPING_RATE = 0.05  # share of the generator's rate for its mapping network under unique_lr
+EMA_DECAYS = (0.999, 0.9999)
+INITIAL_LOSS_SCALE = 2.0**16
+
+Terms = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerOptions:
+    """Adam's settings; has_slow_mapping gives the mapping network MAPPING_RATE of the rate."""
+
+    betas: tuple[float, float] = (0.0, 0.9)
+    weight_decay: float = 0.0
+    has_slow_mapping: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """autocast_dtype: what the networks compute in, None is float32; is_scaled: loss scaling."""
+
+    autocast_dtype: torch.dtype | None = None
+    is_scaled: bool = False
+
+
+class Scenes(NamedTuple):
+    """What is to be rendered: latents (B, L) and B camera poses."""
+
+    latents: Tensor
+    poses: Poses
+
+
+class Fakes(NamedTuple):
+    """Generated images (B, 3, H, W) in [-1, 1] and the scenes that they show."""
+
+    images: Tensor
+    scenes: Scenes
+
+
+class Health(NamedTuple):
+    """Counts of skipped updates, on the device: reading them waits for it.
+
+    Ordinary back-off of the loss scale skips an update as well, and is not counted.
+    """
+
+    skipped: Tensor
+    in_a_row: Tensor
+    longest_row: Tensor
+
+    @classmethod
+    def fresh(cls, device: torch.device) -> "Health":
+        """No update skipped yet."""
+        return cls(*(torch.zeros((), dtype=torch.int64, device=device) for _ in cls._fields))
+
+    def note(self, is_bad: Tensor) -> None:
+        """Count one update."""
+        self.skipped.add_(is_bad)
+        self.in_a_row.add_(1).mul_(is_bad)
+        torch.maximum(self.longest_row, self.in_a_row, out=self.longest_row)
+
+
+def build_optimizer(
+    groups: Sequence[tuple[Sequence[nn.Parameter], float]], options: OptimizerOptions
+) -> torch.optim.Adam:
+    """Adam over groups of (parameters, share of the learning rate); rates are set at every step."""
+    return torch.optim.Adam(
+        [{"params": list(parameters), "rate_share": share} for parameters, share in groups],
+        lr=0.0,
+        betas=(float(options.betas[0]), float(options.betas[1])),
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
+
+
+def generator_groups(
+    generator: ImplicitGenerator3d, *, has_slow_mapping: bool
+) -> list[tuple[list[nn.Parameter], float]]:
+    """Parameters with their share of the learning rate."""
+    if not has_slow_mapping:
+        return [(list(generator.parameters()), 1.0)]
+    mapping = list(generator.siren.mapping_network.parameters())
+    slow = {id(parameter) for parameter in mapping}
+    rest = [p for p in generator.parameters() if id(p) not in slow]
+    return [(rest, 1.0), (mapping, MAPPING_RATE)]
+
+
+class AdversarialGame:
+    """Both networks, their optimizers and averages, and how one step changes them.
+
+    Args:
+        generator: on the device it trains on, as are its poses and images.
+        discriminator: on the same device.
+        optimizer_options: of both optimizers.
+        precision: of the networks; rendering is always float32.
+        seed: of every random stream.
+        rank: this process among those that train together.
+        synchronize: replaces tensors by their mean over the processes, in place.
+    """
+
+    def __init__(
+        self,
+        generator: ImplicitGenerator3d,
+        discriminator: PyramidDiscriminator,
+        optimizer_options: OptimizerOptions,
+        precision: Precision,
+        *,
+        seed: int,
+        rank: int = 0,
+        synchronize: Callable[[Sequence[Tensor]], None] | None = None,
+    ) -> None:
+        self.generator = generator
+        # The fastest layout for its convolutions, on the CPU as on CUDA.
+        self.discriminator = discriminator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device = next(generator.parameters()).device
+        self.precision = precision
+        self.seed, self.rank = seed, rank
+        self.synchronize = synchronize
+        self.generator_optimizer = build_optimizer(
+            generator_groups(generator, has_slow_mapping=optimizer_options.has_slow_mapping),
+            optimizer_options,
+        )
+        self.discriminator_optimizer = build_optimizer(
+            [(list(discriminator.parameters()), 1.0)], optimizer_options
+        )
+        self.averages = [
+            ExponentialMovingAverage(generator.parameters(), decay) for decay in EMA_DECAYS
+        ]
+        # On CUDA the scaler also skips non-finite updates without waiting for the device, so it is
+        # used even where the scale stays 1.
+        self.scaler = torch.amp.GradScaler(
+            self.device.type,
+            init_scale=INITIAL_LOSS_SCALE if precision.is_scaled else 1.0,
+            enabled=self.device.type == "cuda",
+        )
+        self.health = Health.fresh(self.device)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The networks' precision."""
+        dtype = self.precision.autocast_dtype
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def step(self, real: Tensor, stage: Stage) -> Terms:
+        """One update of both networks and the averages.
+
+        Args:
+            real: (B, 3, H, W) in [-1, 1], on the device.
+            stage: the curriculum at this step.
+
+        Returns:
+            The loss terms by name, detached and on the device: reading one waits for it.
+        """
+        cpu = torch.device("cpu")
+        scene_rng = step_rng(self.seed, self.rank, stage.step, Purpose.SCENES, cpu)
+        sample_rng = step_rng(self.seed, self.rank, stage.step, Purpose.SAMPLES, self.device)
+        self._set_rates(stage)
+        self.generator.train()
+        self.discriminator.train()
+        scenes = self.draw_scenes(len(real), stage, rng=scene_rng)
+        with torch.set_grad_enabled(stage.reuse_fakes):
+            fakes = self.generate(scenes, stage, rng=sample_rng)
+        terms = self.discriminator_step(real, fakes, stage)
+        if not stage.reuse_fakes:
+            scenes = self.draw_scenes(stage.batch_size, stage, rng=scene_rng)
+        rendered = fakes if stage.reuse_fakes else None
+        terms |= self.generator_step(scenes, rendered, stage, rng=sample_rng)
+        self.scaler.update(None if self.precision.is_scaled else 1.0)
+        for average in self.averages:
+            average.update(self.generator.parameters())
+        return terms
+
+    def draw_scenes(self, count: int, stage: Stage, *, rng: torch.Generator) -> Scenes:
+        """Latents and poses of count images, drawn on the CPU, then moved to the device."""
+        latents = sample_latents(count, self.generator.z_dim, kind=stage.latent_kind, rng=rng)
+        poses = sample_poses(stage.poses, count, rng=rng)
+        return Scenes(
+            latents.to(self.device, non_blocking=True),
+            Poses(*(angle.to(self.device, non_blocking=True) for angle in poses)),
+        )
+
+    def generate(self, scenes: Scenes, stage: Stage, *, rng: torch.Generator) -> Fakes:
+        """The generator's pictures of scenes."""
+        with self.autocast():
+            images = self.generator(scenes.latents, scenes.poses, stage.render, rng=rng)
+        return Fakes(images.contiguous(memory_format=torch.channels_last), scenes)
+
+    def discriminator_step(self, real: Tensor, fakes: Fakes, stage: Stage) -> Terms:
+        """Update the discriminator on real (B, 3, H, W) and on fakes; returns its terms."""
+        self.discriminator.requires_grad_(True)
+        has_penalty = stage.r1_lambda > 0 and stage.step % stage.r1_interval == 0
+        real = real.detach().contiguous(memory_format=torch.channels_last)
+        real.requires_grad_(has_penalty)
+        with self.autocast():
+            on_real = self.discriminator(real, stage.alpha)
+            on_fake = self.discriminator(fakes.images.detach(), stage.alpha)
+        terms = {
+            "d_real": losses.logistic(on_real.logits, is_real=True),
+            "d_fake": losses.logistic(on_fake.logits, is_real=False),
+            "d_identity": losses.identity(
+                on_fake, *fakes.scenes, z_lambda=stage.z_lambda, pos_lambda=stage.pos_lambda
+            ),
+        }
+        if has_penalty:
+            scale = self.scaler.scale(real.new_ones(())) if self.scaler.is_enabled() else None
+            penalty = losses.r1_penalty(on_real.logits, real, scale=scale)
+            terms["d_r1"] = 0.5 * stage.r1_lambda * stage.r1_interval * penalty
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        self._backward(sum(terms.values(), real.new_zeros(())))
+        self._update(self.discriminator_optimizer, terms, stage)
+        # Detached, not .item(): reading a value waits for the device, so only the logger does it.
+        return {name: term.detach() for name, term in terms.items()}
+
+    def generator_step(
+        self, scenes: Scenes, fakes: Fakes | None, stage: Stage, *, rng: torch.Generator
+    ) -> Terms:
+        """Update the generator; returns its terms, mean over the splits of the batch.
+
+        Args:
+            scenes: B scenes to render, worked off in stage.batch_split parts.
+            fakes: the pictures of scenes with their graph, where they exist already (then unsplit).
+            stage: the curriculum at this step.
+            rng: stream of the per-sample draws.
+        """
+        self.discriminator.requires_grad_(False)
+        self.generator_optimizer.zero_grad(set_to_none=True)
+        splits = 1 if fakes is not None else stage.batch_split
+        means: Terms = {}
+        latents, pitch, yaw = (t.chunk(splits) for t in (scenes.latents, *scenes.poses))
+        for part in zip(latents, pitch, yaw, strict=True):
+            part_scenes = Scenes(part[0], Poses(*part[1:]))
+            shown = fakes or self.generate(part_scenes, stage, rng=rng)
+            with self.autocast():
+                verdict = self.discriminator(shown.images, stage.alpha)
+            best = losses.top_k(verdict.logits, stage.topk_share)
+            terms = {
+                "g_fake": losses.logistic(best, is_real=True),
+                "g_identity": losses.identity(
+                    verdict, *part_scenes, z_lambda=stage.z_lambda, pos_lambda=stage.pos_lambda
+                ),
+            }
+            weight = len(part[0]) / len(scenes.latents)
+            self._backward(weight * sum(terms.values(), verdict.logits.new_zeros(())))
+            for name, term in terms.items():
+                means[name] = means.get(name, 0) + weight * term.detach()
+        self._update(self.generator_optimizer, means, stage)
+        return means
+
+    def _backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def _set_rates(self, stage: Stage) -> None:
+        for optimizer, rate in (
+            (self.generator_optimizer, stage.generator_lr),
+            (self.discriminator_optimizer, stage.discriminator_lr),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["rate_share"]
+
+    def _update(self, optimizer: torch.optim.Adam, terms: Terms, stage: Stage) -> None:
+        """Average the gradients over the processes, clip, and step unless they are not finite."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        has_finite_loss = torch.stack(list(terms.values())).detach().isfinite().all().float()
+        if self.synchronize is not None:
+            # The loss's flag travels along, so that all processes count alike.
+            self.synchronize([*gradients, has_finite_loss])
+        self.scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(parameters, stage.grad_clip)
+        is_bad = ~norm.isfinite()
+        if self.precision.is_scaled:  # an overflow of the scaled gradients alone is a back-off
+            can_back_off = self.scaler.scale(norm.new_ones(())) > 1
+            is_bad = is_bad & ((has_finite_loss < 1) | ~can_back_off)
+        self.health.note(is_bad)
+        if self.scaler.is_enabled() or not is_bad:
+            self.scaler.step(optimizer)
