@@ -1,0 +1,337 @@
+"""BOUNDARY: data sets. Pictures or built-in toy cars, cached as uint8, to (B, 3, H, W) in [-1, 1].
+
+    options = dataset_options("CelebA", "img_align_celeba")
+    images = open_images(options, 64, cache_dir=..., skipped_file=..., show_progress=True)
+    indices = batch_indices(len(images), seed=0, images_seen=0, batch_size=56, rank=0, world_size=1)
+    real = training_images(images.batch(indices).to(device), flip=options.flip, rng=rng)
+
+Legend: B images of a batch, N of the data set, H = W = image_size.
+"""
+
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import generators.cameras
+import scenes
+from flags import UsageError, choose
+from image_cache import Block, cached
+from image_decoding import Crop, Framing, Pixels, Resize, decode_all
+from image_files import HOW_TO_GIVE, Listing, Skipped, find_pictures, opened, printable
+from scenes.toy_car_images import toy_car_images
+
+DatasetKind = Literal["CelebA", "Cats", "Carla", "Images", "ToyCars"]
+
+CACHE_VERSION = 1  # raise it when the same files come to give other pixels
+MAX_SKIPPED_PERCENT = 1  # more unreadable files than this, and a run does not start
+NUM_TOY_CARS = 4000
+NUM_NAMED = 3  # skipped files named on the screen
+RENDERED_AT_ONCE = 64  # toy cars per step of the progress bar
+
+_DEFAULTS: dict[str, tuple[Crop, bool]] = {  # crop, flip
+    "CelebA": ("celeba", True),
+    "Cats": ("none", True),
+    "Carla": ("none", False),
+    "Images": ("center", False),
+    "ToyCars": ("none", False),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetOptions:
+    """Which images a run learns from; dataset_options fills what a kind implies.
+
+    Attributes:
+        kind: "ToyCars" is the built-in set, all others are pictures at path.
+        path: folder, glob or .zip; None for "ToyCars".
+        crop: "none", "center", "celeba" or source pixels, as in Framing.
+        flip: mirror every other image at random while training.
+        resize: "antialias", or "nearest" for the published protocol.
+        num_images: of "ToyCars".
+        seed: of "ToyCars".
+
+    Raises:
+        UsageError: a value is not allowed.
+    """
+
+    kind: DatasetKind
+    path: str | None
+    crop: Crop = "none"
+    flip: bool = False
+    resize: Resize = "antialias"
+    num_images: int = NUM_TOY_CARS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        is_number = isinstance(self.crop, int) and self.crop is not True and self.crop > 0
+        if not is_number and self.crop not in ("none", "center", "celeba"):
+            raise UsageError(
+                f"crop {self.crop!r} is none of 'none', 'center', 'celeba' or a number of pixels"
+            )
+        if self.resize not in get_args(Resize):
+            raise UsageError(f"resize {self.resize!r} is neither 'antialias' nor 'nearest'")
+        if self.num_images < 1:
+            raise UsageError(f"num_images {self.num_images} is not 1 or more")
+
+
+def dataset_options(
+    kind: str,
+    path: str | None,
+    *,
+    crop: Crop | None = None,
+    flip: bool | None = None,
+    resize: Resize = "antialias",
+    num_images: int = NUM_TOY_CARS,
+    seed: int = 0,
+) -> DatasetOptions:
+    """Options of a data set; None takes what its kind implies.
+
+    CelebA takes a centred square of 0.8 of the shorter side and flips; Cats flips; Cats and Carla
+    squeeze the whole picture into the square (as published; theirs are square); Images takes the
+    largest centred square. "ToyCars" with a path means the pictures there, as "Images".
+
+    Raises:
+        UsageError: kind is unknown or a value is not allowed.
+    """
+    if kind == "ToyCars" and path is not None:
+        kind = "Images"
+    default_crop, default_flip = choose("dataset", kind, _DEFAULTS)
+    return DatasetOptions(
+        kind=cast(DatasetKind, kind),  # choose has checked it
+        path=path,
+        crop=default_crop if crop is None else crop,
+        flip=default_flip if flip is None else flip,
+        resize=resize,
+        num_images=num_images,
+        seed=seed,
+    )
+
+
+def find_images(options: DatasetOptions) -> Listing:
+    """What the data set consists of, without decoding or rendering anything.
+
+    Raises:
+        UsageError: no path is given, or no picture is there.
+    """
+    if options.kind == "ToyCars":
+        names = tuple(f"toy car {index}" for index in range(options.num_images))
+        return Listing(source="built-in toy cars", names=names, stamps=())
+    if options.path is None:
+        raise UsageError(f"dataset {options.kind} needs pictures; {HOW_TO_GIVE}")
+    return find_pictures(options.path)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImageSet:
+    """Images in memory-mapped form, ready for training.
+
+    Attributes:
+        pixels: (N, 3, H, W) uint8, read-only.
+        options: what they were made from.
+        skipped: files left out because they could not be read.
+        fingerprint: changes with the files, the framing and the size.
+    """
+
+    pixels: Pixels
+    options: DatasetOptions
+    skipped: tuple[Skipped, ...]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels per side."""
+        return int(self.pixels.shape[-1])
+
+    def batch(self, indices: NDArray[np.int64] | Tensor) -> Tensor:
+        """A fresh (B, 3, H, W) uint8 tensor on the CPU; indices (B,) in 0..N-1."""
+        return torch.from_numpy(self.pixels[np.asarray(indices)])
+
+
+def open_images(
+    options: DatasetOptions,
+    image_size: int,
+    *,
+    cache_dir: Path,
+    skipped_file: Path | None = None,
+    show_progress: bool = True,
+) -> ImageSet:
+    """The data set at one size; decoded or rendered now if cache_dir does not hold it yet.
+
+    Several processes may call at once: one does the work, the others wait.
+
+    Args:
+        options: which images.
+        image_size: H = W.
+        cache_dir: holds N * 3 * H * W bytes per size; runs may share it.
+        skipped_file: names all unreadable files, if there are any, one per line with the reason.
+            Give it to one process only.
+        show_progress: show a bar, and how many files were skipped, on stderr.
+
+    Raises:
+        UsageError: no pictures, more than 1 in 100 unreadable, or cache_dir cannot be written.
+    """
+    listing = find_images(options)
+    framing = Framing(image_size=image_size, crop=options.crop, resize=options.resize)
+    key = _key(options, listing, framing)
+
+    def blocks() -> Generator[Block, None, None]:
+        if options.kind == "ToyCars":
+            return _rendered(options, image_size)
+        return _decoded(listing, framing, skipped_file)
+
+    entry = cached(
+        cache_dir,
+        key,
+        blocks,
+        num_images=listing.count,
+        image_size=image_size,
+        show_progress=show_progress,
+    )
+    skipped = listing.skipped + entry.skipped
+    _report(skipped, listing, skipped_file, show_progress)
+    return ImageSet(pixels=entry.pixels, options=options, skipped=skipped, fingerprint=key)
+
+
+def _key(options: DatasetOptions, listing: Listing, framing: Framing) -> str:
+    """A name that changes with anything that changes the pixels, but not with where files lie."""
+    digest = hashlib.sha256(json.dumps([CACHE_VERSION, asdict(framing)]).encode())
+    if options.kind == "ToyCars":
+        digest.update(json.dumps([options.kind, options.num_images, options.seed]).encode())
+        cameras = Path(generators.cameras.__file__)
+        for source in [cameras, *sorted(Path(scenes.__path__[0]).glob("*.py"))]:
+            digest.update(source.read_bytes())
+    else:
+        for line in zip(listing.names, listing.stamps, strict=True):
+            digest.update(json.dumps(line).encode())
+    return digest.hexdigest()[:32]
+
+
+def _rendered(options: DatasetOptions, image_size: int) -> Generator[Block, None, None]:
+    """The built-in cars; the renderer uses all cores itself."""
+    for start in range(0, options.num_images, RENDERED_AT_ONCE):
+        indices = range(start, min(start + RENDERED_AT_ONCE, options.num_images))
+        yield list(toy_car_images(indices, image_size, seed=options.seed).images.numpy())
+
+
+def _decoded(
+    listing: Listing, framing: Framing, skipped_file: Path | None
+) -> Generator[Block, None, None]:
+    """The pictures in order; at the end an error if too many of them could not be read."""
+    skipped = list(listing.skipped)
+    with opened(listing) as open_file:
+        for block in decode_all(open_file, listing.names, framing):
+            skipped += [item for item in block if isinstance(item, Skipped)]
+            yield block
+    _refuse_many(skipped, listing, skipped_file)
+
+
+def _refuse_many(skipped: Sequence[Skipped], listing: Listing, skipped_file: Path | None) -> None:
+    if 100 * len(skipped) > MAX_SKIPPED_PERCENT * (listing.count + len(listing.skipped)):
+        _write_skipped(skipped, skipped_file)
+        text = _describe(skipped, listing, skipped_file)
+        raise UsageError(f"{text}; a run starts with at most {MAX_SKIPPED_PERCENT} in 100")
+
+
+def _report(
+    skipped: Sequence[Skipped], listing: Listing, skipped_file: Path | None, is_printed: bool
+) -> None:
+    """Say what was left out; also of a cache from earlier, to which empty files may have come."""
+    _refuse_many(skipped, listing, skipped_file)
+    _write_skipped(skipped, skipped_file)
+    if skipped and is_printed:
+        print(f"left out: {_describe(skipped, listing, skipped_file)}", file=sys.stderr)
+
+
+def _describe(skipped: Sequence[Skipped], listing: Listing, skipped_file: Path | None) -> str:
+    """How many files were skipped, the first of them, and where the rest are named."""
+    total = listing.count + len(listing.skipped)
+    some = ", ".join(f"'{name}' ({reason})" for name, reason in skipped[:NUM_NAMED])
+    more = ", ..." if len(skipped) > NUM_NAMED else ""
+    where = f"; all are named in '{printable(str(skipped_file))}'" if skipped_file else ""
+    source = printable(listing.source)
+    return f"{len(skipped)} of {total} pictures in '{source}' cannot be read: {some}{more}{where}"
+
+
+def _write_skipped(skipped: Sequence[Skipped], path: Path | None) -> None:
+    """Name every skipped file; a list that an earlier start left is brought up to date."""
+    if path is None or not (skipped or path.exists()):
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{name}\t{reason}\n" for name, reason in skipped))
+    except OSError as error:
+        raise UsageError(f"cannot write '{printable(str(path))}': {error.strerror}") from error
+
+
+@functools.lru_cache(maxsize=4)  # neighbouring epochs of a training and an evaluation set
+def _epoch_order(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(num_images)
+
+
+def batch_indices(
+    num_images: int,
+    *,
+    seed: int,
+    images_seen: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> NDArray[np.int64]:
+    """Which images (batch_size,) one process sees next.
+
+    All epochs form one endless stream, each a permutation that depends on (seed, epoch) alone. The
+    processes share stream[images_seen : images_seen + batch_size * world_size], rank by rank. So a
+    batch may reach into the next epoch, a small data set repeats within a batch, and a resumed run
+    goes on where the first one stopped.
+
+    Args:
+        num_images: N.
+        seed: of the run, 0 or more.
+        images_seen: real images that all processes together have seen so far.
+        batch_size: of one process.
+        rank: this process, in 0..world_size-1.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+    if min(num_images, batch_size) < 1 or images_seen < 0 or not 0 <= rank < world_size:
+        raise ValueError(
+            f"cannot take {batch_size} of {num_images} images from {images_seen} on, as process "
+            f"{rank} of {world_size}"
+        )
+    start = images_seen + rank * batch_size
+    stop = start + batch_size
+    parts = []
+    for epoch in range(start // num_images, (stop - 1) // num_images + 1):
+        begin = epoch * num_images
+        order = _epoch_order(num_images, seed, epoch)
+        parts.append(order[max(start - begin, 0) : stop - begin])
+    return np.concatenate(parts)
+
+
+def training_images(images: Tensor, *, flip: bool, rng: torch.Generator | None = None) -> Tensor:
+    """Images (B, 3, H, W) float32 in [-1, 1], on the device where they are.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        flip: mirror each with probability 1/2.
+        rng: where the coins come from, on any device; None flips nothing.
+    """
+    if flip and rng is not None:
+        coins = torch.rand(len(images), 1, 1, 1, generator=rng, device=rng.device) < 0.5
+        images = torch.where(coins.to(images.device), images.flip(-1), images)
+    return images.to(torch.float32) / 127.5 - 1

@@ -1,0 +1,191 @@
+"""The game: averages, streams, accumulation, skipped updates."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import curriculums
+from training.adversarial import AdversarialGame, OptimizerOptions, Precision
+from training.ema import ExponentialMovingAverage
+from training.seeding import Purpose, step_rng
+
+TINY = ["hidden_dim=8", "num_layers=2", "mapping_hidden_dim=8", "latent_dim=4", "0.num_steps=3",
+        "discriminator_width=8", "0.img_size=8", "0.batch_size=4"]  # fmt: skip
+
+
+def tiny_game(*overrides, name="Demo", **options):
+    curriculum = curriculums.load(name, overrides=[*TINY, *overrides])
+    torch.manual_seed(0)
+    game = AdversarialGame(
+        curriculum.build_generator(),
+        curriculum.build_discriminator(),
+        OptimizerOptions(**options),
+        Precision(),
+        seed=3,
+    )
+    return game, curriculum
+
+
+def real_images(count=4, size=8):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def parameters_of(network):
+    return [parameter.detach().clone() for parameter in network.parameters()]
+
+
+def test_average_is_the_closed_product_with_warm_up():
+    parameter = nn.Parameter(torch.zeros(()))
+    average = ExponentialMovingAverage([parameter], decay=0.25)
+    expected = 0.0
+    for n, value in enumerate([1.0, -2.0, 5.0, 0.5], start=1):
+        parameter.data.fill_(value)
+        average.update([parameter])
+        decay = min(0.25, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * value
+        assert average.shadow[0].item() == pytest.approx(expected)
+    assert ExponentialMovingAverage([parameter], 0.999).num_updates == 0
+
+
+def test_averaged_is_a_copy():
+    layer = nn.Linear(2, 2)
+    average = ExponentialMovingAverage(layer.parameters(), 0.9)
+    before = average.averaged(layer)
+    layer.weight.data.add_(1)
+    assert not torch.equal(before.weight, layer.weight)
+    assert not before.weight.requires_grad
+
+
+def test_streams_depend_on_seed_rank_step_and_purpose():
+    cpu = torch.device("cpu")
+    places = [(0, 0, 0, Purpose.SCENES), (1, 0, 0, Purpose.SCENES), (0, 1, 0, Purpose.SCENES),
+              (0, 0, 1, Purpose.SCENES), (0, 0, 0, Purpose.SAMPLES)]  # fmt: skip
+    draws = [torch.rand(4, generator=step_rng(*place, cpu)).tolist() for place in places]
+    again = torch.rand(4, generator=step_rng(*places[2], cpu)).tolist()
+    assert len({tuple(draw) for draw in draws}) == len(places)
+    assert again == draws[2]
+
+
+def test_a_step_changes_both_networks_and_the_averages():
+    game, curriculum = tiny_game()
+    before = parameters_of(game.generator), parameters_of(game.discriminator)
+    terms = game.step(real_images(), curriculum.at(0))
+    assert {"d_real", "d_fake", "d_r1", "g_fake"} <= set(terms)
+    assert not any(term.requires_grad for term in terms.values())
+    for network, old in zip((game.generator, game.discriminator), before, strict=True):
+        moved = [not torch.equal(a, b) for a, b in zip(network.parameters(), old, strict=True)]
+        assert any(moved)
+    assert [average.num_updates for average in game.averages] == [1, 1]
+
+
+def test_the_same_step_gives_the_same_parameters():
+    results = []
+    for _ in range(2):
+        game, curriculum = tiny_game()
+        game.step(real_images(), curriculum.at(0))
+        results.append(torch.cat([p.flatten() for p in parameters_of(game.generator)]))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("splits", [2, 4])
+def test_splits_of_a_batch_are_averaged(splits):
+    gradients = []
+    for count in (1, splits):
+        game, curriculum = tiny_game("reuse_fakes=false", "density_noise_steps=0")
+        stage = replace(curriculum.at(0), batch_split=count)
+        scenes = game.draw_scenes(4, stage, rng=torch.Generator().manual_seed(0))
+        deterministic = _without_jitter(game)
+        deterministic.generator_step(scenes, None, stage, rng=torch.Generator())
+        gradients.append([p.grad for p in game.generator.parameters()])
+    for whole, split in zip(*gradients, strict=True):
+        torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-7)
+
+
+def _without_jitter(game):
+    generate = game.generate
+    game.generate = lambda scenes, stage, *, rng: generate(scenes, stage, rng=None)
+    return game
+
+
+def test_the_mean_gradient_is_clipped_once():
+    game, curriculum = tiny_game("grad_clip=0.001")
+    game.step(real_images(), curriculum.at(0))
+    for network in (game.generator, game.discriminator):
+        norms = torch.stack([p.grad.norm() for p in network.parameters() if p.grad is not None])
+        assert norms.norm().item() <= 0.001 * (1 + 1e-4)
+
+
+def test_synchronize_is_called_once_per_update():
+    calls = []
+    game, curriculum = tiny_game("reuse_fakes=false", "0.batch_split=2")
+    game.synchronize = lambda tensors: calls.append(len(tensors))
+    game.step(real_images(), curriculum.at(0))
+    assert len(calls) == 2
+
+
+def test_unique_lr_slows_the_mapping_network():
+    game, curriculum = tiny_game(has_slow_mapping=True)
+    game.step(real_images(), curriculum.at(0))
+    field, mapping = game.generator_optimizer.param_groups
+    assert mapping["lr"] == pytest.approx(0.05 * field["lr"])
+    names = {id(p) for p in game.generator.siren.mapping_network.parameters()}
+    assert {id(p) for p in mapping["params"]} == names
+    assert len(field["params"]) + len(mapping["params"]) == len(list(game.generator.parameters()))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_update_that_is_not_finite_is_skipped_and_counted(value):
+    game, curriculum = tiny_game()
+    before = parameters_of(game.discriminator)
+    bad = real_images()
+    bad[0, 0, 0, 0] = value
+    game.step(bad, curriculum.at(0))
+    assert all(
+        torch.equal(a, b) for a, b in zip(game.discriminator.parameters(), before, strict=True)
+    )
+    assert all(p.isfinite().all() for p in game.generator.parameters())
+    assert game.health.skipped.item() == 1
+    game.step(real_images(), curriculum.at(1))
+    assert (game.health.skipped.item(), game.health.in_a_row.item()) == (1, 0)
+
+
+def test_bad_updates_in_a_row_are_told_from_bad_updates():
+    game, curriculum = tiny_game()
+    nan = torch.full((4, 3, 8, 8), float("nan"))
+    for step in range(3):
+        game.step(nan, curriculum.at(step))
+    # The generator's updates in between are fine, so no two bad ones follow each other.
+    assert game.health.skipped.item() == 3
+    with torch.no_grad():
+        game.discriminator.final_layer.weight.fill_(float("nan"))
+    for step in range(3):
+        game.step(real_images(), curriculum.at(step))
+    assert game.health.longest_row.item() == 6
+
+
+def test_r1_is_applied_every_interval_with_its_mean_strength():
+    game, curriculum = tiny_game("r1_interval=4")
+    present = ["d_r1" in game.step(real_images(), curriculum.at(step)) for step in range(6)]
+    assert present == [True, False, False, False, True, False]
+    every, _ = tiny_game("r1_interval=1")
+    rare, _ = tiny_game("r1_interval=4")
+    stage = curriculum.at(0)
+    strong = rare.step(real_images(), stage)["d_r1"]
+    weak = every.step(real_images(), replace(stage, r1_interval=1))["d_r1"]
+    assert strong.item() == pytest.approx(4 * weak.item(), rel=1e-5)
+
+
+def test_top_k_leaves_the_worst_fakes_without_gradient():
+    game, curriculum = tiny_game("reuse_fakes=false")
+    stage = replace(curriculum.at(0), topk_share=0.5)
+    scenes = game.draw_scenes(4, stage, rng=torch.Generator().manual_seed(0))
+    fakes = game.generate(scenes, stage, rng=torch.Generator().manual_seed(0))
+    fakes.images.retain_grad()
+    game.generator_step(scenes, fakes, stage, rng=torch.Generator())
+    touched = fakes.images.grad.flatten(1).abs().sum(1) > 0
+    logits = game.discriminator(fakes.images, stage.alpha).logits
+    assert touched.sum() == 2
+    assert set(np.flatnonzero(touched)) == set(logits.topk(2).indices.tolist())

@@ -1,0 +1,177 @@
+"""Curricula: published figures, strict parsing, schedules at hand-picked steps."""
+
+import math
+
+import pytest
+
+import curriculums
+from flags import UsageError
+
+
+@pytest.mark.parametrize("name", curriculums.PRESETS)
+def test_every_preset_parses_and_builds(name):
+    curriculum = curriculums.load(name)
+    assert curriculum.end is not None
+    assert curriculum.build_generator().z_dim == curriculum.settings.latent_dim
+    sizes = curriculum.build_discriminator().image_sizes()
+    assert {stage.img_size for _, stage in curriculum.stages} <= set(sizes)
+
+
+@pytest.mark.parametrize(
+    ("typed", "known"), [("CATS", "Cats"), ("Carla", "CARLA"), ("celeba", "CelebA")]
+)
+def test_names_match_whatever_their_case(typed, known):
+    assert curriculums.load(typed).name == known
+
+
+def test_published_figures():
+    celeba, carla, cats = (curriculums.load(name) for name in ("CelebA", "CARLA", "Cats"))
+    stage = celeba.at(0)
+    assert (stage.batch_size, stage.batch_split, stage.render.num_steps) == (56, 2, 12)
+    assert (stage.render.near, stage.render.far, stage.render.fov_degrees) == (0.88, 1.12, 12)
+    assert (stage.generator_lr, stage.discriminator_lr) == (6e-5, 2e-4)
+    assert (stage.r1_lambda, stage.grad_clip, stage.pos_lambda) == (0.2, 10, 15)
+    assert stage.render.background == "black"
+    assert celeba.evaluation_render(0).background == "last_sample"
+    growing = [(start, s.img_size, s.batch_size, s.batch_split) for start, s in carla.stages]
+    assert growing == [(0, 32, 30, 1), (10_000, 64, 14, 2), (55_000, 128, 10, 5)]
+    assert carla.at(0).render.background == "white"
+    assert carla.poses().center()[0] == pytest.approx(1.0148, abs=1e-4)
+    assert carla.settings.dataset_path.endswith(".png")  # the published paths were swapped
+    assert (cats.at(0).poses.kind, cats.at(0).render.num_steps) == ("uniform", 24)
+    assert celeba.end == carla.end == cats.end == 200_000
+
+
+def test_the_paper_grows_from_32_to_128():
+    for name in ("CelebA128", "Cats128"):
+        sizes = [stage.img_size for _, stage in curriculums.load(name).stages]
+        assert (sizes[0], sizes[-1]) == (32, 128)
+
+
+@pytest.mark.parametrize(
+    ("step", "alpha"),
+    [(0, 0.0), (5000, 0.5), (10_000, 0.0), (15_000, 0.5), (20_000, 1.0), (55_000, 0.0)],
+)
+def test_each_new_size_fades_in(step, alpha):
+    assert curriculums.load("CARLA").at(step).alpha == pytest.approx(alpha)
+
+
+def test_an_equal_size_does_not_fade_again():
+    growing = curriculums.load("CelebA128")
+    assert growing.at(69_999).alpha == 1
+    assert growing.at(70_000).alpha == 1  # a new stage, of the same size
+    assert growing.at(100_000).alpha == 0
+
+
+def test_schedules_at_hand_picked_steps():
+    celeba = curriculums.load("CelebA")
+    assert celeba.at(0).render.density_noise == 1
+    assert celeba.at(1250).render.density_noise == pytest.approx(0.75)
+    assert celeba.at(5000).render.density_noise == 0
+    assert celeba.evaluation_render(0).density_noise == 0
+    assert celeba.at(2000).topk_share == pytest.approx(0.99)
+    assert celeba.at(20_000).topk_share == pytest.approx(0.99**10)
+    assert celeba.at(150_000).topk_share == 0.6
+    assert curriculums.load("CARLA").at(150_000).topk_share == 1
+
+
+def test_overrides_are_typed_by_the_schema():
+    curriculum = curriculums.load(
+        "Demo", overrides=["r1_lambda=1", "0.batch_size=8", "white_back=false", "betas=(0.5, 0.9)"]
+    )
+    assert curriculum.at(0).batch_size == 8
+    assert curriculum.at(0).r1_lambda == 1
+    assert curriculum.at(0).render.background == "black"
+    assert curriculum.settings.betas == (0.5, 0.9)
+    assert curriculums.load("Demo").at(0).r1_lambda != 1  # the preset is untouched
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("r1_lamda=1", "unknown key 'r1_lamda'. Did you mean 'r1_lambda'?"),
+        ("0.batchsize=1", "Did you mean 'batch_size'?"),
+        ("7.batch_size=1", "no stage 7; its stages are 0"),
+        ("r1_lambda", "expected KEY=VALUE"),
+        ("r1_lambda=x", "must be a number"),
+        ("r1_lambda=-1", "must be at least 0"),
+        ("r1_lambda=inf", "must be a"),
+        ("0.batch_size=0", "must be at least 1"),
+        ("0.batch_size=1.5", "must be a whole number"),
+        ("0.num_steps=2", "must be at least 3"),
+        ("0.img_size=48", "has levels for 2, 4, 8"),
+        ("0.batch_split=2", "reuse_fakes needs batch_split 1"),
+        ("white_back=1", "must be True or False"),
+        ("clamp_mode=rellu", "Did you mean 'relu'?"),
+        ("model=TALLSIRN", "Did you mean 'TALLSIREN'?"),
+        ("betas=3", "must be a pair"),
+        ("ray_end=0.1", "need 0 <= near < far"),
+        ("last_back=true", "white_back and last_back"),
+        ("latent_dim=", "must be a whole number"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(text, message):
+    with pytest.raises(UsageError) as error:
+        curriculums.load("Demo", overrides=[text])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_name_names_the_nearest():
+    with pytest.raises(UsageError, match="Did you mean 'CelebA'"):
+        curriculums.load("Celeb")
+
+
+def test_a_users_file(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from curriculums import Demo\n"
+        "Mine = {**Demo, 'fov': 20, 0: {**Demo[0], 'batch_size': 3}}\n"
+    )
+    curriculum = curriculums.load("mine", file=file)
+    assert (curriculum.at(0).batch_size, curriculum.settings.fov) == (3, 20)
+    for text, message in (
+        ("x = 1\n", "no dict with a stage 0"),
+        ("raise ValueError('no')\n", "ValueError: no"),
+        ("Mine = {0: {}}\n", "stage 0 is empty"),
+        ("Mine = {0: {'batch_size': 1}}\n", "missing"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UsageError, match=message):
+            curriculums.load("Mine", file=file)
+    with pytest.raises(UsageError, match="no such file"):
+        curriculums.load("Mine", file=tmp_path / "other.py")
+
+
+def test_the_end_and_what_follows_it():
+    source = dict(curriculums.Demo)
+    last = max(key for key in source if isinstance(key, int))
+    del source[last]
+    assert curriculums.build("Mine", source).end is None
+    source[100] = {}
+    with pytest.raises(UsageError, match="stages follow after the empty one"):
+        curriculums.build("Mine", source)
+    with pytest.raises(UsageError, match="stage that begins at step 0"):
+        curriculums.build("Mine", {k: v for k, v in source.items() if k != 0})
+
+
+def test_networks_can_be_small():
+    curriculum = curriculums.load(
+        "CelebA",
+        overrides=["hidden_dim=12", "num_layers=2", "mapping_hidden_dim=7", "box_side=0.5",
+                   "discriminator_width=9", "latent_dim=5"],
+    )  # fmt: skip
+    siren = curriculum.build_generator().siren
+    assert (siren.hidden_dim, len(siren.network), siren.box_side) == (12, 2, 0.5)
+    assert siren.mapping_network.network[2].weight.shape == (7, 7)
+    assert max(curriculum.build_discriminator().level_widths) == 9
+
+
+def test_evaluation_poses_fall_back_to_the_training_ones():
+    plain = curriculums.load("CelebA")
+    assert plain.evaluation_poses() == plain.poses()
+    other = curriculums.load(
+        "CelebA", overrides=["sample_dist_eval=uniform", "h_stddev_eval=0.5"]
+    ).evaluation_poses()
+    assert (other.kind, other.yaw_spread, other.pitch_spread) == ("uniform", 0.5, 0.155)
+    assert other.yaw_mean == pytest.approx(math.pi / 2)

@@ -1,0 +1,223 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import image_cache
+from flags import UsageError
+from image_cache import cached
+from image_files import Skipped
+
+ROOT = Path(__file__).parents[1]
+
+
+def squares(values, image_size=4):
+    return [np.full((3, image_size, image_size), value, np.uint8) for value in values]
+
+
+def blocks_of(*blocks):
+    return lambda: (block for block in blocks)
+
+
+def forbidden():
+    raise AssertionError("must not be called")
+    yield
+
+
+def open_cache(folder, blocks, key="key", num_images=3, image_size=4):
+    return cached(
+        folder, key, blocks, num_images=num_images, image_size=image_size, show_progress=False
+    )
+
+
+def names(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_images_are_made_once_and_read_back(tmp_path):
+    folder = tmp_path / "new" / "cache"
+    make = blocks_of(squares([1, 2]), [Skipped("a.jpg", "why"), *squares([3])])
+    for blocks in [make, forbidden]:
+        entry = open_cache(folder, blocks, num_images=4)
+        assert entry.pixels.shape == (3, 3, 4, 4)
+        assert entry.pixels[:, 0, 0, 0].tolist() == [1, 2, 3]
+        assert not entry.pixels.flags.writeable
+        assert entry.skipped == (Skipped("a.jpg", "why"),)
+    assert names(folder) == ["key", "key.lock"]
+
+
+def test_a_read_only_cache_is_read(tmp_path, monkeypatch):
+    open_cache(tmp_path, blocks_of(squares([1, 2, 3])))
+    monkeypatch.setattr(image_cache, "_locked", forbidden)
+    assert len(open_cache(tmp_path, forbidden).pixels) == 3
+
+
+def cut_pixels(entry):
+    os.truncate(entry / "pixels.u8", 100)
+
+
+def grow_pixels(entry):
+    with (entry / "pixels.u8").open("ab") as file:
+        file.write(b"x")
+
+
+def other_count(entry):
+    meta = json.loads((entry / "meta.json").read_text())
+    (entry / "meta.json").write_text(json.dumps(meta | {"count": 2}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut_pixels,
+        grow_pixels,
+        other_count,
+        lambda entry: (entry / "pixels.u8").unlink(),
+        lambda entry: (entry / "meta.json").unlink(),
+        lambda entry: (entry / "meta.json").write_text(""),
+        lambda entry: (entry / "meta.json").write_text("[]"),
+        lambda entry: (entry / "meta.json").write_text('{"count": -1, "skipped": []}'),
+        lambda entry: (entry / "meta.json").write_bytes(b"\xff\xfe"),
+    ],
+)
+def test_a_damaged_entry_is_made_again(tmp_path, damage):
+    open_cache(tmp_path, blocks_of(squares([1, 2, 3])))
+    damage(tmp_path / "key")
+    entry = open_cache(tmp_path, blocks_of(squares([4, 5, 6])))
+    assert entry.pixels[:, 0, 0, 0].tolist() == [4, 5, 6]
+    assert len(open_cache(tmp_path, forbidden).pixels) == 3
+    assert names(tmp_path) == ["key", "key.lock"]
+
+
+def test_an_error_half_way_leaves_nothing(tmp_path):
+    for error in [UsageError("too many"), KeyboardInterrupt()]:
+
+        def failing(error=error):
+            yield squares([1])
+            raise error
+
+        with pytest.raises(type(error)):
+            open_cache(tmp_path, failing)
+        assert names(tmp_path) == ["key.lock"]
+    assert len(open_cache(tmp_path, blocks_of(squares([1, 2, 3]))).pixels) == 3
+
+
+def test_leftovers_of_this_entry_alone_are_removed(tmp_path):
+    for name in ["key.tmp-1-ab", "other.tmp-1-ab", "key2", "mine"]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pixels.u8").write_bytes(b"half")
+    open_cache(tmp_path, blocks_of(squares([1, 2, 3])))
+    assert names(tmp_path) == ["key", "key.lock", "key2", "mine", "other.tmp-1-ab"]
+
+
+def test_without_locks_the_first_to_finish_wins_and_nothing_is_removed(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(image_cache.fcntl, "flock", no_locks)
+    (tmp_path / "key.tmp-1-ab").mkdir()
+
+    def overtaken():
+        yield squares([1, 2])
+        open_cache(tmp_path, blocks_of(squares([4, 5, 6])))
+        yield squares([3])
+
+    assert open_cache(tmp_path, overtaken).pixels[:, 0, 0, 0].tolist() == [4, 5, 6]
+    assert names(tmp_path) == ["key", "key.lock", "key.tmp-1-ab"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="file/cache.*--cache_dir"):
+        open_cache(tmp_path / "file" / "cache", forbidden)
+
+
+def test_too_little_room_is_seen_before_the_work(tmp_path):
+    with pytest.raises(UsageError, match="needs .* GB, but .* GB left.*--cache_dir"):
+        open_cache(tmp_path, forbidden, num_images=10**12)
+
+
+def test_a_disk_that_fills_up_is_named_and_left_clean(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(image_cache.os, "fsync", full)
+    with pytest.raises(UsageError, match="No space left.*--cache_dir"):
+        open_cache(tmp_path, blocks_of(squares([1, 2, 3])))
+    assert names(tmp_path) == ["key.lock"]
+
+
+def test_a_bar_shows_rate_and_time_left(tmp_path, capsys):
+    make = blocks_of(squares([1, 2]), squares([3]))
+    cached(tmp_path, "key", make, num_images=3, image_size=4, show_progress=True)
+    shown = capsys.readouterr().err
+    assert "caching at 4 px: 100%" in shown
+    assert "3/3 [00:00<00:00" in shown
+    assert "img/s]" in shown
+
+
+WORKER = """
+    import sys, time, types
+    from pathlib import Path
+    import numpy as np
+
+    sys.modules["flags"] = types.SimpleNamespace(UsageError=Exception)  # spares importing torch
+    from image_cache import cached
+
+    folder, name, num_blocks = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+
+    def blocks():
+        (folder / f"{name}.started").touch()
+        for index in range(num_blocks):
+            yield [np.full((3, 4, 4), index, np.uint8)]
+            time.sleep(0.1)
+
+    (folder / f"{name}.ready").touch()
+    options = dict(num_images=num_blocks, image_size=4, show_progress=True)
+    entry = cached(folder / "cache", "key", blocks, **options)
+    assert entry.pixels[:, 0, 0, 0].tolist() == list(range(num_blocks))
+"""
+
+
+def start(folder, name, num_blocks):
+    command = [sys.executable, "-c", textwrap.dedent(WORKER), str(folder), name, str(num_blocks)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.01)
+
+
+def test_two_processes_do_the_work_once(tmp_path):
+    workers = [start(tmp_path, name, num_blocks=8) for name in "ab"]
+    errors = [worker.communicate(timeout=60)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], errors
+    assert len(list(tmp_path.glob("*.started"))) == 1
+    assert names(tmp_path / "cache") == ["key", "key.lock"]
+
+
+def test_a_process_that_is_killed_half_way_leaves_the_work_to_the_one_that_waits(tmp_path):
+    victim = start(tmp_path, "victim", num_blocks=1000)
+    wait_for(tmp_path / "victim.started")
+    heir = start(tmp_path, "heir", num_blocks=3)
+    wait_for(tmp_path / "heir.ready")
+    time.sleep(0.1)
+    assert not (tmp_path / "heir.started").exists()
+    assert len(list((tmp_path / "cache").glob("key.tmp-*"))) == 1
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    _, errors = heir.communicate(timeout=60)
+    assert heir.returncode == 0, errors
+    assert "another process" in errors
+    assert names(tmp_path / "cache") == ["key", "key.lock"]

@@ -1,0 +1,260 @@
+import io
+import random
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from image_decoding import MAX_PIXELS, Framing, crop_box, decode_all, decode_picture
+
+
+def framing(image_size=8, crop="none", resize="antialias"):
+    return Framing(image_size=image_size, crop=crop, resize=resize)
+
+
+def encoded(image, file_format="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def decoded(content, **options):
+    return decode_picture(io.BytesIO(content), framing(**options))
+
+
+def coordinates(width, height):
+    """A picture whose red is x and whose green is y."""
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
+
+
+def noise(width, height, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def palette(index, **transparency):
+    image = Image.new("P", (16, 16), index)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    return image, transparency
+
+
+def solid(mode, color):
+    return Image.new(mode, (16, 16), color)
+
+
+SIXTEEN_BITS = Image.fromarray(np.full((16, 16), 100 * 257 + 20, np.uint16))
+COLORS = {
+    "grey": (encoded(solid("L", 90)), (90, 90, 90)),
+    "one bit": (encoded(solid("1", 1)), (255, 255, 255)),
+    "16 bit grey": (encoded(SIXTEEN_BITS), (100, 100, 100)),
+    "palette": (encoded(palette(1)[0]), (200, 100, 50)),
+    "clear palette": (encoded(palette(1)[0], transparency=1), (255, 255, 255)),
+    "palette alphas": (encoded(palette(1)[0], transparency=b"\xff\x80"), (227, 177, 152)),
+    "clear grey": (encoded(solid("L", 90), transparency=90), (255, 255, 255)),
+    "clear color": (encoded(solid("RGB", (9, 8, 7)), transparency=(9, 8, 7)), (255, 255, 255)),
+    "alpha": (encoded(solid("RGBA", (200, 100, 50, 128))), (227, 177, 152)),
+    "clear": (encoded(solid("RGBA", (0, 0, 0, 0))), (255, 255, 255)),
+    "grey alpha": (encoded(solid("LA", (90, 51))), (222, 222, 222)),
+    "jpg": (encoded(solid("RGB", (200, 100, 50)), "JPEG", quality=95), (200, 100, 50)),
+    "grey jpg": (encoded(solid("L", 90), "JPEG"), (90, 90, 90)),
+    "cmyk jpg": (encoded(solid("CMYK", (0, 128, 255, 0)), "JPEG", quality=95), (255, 127, 0)),
+    "webp": (encoded(solid("RGB", (200, 100, 50)), "WEBP", lossless=True), (200, 100, 50)),
+    "clear webp": (encoded(solid("RGBA", (0, 0, 0, 0)), "WEBP", lossless=True), (255, 255, 255)),
+}
+
+
+@pytest.mark.parametrize("kind", COLORS)
+def test_every_kind_of_picture_becomes_rgb_over_white(kind):
+    content, color = COLORS[kind]
+    pixels = decoded(content)
+    assert pixels.shape == (3, 8, 8)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_allclose(pixels.mean((1, 2)), color, atol=2)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright(orientation, file_format):
+    image = Image.fromarray(noise(6, 4)).resize((96, 64))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(image, file_format, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    expected = decoded(encoded(upright.convert("RGB")), crop="center", image_size=8)
+    np.testing.assert_allclose(
+        decoded(content, crop="center", image_size=8).astype(int), expected, atol=2
+    )
+
+
+def test_a_damaged_orientation_is_ignored():
+    content = encoded(solid("RGB", (200, 100, 50)), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    (pixels,) = results_of({"a.jpg": content})
+    np.testing.assert_allclose(pixels.mean((1, 2)), (200, 100, 50), atol=3)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
+def test_an_animation_gives_its_first_frame(file_format):
+    frames = [solid("RGB", color) for color in [(250, 0, 0), (0, 250, 0), (0, 0, 250)]]
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    content = encoded(frames[0], file_format, save_all=True, append_images=frames[1:], **options)
+    np.testing.assert_allclose(decoded(content).mean((1, 2)), (250, 0, 0), atol=1)
+
+
+def test_celeba_keeps_a_centred_square_of_four_fifths():
+    side = 178 * 256 / 320
+    left, top = (178 - side) / 2, (218 - side) / 2
+    assert crop_box(178, 218, "celeba") == pytest.approx((17.8, 37.8, 160.2, 180.2))
+    centres = (np.arange(64) + 0.5) * side / 64 - 0.5
+    pixels = decoded(encoded(coordinates(178, 218)), crop="celeba", image_size=64)
+    np.testing.assert_allclose(pixels[0], np.tile(left + centres, (64, 1)), atol=0.6)
+    np.testing.assert_allclose(pixels[1], np.tile(top + centres, (64, 1)).T, atol=0.6)
+
+
+def test_celeba_nearest_follows_the_published_steps():
+    # 178 x 218 becomes 320 x 391; the centre 256 x 256 starts at (32, 68); 1 pixel in 4 is taken.
+    step = 4 * np.arange(64) + 2.5
+    pixels = decoded(encoded(coordinates(178, 218)), crop="celeba", image_size=64, resize="nearest")
+    x, y = (32 + step) * 178 / 320 - 0.5, (68 + step) * 218 / 391 - 0.5
+    np.testing.assert_allclose(pixels[0], np.tile(x, (64, 1)), atol=0.6)
+    np.testing.assert_allclose(pixels[1], np.tile(y, (64, 1)).T, atol=0.6)
+
+
+@pytest.mark.parametrize(
+    ("crop", "box"),
+    [
+        ("none", (0, 0, 60, 40)),
+        ("center", (10, 0, 50, 40)),
+        (20, (20, 10, 40, 30)),
+        (100, (10, 0, 50, 40)),
+    ],
+)
+def test_crops_of_a_wide_picture(crop, box):
+    assert crop_box(60, 40, crop) == box
+    assert crop_box(40, 60, crop) == (box[1], box[0], box[3], box[2])
+
+
+def test_a_crop_at_its_own_size_keeps_every_pixel():
+    image = noise(61, 40)
+    for resize in ["antialias", "nearest"]:
+        pixels = decoded(encoded(Image.fromarray(image)), crop=20, image_size=20, resize=resize)
+        np.testing.assert_array_equal(pixels.transpose(1, 2, 0), image[10:30, 20:40])
+
+
+def test_antialias_averages_and_nearest_picks():
+    board = (np.indices((128, 128)).sum(0) % 2 * 255).astype(np.uint8)
+    content = encoded(Image.fromarray(board))
+    smooth = decoded(content, image_size=32)
+    np.testing.assert_allclose(smooth[:, 2:-2, 2:-2], 127, atol=2)
+    picked = decoded(content, image_size=32, resize="nearest")
+    np.testing.assert_array_equal(picked, np.tile(board[2::4, 2::4], (3, 1, 1)))
+
+
+@pytest.mark.parametrize("crop", ["none", "center", 400, "celeba"])
+@pytest.mark.parametrize("size", [(1002, 650), (518, 1204)])
+def test_a_large_jpg_decoded_small_looks_the_same(crop, size):
+    blurred = Image.fromarray(noise(size[0] // 10, size[1] // 10)).resize(size)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(blurred, "JPEG", quality=95, exif=exif)
+    whole = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    expected = decoded(encoded(whole), crop=crop, image_size=32).astype(int)
+    difference = np.abs(decoded(content, crop=crop, image_size=32) - expected)
+    assert difference.mean() < 2
+    assert difference.max() < 16
+
+
+def png_claiming(width, height):
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    packed = zlib.compress(bytes(10_000_000), 9)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    )
+
+
+def results_of(contents):
+    names = list(contents)
+    return [
+        item
+        for block in decode_all(lambda name: io.BytesIO(contents[name]), names, framing())
+        for item in block
+    ]
+
+
+@pytest.mark.parametrize("side", [8200, 12_000, 50_000, 2**31 - 1])
+def test_a_picture_that_claims_too_much_is_refused_unread(side):
+    assert side**2 > MAX_PIXELS
+    content = png_claiming(side, side)
+    tracemalloc.start()
+    (result,) = results_of({"bomb.png": content})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert result.name == "bomb.png"
+    assert "pixels" in result.reason
+    assert peak < 2**20
+
+
+PICTURE = Image.fromarray(noise(40, 30))
+HEALTHY = {f: encoded(PICTURE, f) for f in ["JPEG", "PNG", "WEBP"]}
+
+
+@pytest.mark.parametrize("file_format", HEALTHY)
+def test_unreadable_pictures_are_named_with_a_reason(file_format):
+    content = HEALTHY[file_format]
+    middle = len(content) // 2
+    contents = {
+        "good": content,
+        "cut.x": content[:middle],
+        "head\nonly": content[:12],
+        "html": b"<!doctype html><html>404</html>",
+        "zeros": bytes(1000),
+        "gif": encoded(PICTURE, "GIF"),
+    }
+    good, *bad = results_of(contents)
+    assert good.shape == (3, 8, 8)
+    assert [name for name, _ in bad] == ["cut.x", r"head\nonly", "html", "zeros", "gif"]
+    assert all(reason and "\n" not in reason and " at 0x" not in reason for _, reason in bad)
+    assert bad[-1].reason == "not a jpg, png or webp picture"
+
+
+def test_a_flipped_bit_in_a_png_is_noticed():
+    content = bytearray(encoded(Image.new("RGB", (64, 64), (3, 4, 5))))
+    for position in range(50, len(content) - 20, 7):
+        content[position] ^= 16
+        (result,) = results_of({"a.png": bytes(content)})
+        content[position] ^= 16
+        assert result[0] == "a.png"
+
+
+def test_no_damage_stops_the_decoding():
+    rng = random.Random(0)
+    contents = {}
+    for index in range(240):
+        content = bytearray(HEALTHY[("JPEG", "PNG", "WEBP")[index % 3]])
+        for _ in range(rng.choice([1, 3, 30])):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        contents[str(index)] = bytes(content[: rng.randrange(len(content)) if index % 2 else None])
+    results = results_of(contents)
+    assert len(results) == len(contents)
+    for name, result in zip(contents, results, strict=True):
+        assert result[0] == name if len(result) == 2 else result.shape == (3, 8, 8)
+
+
+def test_order_is_kept_over_many_pictures():
+    contents = {str(i): encoded(solid("L", i % 256)) for i in range(600)}
+    results = results_of(contents)
+    assert [int(pixels[0, 0, 0]) for pixels in results] == [i % 256 for i in range(600)]
+
+
+def test_a_file_that_cannot_be_opened_is_named():
+    def refuse(name):
+        raise PermissionError(13, "Permission denied")
+
+    ((result,),) = decode_all(refuse, ["a.jpg"], framing())
+    assert result == ("a.jpg", "[Errno 13] Permission denied")

@@ -1,0 +1,64 @@
+"""Loss terms against closed forms."""
+
+import math
+
+import pytest
+import torch
+
+from discriminators.discriminators import Verdict
+from generators.cameras import Poses
+from training.losses import identity, logistic, r1_penalty, top_k
+
+
+def test_logistic_of_an_undecided_critic_is_log_two():
+    assert logistic(torch.zeros(5), is_real=True).item() == pytest.approx(math.log(2))
+    assert logistic(torch.zeros(5), is_real=False).item() == pytest.approx(math.log(2))
+
+
+def test_logistic_is_minus_the_log_of_the_probability():
+    logits = torch.tensor([-2.0, 0.5, 3.0], dtype=torch.float64)
+    real = -torch.log(torch.sigmoid(logits)).mean()
+    fake = -torch.log(1 - torch.sigmoid(logits)).mean()
+    torch.testing.assert_close(logistic(logits, is_real=True), real)
+    torch.testing.assert_close(logistic(logits, is_real=False), fake)
+
+
+def test_r1_of_a_linear_critic_is_its_squared_weight_norm():
+    kernel = torch.randn(48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(5, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    penalty = r1_penalty(images.flatten(1) @ kernel[:, None], images)
+    torch.testing.assert_close(penalty, kernel.square().sum())
+
+
+def test_r1_does_not_depend_on_the_loss_scale_and_has_a_gradient():
+    kernel = torch.randn(48, dtype=torch.float64, requires_grad=True)
+    images = torch.randn(5, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    penalty = r1_penalty(images.flatten(1) @ kernel, images, scale=torch.tensor(1024.0))
+    (gradient,) = torch.autograd.grad(penalty, kernel)
+    torch.testing.assert_close(gradient, 2 * kernel)
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "kept"), [(5, 0.6, 3), (5, 0.61, 4), (28, 1.0, 28), (28, 0.6, 17), (3, 0, 1)]
+)
+def test_top_k_keeps_the_best(count, share, kept):
+    logits = torch.arange(count, dtype=torch.float32)
+    best = top_k(logits.flip(0), share)
+    assert sorted(best.tolist()) == logits[-kept:].tolist()
+
+
+def test_identity_is_a_weighted_mean_over_all_numbers():
+    verdict = Verdict(
+        torch.zeros(2),
+        latent=torch.tensor([[1.0, 0], [0, 0]]),
+        pose=torch.tensor([[1.0, 2], [3, 4]]),
+    )
+    poses = Poses(pitch=torch.tensor([1.0, 3]), yaw=torch.tensor([0.0, 4]))
+    loss = identity(verdict, torch.zeros(2, 2), poses, z_lambda=8.0, pos_lambda=15.0)
+    assert loss.item() == pytest.approx(8 * 1 / 4 + 15 * 4 / 4)
+
+
+def test_identity_is_zero_without_heads():
+    poses = Poses(torch.ones(2), torch.ones(2))
+    loss = identity(Verdict(torch.zeros(2)), torch.zeros(2, 3), poses, z_lambda=1, pos_lambda=1)
+    assert loss.item() == 0

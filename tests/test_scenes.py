@@ -1,0 +1,304 @@
+"""Toy cars: distances, depths and pictures agree, and an image depends on its number alone."""
+
+import math
+
+import pytest
+import torch
+
+from generators.cameras import PoseDistribution, Poses, Rays, cast_rays
+from scenes.colors import albedo, brightness, shaded_color
+from scenes.rendering import render_cars, surface_depths
+from scenes.sphere_tracing import trace
+from scenes.toy_car_images import (
+    FAR,
+    FOV_DEGREES,
+    NEAR,
+    TOY_CAR_POSES,
+    toy_car_images,
+    toy_car_scenes,
+)
+from scenes.toy_cars import sample_cars, signed_distance, surface_normals
+
+RADIUS = 0.25  # of the sphere that holds every car
+
+
+def stream(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def random_points(count, num_points, seed, radius=RADIUS):
+    return radius * (2 * torch.rand(count, num_points, 3, generator=stream(seed)) - 1)
+
+
+def some_rays(count, size=24, seed=5):
+    cars, poses = toy_car_scenes(range(count), seed=seed)
+    return cars, cast_rays(poses, size, FOV_DEGREES)
+
+
+def dense_march(cars, rays, num_steps):
+    """First depths at which the distance is negative, by looking everywhere; inf if nowhere."""
+    depths = torch.linspace(NEAR, FAR, num_steps)
+    first = torch.full(rays.origins.shape[:2], torch.inf)
+    for depth in depths.flip(0):
+        is_inside = signed_distance(cars, rays.origins + depth * rays.directions) < 0
+        first = torch.where(is_inside, depth, first)
+    return first
+
+
+class TestSphereTracing:
+    def sphere_depths(self, offsets, radius=0.2):
+        origins = torch.stack([offsets, torch.zeros_like(offsets), -torch.ones_like(offsets)], -1)
+        rays = Rays(origins, torch.tensor([0.0, 0.0, 1.0]).expand_as(origins))
+        near, far = torch.full_like(offsets, 0.5), torch.full_like(offsets, 1.5)
+        return trace(lambda _: lambda p: p.norm(dim=-1) - radius, rays, near, far)
+
+    def test_depths_of_a_sphere_match_the_closed_form(self):
+        offsets = torch.linspace(0, 0.199, 100)
+        expected = 1 - (0.2**2 - offsets**2).sqrt()
+        torch.testing.assert_close(self.sphere_depths(offsets), expected, atol=1e-4, rtol=0)
+
+    def test_rays_beside_a_sphere_miss_it(self):
+        assert self.sphere_depths(torch.linspace(0.2002, 0.4, 50)).isinf().all()
+
+    def test_a_thin_plate_has_no_holes(self):
+        x = torch.linspace(-0.1, 0.1, 1001)
+        origins = torch.stack([x, torch.full_like(x, 0.3), torch.full_like(x, -1)], -1)
+        target = torch.stack([x.flip(0), torch.zeros_like(x), torch.zeros_like(x)], -1)
+        directions = torch.nn.functional.normalize(target - origins, dim=-1)
+        near, far = torch.full_like(x, 0.5), torch.full_like(x, 1.5)
+        plate = 1e-3
+        depths = trace(
+            lambda _: lambda p: p[:, 2].abs() - plate, Rays(origins, directions), near, far
+        )
+        torch.testing.assert_close(depths, (1 - plate) / directions[:, 2], atol=1e-4, rtol=0)
+
+    def test_depths_do_not_depend_on_the_other_rays(self):
+        offsets = torch.linspace(0, 0.3, 97)
+        alone = torch.cat([self.sphere_depths(part) for part in offsets.split(10)])
+        assert torch.equal(self.sphere_depths(offsets), alone)
+
+    def test_rays_of_nan_miss(self):
+        assert self.sphere_depths(torch.tensor([math.nan])).isinf().all()
+
+    def test_far_before_near_misses(self):
+        origins = torch.tensor([[0.0, 0.0, -1.0]])
+        rays = Rays(origins, -origins)
+        one = torch.ones(1)
+        assert trace(lambda _: lambda p: p.norm(dim=-1) - 0.5, rays, one, 0.5 * one).isinf().all()
+
+
+class TestSignedDistance:
+    def test_never_changes_faster_than_the_way_between_two_points(self):
+        cars = sample_cars(64, rng=stream(0))
+        a = random_points(64, 400, 1)
+        scales = 10 ** (-3 * torch.rand(64, 400, 1, generator=stream(2)))
+        b = a + scales * random_points(64, 400, 3)
+        change = (signed_distance(cars, a) - signed_distance(cars, b)).abs()
+        assert (change <= (a - b).norm(dim=-1) * 1.0001 + 1e-6).all()
+
+    def test_never_exceeds_the_distance_to_the_nearest_surface_point_found(self):
+        cars, rays = some_rays(8, size=48)
+        depths = surface_depths(cars, rays)
+        points = random_points(8, 100, 4)
+        claimed = signed_distance(cars, points)
+        for car in range(8):
+            hit = depths[car].isfinite()
+            surface = rays.origins[car, hit] + depths[car, hit, None] * rays.directions[car, hit]
+            nearest = torch.cdist(points[car], surface).amin(1)
+            assert (claimed[car].clamp(min=0) <= nearest + 2e-4).all()
+
+    def test_cars_fit_in_the_sphere_and_on_the_grid_of_their_numbers(self):
+        cars = sample_cars(500, rng=stream(6))
+        directions = torch.nn.functional.normalize(random_points(500, 400, 7), dim=-1)
+        assert (signed_distance(cars, RADIUS * directions) > 0).all()
+        car = cars.geometry
+        half = torch.stack([car.half_length, car.half_height, car.half_width], -1)
+        assert (half[:, 0] <= 0.2).all()
+        around = RADIUS * directions.sign() * 0 + random_points(500, 400, 8)
+        is_outside = (around.abs() > half[:, None] + 0.004).any(-1)
+        assert (signed_distance(cars, around)[is_outside] > 0).all()
+
+    def test_symmetric_in_z(self):
+        cars = sample_cars(8, rng=stream(9))
+        points = random_points(8, 200, 10)
+        mirrored = points * torch.tensor([1.0, 1.0, -1.0])
+        assert torch.equal(signed_distance(cars, points), signed_distance(cars, mirrored))
+
+    def test_wheels_stand_on_the_ground_and_the_roof_is_on_top(self):
+        cars = sample_cars(50, rng=stream(11))
+        car = cars.geometry
+        ground = torch.stack([car.axle_x, -car.half_height, car.axle_z], -1)[:, None]
+        assert (signed_distance(cars, ground).abs() < 1e-6).all()
+        roof_x = 0.5 * (car.cabin_front + car.cabin_rear)
+        roof = torch.stack([roof_x, car.half_height, torch.zeros_like(roof_x)], -1)[:, None]
+        assert (signed_distance(cars, roof).abs() < 0.01).all()
+
+    def test_center_is_inside_and_outside_is_positive(self):
+        cars = sample_cars(50, rng=stream(12))
+        assert (signed_distance(cars, torch.zeros(50, 1, 3)) < 0).all()
+
+    def test_normals_are_those_of_autograd(self):
+        cars, rays = some_rays(6)
+        depths = surface_depths(cars, rays)
+        hit = depths.isfinite()
+        points = rays.origins + depths.where(hit, 1.0)[..., None] * rays.directions
+        leaf = points.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(signed_distance(cars, leaf).sum(), leaf)
+        normals = surface_normals(cars, points)[hit]
+        cosine = (normals * torch.nn.functional.normalize(gradient[hit], dim=-1)).sum(-1)
+        torch.testing.assert_close(normals.norm(dim=-1), torch.ones(len(normals)))
+        assert (cosine > 0.999).float().mean() > 0.97  # all but sharp creases
+
+
+class TestDepths:
+    def test_depths_lie_on_the_surface(self):
+        cars, rays = some_rays(30)
+        depths = surface_depths(cars, rays)
+        hit = depths.isfinite()
+        assert 0.05 < hit.float().mean() < 0.4
+        assert ((depths[hit] > NEAR) & (depths[hit] < FAR)).all()
+        points = rays.origins + depths.where(hit, 1.0)[..., None] * rays.directions
+        assert (signed_distance(cars, points).abs()[hit] < 2e-4).all()
+
+    def test_depths_agree_with_a_dense_march(self):
+        cars, rays = some_rays(8)
+        depths = surface_depths(cars, rays)
+        num_steps = 1201
+        expected = dense_march(cars, rays, num_steps)
+        spacing = (FAR - NEAR) / (num_steps - 1)
+        both = depths.isfinite() & expected.isfinite()
+        error = expected[both] - depths[both]  # the march sees the surface up to a step late
+        is_close = (error > -1e-4) & (error < spacing + 1e-4)
+        assert is_close.float().mean() > 0.995  # but for corners shorter than its step
+        assert (error > -1e-4).all()
+        assert not (expected.isfinite() & depths.isinf()).any()  # no holes
+        assert (depths.isfinite() & expected.isinf()).float().mean() < 0.001
+
+    def test_depths_of_pictures_are_those_of_cast_rays(self):
+        cars, poses = toy_car_scenes(range(6), seed=1)
+        views = render_cars(cars, poses, 16, FOV_DEGREES, supersampling=1)
+        depths = surface_depths(cars, cast_rays(poses, 16, FOV_DEGREES)).reshape(6, 16, 16)
+        assert (views.depths.isinf() == depths.isinf()).float().mean() > 0.999
+        both = views.depths.isfinite() & depths.isfinite()
+        assert ((views.depths - depths)[both].abs() < 1e-4).float().mean() > 0.99
+
+
+class TestPictures:
+    def test_ground_is_white_and_cars_are_not(self):
+        cars, poses = toy_car_scenes(range(20), seed=2)
+        images, depths = render_cars(cars, poses, 32, FOV_DEGREES, supersampling=1)
+        is_ground = depths.isinf()
+        assert (images.movedim(1, -1)[is_ground] == 1).all()
+        assert (images.amin(1)[~is_ground] < 0.99).all()
+        assert ((images >= 0) & (images <= 1)).all()
+
+    def test_border_is_white_from_everywhere(self):
+        images = toy_car_images(range(150), 32, seed=3).images
+        for edge in (images[:, :, 0], images[:, :, -1], images[..., 0], images[..., -1]):
+            assert (edge == 255).all()
+
+    def test_mirrored_cameras_see_mirrored_depths(self):
+        cars, poses = toy_car_scenes(range(8), seed=4)
+        depths = render_cars(cars, poses, 24, FOV_DEGREES).depths
+        mirrored = render_cars(cars, Poses(poses.pitch, -poses.yaw), 24, FOV_DEGREES).depths
+        difference = depths - mirrored.flip(-1)
+        assert (depths.isinf() == mirrored.flip(-1).isinf()).float().mean() > 0.999
+        assert (difference.nan_to_num().abs() < 1e-3).float().mean() > 0.999
+
+    def test_a_car_from_the_side_is_as_long_and_high_as_it_is(self):
+        cars = sample_cars(6, rng=stream(13))
+        side = Poses(torch.full((6,), math.pi / 2), torch.full((6,), math.pi / 2))
+        size = 128
+        is_car = render_cars(cars, side, size, FOV_DEGREES, supersampling=1).depths.isfinite()
+        pixel = 2 * math.tan(math.radians(FOV_DEGREES / 2)) / (size - 1)
+        long, high = is_car.any(1).sum(1) * pixel, is_car.any(2).sum(1) * pixel
+        # Seen from distance 1, what is nearer by z is larger by 1 / (1 - z).
+        assert ((long / (2 * cars.geometry.half_length) - 1).abs() < 0.1).all()
+        assert (high > 1.9 * cars.geometry.half_height).all()
+        assert (high < 2.2 * cars.geometry.half_height + 2 * pixel).all()
+
+    def test_supersampling_comes_close_to_a_much_finer_picture(self):
+        cars, poses = toy_car_scenes(range(4), seed=5)
+        jagged, smooth, fine = (
+            render_cars(cars, poses, 16, FOV_DEGREES, supersampling=n).images for n in (1, 3, 9)
+        )
+        is_car = (fine < 1).any(1, keepdim=True).expand_as(fine)
+        error = (smooth - fine).abs()[is_car].mean()
+        assert error < 0.3 * (jagged - fine).abs()[is_car].mean()
+
+    def test_colors_do_not_depend_on_the_camera(self):
+        cars = sample_cars(3, rng=stream(14))
+        points = random_points(3, 500, 15)
+        normals = surface_normals(cars, points)
+        colors = shaded_color(cars, points, normals)
+        expected = albedo(cars, points) * brightness(normals)[..., None]
+        assert torch.equal(colors, expected)
+        assert ((colors >= 0) & (colors <= 1)).all()
+
+    def test_front_and_rear_differ(self):
+        cars = sample_cars(1, rng=stream(16))
+        ends = Poses(torch.full((2,), 1.4), torch.tensor([0.0, math.pi]))
+        front, rear = render_cars(cars[torch.zeros(2, dtype=torch.long)], ends, 32, 30.0).images
+        assert (front - rear.flip(-1)).abs().max() > 0.3
+
+
+class TestDataSet:
+    def test_an_image_depends_on_seed_and_index_alone(self):
+        whole = toy_car_images(range(12), 24, seed=6)
+        again = toy_car_images([7, 2], 24, seed=6)
+        parts = [toy_car_images(range(a, a + 4), 24, seed=6) for a in (0, 4, 8)]
+        assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
+        assert torch.equal(whole.images[[7, 2]], again.images)
+        assert torch.equal(whole.poses.yaw[[7, 2]], again.poses.yaw)
+        assert torch.equal(whole.cars.paint[[7, 2]], again.cars.paint)
+
+    def test_bytes_do_not_depend_on_how_many_are_rendered_at_once(self, monkeypatch):
+        whole = toy_car_images(range(6), 24, seed=7).images
+        monkeypatch.setattr("scenes.toy_car_images.PIXELS_AT_ONCE", 1)
+        monkeypatch.setattr("scenes.sphere_tracing.LANES", 100)
+        assert torch.equal(whole, toy_car_images(range(6), 24, seed=7).images)
+
+    def test_global_random_state_is_untouched(self):
+        before = torch.get_rng_state()
+        toy_car_images(range(1), 8, seed=0)
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_other_seeds_are_other_sets(self):
+        a, b = (toy_car_scenes(range(50), seed=seed)[0].paint for seed in (0, 1))
+        assert torch.cdist(a, b).amin() > 0
+
+    def test_cars_vary(self):
+        cars, _ = toy_car_scenes(range(300), seed=8)
+        car = cars.geometry
+        assert len(cars) == 300
+        assert cars.paint.unique(dim=0).shape[0] == 300
+        for numbers in car:
+            assert numbers.std() > 0.02 * numbers.abs().mean()
+        assert 2 * (car.half_length.max() - car.half_length.min()) > 0.05
+        has_most = cars.paint.argmax(1).bincount(minlength=3)
+        assert (has_most > 50).all()
+
+    def test_sampled_cars_are_the_same_whatever_the_count(self):
+        few, many = (sample_cars(count, rng=stream(17)) for count in (3, 40))
+        assert torch.equal(few.paint, many[:3].paint)
+        assert torch.equal(torch.stack(few.geometry), torch.stack(many[:3].geometry))
+
+    def test_own_poses_cover_the_upper_hemisphere(self):
+        _, poses = toy_car_scenes(range(1000), seed=9)
+        height = poses.pitch.cos()
+        assert height.min() > 0
+        assert height.mean() == pytest.approx(
+            0.5 * (1 + math.cos(TOY_CAR_POSES.pitch_mean * 0 + math.acos(1 - 85 / 90))), abs=0.03
+        )
+        assert poses.yaw.cos().mean().abs() < 0.08
+        assert poses.yaw.sin().mean().abs() < 0.08
+
+    def test_poses_of_the_caller(self):
+        frontal = PoseDistribution(
+            kind="gaussian", yaw_mean=0.3, yaw_spread=0.0, pitch_mean=1.2, pitch_spread=0.0
+        )
+        batch = toy_car_images(range(3), 8, seed=0, poses=frontal)
+        assert torch.equal(batch.poses.yaw, torch.full((3,), 0.3))
+        assert torch.equal(batch.poses.pitch, torch.full((3,), 1.2))
+        assert batch.images.dtype == torch.uint8
+        assert batch.images.shape == (3, 3, 8, 8)
