@@ -1,10 +1,23 @@
 """BOUNDARY: what a person typed. Shared argparse pieces, usage errors, and running a command."""
 
+import argparse
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+import os
+import re
+import select
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import torch
 
 T = TypeVar("T")
+
+STDOUT = 1  # its file descriptor
+USAGE_EXIT_CODE = 2  # what argparse and most shells' tools use for a wrong command line
+INTERRUPT_EXIT_CODE = 130  # 128 + SIGINT
+BROKEN_PIPE_EXIT_CODE = 141  # 128 + SIGPIPE
+MAX_SEEDS = 1_000_000  # more in one range is a slip of the finger, and would fill the memory
 
 
 class UsageError(Exception):
@@ -28,3 +41,207 @@ def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
         return table[name]
     choices = ", ".join(sorted(table))
     raise UsageError(f"unknown {kind} {name!r}; choose one of {choices}.{nearest(name, table)}")
+
+
+def run(main: Callable[[Sequence[str] | None], int]) -> int:
+    """The exit code of main on the process's own arguments.
+
+    A UsageError is one line on stderr and exit code 2, Ctrl-C one line and 130. A reader of our
+    output that went away (`| head`) ends the command silently. Anything else is our bug and keeps
+    its traceback.
+    """
+    try:
+        code = main(None)
+        sys.stdout.flush()
+    except UsageError as error:
+        print(f"error: {str(error).strip()}".replace("\n", " "), file=sys.stderr)
+        return USAGE_EXIT_CODE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPT_EXIT_CODE
+    except BrokenPipeError:
+        if not _is_stdout_gone():
+            raise
+        return BROKEN_PIPE_EXIT_CODE
+    return code
+
+
+def _is_stdout_gone() -> bool:
+    """Whether nobody reads our stdout any more; what is left in its buffer then goes nowhere."""
+    poll = select.poll()
+    poll.register(STDOUT, select.POLLOUT)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    # Otherwise the interpreter complains when it flushes once more at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    return True
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, except where there is nothing to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose complaints are one UsageError line that names the nearest flag.
+
+    Flags can't be abbreviated: `--seed` must not silently mean `--seeds`.
+    """
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            description=description,
+            allow_abbrev=False,
+            formatter_class=_HelpFormatter,
+        )
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # so that -1e-3 is a value too
+
+    def parse_known_args(  # type: ignore[override]  # argparse overloads it by the namespace's type
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse does, but a mistyped flag is named before a missing argument is.
+
+        Raises:
+            UsageError: args can't be understood.
+        """
+        typed = list(sys.argv[1:] if args is None else args)
+        for text in typed[: typed.index("--") if "--" in typed else None]:
+            self._refuse_unknown_flag(text)
+        return super().parse_known_args(typed, namespace)
+
+    def _refuse_unknown_flag(self, text: str) -> None:
+        flag = text.partition("=")[0]
+        known = self._option_string_actions
+        if not re.match(r"--?[A-Za-z]", flag) or " " in flag or flag in known:
+            return
+        if re.match(r"-[A-Za-z]", flag) and flag[:2] in known:  # -n5 is -n 5
+            return
+        self.error(f"unknown flag {flag}.{nearest('--' + flag.lstrip('-'), known)}")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise message as a UsageError; without argparse's word "argument" before a flag."""
+        raise UsageError(message.removeprefix("argument "))
+
+
+def _number(text: str, kind: Callable[[str], T], is_valid: Callable[[T], bool], wanted: str) -> T:
+    """Text as a number of that kind.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none, or not a valid one; argparse adds the flag's name.
+    """
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not is_valid(value):
+        raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
+    return value
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: 1, 2, 3, ..."""
+    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def non_negative_int(text: str) -> int:
+    """An argparse type: 0, 1, 2, ..."""
+    return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
+
+
+def positive_float(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
+def fraction(text: str) -> float:
+    """An argparse type: a number from 0 to 1, both included."""
+    return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def port_number(text: str) -> int:
+    """An argparse type: a TCP port, 0 for any free one."""
+    return _number(text, int, lambda value: 0 <= value <= 65535, "a port from 0 to 65535")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device; its text is for resolve_device."""
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        help="where to compute; auto takes CUDA where there is one and the CPU otherwise",
+    )
+
+
+def resolve_device(text: str) -> torch.device:
+    """The device that --device text means, "cuda" with its index.
+
+    "auto" never picks mps: it has no float64 and is not what we test on, so it is asked for.
+
+    Raises:
+        UsageError: text names no device, or one that this machine does not have.
+    """
+    match = re.fullmatch(r"(auto|cpu|mps|cuda)(?::(\d+))?", text)
+    if match is None or (match[2] is not None and match[1] != "cuda"):
+        hint = nearest(text, ["auto", "cpu", "cuda", "cuda:0", "mps"])
+        raise UsageError(f"--device {text}: choose auto, cpu, cuda, cuda:N or mps.{hint}")
+    kind, index = match[1], int(match[2] or 0)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "auto":
+        kind = "cuda" if count else "cpu"
+    if kind == "cuda" and count == 0:
+        raise UsageError(f"--device {text}: PyTorch sees no CUDA device here; use --device cpu")
+    if kind == "cuda" and index >= count:
+        raise UsageError(f"--device {text}: the devices here are cuda:0 to cuda:{count - 1}")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: PyTorch sees no Apple GPU here; use --device cpu")
+    return torch.device(kind, index) if kind == "cuda" else torch.device(kind)
+
+
+def parse_seeds(texts: Iterable[str]) -> list[int]:
+    """Seeds in the order typed: ["0", "3", "7-9"] and ["0,3,7-9"] are [0, 3, 7, 8, 9].
+
+    Raises:
+        UsageError: a text is no such list, a range runs backwards, or there are too many.
+    """
+    seeds: list[int] = []
+    for part in (part.strip() for text in texts for part in text.split(",")):
+        match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part)
+        if match is None:
+            raise UsageError(f"--seeds: {part!r} is no seed; write 0 1 2, 0-15 or 0,3,7-9")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise UsageError(f"--seeds: {part} runs backwards; write {last}-{first}")
+        if len(seeds) + last - first >= MAX_SEEDS:
+            raise UsageError(f"--seeds: {part} makes more than {MAX_SEEDS} seeds")
+        seeds.extend(range(first, last + 1))
+    return seeds
+
+
+class _SeedsAction(argparse.Action):
+    """Stores what parse_seeds makes of the words after --seeds."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, parse_seeds(values or []))
+
+
+def add_seeds(parser: argparse.ArgumentParser, default: Sequence[int] = (0, 1, 2)) -> None:
+    """Add --seeds, a list of whole numbers in the parsed arguments."""
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        action=_SeedsAction,
+        default=list(default),
+        metavar="SEED",
+        help="numbers and ranges, such as 0 1 2, 0-15 or 0,3,7-9",
+    )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from generators.cameras import PoseDistribution, Poses, Rays, cast_rays
-from scenes.colors import albedo, brightness, shaded_color
+from scenes.colors import brightness, shaded_color
 from scenes.rendering import render_cars, surface_depths
 from scenes.sphere_tracing import trace
 from scenes.toy_car_images import (
@@ -17,7 +17,7 @@ from scenes.toy_car_images import (
     toy_car_images,
     toy_car_scenes,
 )
-from scenes.toy_cars import sample_cars, signed_distance, surface_normals
+from scenes.toy_cars import WHEEL_OVERHANG, sample_cars, signed_distance, surface_normals
 
 RADIUS = 0.25  # of the sphere that holds every car
 
@@ -35,11 +35,10 @@ def some_rays(count, size=24, seed=5):
     return cars, cast_rays(poses, size, FOV_DEGREES)
 
 
-def dense_march(cars, rays, num_steps):
+def dense_march(cars, rays, spacing):
     """First depths at which the distance is negative, by looking everywhere; inf if nowhere."""
-    depths = torch.linspace(NEAR, FAR, num_steps)
     first = torch.full(rays.origins.shape[:2], torch.inf)
-    for depth in depths.flip(0):
+    for depth in torch.arange(NEAR, FAR, spacing).flip(0):
         is_inside = signed_distance(cars, rays.origins + depth * rays.directions) < 0
         first = torch.where(is_inside, depth, first)
     return first
@@ -107,16 +106,15 @@ class TestSignedDistance:
             nearest = torch.cdist(points[car], surface).amin(1)
             assert (claimed[car].clamp(min=0) <= nearest + 2e-4).all()
 
-    def test_cars_fit_in_the_sphere_and_on_the_grid_of_their_numbers(self):
+    def test_cars_fit_in_their_box_and_their_box_in_the_sphere(self):
         cars = sample_cars(500, rng=stream(6))
-        directions = torch.nn.functional.normalize(random_points(500, 400, 7), dim=-1)
-        assert (signed_distance(cars, RADIUS * directions) > 0).all()
         car = cars.geometry
-        half = torch.stack([car.half_length, car.half_height, car.half_width], -1)
+        half = torch.stack([car.half_length, car.half_height, car.half_width + WHEEL_OVERHANG], -1)
         assert (half[:, 0] <= 0.2).all()
-        around = RADIUS * directions.sign() * 0 + random_points(500, 400, 8)
-        is_outside = (around.abs() > half[:, None] + 0.004).any(-1)
-        assert (signed_distance(cars, around)[is_outside] > 0).all()
+        assert (half.norm(dim=-1) < RADIUS).all()
+        points = random_points(500, 400, 7)
+        is_outside = (points.abs() > half[:, None]).any(-1)
+        assert (signed_distance(cars, points)[is_outside] > 0).all()
 
     def test_symmetric_in_z(self):
         cars = sample_cars(8, rng=stream(9))
@@ -133,7 +131,7 @@ class TestSignedDistance:
         roof = torch.stack([roof_x, car.half_height, torch.zeros_like(roof_x)], -1)[:, None]
         assert (signed_distance(cars, roof).abs() < 0.01).all()
 
-    def test_center_is_inside_and_outside_is_positive(self):
+    def test_center_is_inside(self):
         cars = sample_cars(50, rng=stream(12))
         assert (signed_distance(cars, torch.zeros(50, 1, 3)) < 0).all()
 
@@ -163,16 +161,14 @@ class TestDepths:
     def test_depths_agree_with_a_dense_march(self):
         cars, rays = some_rays(8)
         depths = surface_depths(cars, rays)
-        num_steps = 1201
-        expected = dense_march(cars, rays, num_steps)
-        spacing = (FAR - NEAR) / (num_steps - 1)
-        both = depths.isfinite() & expected.isfinite()
-        error = expected[both] - depths[both]  # the march sees the surface up to a step late
-        is_close = (error > -1e-4) & (error < spacing + 1e-4)
-        assert is_close.float().mean() > 0.995  # but for corners shorter than its step
-        assert (error > -1e-4).all()
-        assert not (expected.isfinite() & depths.isinf()).any()  # no holes
-        assert (depths.isfinite() & expected.isinf()).float().mean() < 0.001
+        spacing = 1e-3
+        expected = dense_march(cars, rays, spacing)
+        # The march sees a surface up to a step late and overlooks what is thinner than a step.
+        assert not (expected.isfinite() & depths.isinf()).any()
+        assert (depths.isfinite() & expected.isinf()).float().mean() < 0.002
+        late = (expected - depths)[expected.isfinite()]
+        assert (late > -1e-4).all()
+        assert (late < spacing + 1e-4).float().mean() > 0.99
 
     def test_depths_of_pictures_are_those_of_cast_rays(self):
         cars, poses = toy_car_scenes(range(6), seed=1)
@@ -193,7 +189,7 @@ class TestPictures:
         assert ((images >= 0) & (images <= 1)).all()
 
     def test_border_is_white_from_everywhere(self):
-        images = toy_car_images(range(150), 32, seed=3).images
+        images = toy_car_images(range(100), 32, seed=3).images
         for edge in (images[:, :, 0], images[:, :, -1], images[..., 0], images[..., -1]):
             assert (edge == 255).all()
 
@@ -226,14 +222,14 @@ class TestPictures:
         error = (smooth - fine).abs()[is_car].mean()
         assert error < 0.3 * (jagged - fine).abs()[is_car].mean()
 
-    def test_colors_do_not_depend_on_the_camera(self):
+    def test_light_falls_from_above_and_colors_stay_in_range(self):
         cars = sample_cars(3, rng=stream(14))
         points = random_points(3, 500, 15)
         normals = surface_normals(cars, points)
         colors = shaded_color(cars, points, normals)
-        expected = albedo(cars, points) * brightness(normals)[..., None]
-        assert torch.equal(colors, expected)
         assert ((colors >= 0) & (colors <= 1)).all()
+        up, down = brightness(torch.tensor([[0.0, 1.0, 0.0], [0.0, -1.0, 0.0]]))
+        assert up > down > 0
 
     def test_front_and_rear_differ(self):
         cars = sample_cars(1, rng=stream(16))
@@ -271,9 +267,8 @@ class TestDataSet:
         cars, _ = toy_car_scenes(range(300), seed=8)
         car = cars.geometry
         assert len(cars) == 300
-        assert cars.paint.unique(dim=0).shape[0] == 300
-        for numbers in car:
-            assert numbers.std() > 0.02 * numbers.abs().mean()
+        for numbers in (cars.paint.sum(1), *car):
+            assert len(numbers.unique()) > 290
         assert 2 * (car.half_length.max() - car.half_length.min()) > 0.05
         has_most = cars.paint.argmax(1).bincount(minlength=3)
         assert (has_most > 50).all()
@@ -287,9 +282,7 @@ class TestDataSet:
         _, poses = toy_car_scenes(range(1000), seed=9)
         height = poses.pitch.cos()
         assert height.min() > 0
-        assert height.mean() == pytest.approx(
-            0.5 * (1 + math.cos(TOY_CAR_POSES.pitch_mean * 0 + math.acos(1 - 85 / 90))), abs=0.03
-        )
+        assert height.mean() == pytest.approx(1 - TOY_CAR_POSES.pitch_mean * 2 / math.pi, abs=0.03)
         assert poses.yaw.cos().mean().abs() < 0.08
         assert poses.yaw.sin().mean().abs() < 0.08
 

@@ -1,0 +1,60 @@
+# Everything runs in .venv, which any target makes when it is missing or a requirements file is newer.
+# make PYTHON=python3.12 ... picks the Python that .venv is made of.
+PYTHON ?= python3
+# Tests at once; each computes on one thread.
+WORKERS ?= 2
+# Without an NVIDIA GPU: the version that is tested, whose CPU build pip takes where it has one at
+# hand, instead of gigabytes of CUDA libraries. With one: what requirements.txt gives.
+TORCH ?= $(shell nvidia-smi -L >/dev/null 2>&1 || echo torch==2.13.0)
+
+VENV_PYTHON = .venv/bin/python
+PIP_INSTALL = $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check
+PYTEST = $(VENV_PYTHON) -m pytest
+DEMO = runs/demo
+
+.PHONY: help venv demo test test-slow test-gpu lint bench clean
+.DEFAULT_GOAL := help
+
+help:  ## list these targets
+	@awk -F ':.*## +' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+venv: .venv/installed  ## make .venv and install requirements.txt into it
+
+demo: .venv/installed  ## train on the built-in toy cars, about 15 minutes on two cores
+	$(VENV_PYTHON) train.py --curriculum Demo --output_dir $(DEMO) --resume
+	@echo
+	@echo "The demo is in $(DEMO):"
+	@find $(DEMO) -name '*.png' | sort -V | tail -n 5
+
+test: .venv/installed-dev  ## run the default tests, at most 5 minutes on two cores
+	$(PYTEST) -n $(WORKERS) --dist worksteal
+
+test-slow: .venv/installed-dev  ## run the tests that take minutes
+	$(PYTEST) -m slow
+
+test-gpu: .venv/installed-dev  ## run the tests that need a CUDA device
+	$(PYTEST) -m gpu
+
+lint: .venv/installed-dev  ## check style and types
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m mypy .
+
+bench: .venv/installed  ## measure the speed of training steps
+	$(VENV_PYTHON) -m benchmarks.cpu
+
+clean:  ## remove .venv and the caches of tools, never runs/
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or \
+	    sys.exit("Python 3.10 or newer is needed; name one with: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	@test -z "$(TORCH)" || $(PIP_INSTALL) "$(TORCH)" || echo "no $(TORCH) here; taking another"
+	$(PIP_INSTALL) -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(PIP_INSTALL) -r requirements-dev.txt
+	@touch $@

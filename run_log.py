@@ -1,0 +1,137 @@
+"""BOUNDARY: what a run tells while it trains: progress bars, log.jsonl, TensorBoard, previews."""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard.writer import SummaryWriter
+from tqdm import tqdm
+
+import image_io
+from training.stage import Stage
+
+LOG_INTERVAL = 10  # steps; reading the loss terms waits for a CUDA device
+BAR_SECONDS = 0.5  # between redraws on a terminal
+QUIET_SECONDS = 30.0  # between redraws in a log file
+SHORT_NAMES = {"d_real": "D real", "d_fake": "D fake", "d_r1": "R1", "g_fake": "G"}
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process has held: of the CUDA device, or resident in RAM."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class RunLog:
+    """The screen and the log files of one run; only the main process has one.
+
+    Args:
+        folder: of the run.
+        first_step: steps done before.
+        last_step: where training will end.
+        device: for the memory figure.
+    """
+
+    def __init__(self, folder: Path, first_step: int, last_step: int, device: torch.device) -> None:
+        self.folder, self.device = folder, device
+        self.file = (folder / "log.jsonl").open("a", buffering=1)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        seconds = BAR_SECONDS if sys.stderr.isatty() else QUIET_SECONDS
+        self.bar = tqdm(
+            total=last_step,
+            initial=first_step,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=seconds,
+            maxinterval=seconds,
+            smoothing=0.05,
+        )
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.images, self.steps, self.since = 0, 0, time.perf_counter()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.close()
+        self.board.close()
+        self.file.close()
+
+    def say(self, text: str) -> None:
+        """A line above the progress bar."""
+        self.bar.write(text, file=sys.stderr)
+
+    def step(self, done: int, stage: Stage, terms: Mapping[str, Tensor], images: int) -> None:
+        """Note one step: steps done so far, its loss terms, real images of all processes."""
+        for name, term in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + term  # on the device, without waiting
+            self.counts[name] = self.counts.get(name, 0) + 1
+        self.images += images
+        self.steps += 1
+        self.bar.update()
+        if done % LOG_INTERVAL == 0:
+            self._flush(done, stage)
+
+    def _flush(self, done: int, stage: Stage) -> None:
+        means = {name: float(total / self.counts[name]) for name, total in self.sums.items()}
+        seconds = time.perf_counter() - self.since
+        figures = {
+            "images_per_second": self.images / seconds,
+            "seconds_per_step": seconds / self.steps,
+            "memory_bytes": peak_memory_bytes(self.device),
+        }
+        schedule = {
+            "image_size": stage.render.image_size,
+            "batch_size": stage.batch_size,
+            "generator_lr": stage.generator_lr,
+            "discriminator_lr": stage.discriminator_lr,
+            "alpha": stage.alpha,
+            "density_noise": stage.render.density_noise,
+            "topk_share": stage.topk_share,
+        }
+        self.record({"step": done, **schedule, **means, **figures})
+        for group, values in (("loss", means), ("schedule", schedule), ("speed", figures)):
+            for name, value in values.items():
+                self.board.add_scalar(f"{group}/{name}", value, done)
+        losses = {SHORT_NAMES[n]: f"{v:.3f}" for n, v in means.items() if n in SHORT_NAMES}
+        self.bar.set_description_str(f"{stage.render.image_size} px", refresh=False)
+        speed = {"img/s": f"{figures['images_per_second']:.0f}"}
+        self.bar.set_postfix({**speed, **losses}, refresh=False)
+        self.reset_clock()
+
+    def reset_clock(self) -> None:
+        """Start measuring anew, so that saving and previews do not count as training."""
+        self.sums, self.counts = {}, {}
+        self.images, self.steps, self.since = 0, 0, time.perf_counter()
+
+    def record(self, entry: Mapping[str, Any]) -> None:
+        """Append a line to log.jsonl."""
+        self.file.write(json.dumps({key: _plain(value) for key, value in entry.items()}) + "\n")
+
+    def preview(self, done: int, name: str, images: Tensor, columns: int) -> None:
+        """Write the previews (N, 3, H, W) in [-1, 1] as STEP_name.png and into TensorBoard."""
+        sheet = image_io.grid(image_io.to_uint8(images), columns)
+        image_io.save_png(self.folder / f"{done:06d}_{name}.png", sheet)
+        self.board.add_image(f"previews/{name}", sheet, done)
+
+
+def _plain(value: object) -> object:
+    """JSON has no infinities: they become text."""
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+        return str(value)
+    return value

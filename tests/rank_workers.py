@@ -1,0 +1,102 @@
+"""What the ranks of test_distributed do; a module of its own, for new processes to import.
+
+As a command, `python tests/rank_workers.py COUNT FOLDER`: ranks that step until they are stopped.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import distributed
+import flags
+from flags import UsageError
+
+FOREVER = 600.0  # seconds; what waits so long is to be ended from outside
+
+
+def exchange(place, folder):
+    """Everything that ranks do together, with what came of it in a file."""
+    mine = float(place.rank + 1)
+    weight = torch.full((2, 3, 4, 4), mine).contiguous(memory_format=torch.channels_last)
+    tensors = [weight, torch.tensor(mine), torch.full((3,), mine, dtype=torch.float64)]
+    torch.manual_seed(place.rank)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5))
+    distributed.average(tensors)
+    distributed.broadcast_state(module.state_dict().values())
+    results = {
+        "averaged": tensors,
+        "broadcast": module.state_dict(),
+        "trained": trained(place),
+        "terms": distributed.mean_over_ranks(
+            {"b": torch.tensor(mine), "a": torch.tensor(10 * mine)}
+            if place.is_main
+            else {"a": torch.tensor(10 * mine), "b": torch.tensor(mine)}
+        ),
+        "nobody": distributed.agree_to_stop(False),
+        "somebody": distributed.agree_to_stop(place.rank == 1),
+    }
+    torch.save(results, folder / f"{place.rank}.pth")
+    return 7
+
+
+def trained(place):
+    """Parameters after steps of the mean gradient, each rank on numbers of its own."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    rng = torch.Generator().manual_seed(place.rank)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(8, 4, generator=rng)).square().mean().backward()
+        distributed.average(p.grad for p in model.parameters())
+        optimizer.step()
+    return model.state_dict()
+
+
+def fail(place, kind):
+    """Rank 1 fails; rank 0 waits for it in a collective operation or by itself."""
+    distributed.agree_to_stop(False)
+    if place.rank == 0 and kind != "killed":
+        distributed.agree_to_stop(False)
+    if place.rank == 0:
+        time.sleep(FOREVER)
+    if kind == "usage":
+        raise UsageError("no pictures in 'cats'")
+    if kind == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise ZeroDivisionError("the failure itself")
+
+
+def step_until_stopped(place, folder):
+    """Rank 1 steps slower than rank 0; both must end after the same step."""
+    (folder / f"{place.rank}.pid").write_text(str(os.getpid()))
+    with distributed.StopSignal() as stop:
+        step = 0
+        while not distributed.agree_to_stop(stop.requested):
+            step += 1
+            time.sleep(0.02 * (1 + place.rank))
+            if step == 3:
+                (folder / f"{place.rank}.started").touch()
+    (folder / f"{place.rank}.steps").write_text(str(step))
+    return 0
+
+
+def wait_outside_of_stop_signal(place, folder):
+    """Work that can be ended at any time, such as preparing data."""
+    (folder / f"{place.rank}.started").touch()
+    time.sleep(FOREVER)
+    return 0
+
+
+def main(_):
+    work, count, folder = sys.argv[1:]
+    places = distributed.plan("cpu", int(count) or None, os.environ)
+    return distributed.launch(globals()[work], Path(folder), places, port=0)
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main))

@@ -1,0 +1,308 @@
+"""Several ranks as one run: places, numbers that travel, failures, signals and memory."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import rank_workers
+import torch
+
+import distributed
+import supervisor
+from distributed import Place, StopSignal
+from flags import UsageError
+
+ROOT = Path(distributed.__file__).parent
+TWO = distributed.plan("cpu", 2, {})
+TORCHRUN = {
+    "RANK": "5",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "4",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
+
+
+def place_with_cuda(monkeypatch, count):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+class TestPlan:
+    def test_without_cuda_one_process(self, monkeypatch):
+        place_with_cuda(monkeypatch, 0)
+        assert distributed.plan("auto", None, {}) == (Place(device=torch.device("cpu")),)
+
+    def test_as_many_on_the_cpu_as_asked(self):
+        places = distributed.plan("cpu", 3, {})
+        assert [(p.rank, p.local_rank, p.world_size) for p in places] == [
+            (0, 0, 3),
+            (1, 1, 3),
+            (2, 2, 3),
+        ]
+        assert [p.is_main for p in places] == [True, False, False]
+
+    @pytest.mark.parametrize("device", ["auto", "cuda"])
+    def test_one_process_per_visible_cuda_device(self, monkeypatch, device):
+        place_with_cuda(monkeypatch, 4)
+        devices = [place.device for place in distributed.plan(device, None, {})]
+        assert devices == [torch.device("cuda", index) for index in range(4)]
+        assert len(distributed.plan(device, 2, {})) == 2
+
+    def test_one_named_cuda_device(self, monkeypatch):
+        place_with_cuda(monkeypatch, 4)
+        assert distributed.plan("cuda:2", None, {}) == (Place(device=torch.device("cuda", 2)),)
+        with pytest.raises(UsageError, match="--device cuda:2 is a single device"):
+            distributed.plan("cuda:2", 2, {})
+
+    def test_more_processes_than_devices(self, monkeypatch):
+        place_with_cuda(monkeypatch, 2)
+        with pytest.raises(UsageError, match="--num_processes 3: there are only 2 visible CUDA"):
+            distributed.plan("auto", 3, {})
+
+    def test_torchrun(self, monkeypatch):
+        place_with_cuda(monkeypatch, 4)
+        assert distributed.plan("auto", None, TORCHRUN) == (
+            Place(
+                device=torch.device("cuda", 1),
+                rank=5,
+                world_size=8,
+                local_rank=1,
+                local_world_size=4,
+            ),
+        )
+        assert distributed.plan("cpu", 4, TORCHRUN)[0].device == torch.device("cpu")
+
+    @pytest.mark.parametrize(
+        ("changes", "num_processes", "message"),
+        [
+            ({"MASTER_PORT": None}, None, "but MASTER_PORT is not"),
+            ({"RANK": "first"}, None, "torchrun's environment is damaged"),
+            ({}, 2, "--num_processes 2: torchrun has started 4 here"),
+            ({"LOCAL_RANK": "4"}, None, "cuda:4: the devices here are cuda:0 to cuda:3"),
+        ],
+    )
+    def test_torchrun_gone_wrong(self, monkeypatch, changes, num_processes, message):
+        place_with_cuda(monkeypatch, 4)
+        environ = {k: v for k, v in {**TORCHRUN, **changes}.items() if v is not None}
+        with pytest.raises(UsageError, match=message):
+            distributed.plan("auto", num_processes, environ)
+
+
+class TestOneProcess:
+    def test_runs_here_and_passes_everything_on(self):
+        (place,) = distributed.plan("cpu", None, {})
+        here = os.getpid()
+        assert distributed.launch(lambda *_: 3 * (os.getpid() == here), None, (place,)) == 3
+        with pytest.raises(ZeroDivisionError):
+            distributed.launch(lambda *_: 1 // 0, None, (place,))
+
+    def test_alone_nothing_changes(self):
+        tensor = torch.arange(3.0)
+        distributed.average([tensor])
+        distributed.broadcast_state([tensor])
+        assert tensor.tolist() == [0, 1, 2]
+        assert distributed.mean_over_ranks({"a": tensor[1]}) == {"a": tensor[1]}
+        assert [distributed.agree_to_stop(flag) for flag in (True, False)] == [True, False]
+
+
+class TestTwoProcesses:
+    def test_what_travels(self, tmp_path):
+        assert distributed.launch(rank_workers.exchange, tmp_path, TWO, port=0) == 7
+        first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+        for tensor in (*first["averaged"], *second["averaged"]):
+            assert (tensor == 1.5).all()
+        assert first["averaged"][0].is_contiguous(memory_format=torch.channels_last)
+        for kind in ("broadcast", "trained"):
+            for name, tensor in first[kind].items():
+                assert torch.equal(tensor, second[kind][name])
+        for results in (first, second):
+            assert results["terms"] == {"a": 15, "b": 1.5}
+            assert (results["nobody"], results["somebody"]) == (False, True)
+
+    @pytest.mark.parametrize(
+        ("kind", "code", "message"),
+        [("bug", 1, "ZeroDivisionError: the failure itself"), ("killed", 137, "rank 1 was ended")],
+    )
+    def test_one_failure_ends_the_run(self, capfd, kind, code, message):
+        start = time.monotonic()
+        assert distributed.launch(rank_workers.fail, kind, TWO, port=0) == code
+        assert time.monotonic() - start < 60  # the waiting rank would take 600
+        error = capfd.readouterr().err
+        assert message in error
+        assert error.count("Traceback") == (kind == "bug")  # its own, not its peer's complaint
+
+    def test_usage_error_stays_one(self, capfd):
+        with pytest.raises(UsageError, match="^no pictures in 'cats'$"):
+            distributed.launch(rank_workers.fail, "usage", TWO, port=0)
+        assert capfd.readouterr().err == ""
+
+
+class TestPort:
+    def test_taken(self, monkeypatch):
+        monkeypatch.setattr(distributed, "supervise", None)  # no process may be started
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            with pytest.raises(UsageError, match=f"--port {port} is taken; --port .* is free"):
+                distributed.launch(rank_workers.exchange, None, TWO, port=port)
+
+    def test_impossible(self):
+        with pytest.raises(UsageError, match="--port 70000 can't be used"):
+            distributed.launch(rank_workers.exchange, None, TWO, port=70_000)
+
+
+def started(work, count, folder):
+    """A command of its own, in a process group of its own, whose ranks are all at work."""
+    process = subprocess.Popen(
+        [sys.executable, rank_workers.__file__, work, str(count), folder],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    wait_until(lambda: len(list(folder.glob("*.started"))) == max(1, count), process)
+    return process
+
+
+def wait_until(is_so, process=None, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.02)
+
+
+def ended(process):
+    """(exit code, stderr), within seconds."""
+    error = process.communicate(timeout=30)[1].decode()
+    return process.returncode, error
+
+
+class TestSignals:
+    def test_sigterm_stops_all_ranks_after_the_same_step(self, tmp_path):
+        process = started("step_until_stopped", 2, tmp_path)
+        process.terminate()
+        assert ended(process) == (0, "")
+        first, second = ((tmp_path / f"{rank}.steps").read_text() for rank in (0, 1))
+        assert first == second
+
+    def test_ctrl_c_in_the_terminal_stops_all_ranks_after_the_same_step(self, tmp_path):
+        process = started("step_until_stopped", 2, tmp_path)
+        os.killpg(process.pid, signal.SIGINT)
+        assert ended(process) == (0, "")
+        first, second = ((tmp_path / f"{rank}.steps").read_text() for rank in (0, 1))
+        assert first == second
+
+    def test_before_the_loop_ctrl_c_ends_at_once(self, tmp_path):
+        process = started("wait_outside_of_stop_signal", 2, tmp_path)
+        process.send_signal(signal.SIGINT)
+        assert ended(process) == (130, "interrupted\n")
+
+    def test_ranks_do_not_outlive_a_killed_parent(self, tmp_path):
+        process = started("step_until_stopped", 2, tmp_path)
+        pids = [int((tmp_path / f"{rank}.pid").read_text()) for rank in (0, 1)]
+        process.kill()
+        ended(process)
+        wait_until(lambda: not any(is_running(pid) for pid in pids), seconds=10)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_one_process(self, tmp_path, number):
+        process = started("step_until_stopped", 0, tmp_path)
+        process.send_signal(number)
+        assert ended(process) == (0, "")
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+class TestStopSignal:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_first_only_asks(self, number):
+        before = signal.getsignal(number)
+        with StopSignal() as stop:
+            assert not stop.requested
+            signal.raise_signal(number)
+            signal.raise_signal(number)  # the same one, heard twice
+            assert (stop.requested, stop.signum) == (True, number)
+        assert signal.getsignal(number) is before
+
+    def test_second_ctrl_c_ends(self, monkeypatch):
+        monkeypatch.setattr(supervisor, "REPEAT_SECONDS", -1.0)
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.requested
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+    def test_ignored_stays_ignored(self):
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            with StopSignal() as stop:
+                signal.raise_signal(signal.SIGINT)
+                assert not stop.requested
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def test_in_a_thread_it_does_nothing(self):
+        heard = []
+
+        def work():
+            with StopSignal() as stop:
+                heard.append(stop.requested)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert heard == [False]
+
+
+COUNT_FAULTS = """
+import resource, distributed, torch
+print(distributed.keep_freed_memory())
+for round in range(4):
+    if round == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    [torch.zeros(16, 2**20) + 1 for _ in range(3)]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is asked, and Linux counts")
+def test_freed_memory_is_not_found_again_page_by_page():
+    output = subprocess.run(
+        [sys.executable, "-c", COUNT_FAULTS], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    could, faults = output.split()
+    # 64 MiB are 16384 pages, and there are six such tensors and as many zeros.
+    assert could == "False" or int(faults) < 16_384
+
+
+@pytest.mark.slow
+def test_torchrun(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    command = ["torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
+    arguments = [f"--master_port={port}", rank_workers.__file__, "exchange", "0", tmp_path]
+    process = subprocess.run(
+        [sys.executable, "-m", *command, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1, process.stderr  # torchrun's, as both ranks returned 7
+    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    assert first["terms"] == second["terms"] == {"a": 15, "b": 1.5}

@@ -1,0 +1,226 @@
+"""What a person types: seeds, numbers, devices, mistyped flags, and how a command ends."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import flags
+from flags import UsageError
+
+ROOT = Path(flags.__file__).parent
+
+
+def parser():
+    result = flags.ArgumentParser(description="Test.")
+    result.add_argument("path", nargs="?")
+    result.add_argument("--output_dir")
+    result.add_argument("--batch_size", type=flags.positive_int, default=4)
+    result.add_argument("--keep", type=flags.non_negative_int)
+    result.add_argument("--rate", type=flags.positive_float)
+    result.add_argument("--psi", type=flags.fraction)
+    result.add_argument("--port", type=flags.port_number)
+    result.add_argument("--offset", type=float)
+    result.add_argument("-n", type=int)
+    flags.add_device(result)
+    flags.add_seeds(result)
+    return result
+
+
+class TestSeeds:
+    @pytest.mark.parametrize(
+        ("texts", "seeds"),
+        [
+            (["0", "1", "2"], [0, 1, 2]),
+            (["0-15"], list(range(16))),
+            (["0,3,7-9"], [0, 3, 7, 8, 9]),
+            (["5", "1-2,0", "7-7"], [5, 1, 2, 0, 7]),
+            (["0", "1", "0"], [0, 1, 0]),
+            (["0, 4"], [0, 4]),
+        ],
+    )
+    def test_numbers_ranges_and_mixtures_in_the_order_typed(self, texts, seeds):
+        assert flags.parse_seeds(texts) == seeds
+        assert parser().parse_args(["--seeds", *texts]).seeds == seeds
+
+    @pytest.mark.parametrize("text", ["x", "-1", "1.5", "3-", "1--2", "", "0,,1", "²", "1e3"])
+    def test_rubbish_is_named(self, text):
+        with pytest.raises(UsageError, match="is no seed"):
+            flags.parse_seeds([text])
+
+    def test_backward_range_is_turned_round(self):
+        with pytest.raises(UsageError, match="5-2 runs backwards; write 2-5"):
+            parser().parse_args(["--seeds", "5-2"])
+
+    def test_a_slip_of_the_finger_does_not_fill_the_memory(self):
+        with pytest.raises(UsageError, match="more than"):
+            flags.parse_seeds(["0-99999999999999"])
+
+    def test_negative_seed_on_the_command_line(self):
+        with pytest.raises(UsageError, match="'-3' is no seed"):
+            parser().parse_args(["--seeds", "-3"])
+
+    def test_default(self):
+        assert parser().parse_args([]).seeds == [0, 1, 2]
+
+
+class TestParser:
+    @pytest.mark.parametrize(
+        ("typed", "message"),
+        [
+            (["--ouput_dir", "out"], "unknown flag --ouput_dir. Did you mean '--output_dir'?"),
+            (["--output-dir=out"], "unknown flag --output-dir. Did you mean '--output_dir'?"),
+            (["-output_dir", "out"], "unknown flag -output_dir. Did you mean '--output_dir'?"),
+            (["--seed", "3"], "unknown flag --seed. Did you mean '--seeds'?"),
+            (["--zzz"], "unknown flag --zzz."),
+            (["--batch_size", "0"], "--batch_size: must be a whole number of at least 1, not '0'"),
+            (["--batch_size", "2.5"], "must be a whole number of at least 1, not '2.5'"),
+            (["--keep", "-1"], "must be a whole number of at least 0, not '-1'"),
+            (["--rate", "nan"], "must be a number above 0, not 'nan'"),
+            (["--rate", "inf"], "must be a number above 0, not 'inf'"),
+            (["--psi", "1.5"], "must be a number from 0 to 1, not '1.5'"),
+            (["--port", "70000"], "must be a port from 0 to 65535, not '70000'"),
+            (["--output_dir"], "--output_dir: expected one argument"),
+            (["a", "b"], "unrecognized arguments: b"),
+        ],
+    )
+    def test_complaint_is_one_line_that_helps(self, typed, message):
+        with pytest.raises(UsageError) as caught:
+            parser().parse_args(typed)
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_mistyped_flag_is_named_before_what_then_is_missing(self):
+        result = flags.ArgumentParser(description="Test.")
+        result.add_argument("--dataset_path", required=True)
+        with pytest.raises(UsageError, match="unknown flag --dataset_pat"):
+            result.parse_args(["--dataset_pat", "x"])
+
+    def test_values_that_look_like_flags(self):
+        args = parser().parse_args(["--offset", "-1e-3", "-n5", "--", "--odd-name"])
+        assert (args.offset, args.n, args.path) == (-1e-3, 5, "--odd-name")
+        assert parser().parse_args(["--output_dir=--x"]).output_dir == "--x"
+
+    def test_numbers(self):
+        typed = [
+            "--batch_size",
+            "8",
+            "--keep",
+            "0",
+            "--rate",
+            "2e-4",
+            "--psi",
+            "0.7",
+            "--port",
+            "0",
+        ]
+        args = parser().parse_args(typed)
+        assert (args.batch_size, args.keep, args.rate, args.psi, args.port) == (8, 0, 2e-4, 0.7, 0)
+
+    def test_help_shows_defaults_but_no_none(self):
+        text = " ".join(parser().format_help().split())
+        assert "(default: auto)" in text
+        assert "None" not in text
+
+
+class TestDevice:
+    def test_cpu(self):
+        assert flags.resolve_device("cpu") == torch.device("cpu")
+
+    @pytest.mark.parametrize("text", ["gpu", "cuda:", "cuda:x", "cpu:0", "cuda:-1", "", "CPU!"])
+    def test_no_device(self, text):
+        with pytest.raises(UsageError, match="choose auto, cpu, cuda"):
+            flags.resolve_device(text)
+
+    def test_without_cuda(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert flags.resolve_device("auto") == torch.device("cpu")
+        for text in ("cuda", "cuda:0"):
+            with pytest.raises(UsageError, match=f"--device {text}: PyTorch sees no CUDA device"):
+                flags.resolve_device(text)
+
+    def test_with_two_cuda_devices(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        assert flags.resolve_device("auto") == torch.device("cuda", 0)
+        assert flags.resolve_device("cuda:1") == torch.device("cuda", 1)
+        with pytest.raises(UsageError, match="cuda:0 to cuda:1"):
+            flags.resolve_device("cuda:2")
+
+    def test_without_mps(self, monkeypatch):
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+        with pytest.raises(UsageError, match="no Apple GPU"):
+            flags.resolve_device("mps")
+
+
+class TestChoose:
+    def test_nearest_whatever_the_case(self):
+        with pytest.raises(UsageError, match="Did you mean 'CelebA'"):
+            flags.choose("curriculum", "celebb", {"CelebA": 1, "Cats": 2})
+
+    def test_no_hint_where_nothing_is_close(self):
+        with pytest.raises(UsageError, match=r"choose one of a\.$"):
+            flags.choose("thing", "zzzzzz", {"a": 1})
+
+
+class TestRun:
+    def test_exit_code_is_passed_on(self):
+        assert flags.run(lambda _: 7) == 7
+
+    def test_usage_error_is_one_line(self, capsys):
+        def main(_):
+            raise UsageError("no such\nfile")
+
+        assert flags.run(main) == 2
+        assert capsys.readouterr() == ("", "error: no such file\n")
+
+    def test_interrupt_is_one_line(self, capsys):
+        def main(_):
+            raise KeyboardInterrupt
+
+        assert flags.run(main) == 130
+        assert capsys.readouterr().err == "interrupted\n"
+
+    def test_our_bugs_keep_their_traceback(self):
+        def main(_):
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            flags.run(main)
+
+    def test_pipe_that_is_not_stdout_is_our_bug(self):
+        def main(_):
+            raise BrokenPipeError
+
+        with pytest.raises(BrokenPipeError):
+            flags.run(main)
+
+    def test_reader_that_went_away_ends_us_silently(self):
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                "import sys, tests.test_flags as t; sys.exit(t.chatter())",
+            ],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        with process:
+            process.stdout.readline()
+            process.stdout.close()
+            assert process.stderr.read() == b""
+        assert process.returncode == 141
+
+
+def chatter():
+    """A command that writes more than any pipe holds."""
+
+    def main(_):
+        for number in range(100_000):
+            print(number)
+        return 0
+
+    return flags.run(main)

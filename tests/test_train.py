@@ -1,0 +1,257 @@
+"""The training command as a person types it, on a tiny run: what it writes, says and resumes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import checkpoints
+import train
+from flags import UsageError
+
+ROOT = Path(train.__file__).parent
+TINY = """
+from curriculums import Demo
+
+Tiny = {key: value for key, value in Demo.items() if not isinstance(key, int)}
+Tiny |= {
+    0: {"batch_size": 3, "num_steps": 3, "img_size": 4, "gen_lr": 1e-3, "disc_lr": 1e-3},
+    3: {"batch_size": 2, "num_steps": 3, "img_size": 8, "gen_lr": 1e-3, "disc_lr": 1e-3},
+    6: {},
+    "hidden_dim": 8, "num_layers": 2, "mapping_hidden_dim": 8, "latent_dim": 4,
+    "discriminator_width": 8, "fade_steps": 2, "num_images": 7, "preview_size": 4,
+    "flip": True,
+}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    file = tmp_path / "tiny.py"
+    file.write_text(TINY)
+    cache = tmp_path / "cache"
+    return ["--curriculum_file", str(file), "--curriculum", "Tiny", "--cache_dir", str(cache)]
+
+
+def run(tiny, output_dir, *more):
+    return train.main([*tiny, "--device", "cpu", "--output_dir", str(output_dir), *more])
+
+
+def state_of(folder):
+    return torch.load(folder / "training_state.pth", weights_only=True)
+
+
+def assert_same_state(first, second):
+    """Bit for bit, whatever the nesting."""
+    assert type(first) is type(second)
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert list(first) == list(second)
+        for key in first:
+            assert_same_state(first[key], second[key])
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second)
+        for one, two in zip(first, second, strict=True):
+            assert_same_state(one, two)
+    else:
+        assert first == second
+
+
+def test_a_run_writes_what_it_promises(tiny, tmp_path):
+    out = tmp_path / "out"
+    assert (
+        run(tiny, out, "--sample_interval", "4", "--model_save_interval", "2", "--keep", "2") == 0
+    )
+    names = {path.name for path in out.iterdir()}
+    assert {"training_state.pth", "generator.pth", "ema.pth", "ema2.pth", "discriminator.pth",
+            "options.json", "log.jsonl", "tensorboard"} <= names  # fmt: skip
+    previews = ("fixed", "tilted", "fixed_ema", "tilted_ema", "random")
+    for step in ("000004", "000006"):
+        assert {f"{step}_{kind}.png" for kind in previews} <= names
+    assert {name for name in names if name.startswith("snapshot")} == {
+        "snapshot_00000004", "snapshot_00000006"}  # fmt: skip
+    with Image.open(out / "000006_fixed_ema.png") as picture:
+        assert picture.size == (20, 20)
+    state = state_of(out)
+    assert (state["step"], state["images_seen"]) == (6, 3 * 3 + 3 * 2)
+    assert not list(out.glob(".*"))
+    options = json.loads((out / "options.json").read_text())
+    assert options["curriculum"]["0"]["batch_size"] == 3
+    assert options["versions"]["torch"] == torch.__version__
+    assert list((out / "tensorboard").iterdir())
+
+
+def test_two_and_two_steps_equal_four(tiny, tmp_path):
+    run(tiny, tmp_path / "whole", "--max_steps", "4")
+    run(tiny, tmp_path / "parts", "--max_steps", "2")
+    run(tiny, tmp_path / "parts", "--max_steps", "4", "--resume")
+    assert_same_state(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
+    run(tiny, tmp_path / "moved", "--max_steps", "4", "--load_dir", str(tmp_path / "parts"))
+    assert not (tmp_path / "moved").joinpath("generator.pth").exists()  # nothing was left to do
+    run(tiny, tmp_path / "first", "--max_steps", "3")
+    run(tiny, tmp_path / "moved", "--max_steps", "4", "--load_dir", str(tmp_path / "first"))
+    assert_same_state(state_of(tmp_path / "whole"), state_of(tmp_path / "moved"))
+
+
+def test_exports_are_networks_that_carry_their_curriculum(tiny, tmp_path):
+    run(tiny, tmp_path / "out", "--max_steps", "2")
+    state = state_of(tmp_path / "out")
+    raw = checkpoints.read(tmp_path / "out" / "generator.pth", "generator")
+    averaged = checkpoints.read(tmp_path / "out" / "ema2.pth", "generator")
+    assert raw["curriculum"][0]["batch_size"] == 3
+    assert_same_state(dict(raw["state"]), dict(state["generator"]))
+    assert_same_state(list(averaged["state"].values()), state["averages"][1]["shadow"])
+    critic = checkpoints.read(tmp_path / "out" / "discriminator.pth", "discriminator")
+    assert_same_state(dict(critic["state"]), dict(state["discriminator"]))
+
+
+def test_previews_are_the_same_however_the_run_came_there(tiny, tmp_path):
+    run(tiny, tmp_path / "whole", "--sample_interval", "4", "--max_steps", "4")
+    run(tiny, tmp_path / "parts", "--sample_interval", "9", "--max_steps", "3")
+    run(tiny, tmp_path / "parts", "--sample_interval", "4", "--max_steps", "4", "--resume")
+    for kind in ("fixed", "tilted", "fixed_ema", "tilted_ema", "random"):
+        name = f"000004_{kind}.png"
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+
+
+def test_an_output_folder_with_a_run_is_not_overwritten(tiny, tmp_path):
+    run(tiny, tmp_path / "out", "--max_steps", "1")
+    before = (tmp_path / "out" / "training_state.pth").read_bytes()
+    with pytest.raises(UsageError, match="holds a run already; go on with --resume"):
+        run(tiny, tmp_path / "out")
+    assert (tmp_path / "out" / "training_state.pth").read_bytes() == before
+
+
+def test_resume_starts_afresh_where_there_is_nothing_and_says_when_all_is_done(
+    tiny, tmp_path, capsys
+):
+    assert run(tiny, tmp_path / "out", "--resume", "--max_steps", "1") == 0
+    assert run(tiny, tmp_path / "out", "--resume", "--max_steps", "1") == 0
+    assert "nothing to do" in capsys.readouterr().err
+
+
+def test_set_step_and_epochs(tiny, tmp_path):
+    run(tiny, tmp_path / "out", "--set_step", "4", "--max_steps", "5")
+    assert state_of(tmp_path / "out")["step"] == 5
+    # Seven images: three steps of 3 and one of 2 are more than an epoch, so it ends after 3.
+    run(tiny, tmp_path / "epoch", "--n_epochs", "1")
+    assert state_of(tmp_path / "epoch")["step"] == 3
+
+
+def test_pictures_of_ones_own(tiny, tmp_path):
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(5):
+        pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{index}.png")
+    photos = str(tmp_path / "photos")
+    assert run(tiny, tmp_path / "out", "--dataset_path", photos, "--max_steps", "1") == 0
+    assert state_of(tmp_path / "out")["curriculum"]["dataset_path"] == photos
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--dataset_path", "nowhere"], "nowhere"),
+        (["--load_dir", "nowhere"], "no training_state.pth"),
+        (["--max_step", "1"], "Did you mean '--max_steps'?"),
+        (["--max_steps", "0"], "at least 1"),
+        (["--device", "cuda:99"], "cuda"),
+        (["--set", "fov=wide"], "must be a number"),
+    ],
+)
+def test_mistakes_are_usage_errors_and_leave_nothing(tiny, tmp_path, more, message):
+    with pytest.raises(UsageError, match=message.replace("?", r"\?")):
+        train.main([*tiny, "--output_dir", str(tmp_path / "out"), *more])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_state_of_other_networks_or_no_state_is_refused(tiny, tmp_path):
+    run(tiny, tmp_path / "out", "--max_steps", "1")
+    with pytest.raises(UsageError, match="do not fit this one"):
+        run(tiny, tmp_path / "out", "--resume", "--set", "hidden_dim=9")
+    for content in (b"", b"<html>not found</html>", b"PK\x03\x04 cut off"):
+        (tmp_path / "out" / "training_state.pth").write_bytes(content)
+        with pytest.raises(UsageError, match="no code in it was run"):
+            run(tiny, tmp_path / "out", "--resume")
+
+
+def test_a_dry_run_prints_and_writes_nothing(tiny, tmp_path, capsys):
+    assert run(tiny, tmp_path / "out", "--dry_run") == 0
+    text = capsys.readouterr().out
+    assert "images: 7 in built-in toy cars" in text
+    assert "parameters" in text
+    assert f"{3 * 16 * 6:,}" in text  # points per step of the first stage
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_list_of_curricula(capsys):
+    assert train.main(["--list_curricula"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("CelebA128", "CARLA", "Demo", "32 -> 64 -> 128"))
+
+
+def test_ten_bad_updates_in_a_row_end_the_run(tiny, tmp_path, capsys, monkeypatch):
+    run(tiny, tmp_path / "out", "--max_steps", "1")
+    before = (tmp_path / "out" / "training_state.pth").read_bytes()
+    build = train.training_loop.build_game
+
+    def broken(place, options):
+        game = build(place, options)
+        generate = game.generate
+        game.generate = lambda *args, **kwargs: (
+            lambda fakes: fakes._replace(images=fakes.images * float("nan"))
+        )(generate(*args, **kwargs))
+        return game
+
+    monkeypatch.setattr(train.training_loop, "build_game", broken)
+    more = ["--set", "3.batch_size=1", "--sample_interval", "50"]
+    assert run(tiny, tmp_path / "out", "--resume", "--max_steps", "90", *more) == 1
+    message = capsys.readouterr().err
+    assert "10 updates in a row were not finite" in message
+    assert "d_fake" in message
+    assert "last good state is" in message
+    assert (tmp_path / "out" / "training_state.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_tells_how_to_go_on(tiny, tmp_path, signum):
+    out = tmp_path / "out"
+    command = [sys.executable, str(ROOT / "train.py"), *tiny, "--output_dir", str(out)]
+    # An endless run: the last stage has no end.
+    (tmp_path / "tiny.py").write_text(TINY.replace("    6: {},\n", ""))
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log = out / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signum)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum
+    state = state_of(out)
+    assert f"saved at step {state['step']}" in message
+    assert "--resume" in message
+    assert "Traceback" not in message
+
+
+def test_two_processes_resume_exactly_and_stay_equal(tiny, tmp_path):
+    def command(folder, *more):
+        words = [sys.executable, str(ROOT / "train.py"), *tiny, "--output_dir", str(folder)]
+        words += ["--num_processes", "2", "--device", "cpu", "--port", "0", *more]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+
+    command(tmp_path / "whole", "--max_steps", "4")
+    command(tmp_path / "parts", "--max_steps", "2")
+    command(tmp_path / "parts", "--max_steps", "4", "--resume")
+    whole = state_of(tmp_path / "whole")
+    assert_same_state(whole, state_of(tmp_path / "parts"))
+    assert whole["images_seen"] == 2 * (3 * 3 + 2)

@@ -1,0 +1,114 @@
+"""Train a 3D-aware generator from a folder of photos.
+
+    python train.py --curriculum CelebA --output_dir out
+
+One process per visible CUDA device, or one on the CPU. Ctrl-C and SIGTERM save before they end;
+`--resume` goes on.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import checkpoints
+import curriculums
+import datasets
+import distributed
+import dry_run
+import flags
+import training_loop
+from flags import UsageError
+from training_loop import TrainOptions, train
+
+
+def build_parser() -> flags.ArgumentParser:
+    """All flags of this command."""
+    parser = flags.ArgumentParser(description="Train a 3D-aware generator from a folder of photos.")
+    add = parser.add_argument
+    add("--curriculum", help="name of a curriculum; see --list_curricula")
+    add("--curriculum_file", type=Path, help="Python file with curriculum dicts of your own")
+    add("--list_curricula", action="store_true", help="print the curricula and stop")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a curriculum key; "
+        "STEP.KEY=VALUE for a stage; repeatable")  # fmt: skip
+    add("--dataset_path", help="folder, glob or .zip of pictures")
+    add("--cache_dir", type=Path, help="where decoded pictures are kept; default OUTPUT_DIR/cache")
+    add("--output_dir", type=Path, default=Path("out"), help="folder of the run")
+    add("--load_dir", type=Path, help="go on from the run in this folder")
+    add("--resume", action="store_true", help="go on from --output_dir if it holds a run")
+    add("--set_step", type=flags.non_negative_int, help="take this as the number of steps done")
+    add("--seed", type=flags.non_negative_int, default=0, help="of all random numbers")
+    add("--n_epochs", type=flags.positive_int, default=3000, help="passes over the data, after "
+        "loading further ones")  # fmt: skip
+    add("--max_steps", type=flags.positive_int, help="stop at this step")
+    add("--sample_interval", type=flags.positive_int, default=200, help="steps between previews")
+    add("--model_save_interval", type=flags.positive_int, default=5000, help="steps between "
+        "snapshots")  # fmt: skip
+    add("--keep", type=flags.positive_int, default=3, help="snapshots kept, the newest ones")
+    add("--eval_freq", type=flags.positive_int, default=5000, help="steps between FID measurements")
+    flags.add_device(parser)
+    add("--num_processes", type=flags.positive_int, help="default: one per visible CUDA device")
+    add("--port", type=flags.port_number, default=distributed.DEFAULT_PORT, help="rendezvous port "
+        "of the processes")  # fmt: skip
+    add("--dry_run", action="store_true", help="print what would be trained and stop")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, check everything that can be checked, then train in one or several processes."""
+    args = build_parser().parse_args(argv)
+    if args.list_curricula:
+        print(dry_run.curricula_table())
+        return 0
+    if args.curriculum is None:
+        names = ", ".join(curriculums.PRESETS)
+        raise UsageError(f"--curriculum is missing; choose one of {names}")
+    overrides = list(args.set)
+    curriculum = curriculums.load(args.curriculum, file=args.curriculum_file, overrides=overrides)
+    if args.dataset_path is not None:
+        curriculum = curriculum.with_dataset_path(args.dataset_path)
+    places = distributed.plan(args.device, args.num_processes, os.environ)
+    if args.dry_run:
+        print(dry_run.report(curriculum, places, training_loop.dataset_options(curriculum)))
+        return 0
+    options = TrainOptions(
+        curriculum=curriculum,
+        output_dir=args.output_dir,
+        start_from=_start_from(args.output_dir, args.load_dir, is_resumed=args.resume),
+        cache_dir=args.cache_dir or args.output_dir / "cache",
+        seed=args.seed,
+        n_epochs=args.n_epochs,
+        max_steps=args.max_steps,
+        set_step=args.set_step,
+        sample_interval=args.sample_interval,
+        model_save_interval=args.model_save_interval,
+        keep=args.keep,
+        command=["train.py", *(sys.argv[1:] if argv is None else argv)],
+    )
+    datasets.find_images(
+        training_loop.dataset_options(curriculum)
+    )  # before any process or folder is made
+    return distributed.launch(train, options, places, port=args.port)
+
+
+def _start_from(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) -> Path | None:
+    """The training state to go on from, None to start afresh."""
+    own = output_dir / checkpoints.STATE_FILE
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UsageError(f"--output_dir {output_dir}: is not a folder")
+    if is_resumed and own.exists():
+        return own
+    if own.exists() and (load_dir is None or load_dir.resolve() != output_dir.resolve()):
+        raise UsageError(
+            f"--output_dir {output_dir} holds a run already; go on with --resume, or give another"
+        )
+    if load_dir is None:
+        return None
+    state = load_dir / checkpoints.STATE_FILE
+    if not state.is_file():
+        raise UsageError(f"--load_dir {load_dir}: there is no {checkpoints.STATE_FILE} in it")
+    return state
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main))
