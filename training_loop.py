@@ -109,6 +109,8 @@ def train(place: Place, options: TrainOptions) -> int:
         progress = checkpoints.load_state(options.start_from, game)
     if options.set_step is not None:
         progress.step = options.set_step
+    # Equal already, unless machines differ in how they draw the first parameters.
+    distributed.broadcast_state(game.tensors())
     if place.is_main:
         options.output_dir.mkdir(parents=True, exist_ok=True)
         _write_options(place, options, progress)
@@ -218,7 +220,7 @@ class TrainingRun:
     def _loop(self, stop: StopSignal, log: RunLog | None) -> int:
         for step in itertools.count(self.progress.step):
             stage = self.curriculum.at(step)
-            terms = self.game.step(self._next_images(stage), stage)
+            terms = distributed.mean_over_ranks(self.game.step(self._next_images(stage), stage))
             self.progress.step = step + 1
             self.progress.images_seen += stage.batch_size * self.place.world_size
             if log is not None:

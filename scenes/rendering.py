@@ -108,23 +108,26 @@ def _mean_colors(cars: ToyCars, cameras: _Cameras, pixels: Tensor, supersampling
 def _shoot(cars: ToyCars, image: Tensor, rays: Rays) -> tuple[Tensor, Tensor]:
     """Colors (3, N) and depths (N,) of rays (N, 3) that belong to images (N,)."""
     depths = _depths(cars, image, rays)
-    colors = torch.ones_like(rays.origins.T)
     numbers = torch.stack([*cars.geometry, *cars.paint.T])  # (G + 3, B), to be gathered at once
-    for hit in depths.isfinite().nonzero()[:, 0].split(LANES):
+    all_hits = depths.isfinite().nonzero()[:, 0]
+    parts = []
+    for hit in all_hits.split(LANES // 3):  # x, y and z together are as many as LANES
         origins, directions = (x.T.index_select(1, hit) for x in rays)
-        points = (origins + depths[hit] * directions).T
-        *geometry, red, green, blue = numbers.index_select(1, image[hit])
+        points = (origins + depths.index_select(0, hit) * directions).T
+        *geometry, red, green, blue = numbers.index_select(1, image.index_select(0, hit))
         car, paint = Geometry(*geometry), torch.stack([red, green, blue])
-        colors[:, hit] = car_albedo(car, paint, points) * brightness(car_normals(car, points))
+        parts.append(car_albedo(car, paint, points) * brightness(car_normals(car, points)))
+    colors = torch.ones_like(rays.origins.T)
+    colors[:, all_hits] = torch.cat(parts, dim=1)
     return colors, depths
 
 
 def _depths(cars: ToyCars, image: Tensor, rays: Rays) -> Tensor:
     """Depths (N,) at which rays (N, 3) of images (N,) meet their cars."""
-    numbers = torch.stack(cars.geometry)  # (G, B)
 
     def scene(index: Tensor) -> Distance:
-        car = Geometry(*numbers.index_select(1, image[index]))
+        owner = image.index_select(0, index)
+        car = Geometry(*(numbers.index_select(0, owner) for numbers in cars.geometry))
         return lambda points: car_distance(car, points)
 
     return trace(scene, rays, *_box_interval(cars.geometry, image, rays))

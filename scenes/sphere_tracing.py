@@ -6,7 +6,7 @@ surface. Every ray advances on its own, so that its depth does not depend on the
 Legend: N rays, M of them under way.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,27 +37,34 @@ def trace(scene: Callable[[Tensor], Distance], rays: Rays, near: Tensor, far: Te
         (N,) depths, scene units.
     """
     depths = torch.full_like(near, torch.inf)
-    lines = torch.cat([rays.origins.T, rays.directions.T, far[None]])  # (7, N)
+    origins, directions = (x.T.contiguous().unbind() for x in rays)  # (N,) three times each
     waiting = (near <= far).nonzero()[:, 0]
     index, t = waiting[:0], near[:0]
     while len(index) + len(waiting) > 0:
         new, waiting = waiting.tensor_split([LANES - len(index)])
-        index, t = torch.cat([index, new]), torch.cat([t, near[new]])
-        t, is_hit, is_going = _advance(scene(index), lines.index_select(1, index), t)
-        depths[index[is_hit]] = t[is_hit]
-        index, t = index[is_going], t[is_going]
+        index, t = torch.cat([index, new]), torch.cat([t, near.index_select(0, new)])
+        lines = [row.index_select(0, index) for row in (*origins, *directions, far)]
+        t, is_hit, is_going = _advance(scene(index), lines, t)
+        hit, going = is_hit.nonzero()[:, 0], is_going.nonzero()[:, 0]
+        depths.index_copy_(0, index.index_select(0, hit), t.index_select(0, hit))
+        index, t = index.index_select(0, going), t.index_select(0, going)
     return depths
 
 
-def _advance(distance: Distance, lines: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _advance(
+    distance: Distance, lines: Sequence[Tensor], t: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Depths (M,) after STEPS steps, and which rays (M,) have hit and which are under way.
 
+    Lines are origins, directions and far, coordinate by coordinate: seven times (M,), each too
+    short for torch to share among threads, whose waiting for each other would cost more.
     A ray that hits early comes closer by the steps that are left.
     """
-    origins, directions, far = lines[:3], lines[3:6], lines[6]
+    far = lines[6]
+    axes = list(zip(lines[:3], lines[3:6], strict=True))
     gap = last_gap = torch.full_like(t, torch.inf)
     for _ in range(STEPS):
-        last_gap, gap = gap, distance((origins + t * directions).T)
+        last_gap, gap = gap, distance(torch.stack([o + t * d for o, d in axes]).T)
         t = t + gap
     is_near, is_inside = gap < TOLERANCE, t <= far
     # The gap has shrunk by the cosine of incidence per unit of depth: where will it be nothing?

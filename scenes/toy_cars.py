@@ -17,7 +17,7 @@ from torch import Tensor
 NUM_DRAWS = 24  # uniform numbers that make a car
 NORMAL_STEP = 4e-4  # scene units; half the side of the cube whose corners measure a normal
 
-WHEEL_ROUNDING = 0.006
+WHEEL_BLEND = 0.012
 WHEEL_OVERHANG = 0.003  # of the wheels over the body's sides
 ARCH_GAP = 0.006  # between a wheel and the body around it
 ARCH_BLEND = 0.006
@@ -161,11 +161,11 @@ def _rounding(a: Tensor, b: Tensor, blend: Tensor | float) -> Tensor:
 def _wheel_distance(car: Geometry, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     """Signed distance to the wheel at x, z > 0, a rounded cylinder."""
     along, up = x - car.axle_x, y - car.axle_y
-    radial = (along * along + up * up).sqrt() - car.wheel_radius + WHEEL_ROUNDING
-    axial = (z - car.axle_z).abs() - car.half_wheel_width + WHEEL_ROUNDING
-    outer_radial, outer_axial = radial.clamp(min=0), axial.clamp(min=0)
-    outside = (outer_radial * outer_radial + outer_axial * outer_axial).sqrt()
-    return outside + torch.maximum(radial, axial).clamp(max=0) - WHEEL_ROUNDING
+    square = along * along + up * up
+    # Torch would wake other threads for a plain square root, which takes longer than the root.
+    radius = square * square.clamp(min=1e-12).rsqrt()
+    axial = (z - car.axle_z).abs() - car.half_wheel_width
+    return _smooth_max(radius - car.wheel_radius, axial, WHEEL_BLEND)
 
 
 def cabin_planes(car: Geometry, x: Tensor, rise: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,7 +220,7 @@ def car_normals(car: Geometry, points: Tensor) -> Tensor:
         distance = car_distance(car, torch.stack(moved).movedim(0, -1))
         total += torch.stack([distance * sign for sign in signs])
     x, y, z = total
-    return (total / (x * x + y * y + z * z).sqrt().clamp(min=1e-12)).movedim(0, -1)
+    return (total * (x * x + y * y + z * z).clamp(min=1e-24).rsqrt()).movedim(0, -1)
 
 
 def per_point(cars: ToyCars) -> Geometry:

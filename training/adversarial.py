@@ -156,6 +156,12 @@ class AdversarialGame:
         )
         self.health = Health.fresh(self.device)
 
+    def tensors(self) -> list[Tensor]:
+        """Parameters of both networks and their averages: what must be equal on all processes."""
+        networks = [*self.generator.parameters(), *self.discriminator.parameters()]
+        averages = [value for average in self.averages for value in average.shadow]
+        return [parameter.detach() for parameter in networks] + averages
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The networks' precision."""
         dtype = self.precision.autocast_dtype
