@@ -57,7 +57,6 @@ class Curriculum:
             z_lambda=settings.z_lambda,
             pos_lambda=settings.pos_lambda,
             grad_clip=settings.grad_clip,
-            reuse_fakes=settings.reuse_fakes,
         )
 
     def _last_upsample(self, step: int) -> int:
@@ -178,8 +177,6 @@ def _check(curriculum: Curriculum) -> None:
                 f"{where}, stage {start}: batch_split {stage.batch_split} is more than batch_size "
                 f"{stage.batch_size}"
             )
-        if settings.reuse_fakes and stage.batch_split > 1:
-            raise UsageError(f"{where}, stage {start}: reuse_fakes needs batch_split 1")
         try:
             curriculum.at(start)
         except ValueError as error:

@@ -119,7 +119,6 @@ class Settings:
     r1_interval: Count = 1  # steps between penalties, each that many times stronger
     z_lambda: NonNegative = 0.0
     pos_lambda: NonNegative = 0.0
-    reuse_fakes: bool = False  # both networks learn from the same fakes of a step
     betas: tuple[Annotated[float, Range(0, 0.9999999, includes_low=True)], ...] = (0.0, 0.9)
     weight_decay: NonNegative = 0.0
     grad_clip: Positive

@@ -219,7 +219,6 @@ Demo: dict[str | int, Any] = {
     "discriminator": "ProgressiveDiscriminator",
     "discriminator_width": 48,
     "lock_view_dependence": True,  # the paint of a toy car does not depend on where it is seen from
-    "reuse_fakes": True,
     "fade_steps": 200,
     "density_noise_steps": 200,
     "topk_interval": 2000,

@@ -94,11 +94,11 @@ def test_the_same_step_gives_the_same_parameters():
 def test_splits_of_a_batch_are_averaged(splits):
     gradients = []
     for count in (1, splits):
-        game, curriculum = tiny_game("reuse_fakes=false", "density_noise_steps=0")
+        game, curriculum = tiny_game("density_noise_steps=0")
         stage = replace(curriculum.at(0), batch_split=count)
         scenes = game.draw_scenes(4, stage, rng=torch.Generator().manual_seed(0))
         deterministic = _without_jitter(game)
-        deterministic.generator_step(scenes, None, stage, rng=torch.Generator())
+        deterministic.generator_step(scenes, stage, rng=torch.Generator())
         gradients.append([p.grad for p in game.generator.parameters()])
     for whole, split in zip(*gradients, strict=True):
         torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-7)
@@ -120,7 +120,7 @@ def test_the_mean_gradient_is_clipped_once():
 
 def test_synchronize_is_called_once_per_update():
     calls = []
-    game, curriculum = tiny_game("reuse_fakes=false", "0.batch_split=2")
+    game, curriculum = tiny_game("0.batch_split=2")
     game.synchronize = lambda tensors: calls.append(len(tensors))
     game.step(real_images(), curriculum.at(0))
     assert len(calls) == 2
@@ -179,13 +179,21 @@ def test_r1_is_applied_every_interval_with_its_mean_strength():
 
 
 def test_top_k_leaves_the_worst_fakes_without_gradient():
-    game, curriculum = tiny_game("reuse_fakes=false")
+    game, curriculum = tiny_game()
     stage = replace(curriculum.at(0), topk_share=0.5)
     scenes = game.draw_scenes(4, stage, rng=torch.Generator().manual_seed(0))
-    fakes = game.generate(scenes, stage, rng=torch.Generator().manual_seed(0))
-    fakes.images.retain_grad()
-    game.generator_step(scenes, fakes, stage, rng=torch.Generator())
-    touched = fakes.images.grad.flatten(1).abs().sum(1) > 0
-    logits = game.discriminator(fakes.images, stage.alpha).logits
+    shown = []
+    generate = game.generate
+
+    def watched(*args, **kwargs):
+        shown.append(generate(*args, **kwargs))
+        shown[-1].images.retain_grad()
+        return shown[-1]
+
+    game.generate = watched
+    game.generator_step(scenes, stage, rng=torch.Generator().manual_seed(0))
+    images = shown[0].images
+    touched = images.grad.flatten(1).abs().sum(1) > 0
+    logits = game.discriminator(images, stage.alpha).logits
     assert touched.sum() == 2
     assert set(np.flatnonzero(touched)) == set(logits.topk(2).indices.tolist())

@@ -100,7 +100,7 @@ def test_overrides_are_typed_by_the_schema():
         ("0.batch_size=1.5", "must be a whole number"),
         ("0.num_steps=2", "must be at least 3"),
         ("0.img_size=48", "has levels for 2, 4, 8"),
-        ("0.batch_split=2", "reuse_fakes needs batch_split 1"),
+        ("0.batch_split=99", "batch_split 99 is more than batch_size"),
         ("white_back=1", "must be True or False"),
         ("clamp_mode=rellu", "Did you mean 'relu'?"),
         ("model=TALLSIRN", "Did you mean 'TALLSIREN'?"),

@@ -85,12 +85,13 @@ def build_optimizer(
     groups: Sequence[tuple[Sequence[nn.Parameter], float]], options: OptimizerOptions
 ) -> torch.optim.Adam:
     """Adam over groups of (parameters, share of the learning rate); rates are set at every step."""
+    device = groups[0][0][0].device
     return torch.optim.Adam(
         [{"params": list(parameters), "rate_share": share} for parameters, share in groups],
         lr=0.0,
         betas=(float(options.betas[0]), float(options.betas[1])),
         weight_decay=options.weight_decay,
-        fused=True,
+        fused=device.type in ("cpu", "cuda"),
     )
 
 
@@ -184,13 +185,11 @@ class AdversarialGame:
         self.generator.train()
         self.discriminator.train()
         scenes = self.draw_scenes(len(real), stage, rng=scene_rng)
-        with torch.set_grad_enabled(stage.reuse_fakes):
+        with torch.no_grad():
             fakes = self.generate(scenes, stage, rng=sample_rng)
         terms = self.discriminator_step(real, fakes, stage)
-        if not stage.reuse_fakes:
-            scenes = self.draw_scenes(stage.batch_size, stage, rng=scene_rng)
-        rendered = fakes if stage.reuse_fakes else None
-        terms |= self.generator_step(scenes, rendered, stage, rng=sample_rng)
+        scenes = self.draw_scenes(stage.batch_size, stage, rng=scene_rng)
+        terms |= self.generator_step(scenes, stage, rng=sample_rng)
         self.scaler.update(None if self.precision.is_scaled else 1.0)
         for average in self.averages:
             average.update(self.generator.parameters())
@@ -237,27 +236,23 @@ class AdversarialGame:
         # Detached, not .item(): reading a value waits for the device, so only the logger does it.
         return {name: term.detach() for name, term in terms.items()}
 
-    def generator_step(
-        self, scenes: Scenes, fakes: Fakes | None, stage: Stage, *, rng: torch.Generator
-    ) -> Terms:
+    def generator_step(self, scenes: Scenes, stage: Stage, *, rng: torch.Generator) -> Terms:
         """Update the generator; returns its terms, mean over the splits of the batch.
 
         Args:
             scenes: B scenes to render, worked off in stage.batch_split parts.
-            fakes: the pictures of scenes with their graph, where they exist already (then unsplit).
             stage: the curriculum at this step.
             rng: stream of the per-sample draws.
         """
         self.discriminator.requires_grad_(False)
         self.generator_optimizer.zero_grad(set_to_none=True)
-        splits = 1 if fakes is not None else stage.batch_split
         means: Terms = {}
-        latents, pitch, yaw = (t.chunk(splits) for t in (scenes.latents, *scenes.poses))
+        latents, pitch, yaw = (t.chunk(stage.batch_split) for t in (scenes.latents, *scenes.poses))
         for part in zip(latents, pitch, yaw, strict=True):
             part_scenes = Scenes(part[0], Poses(*part[1:]))
-            shown = fakes or self.generate(part_scenes, stage, rng=rng)
+            fakes = self.generate(part_scenes, stage, rng=rng)
             with self.autocast():
-                verdict = self.discriminator(shown.images, stage.alpha)
+                verdict = self.discriminator(fakes.images, stage.alpha)
             best = losses.top_k(verdict.logits, stage.topk_share)
             terms = {
                 "g_fake": losses.logistic(best, is_real=True),

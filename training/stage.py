@@ -15,8 +15,7 @@ class Stage:
 
     batch_size is per process; the generator's batch is worked off in batch_split parts. alpha is
     the fade-in of the newest discriminator level, topk_share the share of fakes that train the
-    generator. reuse_fakes: the generator learns from the fakes that the discriminator just saw,
-    instead of rendering new ones. r1_interval: steps between R1 penalties, each that much stronger.
+    generator. r1_interval: steps between R1 penalties, each that much stronger.
     """
 
     step: int
@@ -34,7 +33,6 @@ class Stage:
     z_lambda: float
     pos_lambda: float
     grad_clip: float
-    reuse_fakes: bool
 
 
 def fade_in(step: int, faded_from: int, fade_steps: int) -> float:
