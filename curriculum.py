@@ -16,6 +16,11 @@ from siren.siren import FIELDS
 from training.stage import Stage, density_noise, fade_in, topk_share
 
 
+def _either(of_stage: float | None, of_all: float) -> float:
+    """The stage's value where it has one of its own."""
+    return of_all if of_stage is None else of_stage
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curriculum:
     """A parsed curriculum; source is the dict that it came from."""
@@ -37,7 +42,6 @@ class Curriculum:
     def at(self, step: int) -> Stage:
         """Everything that training needs to know at step."""
         settings, stage = self.settings, self.stage_settings(step)
-        r1_lambda = settings.r1_lambda if stage.r1_lambda is None else stage.r1_lambda
         return Stage(
             step=step,
             batch_size=stage.batch_size,
@@ -52,8 +56,9 @@ class Curriculum:
             ),
             poses=self.poses(),
             latent_kind=settings.z_dist,
-            r1_lambda=r1_lambda,
+            r1_lambda=_either(stage.r1_lambda, settings.r1_lambda),
             r1_interval=settings.r1_interval,
+            opacity_lambda=_either(stage.opacity_lambda, settings.opacity_lambda),
             z_lambda=settings.z_lambda,
             pos_lambda=settings.pos_lambda,
             grad_clip=settings.grad_clip,
@@ -71,13 +76,11 @@ class Curriculum:
             background = "white"
         elif last_back:
             background = "last_sample"
-        near = settings.ray_start if stage.ray_start is None else stage.ray_start
-        far = settings.ray_end if stage.ray_end is None else stage.ray_end
         return RenderOptions(
             image_size=stage.img_size,
             fov_degrees=settings.fov,
-            near=near,
-            far=far,
+            near=_either(stage.ray_start, settings.ray_start),
+            far=_either(stage.ray_end, settings.ray_end),
             num_steps=stage.num_steps,
             hierarchical=settings.hierarchical_sample,
             density_activation=settings.clamp_mode,

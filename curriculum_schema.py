@@ -62,6 +62,7 @@ class StageSettings:
     gen_lr: Positive
     disc_lr: Positive
     r1_lambda: NonNegative | None = None
+    opacity_lambda: NonNegative | None = None
     ray_start: NonNegative | None = None
     ray_end: Positive | None = None
 
@@ -117,6 +118,7 @@ class Settings:
     topk_v: Share
     r1_lambda: NonNegative
     r1_interval: Count = 1  # steps between penalties, each that many times stronger
+    opacity_lambda: NonNegative = 0.0  # the generator's penalty on half-transparent rays
     z_lambda: NonNegative = 0.0
     pos_lambda: NonNegative = 0.0
     betas: tuple[Annotated[float, Range(0, 0.9999999, includes_low=True)], ...] = (0.0, 0.9)

@@ -191,23 +191,25 @@ CARLA: dict[str | int, Any] = {
 }
 
 # A quarter of an hour on two processor cores, on the built-in toy cars.
+_DEMO_STAGE: dict[str, Any] = {"batch_size": 16, "num_steps": 7}
+
 Demo: dict[str | int, Any] = {
-    0: {
-        "batch_size": 16,
-        "num_steps": 7,
-        "img_size": 16,
-        "gen_lr": 5e-4,
-        "disc_lr": 1e-3,
-    },
-    2400: {
-        "batch_size": 16,
-        "num_steps": 7,
+    0: {**_DEMO_STAGE, "img_size": 16, "gen_lr": 5e-4, "disc_lr": 1e-3, "r1_lambda": 0.1},
+    1500: {
+        **_DEMO_STAGE,
         "img_size": 32,
-        "gen_lr": 3e-4,
-        "disc_lr": 6e-4,
-        "r1_lambda": 0.3,
+        "gen_lr": 4e-4,
+        "disc_lr": 8e-4,
+        "opacity_lambda": 2,  # clears the air around the cars
     },
-    4000: {},
+    2600: {  # smaller steps at the end calm both networks
+        **_DEMO_STAGE,
+        "img_size": 32,
+        "gen_lr": 1.5e-4,
+        "disc_lr": 3e-4,
+        "opacity_lambda": 2,
+    },
+    3000: {},
     **_HEMISPHERE,
     "dataset": "ToyCars",
     "model": "SPATIALSIRENBASELINE",
@@ -216,14 +218,16 @@ Demo: dict[str | int, Any] = {
     "num_layers": 3,
     "latent_dim": 64,
     "mapping_hidden_dim": 64,
-    "discriminator": "ProgressiveDiscriminator",
-    "discriminator_width": 48,
+    "density_scale": 3,
+    "discriminator": "CCSDiscriminator",
+    "discriminator_width": 64,
     "lock_view_dependence": True,  # the paint of a toy car does not depend on where it is seen from
     "fade_steps": 200,
-    "density_noise_steps": 200,
+    "density_noise_steps": 500,
     "topk_interval": 2000,
     "topk_v": 1,
-    "r1_lambda": 0.1,
+    "r1_lambda": 0.2,
+    "r1_interval": 2,
     "grad_clip": 10,
     "preview_size": 64,
 }

@@ -7,7 +7,7 @@ import torch
 
 from discriminators.discriminators import Verdict
 from generators.cameras import Poses
-from training.losses import identity, logistic, r1_penalty, top_k
+from training.losses import half_transparency, identity, logistic, r1_penalty, top_k
 
 
 def test_logistic_of_an_undecided_critic_is_log_two():
@@ -56,6 +56,11 @@ def test_identity_is_a_weighted_mean_over_all_numbers():
     poses = Poses(pitch=torch.tensor([1.0, 3]), yaw=torch.tensor([0.0, 4]))
     loss = identity(verdict, torch.zeros(2, 2), poses, z_lambda=8.0, pos_lambda=15.0)
     assert loss.item() == pytest.approx(8 * 1 / 4 + 15 * 4 / 4)
+
+
+def test_half_transparency_is_zero_for_surfaces_and_one_for_half_a_fog():
+    assert half_transparency(torch.tensor([0.0, 1.0, 1.0])).item() == 0
+    assert half_transparency(torch.full((2, 4, 4), 0.5)).item() == 1
 
 
 def test_identity_is_zero_without_heads():

@@ -53,9 +53,10 @@ class Scenes(NamedTuple):
 
 
 class Fakes(NamedTuple):
-    """Generated images (B, 3, H, W) in [-1, 1] and the scenes that they show."""
+    """Generated images (B, 3, H, W) in [-1, 1], their opacities (B, H, W) and their scenes."""
 
     images: Tensor
+    opacities: Tensor
     scenes: Scenes
 
 
@@ -207,8 +208,10 @@ class AdversarialGame:
     def generate(self, scenes: Scenes, stage: Stage, *, rng: torch.Generator) -> Fakes:
         """The generator's pictures of scenes."""
         with self.autocast():
-            images = self.generator(scenes.latents, scenes.poses, stage.render, rng=rng)
-        return Fakes(images.contiguous(memory_format=torch.channels_last), scenes)
+            film = self.generator.mapping(scenes.latents)
+            view = self.generator.render(film, scenes.poses, stage.render, rng=rng)
+        images = view.images.contiguous(memory_format=torch.channels_last)
+        return Fakes(images, view.opacities, scenes)
 
     def discriminator_step(self, real: Tensor, fakes: Fakes, stage: Stage) -> Terms:
         """Update the discriminator on real (B, 3, H, W) and on fakes; returns its terms."""
@@ -260,6 +263,9 @@ class AdversarialGame:
                     verdict, *part_scenes, z_lambda=stage.z_lambda, pos_lambda=stage.pos_lambda
                 ),
             }
+            if stage.opacity_lambda > 0:
+                clearness = losses.half_transparency(fakes.opacities)
+                terms["g_opacity"] = stage.opacity_lambda * clearness
             weight = len(part[0]) / len(scenes.latents)
             self._backward(weight * sum(terms.values(), verdict.logits.new_zeros(())))
             for name, term in terms.items():

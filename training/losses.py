@@ -42,6 +42,14 @@ def r1_penalty(logits: Tensor, images: Tensor, *, scale: Tensor | None = None) -
     return gradient.flatten(1).square().sum(dim=1).mean()
 
 
+def half_transparency(opacities: Tensor) -> Tensor:
+    """Mean of 4 o (1 - o) over opacities o in [0, 1]; 0 where every ray is clear or opaque.
+
+    A toy or a head has a surface; fog and stray specks around it are half-transparent.
+    """
+    return 4 * (opacities * (1 - opacities)).mean()
+
+
 def top_k(logits: Tensor, share: float) -> Tensor:
     """The ceil(share * B) largest of logits (B,): the fakes that look most real."""
     # Rounded first: 0.6 * 5 is a little more than 3 in floating point.

@@ -16,6 +16,7 @@ class Stage:
     batch_size is per process; the generator's batch is worked off in batch_split parts. alpha is
     the fade-in of the newest discriminator level, topk_share the share of fakes that train the
     generator. r1_interval: steps between R1 penalties, each that much stronger.
+    opacity_lambda: weight of the generator's penalty on half-transparent rays.
     """
 
     step: int
@@ -30,6 +31,7 @@ class Stage:
     latent_kind: LatentKind
     r1_lambda: float
     r1_interval: int
+    opacity_lambda: float
     z_lambda: float
     pos_lambda: float
     grad_clip: float
