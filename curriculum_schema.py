@@ -168,6 +168,8 @@ def parse(name: str, source: Mapping[object, object]) -> Parsed:
 def override(name: str, source: Mapping[object, object], texts: list[str]) -> dict[object, object]:
     """A copy of a curriculum dict with KEY=VALUE texts applied, STEP.KEY=VALUE for a stage.
 
+    KEY=VALUE holds in all stages, also in those that had a value of their own.
+
     Raises:
         UsageError: no such key or stage, or a text without "=".
     """
@@ -182,13 +184,16 @@ def override(name: str, source: Mapping[object, object], texts: list[str]) -> di
         if not dot:
             _check_key("--set", step, Settings)
             result[step] = _literal(value)
+            for stage in result.values():  # what a person sets holds in all stages
+                if isinstance(stage, dict):
+                    stage.pop(step, None)
             continue
-        stage = result.get(int(step)) if step.isdigit() else None
-        if not isinstance(stage, dict):
+        chosen = result.get(int(step)) if step.isdigit() else None
+        if not isinstance(chosen, dict):
             starts = ", ".join(str(key) for key in result if isinstance(key, int) and result[key])
             raise UsageError(f"--set {text}: {name} has no stage {step}; its stages are {starts}")
         _check_key("--set", key, StageSettings)
-        stage[key] = _literal(value)
+        chosen[key] = _literal(value)
     return result
 
 
