@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from curriculum import Curriculum, build
-from flags import UsageError, choose
+from flags import UsageError, choose, nearest_path
 
 PAPER_LATITUDES = math.pi / 4 * 85 / 90  # CARLA's cameras: the upper hemisphere, less five degrees
 
@@ -257,7 +257,7 @@ def load(name: str, *, file: Path | None = None, overrides: Sequence[str] = ()) 
 def _curricula_of(file: Path) -> dict[str, dict[str | int, Any]]:
     """All dicts with a stage 0 that a user's Python file defines, and the presets."""
     if not file.is_file():
-        raise UsageError(f"--curriculum_file {file}: no such file")
+        raise UsageError(f"--curriculum_file {file}: no such file.{nearest_path(file)}")
     try:
         names = runpy.run_path(str(file))
     except Exception as error:

@@ -7,6 +7,7 @@ import re
 import select
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -29,6 +30,17 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     folded = {choice.casefold(): choice for choice in choices}
     close = difflib.get_close_matches(name.casefold(), folded, n=1)
     return f" Did you mean {folded[close[0]]!r}?" if close else ""
+
+
+def nearest_path(path: str | Path) -> str:
+    """A hint that names what exists beside a path that does not, or nothing."""
+    wanted = Path(path)
+    try:
+        beside = [entry.name for entry in wanted.parent.iterdir()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(wanted.name, beside, n=1)
+    return f" Did you mean {str(wanted.parent / close[0])!r}?" if close else ""
 
 
 def choose(kind: str, name: str, table: Mapping[str, T]) -> T:

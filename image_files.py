@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, NamedTuple
 
-from flags import UsageError
+from flags import UsageError, nearest_path
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_BYTES = 2**27  # a larger file or zip member is refused unread
@@ -90,7 +90,8 @@ def find_pictures(path: str) -> Listing:
         stamps, skipped = _list_files(source, _expand(path))
     else:
         where = path if os.path.isabs(path) else f"{path}' from '{os.getcwd()}"
-        raise UsageError(f"no folder, glob or .zip at '{printable(where)}'; {HOW_TO_GIVE}")
+        hint = printable(nearest_path(path))
+        raise UsageError(f"no folder, glob or .zip at '{printable(where)}'; {HOW_TO_GIVE}.{hint}")
     if not stamps and not skipped:
         raise UsageError(
             f"no pictures at '{printable(path)}': looked for files ending in "

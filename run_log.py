@@ -76,8 +76,18 @@ class RunLog:
         """A line above the progress bar."""
         self.bar.write(text, file=sys.stderr)
 
-    def step(self, done: int, stage: Stage, terms: Mapping[str, Tensor], images: int) -> None:
-        """Note one step: steps done so far, its loss terms, real images of all processes."""
+    def step(
+        self, done: int, stage: Stage, terms: Mapping[str, Tensor], images: int, where: str
+    ) -> None:
+        """Note one step.
+
+        Args:
+            done: steps done so far, this one included.
+            stage: what held at this step.
+            terms: its loss terms; not read before the next log entry.
+            images: real images that all processes saw.
+            where: what the bar says of the stage.
+        """
         for name, term in terms.items():
             self.sums[name] = self.sums.get(name, 0) + term  # on the device, without waiting
             self.counts[name] = self.counts.get(name, 0) + 1
@@ -85,6 +95,7 @@ class RunLog:
         self.steps += 1
         self.bar.update()
         if done % LOG_INTERVAL == 0:
+            self.bar.set_description_str(where, refresh=False)
             self._flush(done, stage)
 
     def _flush(self, done: int, stage: Stage) -> None:
@@ -109,7 +120,6 @@ class RunLog:
             for name, value in values.items():
                 self.board.add_scalar(f"{group}/{name}", value, done)
         losses = {SHORT_NAMES[n]: f"{v:.3f}" for n, v in means.items() if n in SHORT_NAMES}
-        self.bar.set_description_str(f"{stage.render.image_size} px", refresh=False)
         speed = {"img/s": f"{figures['images_per_second']:.0f}"}
         self.bar.set_postfix({**speed, **losses}, refresh=False)
         self.reset_clock()

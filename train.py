@@ -106,7 +106,10 @@ def _start_from(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) ->
         return None
     state = load_dir / checkpoints.STATE_FILE
     if not state.is_file():
-        raise UsageError(f"--load_dir {load_dir}: there is no {checkpoints.STATE_FILE} in it")
+        hint = flags.nearest_path(load_dir) if not load_dir.exists() else ""
+        raise UsageError(
+            f"--load_dir {load_dir}: there is no {checkpoints.STATE_FILE} in it.{hint}"
+        )
     return state
 
 

@@ -224,7 +224,9 @@ class TrainingRun:
             self.progress.step = step + 1
             self.progress.images_seen += stage.batch_size * self.place.world_size
             if log is not None:
-                log.step(step + 1, stage, terms, stage.batch_size * self.place.world_size)
+                images = stage.batch_size * self.place.world_size
+                where = self.curriculum.describe(step, self.last_step)
+                log.step(step + 1, stage, terms, images, where)
             complaint = self._complaint(terms)
             if complaint is not None:
                 if log is not None:

@@ -175,3 +175,16 @@ def test_evaluation_poses_fall_back_to_the_training_ones():
     ).evaluation_poses()
     assert (other.kind, other.yaw_spread, other.pitch_spread) == ("uniform", 0.5, 0.155)
     assert other.yaw_mean == pytest.approx(math.pi / 2)
+
+
+@pytest.mark.parametrize(
+    ("step", "text"),
+    [
+        (0, "stage 1/3 (32 px) 0%"),
+        (5000, "stage 1/3 (32 px) 50%"),
+        (10_000, "stage 2/3 (64 px) 0%"),
+        (57_500, "stage 3/3 (128 px) 50%"),
+    ],
+)
+def test_progress_through_a_stage(step, text):
+    assert curriculums.load("CARLA").describe(step, 60_000) == text

@@ -174,6 +174,13 @@ def test_mistakes_are_usage_errors_and_leave_nothing(tiny, tmp_path, more, messa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_mistyped_path_names_the_nearest_one(tiny, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for flag in ("--dataset_path", "--load_dir", "--curriculum_file"):
+        with pytest.raises(UsageError, match="Did you mean .*photos"):
+            run(tiny, tmp_path / "out", flag, str(tmp_path / "photo"))
+
+
 def test_a_state_of_other_networks_or_no_state_is_refused(tiny, tmp_path):
     run(tiny, tmp_path / "out", "--max_steps", "1")
     with pytest.raises(UsageError, match="do not fit this one"):
