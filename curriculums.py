@@ -200,14 +200,14 @@ Demo: dict[str | int, Any] = {
         "img_size": 32,
         "gen_lr": 4e-4,
         "disc_lr": 8e-4,
-        "opacity_lambda": 2,  # clears the air around the cars
+        "opacity_lambda": 0.5,  # clears the air around the cars
     },
     2600: {  # smaller steps at the end calm both networks
         **_DEMO_STAGE,
         "img_size": 32,
         "gen_lr": 1.5e-4,
         "disc_lr": 3e-4,
-        "opacity_lambda": 2,
+        "opacity_lambda": 0.5,
     },
     3000: {},
     **_HEMISPHERE,
