@@ -169,7 +169,9 @@ WORKER = """
     from pathlib import Path
     import numpy as np
 
-    sys.modules["flags"] = types.SimpleNamespace(UsageError=Exception)  # spares importing torch
+    sys.modules["flags"] = types.SimpleNamespace(  # spares importing torch
+        UsageError=Exception, nearest_path=str
+    )
     from image_cache import cached
 
     folder, name, num_blocks = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
