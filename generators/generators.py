@@ -10,8 +10,6 @@ from generators.volumetric_rendering import Field, Rendering, RenderOptions, chu
 from siren.film import Film, at_least_float32
 from siren.siren import FilmSiren
 
-AVERAGE_COUNT = 10_000  # latents whose mean is the center of truncation, as published
-
 
 class View(NamedTuple):
     """images (B, 3, H, W) in [-1, 1], depths (B, H, W) in scene units, opacities (B, H, W)."""

@@ -16,8 +16,3 @@ def sample_latents(count: int, dim: int, *, kind: LatentKind, rng: torch.Generat
     if kind == "gaussian":
         return torch.randn(count, dim, generator=rng)
     return 2 * torch.rand(count, dim, generator=rng) - 1
-
-
-def latent_of_seed(seed: int, dim: int, *, kind: LatentKind = "gaussian") -> Tensor:
-    """The latent (1, dim) that every render command means by a seed, as published."""
-    return sample_latents(1, dim, kind=kind, rng=torch.Generator().manual_seed(seed))
