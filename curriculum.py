@@ -95,6 +95,7 @@ class Curriculum:
             density_activation=settings.clamp_mode,
             background=background,
             lock_view_dependence=settings.lock_view_dependence,
+            scene_radius=settings.scene_radius,
         )
 
     def evaluation_render(self, step: int) -> RenderOptions:
@@ -177,6 +178,11 @@ def _check(curriculum: Curriculum) -> None:
     settings, where = curriculum.settings, f"curriculum {curriculum.name}"
     if settings.white_back and (settings.last_back or settings.eval_last_back):
         raise UsageError(f"{where}: white_back and last_back cannot both hold; choose one")
+    if settings.scene_radius is not None and (settings.last_back or settings.eval_last_back):
+        raise UsageError(
+            f"{where}: last_back needs samples on every ray, scene_radius leaves some without; "
+            "choose one"
+        )
     sizes = DISCRIMINATORS[settings.discriminator].image_sizes()
     for start, stage in curriculum.stages:
         if stage.img_size not in sizes:

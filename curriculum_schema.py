@@ -110,6 +110,7 @@ class Settings:
     last_back: bool = False
     eval_last_back: bool = False
     lock_view_dependence: bool = False
+    scene_radius: Annotated[float, Range(0, 0.999)] | None = None  # nothing farther from the middle
     density_noise_steps: NonNegative = 5000.0
     preview_size: Count = 128
     # The game

@@ -36,6 +36,9 @@ class RenderOptions:
     background: what fills the share of light that passes all samples: "black", "white", or
     "last_sample", which gives that share to the color of the farthest sample.
     lock_view_dependence: the field sees the same direction for every ray.
+    scene_radius: the scene is empty outside a ball of this radius around the origin; None is no
+    bound. Samples then lie where a ray is in the ball, rays that miss it cost nothing, and the last
+    sample ends at the ball instead of standing for the rest of the ray.
     Raises ValueError where the numbers describe no ray.
     """
 
@@ -49,6 +52,7 @@ class RenderOptions:
     density_noise: float = 0.0
     background: Literal["black", "white", "last_sample"] = "black"
     lock_view_dependence: bool = False
+    scene_radius: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.near < self.far:
@@ -59,6 +63,12 @@ class RenderOptions:
             raise ValueError(f"need 0 < fov < 180 degrees, got {self.fov_degrees}")
         if self.image_size < 1:
             raise ValueError(f"need an image of at least 1 pixel, got {self.image_size}")
+        if self.scene_radius is None:
+            return
+        if not 0 < self.scene_radius < 1:
+            raise ValueError(f"need 0 < scene_radius < 1, got {self.scene_radius}")
+        if self.background == "last_sample":
+            raise ValueError("need a black or white background around a scene_radius")
 
 
 class Rendering(NamedTuple):
@@ -81,19 +91,39 @@ def _normal(shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tenso
     return torch.randn(shape, generator=rng, device=rng.device).to(like)
 
 
+def depth_range(rays: Rays, options: RenderOptions) -> tuple[Tensor, Tensor]:
+    """Depths (B, R) between which each ray is sampled; equal where it misses the scene's ball."""
+    near, far = (torch.full_like(rays.origins[..., 0], end) for end in (options.near, options.far))
+    if options.scene_radius is None:
+        return near, far
+    closest = -(rays.origins * rays.directions).sum(-1)  # depth at which the ray passes the origin
+    past = (rays.origins + closest[..., None] * rays.directions).square().sum(-1)
+    half_chord = (options.scene_radius**2 - past).clamp(min=0).sqrt()
+    near = torch.maximum(near, closest - half_chord)
+    return near, torch.maximum(near, torch.minimum(far, closest + half_chord))
+
+
 def stratified_depths(rays: Rays, options: RenderOptions, *, rng: torch.Generator | None) -> Tensor:
-    """Depths (B, R, S), evenly spaced over [near, far], each jittered by up to half a spacing."""
+    """Depths (B, R, S), evenly spaced, each jittered by up to half a spacing.
+
+    The first and the last stand at near and far, as published; in a bounded scene, whose last
+    sample is no more than the others, each stands in the middle of its share of the ray.
+    """
     shape = (*rays.origins.shape[:2], options.num_steps)
-    steps = torch.linspace(
-        options.near,
-        options.far,
-        options.num_steps,
-        device=rays.origins.device,
-        dtype=rays.origins.dtype,
-    )
+    like = rays.origins
+    if options.scene_radius is None:
+        steps = torch.linspace(
+            options.near, options.far, options.num_steps, device=like.device, dtype=like.dtype
+        )
+        spacing, depths = steps[1] - steps[0], steps.expand(shape)
+    else:
+        near, far = (end[..., None] for end in depth_range(rays, options))
+        spacing = (far - near) / options.num_steps
+        middles = torch.arange(options.num_steps, device=like.device, dtype=like.dtype) + 0.5
+        depths = near + spacing * middles
     if rng is None:
-        return steps.expand(shape)
-    return steps + (_uniform(shape, steps, rng) - 0.5) * (steps[1] - steps[0])
+        return depths
+    return depths + (_uniform(shape, depths, rng) - 0.5) * spacing
 
 
 def query(field: Field, rays: Rays, depths: Tensor, *, lock_view_dependence: bool) -> Tensor:
@@ -118,7 +148,7 @@ def activated_density(
     return F.relu(raw) if options.density_activation == "relu" else F.softplus(raw)
 
 
-def compositing_weights(density: Tensor, depths: Tensor) -> Tensor:
+def compositing_weights(density: Tensor, depths: Tensor, *, end: Tensor | None = None) -> Tensor:
     """Share of each sample in its ray's color, w_i = T_i (1 - exp(-sigma_i delta_i)).
 
     T_i = exp(-sum_{j<i} sigma_j delta_j) is the light that reaches sample i. It is summed in the
@@ -127,13 +157,17 @@ def compositing_weights(density: Tensor, depths: Tensor) -> Tensor:
     Args:
         density: (..., S), non-negative, per scene unit.
         depths: (..., S), ascending along the last axis, scene units.
+        end: (...,) where the last sample ends; None is TAIL_LENGTH behind it.
 
     Returns:
         (..., S) weights in [0, 1] that add up to at most 1.
 
     Source: NeRF (Mildenhall et al. 2020), equation 3.
     """
-    tail = torch.full_like(depths[..., :1], TAIL_LENGTH)
+    if end is None:
+        tail = torch.full_like(depths[..., :1], TAIL_LENGTH)
+    else:
+        tail = (end[..., None] - depths[..., -1:]).clamp(min=0)
     optical_depth = density * torch.cat([depths.diff(dim=-1), tail], dim=-1)
     before = F.pad(optical_depth[..., :-1].cumsum(dim=-1), (1, 0))
     return torch.exp(-before) * -torch.expm1(-optical_depth)
@@ -175,10 +209,15 @@ def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[
 
 
 def composite(
-    samples: Tensor, depths: Tensor, options: RenderOptions, *, rng: torch.Generator | None
+    samples: Tensor,
+    depths: Tensor,
+    options: RenderOptions,
+    *,
+    rng: torch.Generator | None,
+    end: Tensor | None = None,
 ) -> Rendering:
-    """Blend samples (B, R, S, 4) at ascending depths (B, R, S) into pixels."""
-    weights = compositing_weights(activated_density(samples, options, rng=rng), depths)
+    """Blend samples (B, R, S, 4) at ascending depths (B, R, S) into pixels; end (B, R) or None."""
+    weights = compositing_weights(activated_density(samples, options, rng=rng), depths, end=end)
     opacity = weights.sum(dim=-1)  # (B, R)
     missing = 1 - opacity
     if options.background == "last_sample":
@@ -193,16 +232,39 @@ def render_rays(
     field: Field, rays: Rays, options: RenderOptions, *, rng: torch.Generator | None
 ) -> Rendering:
     """Colors, depths and opacities of rays through field, coarse to fine (NeRF, section 5.2)."""
+    if options.scene_radius is None:
+        return _render_hits(field, rays, None, options, rng=rng)
+    near, far = depth_range(rays, options)
+    # Cameras look at the ball's center, so which pixels see it is the same for all images.
+    hits = (far > near).any(dim=0).nonzero()[:, 0]
+    seen = Rays(rays.origins[:, hits], rays.directions[:, hits])
+    rendering = _render_hits(field, seen, far[:, hits], options, rng=rng)
+    background = 1.0 if options.background == "white" else 0.0
+    rgb = torch.full_like(rays.origins, background).index_copy(1, hits, rendering.rgb)
+    empty = torch.zeros_like(near)
+    return Rendering(rgb, *(empty.index_copy(1, hits, part) for part in rendering[1:]))
+
+
+def _render_hits(
+    field: Field,
+    rays: Rays,
+    end: Tensor | None,
+    options: RenderOptions,
+    *,
+    rng: torch.Generator | None,
+) -> Rendering:
+    """render_rays for rays that meet the scene and leave it at depths end (B, R)."""
     is_locked = options.lock_view_dependence
     depths = stratified_depths(rays, options, rng=rng)  # (B, R, S)
     samples = query(field, rays, depths, lock_view_dependence=is_locked)  # (B, R, S, 4)
     if options.hierarchical:
         with torch.no_grad():
-            weights = compositing_weights(activated_density(samples, options, rng=rng), depths)
+            density = activated_density(samples, options, rng=rng)
+            weights = compositing_weights(density, depths, end=end)
             fine_depths = importance_depths(depths, weights, options.num_steps, rng=rng)
         fine_samples = query(field, rays, fine_depths, lock_view_dependence=is_locked)
         depths, samples = merge((fine_depths, fine_samples), (depths, samples))  # (B, R, 2S)
-    return composite(samples, depths, options, rng=rng)
+    return composite(samples, depths, options, rng=rng, end=end)
 
 
 def chunked(field: Field, points_per_chunk: int | None) -> Field:

@@ -13,6 +13,7 @@ from generators.volumetric_rendering import (
     chunked,
     composite,
     compositing_weights,
+    depth_range,
     importance_depths,
     merge,
     query,
@@ -262,8 +263,110 @@ def test_without_hierarchy_one_pass_is_composited():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"near": 1.3}, {"num_steps": 2}, {"fov_degrees": 180.0}, {"image_size": 0}]
+    "changes",
+    [
+        {"near": 1.3},
+        {"num_steps": 2},
+        {"fov_degrees": 180.0},
+        {"image_size": 0},
+        {"scene_radius": 0.0},
+        {"scene_radius": 1.0},
+        {"scene_radius": 0.1, "background": "last_sample"},
+    ],
 )
 def test_impossible_options_are_refused(changes):
     with pytest.raises(ValueError, match="need"):
         options(**changes)
+
+
+def solid_ball(radius, density=4000.0):
+    def field(points, directions):
+        inside = (points.norm(dim=-1, keepdim=True) < radius).to(points)
+        return torch.cat([torch.full_like(points, 0.25), density * inside], dim=-1)
+
+    return field
+
+
+def test_a_bounded_scene_is_sampled_where_rays_are_in_the_ball():
+    rays = rays_of(9)
+    bounded = options(scene_radius=0.1)
+    near, far = depth_range(rays, bounded)
+    ends = rays.origins[..., None, :] + rays.directions[..., None, :] * torch.stack(
+        [near, far], dim=-1
+    ).unsqueeze(-1)
+    meets = far > near
+    assert 0 < meets.sum() < meets.numel()
+    expected = torch.full_like(ends[meets][..., 0], 0.1)
+    torch.testing.assert_close(ends[meets].norm(dim=-1), expected)
+    depths = stratified_depths(rays, bounded, rng=None)
+    even = depths.diff(dim=-1)
+    torch.testing.assert_close(even, ((far - near) / 8)[..., None].expand_as(even))
+    torch.testing.assert_close(depths.mean(-1), (near + far) / 2)
+    jittered = stratified_depths(rays, bounded, rng=torch.Generator().manual_seed(0))
+    assert ((jittered >= near[..., None]) & (jittered <= far[..., None])).all()
+
+
+def test_near_and_far_bound_a_large_ball_too():
+    near, far = depth_range(rays_of(3), options(scene_radius=0.9))
+    assert (near == 0.8).all()
+    assert (far == 1.2).all()
+
+
+def test_a_ball_is_the_same_picture_in_a_bounded_scene():
+    rays = rays_of(16)
+    many = options(image_size=16, num_steps=200)
+    free = render_rays(solid_ball(0.06), rays, many, rng=None)
+    bounded = render_rays(
+        solid_ball(0.06), rays, options(image_size=16, num_steps=200, scene_radius=0.09), rng=None
+    )
+    torch.testing.assert_close(bounded.opacity, free.opacity, atol=1e-6, rtol=0)
+    torch.testing.assert_close(bounded.rgb, free.rgb, atol=1e-6, rtol=0)
+    torch.testing.assert_close(bounded.depth, free.depth, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("background", "color"), [("black", 0.0), ("white", 1.0)])
+def test_outside_the_ball_is_background_whatever_the_field_says(background, color):
+    rays = rays_of(9)
+    bounded = options(scene_radius=0.05, background=background)
+    rendering = render_rays(constant_field(1e6), rays, bounded, rng=None)
+    near, far = depth_range(rays, bounded)
+    misses = far <= near
+    assert misses.any()
+    assert (rendering.rgb[misses] == color).all()
+    assert (rendering.opacity[misses] == 0).all()
+    torch.testing.assert_close(
+        rendering.opacity[~misses], torch.ones_like(rendering.opacity[~misses])
+    )
+
+
+def test_a_thin_haze_does_not_become_a_wall_at_the_end_of_a_bounded_scene():
+    rays = rays_of(3)
+    haze = constant_field(0.5)
+    assert (render_rays(haze, rays, options(), rng=None).opacity > 0.999).all()
+    bounded = options(scene_radius=0.1, num_steps=64, hierarchical=False)
+    opacity = render_rays(haze, rays, bounded, rng=None).opacity[:, 4]  # through the middle
+    # One half of the first spacing lies before the first sample.
+    expected = 1 - math.exp(-0.5 * 0.2 * (1 - 0.5 / 64))
+    torch.testing.assert_close(opacity, torch.full_like(opacity, expected))
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_bounded_scene_is_the_same_in_chunks(locked):
+    rays = rays_of(6)
+    bounded = options(scene_radius=0.09, lock_view_dependence=locked)
+    whole = render_rays(bumpy_field, rays, bounded, rng=None)
+    parts = render_rays(chunked(bumpy_field, 37), rays, bounded, rng=None)
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_gradients_reach_a_bounded_scene():
+    rays = rays_of(6)
+    color = torch.full((3,), 0.3, dtype=torch.float64, requires_grad=True)
+
+    def field(points, directions):
+        return torch.cat([color.expand_as(points), torch.full_like(points[..., :1], 9.0)], dim=-1)
+
+    rendering = render_rays(field, rays, options(scene_radius=0.05), rng=None)
+    rendering.rgb.sum().backward()
+    torch.testing.assert_close(color.grad, rendering.opacity.sum().expand(3).detach())
