@@ -1,40 +1,30 @@
-"""BOUNDARY: a run on disk. Atomic writes, exact resume, networks exported for other commands.
+"""BOUNDARY: our files of tensors: atomic writes, saved generators, and objects fitted to photos.
 
-`training_state.pth` is the one source of truth of a run. `generator.pth`, `ema.pth`, `ema2.pth` and
-`discriminator.pth` are exported from it; each carries its curriculum. All are state dicts that are
-read with weights_only=True: loading one never runs code.
+All are plain dicts of tensors and numbers that are read with weights_only=True: loading one never
+runs code.
 """
 
 import contextlib
+import hashlib
 import os
 import pickle
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
-import numpy as np
 import torch
 from torch import nn
 
+import curriculum as curricula
 from curriculum import Curriculum
-from flags import UsageError
-from training.adversarial import AdversarialGame
+from flags import UsageError, nearest_path
+from generators.generators import ImplicitGenerator3d
+from siren.film import Film
 
 FORMAT, FORMAT_VERSION = "pi-gan", 1
-STATE_FILE = "training_state.pth"
-AVERAGE_FILES = ("ema.pth", "ema2.pth")  # in the order of the game's averages
-SNAPSHOT_PREFIX = "snapshot_"
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far a run is. images_seen: real images, over all processes."""
-
-    step: int = 0
-    images_seen: int = 0
+Average = Literal["ema", "ema2", "none"]
 
 
 @contextlib.contextmanager
@@ -63,69 +53,11 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _save(path: Path, kind: str, content: Mapping[str, Any]) -> None:
+def save(path: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """Write content as a file of that kind, which read takes back; replaces an earlier one."""
     header = {"format": FORMAT, "version": FORMAT_VERSION, "kind": kind}
     with replaced(path) as file:
         torch.save({**header, **content}, file)
-
-
-def _about(curriculum: Curriculum, progress: Progress) -> dict[str, Any]:
-    return {
-        "curriculum_name": curriculum.name,
-        "curriculum": dict(curriculum.source),
-        "step": progress.step,
-        "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
-    }
-
-
-def save_state(
-    folder: Path, game: AdversarialGame, curriculum: Curriculum, progress: Progress
-) -> None:
-    """Write the whole state of training into folder, then the networks exported from it."""
-    _save(
-        folder / STATE_FILE,
-        "training_state",
-        {
-            **_about(curriculum, progress),
-            "images_seen": progress.images_seen,
-            "seed": game.seed,
-            "generator": game.generator.state_dict(),
-            "discriminator": game.discriminator.state_dict(),
-            "averages": [average.state_dict() for average in game.averages],
-            "generator_optimizer": game.generator_optimizer.state_dict(),
-            "discriminator_optimizer": game.discriminator_optimizer.state_dict(),
-            "scaler": game.scaler.state_dict(),
-            "skipped": int(game.health.skipped),
-        },
-    )
-    export(folder, game, curriculum, progress)
-
-
-def export(folder: Path, game: AdversarialGame, curriculum: Curriculum, progress: Progress) -> None:
-    """Write generator.pth, ema.pth, ema2.pth and discriminator.pth into folder."""
-    about = _about(curriculum, progress)
-    raw = game.generator.state_dict()
-    names = [name for name, _ in game.generator.named_parameters()]
-    exports: list[tuple[str, str, Mapping[str, Any]]] = [("generator.pth", "generator", raw)]
-    for file, average in zip(AVERAGE_FILES, game.averages, strict=True):
-        averaged = {**raw, **dict(zip(names, average.shadow, strict=True))}
-        exports.append((file, "generator", averaged))
-    exports.append(("discriminator.pth", "discriminator", game.discriminator.state_dict()))
-    for file, kind, state in exports:
-        _save(folder / file, kind, {**about, "state": state})
-
-
-def save_snapshot(
-    folder: Path, game: AdversarialGame, curriculum: Curriculum, progress: Progress, *, keep: int
-) -> Path:
-    """Write the state once more, into a folder of its own, and drop the oldest beyond keep."""
-    snapshot = folder / f"{SNAPSHOT_PREFIX}{progress.step:08d}"
-    save_state(snapshot, game, curriculum, progress)
-    ours = sorted(folder.glob(f"{SNAPSHOT_PREFIX}" + "[0-9]" * 8))
-    for old in ours[: max(0, len(ours) - keep)]:
-        if old != snapshot:
-            shutil.rmtree(old, ignore_errors=True)
-    return snapshot
 
 
 def read(path: Path, kind: str) -> dict[str, Any]:
@@ -135,7 +67,7 @@ def read(path: Path, kind: str) -> dict[str, Any]:
         UsageError: no such file, or it is not a whole file of this kind.
     """
     if not path.is_file():
-        raise UsageError(f"{path}: no such file")
+        raise UsageError(f"{path}: no such file.{nearest_path(path)}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
@@ -151,43 +83,124 @@ def read(path: Path, kind: str) -> dict[str, Any]:
     return cast(dict[str, Any], content)
 
 
-def load_state(path: Path, game: AdversarialGame) -> Progress:
-    """Take over the state of training from path; the game's own options stay.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SavedGenerator:
+    """A generator to look at, in evaluation mode and without gradients.
+
+    curriculum: what it was trained with; step: how far. average: which parameters it holds, the
+    raw ones ("none") or one of the averages. path: the file that they came from.
+    """
+
+    generator: ImplicitGenerator3d
+    curriculum: Curriculum
+    step: int
+    average: Average
+    path: Path
+
+
+def load_generator(
+    path: Path | str,
+    *,
+    ema: Average = "ema",
+    device: torch.device | str = "cpu",
+    curriculum: Curriculum | None = None,
+) -> SavedGenerator:
+    """The generator of a saved file, with averaged parameters where the average lies beside it.
+
+    Args:
+        path: a `generator.pth`, or one of the averages itself.
+        ema: which average to take: that of decay 0.999 ("ema"), 0.9999 ("ema2"), or "none" for the
+            raw parameters. Where there is no such file the parameters are the raw ones; the
+            result's `average` says so.
+        device: where the generator shall live.
+        curriculum: what the file must have been trained with; None takes what the file says.
 
     Raises:
-        UsageError: the file cannot be read, or belongs to other networks than the curriculum's.
+        UsageError: the file cannot be read, holds no generator, or another than curriculum's.
     """
-    content = read(path, "training_state")
-    try:
-        _load_network(game.generator, content["generator"])
-        _load_network(game.discriminator, content["discriminator"])
-        for average, state in zip(game.averages, content["averages"], strict=True):
-            average.load_state_dict(state)
-        for name in ("generator_optimizer", "discriminator_optimizer"):
-            _load_optimizer(getattr(game, name), content[name])
-        if content["scaler"]:
-            game.scaler.load_state_dict(content["scaler"])
-        game.health.skipped.fill_(content["skipped"])
-        return Progress(step=content["step"], images_seen=content["images_seen"])
-    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        other = content.get("curriculum_name")
-        first = str(error).strip().splitlines()[0]
+    path = Path(path)
+    file, average = _averaged_file(path, ema)
+    content = read(file, "generator")
+    own = curricula.build(content["curriculum_name"], content["curriculum"])
+    if curriculum is not None and curriculum.name != own.name:
         raise UsageError(
-            f"{path}: was trained with curriculum {other}, whose networks do not fit this one "
-            f"({first})"
-        ) from error
+            f"--curriculum {curriculum.name}: {file} was trained with {own.name}; "
+            "leave the flag out"
+        )
+    generator = own.build_generator()
+    try:
+        generator.load_state_dict(content["state"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(f"{file}: does not fit its own curriculum ({first})") from error
+    return SavedGenerator(
+        generator=generator.to(device).eval().requires_grad_(False),
+        curriculum=own,
+        step=content["step"],
+        average=average,
+        path=file,
+    )
 
 
-def _load_network(network: nn.Module, state: Mapping[str, Any]) -> None:
-    network.load_state_dict(state, strict=True)
+def _averaged_file(path: Path, ema: Average) -> tuple[Path, Average]:
+    """The file to read, and what it holds: `05--generator.pth` has its average `05--ema.pth`."""
+    for average in ("ema2", "ema"):
+        if path.name.endswith(f"{average}.pth"):
+            return path, average
+    if ema == "none" or not path.name.endswith("generator.pth"):
+        return path, "none"
+    beside = path.with_name(f"{path.name.removesuffix('generator.pth')}{ema}.pth")
+    return (beside, ema) if beside.is_file() else (path, "none")
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over the moments; rates, betas and the implementation stay those of this run."""
-    own = [
-        {key: value for key, value in group.items() if key != "params"}
-        for group in optimizer.param_groups
-    ]
-    optimizer.load_state_dict(state)
-    for group, options in zip(optimizer.param_groups, own, strict=True):
-        group.update(options)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fit:
+    """An object that was fitted to a photo: conditioning (1, F), and the camera that sees it so."""
+
+    film: Film
+    pitch: float
+    yaw: float
+    fov_degrees: float
+
+
+def save_fit(path: Path, fit: Fit, saved: SavedGenerator) -> None:
+    """Write what a photo was fitted with; only the same generator can show it."""
+    save(
+        path,
+        "fit",
+        {
+            "generator": fingerprint(saved.generator),
+            "frequencies": fit.film.frequencies.cpu(),
+            "phase_shifts": fit.film.phase_shifts.cpu(),
+            "pitch": fit.pitch,
+            "yaw": fit.yaw,
+            "fov_degrees": fit.fov_degrees,
+        },
+    )
+
+
+def load_fit(path: Path, saved: SavedGenerator) -> Fit:
+    """What save_fit wrote, on the generator's device.
+
+    Raises:
+        UsageError: the file cannot be read, or was fitted with another generator.
+    """
+    content = read(path, "fit")
+    if content["generator"] != fingerprint(saved.generator):
+        raise UsageError(f"{path}: was fitted with another generator than {saved.path}")
+    device = next(saved.generator.parameters()).device
+    return Fit(
+        film=Film(content["frequencies"].to(device), content["phase_shifts"].to(device)),
+        pitch=content["pitch"],
+        yaw=content["yaw"],
+        fov_degrees=content["fov_degrees"],
+    )
+
+
+def fingerprint(generator: nn.Module) -> str:
+    """A hash of all parameters: the same on every device."""
+    digest = hashlib.sha256()
+    for name, value in generator.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

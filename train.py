@@ -11,12 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import checkpoints
 import curriculums
 import datasets
 import distributed
 import dry_run
 import flags
+import run_state
 import training_loop
 from flags import UsageError
 from training_loop import TrainOptions, train
@@ -37,7 +37,8 @@ def build_parser() -> flags.ArgumentParser:
     add("--load_dir", type=Path, help="go on from the run in this folder")
     add("--resume", action="store_true", help="go on from --output_dir if it holds a run")
     add("--set_step", type=flags.non_negative_int, help="take this as the number of steps done")
-    add("--seed", type=flags.non_negative_int, default=0, help="of all random numbers")
+    add("--seed", type=flags.non_negative_int, help="of all random numbers; default: that of the "
+        "run that is gone on with, else 0")  # fmt: skip
     add("--n_epochs", type=flags.positive_int, default=3000, help="passes over the data, after "
         "loading further ones")  # fmt: skip
     add("--max_steps", type=flags.positive_int, help="stop at this step")
@@ -71,12 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         print(dry_run.report(curriculum, places, training_loop.dataset_options(curriculum)))
         return 0
+    start_from = _start_from(args.output_dir, args.load_dir, is_resumed=args.resume)
+    seed = args.seed
+    if seed is None:
+        seed = 0 if start_from is None else run_state.seed_of(start_from)
     options = TrainOptions(
         curriculum=curriculum,
         output_dir=args.output_dir,
-        start_from=_start_from(args.output_dir, args.load_dir, is_resumed=args.resume),
+        start_from=start_from,
         cache_dir=args.cache_dir or args.output_dir / "cache",
-        seed=args.seed,
+        seed=seed,
         n_epochs=args.n_epochs,
         max_steps=args.max_steps,
         set_step=args.set_step,
@@ -93,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _start_from(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) -> Path | None:
     """The training state to go on from, None to start afresh."""
-    own = output_dir / checkpoints.STATE_FILE
+    own = output_dir / run_state.STATE_FILE
     if output_dir.exists() and not output_dir.is_dir():
         raise UsageError(f"--output_dir {output_dir}: is not a folder")
     if is_resumed and own.exists():
@@ -104,12 +109,10 @@ def _start_from(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) ->
         )
     if load_dir is None:
         return None
-    state = load_dir / checkpoints.STATE_FILE
+    state = load_dir / run_state.STATE_FILE
     if not state.is_file():
         hint = flags.nearest_path(load_dir) if not load_dir.exists() else ""
-        raise UsageError(
-            f"--load_dir {load_dir}: there is no {checkpoints.STATE_FILE} in it.{hint}"
-        )
+        raise UsageError(f"--load_dir {load_dir}: there is no {run_state.STATE_FILE} in it.{hint}")
     return state
 
 

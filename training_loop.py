@@ -16,12 +16,13 @@ from torch import Tensor
 import checkpoints
 import datasets
 import distributed
-from checkpoints import Progress
+import run_state
 from curriculum import Curriculum
 from datasets import ImageSet
 from distributed import Place, StopSignal
 from flags import UsageError
 from run_log import RunLog
+from run_state import Progress
 from training.adversarial import AdversarialGame, OptimizerOptions, Precision
 from training.previews import COLUMNS, PreviewScenes, preview_scenes, previews
 from training.seeding import Purpose, step_rng
@@ -106,7 +107,7 @@ def train(place: Place, options: TrainOptions) -> int:
     game = build_game(place, options)
     progress = Progress()
     if options.start_from is not None:
-        progress = checkpoints.load_state(options.start_from, game)
+        progress = run_state.load_state(options.start_from, game)
     if options.set_step is not None:
         progress.step = options.set_step
     # Equal already, unless machines differ in how they draw the first parameters.
@@ -270,7 +271,7 @@ class TrainingRun:
         if longest < MAX_BAD_STEPS:
             return None
         bad = [name for name, term in terms.items() if not term.isfinite()]
-        state = self.options.output_dir / checkpoints.STATE_FILE
+        state = self.options.output_dir / run_state.STATE_FILE
         where = f"the last good state is {state}" if state.exists() else "no state was saved"
         return (
             f"error: {longest} updates in a row were not finite, up to step {step} (not finite: "
@@ -285,11 +286,11 @@ class TrainingRun:
         is_saved = is_snapshot or is_last or is_stopped or self._is_state_due()
         is_shown = step % options.sample_interval == 0 or (is_last and not is_stopped)
         if is_snapshot:
-            checkpoints.save_snapshot(
+            run_state.save_snapshot(
                 options.output_dir, self.game, self.curriculum, self.progress, keep=options.keep
             )
         if is_saved:
-            checkpoints.save_state(options.output_dir, self.game, self.curriculum, self.progress)
+            run_state.save_state(options.output_dir, self.game, self.curriculum, self.progress)
             log.record({"step": step, "saved": True, "skipped": int(self.game.health.skipped)})
             self.saved_at = time.monotonic()
         if is_shown:

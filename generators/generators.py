@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from generators.cameras import Poses, cast_rays
+from generators.cameras import Poses, Rays, cast_rays
 from generators.volumetric_rendering import Field, Rendering, RenderOptions, chunked, render_rays
 from siren.film import Film, at_least_float32
 from siren.siren import FilmSiren
@@ -68,13 +68,21 @@ class ImplicitGenerator3d(nn.Module):
             options: how rays become pixels.
             rng: the stream of the per-sample draws; None renders without randomness.
             points_per_chunk: the most points in one call of the field; None is all. The picture
-                does not depend on it.
+                does not depend on it. Without a stream it bounds everything else too.
         """
         frequencies = film.frequencies
         on_device = Poses(*(angle.to(frequencies) for angle in poses))
         rays = cast_rays(on_device, options.image_size, options.fov_degrees)
         field = self.field(film, points_per_chunk=points_per_chunk)
-        return _view(render_rays(field, rays, options, rng=rng), options.image_size)
+        if points_per_chunk is None or rng is not None:  # a stream is drawn for whole pictures
+            return _view(render_rays(field, rays, options, rng=rng), options.image_size)
+        rays_per_part = max(1, points_per_chunk // (len(film) * options.num_steps))
+        parts = [
+            render_rays(field, Rays(*part), options, rng=None)
+            for part in zip(*(ends.split(rays_per_part, 1) for ends in rays), strict=True)
+        ]
+        whole = Rendering(*(torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True)))
+        return _view(whole, options.image_size)
 
     def forward(
         self,

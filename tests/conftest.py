@@ -7,6 +7,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start, and re
 import pytest
 import torch
 
+import checkpoints
+import curriculum
+
 torch.set_num_threads(1)
 
 
@@ -24,3 +27,48 @@ def _repeatable(request):
     """Same numbers in every run; on the CPU also NaN in memory that nobody has written yet."""
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(request.node.get_closest_marker("gpu") is None)
+
+
+TINY = {
+    0: {"batch_size": 3, "num_steps": 4, "img_size": 8, "gen_lr": 1e-3, "disc_lr": 1e-3},
+    6: {},
+    "dataset": "Images",
+    "model": "SPATIALSIRENBASELINE",
+    "discriminator": "CCSDiscriminator",
+    "discriminator_width": 8,
+    "latent_dim": 6,
+    "hidden_dim": 8,
+    "num_layers": 2,
+    "mapping_hidden_dim": 8,
+    "fov": 12,
+    "ray_start": 0.88,
+    "ray_end": 1.12,
+    "sample_dist": "gaussian",
+    "h_mean": 1.5707963,
+    "v_mean": 1.5707963,
+    "h_stddev": 0.3,
+    "v_stddev": 0.155,
+    "topk_interval": 2000,
+    "topk_v": 1,
+    "r1_lambda": 1,
+    "grad_clip": 10,
+    "white_back": True,
+    "density_scale": 20,
+}
+
+
+@pytest.fixture
+def tiny_run(tmp_path):
+    """A folder with generator.pth, ema.pth and ema2.pth of a tiny curriculum, all different."""
+    tiny = curriculum.build("Tiny", TINY)
+    folder = tmp_path / "tiny_run"
+    for name in ("generator", "ema", "ema2"):
+        content = {
+            "curriculum_name": "Tiny",
+            "curriculum": dict(tiny.source),
+            "step": 6,
+            "versions": {},
+            "state": tiny.build_generator().state_dict(),
+        }
+        checkpoints.save(folder / f"{name}.pth", "generator", content)
+    return folder

@@ -262,3 +262,10 @@ def test_two_processes_resume_exactly_and_stay_equal(tiny, tmp_path):
     whole = state_of(tmp_path / "whole")
     assert_same_state(whole, state_of(tmp_path / "parts"))
     assert whole["images_seen"] == 2 * (3 * 3 + 2)
+
+
+def test_a_resumed_run_keeps_its_seed(tiny, tmp_path):
+    run(tiny, tmp_path / "whole", "--max_steps", "4", "--seed", "5")
+    run(tiny, tmp_path / "parts", "--max_steps", "2", "--seed", "5")
+    run(tiny, tmp_path / "parts", "--max_steps", "4", "--resume")
+    assert_same_state(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))

@@ -1,0 +1,176 @@
+"""BOUNDARY: from a saved generator to pictures: the flags and objects that the commands share.
+
+A command reads top-down: its parser is made of `add_generator`, `add_objects` and `add_rendering`;
+`open_generator` and `objects_to_show` give what they name, `render_options` how to render it.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import checkpoints
+import curriculums
+import flags
+from checkpoints import SavedGenerator
+from flags import UsageError
+from generators.cameras import Poses
+from generators.generators import View
+from generators.latents import sample_latents
+from generators.volumetric_rendering import RenderOptions
+from siren.film import Film
+
+MEAN_LATENTS = 10_000  # whose mean is the center of truncation, as published
+MEAN_SEED = 0  # of that mean: the same for every picture, so that seeds are reproducible
+CPU_CHUNK, CUDA_CHUNK = 2**17, 2**19  # points in one call of the field; bounds the memory
+
+
+class SceneObject(NamedTuple):
+    """Something to look at: its name in file names, and its conditioning, (1, F) each."""
+
+    name: str
+    film: Film
+
+
+def add_generator(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which generator; for open_generator."""
+    add = parser.add_argument
+    add("generator", type=Path, metavar="generator.pth", help="of a run, or a published one")
+    add("--curriculum", help="what it was trained with; our own files know it")
+    add("--curriculum_file", type=Path, help="Python file with curriculum dicts of your own")
+    add("--ema", choices=["ema", "ema2", "none"], default="ema", help="which averaged parameters "
+        "beside the generator to use; none takes the raw ones")  # fmt: skip
+    flags.add_device(parser)
+
+
+def add_objects(parser: argparse.ArgumentParser, *, psi: float) -> None:
+    """Add the flags that say what to look at; for objects_to_show."""
+    flags.add_seeds(parser)
+    add = parser.add_argument
+    add("--fit", type=Path, nargs="+", default=[], metavar="fit.pth", help="objects that "
+        "inverse_render.py fitted to photos, in place of seeds")  # fmt: skip
+    add("--psi", type=flags.fraction, default=psi, help="truncation: 0 is the mean object, 1 is "
+        "the full variety")  # fmt: skip
+
+
+def add_rendering(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how to render; for render_options."""
+    add = parser.add_argument
+    add("--image_size", type=flags.positive_int, default=256, help="pixels per side")
+    add("--ray_step_multiplier", type=flags.positive_int, default=2, help="samples per ray, as a "
+        "multiple of the curriculum's first stage")  # fmt: skip
+    add_field_flags(parser)
+
+
+def add_field_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of every evaluation of the field; for render_options and chunk_size."""
+    add = parser.add_argument
+    add("--max_batch_size", type=flags.positive_int, default=2_400_000, help="the most points in "
+        "one call of the field; a smaller number is chosen by itself")  # fmt: skip
+    add("--lock_view_dependence", action="store_true", help="show the field one viewing direction "
+        "for all rays")  # fmt: skip
+
+
+def open_generator(args: argparse.Namespace) -> SavedGenerator:
+    """The generator that the flags of add_generator name; says on stderr when it is the raw one.
+
+    Raises:
+        UsageError: there is none, or it cannot be read.
+    """
+    curriculum = None
+    if args.curriculum is not None or args.curriculum_file is not None:
+        curriculum = curriculums.load(args.curriculum or "CelebA", file=args.curriculum_file)
+    device = flags.resolve_device(args.device)
+    saved = checkpoints.load_generator(
+        args.generator, ema=args.ema, device=device, curriculum=curriculum
+    )
+    if saved.average != args.ema and saved.average == "none":
+        print(f"{saved.path}: no {args.ema}.pth beside it; using the raw parameters",
+              file=sys.stderr)  # fmt: skip
+    return saved
+
+
+def objects_to_show(saved: SavedGenerator, args: argparse.Namespace) -> list[SceneObject]:
+    """The fitted objects where there are some, else those of the seeds.
+
+    Raises:
+        UsageError: a fit cannot be read or belongs to another generator.
+    """
+    if args.fit:
+        return [SceneObject(path.stem, checkpoints.load_fit(path, saved).film) for path in args.fit]
+    return objects_of_seeds(saved, args.seeds, psi=args.psi)
+
+
+def objects_of_seeds(
+    saved: SavedGenerator, seeds: Sequence[int], *, psi: float
+) -> list[SceneObject]:
+    """One object per seed; a seed is the same object whatever stands beside it.
+
+    The latent is the first draw of a CPU stream with that seed, as published.
+    """
+    mean, kind = mean_film(saved), saved.curriculum.settings.z_dist
+    device = next(saved.generator.parameters()).device
+    objects = []
+    with torch.no_grad():
+        for seed in seeds:
+            rng = torch.Generator().manual_seed(seed)
+            z = sample_latents(1, saved.generator.z_dim, kind=kind, rng=rng)
+            film = mean.lerp(saved.generator.mapping(z.to(device)), psi)
+            objects.append(SceneObject(str(seed), film))
+    return objects
+
+
+def mean_film(saved: SavedGenerator) -> Film:
+    """The center of truncation (1, F)."""
+    rng = torch.Generator().manual_seed(MEAN_SEED)
+    kind = saved.curriculum.settings.z_dist
+    latents = sample_latents(MEAN_LATENTS, saved.generator.z_dim, kind=kind, rng=rng)
+    return saved.generator.average_film(latents)
+
+
+def render_options(saved: SavedGenerator, args: argparse.Namespace) -> RenderOptions:
+    """How to render finished pictures with the flags of add_rendering."""
+    first = saved.curriculum.preview_render(0, args.image_size)
+    return replace(
+        first,
+        num_steps=first.num_steps * args.ray_step_multiplier,
+        lock_view_dependence=first.lock_view_dependence or args.lock_view_dependence,
+    )
+
+
+def chunk_size(saved: SavedGenerator, args: argparse.Namespace) -> int:
+    """Points in one call of the field: what the memory bears, at most --max_batch_size."""
+    is_cuda = next(saved.generator.parameters()).device.type == "cuda"
+    return min(args.max_batch_size, CUDA_CHUNK if is_cuda else CPU_CHUNK)
+
+
+@torch.no_grad()
+def look(
+    saved: SavedGenerator,
+    film: Film,
+    pitch: float,
+    yaw: float,
+    options: RenderOptions,
+    *,
+    points_per_chunk: int,
+) -> View:
+    """The view of one object (1, F) from a camera at pitch and yaw, radians; not random."""
+    poses = Poses(torch.tensor([pitch]), torch.tensor([yaw]))
+    return saved.generator.render(film, poses, options, points_per_chunk=points_per_chunk)
+
+
+def output_folder(path: Path) -> Path:
+    """The folder of --output_dir, made where it is missing.
+
+    Raises:
+        UsageError: it cannot be made or is no folder.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output_dir {path}: cannot be made ({error.strerror})") from error
+    return path
