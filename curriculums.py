@@ -219,6 +219,7 @@ Demo: dict[str | int, Any] = {
     "latent_dim": 64,
     "mapping_hidden_dim": 64,
     "density_scale": 3,
+    "scene_radius": 0.27,  # the width of the picture: nothing can float outside of it
     "discriminator": "CCSDiscriminator",
     "discriminator_width": 64,
     "lock_view_dependence": True,  # the paint of a toy car does not depend on where it is seen from

@@ -121,25 +121,29 @@ def camera_rotations(poses: Poses) -> Tensor:
 
 
 def camera_directions(
-    image_size: int, fov_degrees: float, *, device: torch.device, dtype: torch.dtype
+    image_size: int, fov_degrees: float | Tensor, *, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Unit-length ray directions (R, 3) of a square image in camera space, rows first from the top.
+    """Unit-length ray directions of a square image in camera space, rows first from the top.
 
-    The outermost pixels' centres lie on the edge of the field of view, as published.
+    (R, 3) for one angle of view, (B, R, 3) for a tensor of them. The outermost pixels' centres lie
+    on the edge of the field of view, as published.
     """
     across = torch.linspace(-1, 1, image_size, device=device, dtype=dtype)
-    y, x = torch.meshgrid(across.flip(0), across, indexing="ij")
-    z = torch.full_like(x, -1 / math.tan(math.radians(fov_degrees) / 2))
-    return F.normalize(torch.stack([x, y, z], dim=-1).reshape(-1, 3), dim=-1)
+    y, x = (axis.flatten() for axis in torch.meshgrid(across.flip(0), across, indexing="ij"))
+    if isinstance(fov_degrees, Tensor):
+        z = (-1 / torch.tan(torch.deg2rad(fov_degrees.to(x)) / 2))[:, None].expand(-1, len(x))
+    else:
+        z = torch.full_like(x, -1 / math.tan(math.radians(fov_degrees) / 2))
+    return F.normalize(torch.stack([x.expand_as(z), y.expand_as(z), z], dim=-1), dim=-1)
 
 
-def cast_rays(poses: Poses, image_size: int, fov_degrees: float) -> Rays:
+def cast_rays(poses: Poses, image_size: int, fov_degrees: float | Tensor) -> Rays:
     """The rays of square images, on the device and in the precision of the poses.
 
     Args:
         poses: camera angles, each (B,).
         image_size: pixels per side, H = W.
-        fov_degrees: full angle of view across the image.
+        fov_degrees: full angle of view across the image; one for all, or (B,).
 
     Returns:
         Rays of (B, H * W, 3), pixels in row-major order from the top left.
@@ -148,6 +152,6 @@ def cast_rays(poses: Poses, image_size: int, fov_degrees: float) -> Rays:
         image_size, fov_degrees, device=poses.yaw.device, dtype=poses.yaw.dtype
     )
     # No matrix product: under autocast it would round the rays to half precision.
-    directions = (camera_rotations(poses)[:, None] * pixels[:, None]).sum(-1)  # (B, R, 3)
+    directions = (camera_rotations(poses)[:, None] * pixels[..., None, :]).sum(-1)  # (B, R, 3)
     origins = camera_origins(poses)[:, None].expand_as(directions)
     return Rays(origins, directions)

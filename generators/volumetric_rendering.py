@@ -91,6 +91,7 @@ def _normal(shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tenso
     return torch.randn(shape, generator=rng, device=rng.device).to(like)
 
 
+@torch.no_grad()  # where to look is no question of gradients; the root's is infinite at the rim
 def depth_range(rays: Rays, options: RenderOptions) -> tuple[Tensor, Tensor]:
     """Depths (B, R) between which each ray is sampled; equal where it misses the scene's ball."""
     near, far = (torch.full_like(rays.origins[..., 0], end) for end in (options.near, options.far))

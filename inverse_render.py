@@ -1,0 +1,215 @@
+"""Fit an object and a camera to a photo, then look at it from other sides.
+
+    python inverse_render.py out/generator.pth photo.jpg
+
+Writes into PHOTO_fit/ beside the photo: fit.pth, which every other command takes with --fit in
+place of a seed; fit.png (photo, fit, difference), views.png, and a video.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import checkpoints
+import flags
+import image_io
+import photos
+import viewing
+from checkpoints import Fit, SavedGenerator
+from flags import UsageError
+from generators.cameras import Poses
+from generators.volumetric_rendering import RenderOptions
+from image_decoding import Crop
+from training import inversion
+from training.inversion import FitOptions, Guess, Photo
+
+VIEW_OFFSETS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # radians of yaw around the photo's camera
+DEFAULTS = FitOptions()
+
+
+def build_parser() -> flags.ArgumentParser:
+    """All flags of this command."""
+    parser = flags.ArgumentParser(description="Fit an object and a camera to a photo.")
+    viewing.add_generator(parser)
+    add = parser.add_argument
+    add("photo", type=Path, help="jpg, png or webp; its alpha channel is honoured")
+    add("--mask", type=Path, help="grey picture of the photo's size, white where the object is")
+    add("--crop", default="center", help="none, center (the largest square), or pixels")
+    add("--output_dir", type=Path, help="default: PHOTO_fit beside the photo")
+    add("--fit_size", type=flags.positive_int, help="pixels per side at which is compared; "
+        "default: those of the curriculum's last stage")  # fmt: skip
+    add("--candidates", type=flags.positive_int, default=DEFAULTS.num_candidates,
+        help="random objects and poses that are tried first")  # fmt: skip
+    add("--starts", type=flags.positive_int, default=DEFAULTS.num_starts, help="the best of them, "
+        "which are improved")  # fmt: skip
+    add("--latent_steps", type=flags.positive_int, default=DEFAULTS.latent_steps)
+    add("--film_steps", type=flags.positive_int, default=DEFAULTS.film_steps)
+    add("--fov", type=flags.positive_float, help="the photo's angle of view in degrees, where it "
+        "is known; else it is fitted")  # fmt: skip
+    add("--seed", type=flags.non_negative_int, default=0, help="of the candidates")
+    viewing.add_rendering(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fit, then write what the fit looks like."""
+    args = build_parser().parse_args(argv)
+    saved = viewing.open_generator(args)
+    options = _fit_options(saved, args)
+    photo = _open_photo(saved, args, options)
+    folder = viewing.output_folder(args.output_dir or _beside(args.photo))
+    guess, loss = _fitted(saved, photo, options, args)
+    fit = Fit(
+        film=guess.film,
+        pitch=float(guess.poses.pitch),
+        yaw=float(guess.poses.yaw),
+        fov_degrees=float(guess.fov_degrees),
+    )
+    checkpoints.save_fit(folder / "fit.pth", fit, saved)
+    psnr = _save_comparison(folder / "fit.png", saved, fit, photo, options)
+    _save_views(folder / "views.png", saved, fit, args)
+    print(
+        f"pitch {math.degrees(fit.pitch):.1f}, yaw {math.degrees(fit.yaw):.1f}, angle of view "
+        f"{fit.fov_degrees:.1f} degrees; {psnr:.1f} dB at {options.image_size} px, loss {loss:.5f}"
+    )
+    print(f"in {folder}: fit.pth fit.png views.png")
+    return 0
+
+
+def _beside(photo: Path) -> Path:
+    return photo.with_name(f"{photo.stem}_fit")
+
+
+def _crop(text: str) -> Crop:
+    if text == "none":
+        return "none"
+    if text == "center":
+        return "center"
+    try:
+        return flags.positive_int(text)
+    except argparse.ArgumentTypeError:
+        raise UsageError(f"--crop {text}: choose none, center, or a number of pixels") from None
+
+
+def _fit_options(saved: SavedGenerator, args: argparse.Namespace) -> RenderOptions:
+    """How guesses are rendered: as in training, without its randomness."""
+    curriculum = saved.curriculum
+    size = args.fit_size or max(stage.img_size for _, stage in curriculum.stages)
+    options = replace(curriculum.preview_render(saved.step, size))
+    lock = options.lock_view_dependence or args.lock_view_dependence
+    fov = args.fov or options.fov_degrees
+    try:
+        return replace(options, lock_view_dependence=lock, fov_degrees=fov)
+    except ValueError as error:
+        raise UsageError(f"--fov {fov}: {error}") from error
+
+
+def _open_photo(saved: SavedGenerator, args: argparse.Namespace, options: RenderOptions) -> Photo:
+    background = {"white": 1.0, "black": -1.0, "last_sample": None}[options.background]
+    photo = photos.open_photo(
+        args.photo,
+        options.image_size,
+        crop=_crop(args.crop),
+        mask=args.mask,
+        background=background,
+    )
+    device = next(saved.generator.parameters()).device
+    alpha = None if photo.alpha is None else photo.alpha.to(device)
+    return Photo(photo.image.to(device), photo.weight.to(device), alpha)
+
+
+def _fitted(
+    saved: SavedGenerator, photo: Photo, options: RenderOptions, args: argparse.Namespace
+) -> tuple[Guess, float]:
+    """The best guess, with a progress bar that shows its loss."""
+    fit = FitOptions(
+        num_candidates=args.candidates,
+        num_starts=min(args.starts, args.candidates),
+        latent_steps=args.latent_steps,
+        film_steps=args.film_steps,
+        fits_fov=args.fov is None,
+    )
+    done: dict[str, int] = {}
+    with tqdm(total=args.candidates + fit.latent_steps + fit.film_steps, unit="step") as bar:
+
+        def report(name: str, count: int, loss: float) -> None:
+            bar.set_postfix_str(f"{name}, loss {loss:.5f}", refresh=False)
+            bar.update(count - done.get(name, 0))
+            done[name] = count
+
+        return inversion.fit_photo(
+            saved.generator,
+            photo,
+            saved.curriculum.poses(),
+            options,
+            fit,
+            kind=saved.curriculum.settings.z_dist,
+            guessed_pose=_guessed_pose(saved, args.generator, photo),
+            rng=torch.Generator().manual_seed(args.seed),
+            report=report,
+        )
+
+
+def _guessed_pose(saved: SavedGenerator, generator: Path, photo: Photo) -> Poses | None:
+    """Where the discriminator beside the generator believes the camera to be, if it learned to."""
+    path = generator.with_name("discriminator.pth")
+    if saved.curriculum.settings.pos_lambda == 0 or not path.is_file():
+        return None
+    critic = saved.curriculum.build_discriminator()
+    critic.load_state_dict(checkpoints.read(path, "discriminator")["state"])
+    critic.to(photo.image.device).eval()
+    with torch.no_grad():
+        pose = critic(photo.image[None], alpha=1.0).pose
+    return None if pose is None else Poses(pose[:, 0], pose[:, 1])
+
+
+def _save_comparison(
+    path: Path, saved: SavedGenerator, fit: Fit, photo: Photo, options: RenderOptions
+) -> float:
+    """Write photo, fit and difference side by side; returns the PSNR in dB where it counts."""
+    shown = _view(saved, fit, replace(options, fov_degrees=fit.fov_degrees), 0.0)
+    difference = (shown - photo.image).abs() - 1  # 0 is black
+    sheet = image_io.grid(torch.stack([photo.image, shown, difference]), 3)
+    image_io.save_png(path, image_io.to_uint8(sheet))
+    error = ((shown - photo.image) / 2).square().mean(0) * photo.weight
+    return -10 * math.log10(max(1e-10, float(error.sum() / photo.weight.sum())))
+
+
+def _save_views(path: Path, saved: SavedGenerator, fit: Fit, args: argparse.Namespace) -> None:
+    """Write the object from both sides of the photo's camera."""
+    options = replace(viewing.render_options(saved, args), fov_degrees=fit.fov_degrees)
+    views = [
+        _view(saved, fit, options, offset, viewing.chunk_size(saved, args))
+        for offset in tqdm(VIEW_OFFSETS, unit="view")
+    ]
+    image_io.save_png(path, image_io.to_uint8(image_io.grid(torch.stack(views), len(views))))
+
+
+def _view(
+    saved: SavedGenerator,
+    fit: Fit,
+    options: RenderOptions,
+    offset: float,
+    points_per_chunk: int = viewing.CPU_CHUNK,
+) -> Tensor:
+    """The image (3, H, W) with the camera's yaw turned by offset radians."""
+    view = viewing.look(
+        saved,
+        fit.film,
+        fit.pitch,
+        fit.yaw + offset,
+        options,
+        points_per_chunk=points_per_chunk,
+    )
+    return view.images[0]
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main))

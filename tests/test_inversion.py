@@ -1,0 +1,231 @@
+"""Fitting a photo: what is compared, that it descends, and the command around it."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+
+import checkpoints
+import curriculum
+import inverse_render
+import photos
+import viewing
+from flags import UsageError
+from generators.cameras import Poses, cast_rays, sample_poses
+from generators.latents import sample_latents
+from training import inversion
+from training.inversion import FitOptions, Guess, Photo, photo_losses
+
+QUICK = FitOptions(num_candidates=64, num_starts=2, latent_steps=25, film_steps=40, search_size=8)
+
+
+@pytest.fixture
+def saved(tiny_run):
+    return checkpoints.load_generator(tiny_run / "generator.pth")
+
+
+def render_of(saved, seed, size=16):
+    rng = torch.Generator().manual_seed(seed)
+    film = saved.generator.mapping(sample_latents(1, 6, kind="gaussian", rng=rng))
+    poses = sample_poses(saved.curriculum.poses(), 1, rng=rng)
+    options = saved.curriculum.preview_render(0, size)
+    with torch.no_grad():
+        return saved.generator.render(film, poses, options).images[0], options
+
+
+def fitted(saved, image, options, fit=QUICK, **changes):
+    reports = []
+    photo = Photo(image, torch.ones(image.shape[1:]))
+    guess, loss = inversion.fit_photo(
+        saved.generator,
+        changes.get("photo", photo),
+        saved.curriculum.poses(),
+        options,
+        fit,
+        kind="gaussian",
+        guessed_pose=changes.get("guessed_pose"),
+        rng=torch.Generator().manual_seed(0),
+        report=lambda *report: reports.append(report),
+    )
+    return guess, loss, reports
+
+
+def test_a_picture_differs_from_itself_by_nothing():
+    image = torch.rand(3, 32, 32) * 2 - 1
+    photo = Photo(image, torch.rand(32, 32))
+    assert float(photo_losses(image[None], torch.ones(1, 32, 32), photo)) == 0
+
+
+def test_differences_count_on_every_level_where_they_can_be_seen():
+    image, opaque = torch.zeros(3, 32, 32), torch.ones(1, 32, 32)
+    photo = Photo(image, torch.rand(32, 32))
+    constant = photo_losses(image[None] + 0.5, opaque, photo)
+    assert float(constant) == pytest.approx(0.25)
+    signs = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(16, 16)
+    even = Photo(image, torch.ones(32, 32))
+    checkered = photo_losses(image[None] + 0.5 * signs, opaque, even)
+    assert float(checkered) == pytest.approx(0.25 / 3)  # gone at 16 and 8 pixels
+
+
+def test_pixels_without_weight_do_not_count():
+    weight = torch.zeros(32, 32)
+    weight[:, :16] = 1
+    image = torch.zeros(1, 3, 32, 32)
+    image[..., 16:] = 1
+    photo = Photo(torch.zeros(3, 32, 32), weight)
+    assert float(photo_losses(image, torch.ones(1, 32, 32), photo)) == 0
+
+
+def test_alpha_is_compared_with_the_opacity():
+    image, everywhere = torch.zeros(3, 8, 8), torch.ones(8, 8)
+    photo = Photo(image, everywhere, alpha=everywhere)
+    loss = photo_losses(image[None], torch.zeros(1, 8, 8), photo)
+    assert float(loss) == pytest.approx(inversion.OPACITY_WEIGHT / 4)  # mean over color and alpha
+
+
+def test_several_angles_of_view_are_several_cameras():
+    poses = Poses(torch.tensor([1.2, 1.5]), torch.tensor([0.3, 2.0]))
+    both = cast_rays(poses, 5, torch.tensor([12.0, 30.0]))
+    for index, fov in enumerate((12.0, 30.0)):
+        one = cast_rays(Poses(*(angle[index : index + 1] for angle in poses)), 5, fov)
+        torch.testing.assert_close(both.directions[index], one.directions[0])
+        torch.testing.assert_close(both.origins[index], one.origins[0])
+
+
+def test_a_render_of_the_generator_is_found_again(saved):
+    # In a bounded scene, whose opacity changes smoothly with the object.
+    bounded = {**TINY, "scene_radius": 0.1, "density_scale": 200}
+    saved = replace(saved, curriculum=curriculum.build("Bounded", bounded))
+    saved.generator.siren.density_scale = 200.0
+    image, options = render_of(saved, 3)
+    guess, loss, reports = fitted(saved, image, options)
+    lowest = {name: best for name, _, best in reports}
+    assert lowest["latent"] < lowest["search"]
+    assert loss == lowest["film"]
+    shown, _ = inversion.render_guess(saved.generator, guess, options, 16)
+    error = ((shown[0] - image) / 2).square().mean()
+    assert -10 * math.log10(float(error)) > 25
+    assert len(guess.film) == len(guess.poses.yaw) == len(guess.fov_degrees) == 1
+
+
+def test_the_same_photo_gives_the_same_fit(saved):
+    image, options = render_of(saved, 4)
+    short = FitOptions(num_candidates=16, num_starts=2, latent_steps=3, film_steps=3, search_size=8)
+    one, two = (fitted(saved, image, options, short)[0] for _ in range(2))
+    assert torch.equal(one.film.frequencies, two.film.frequencies)
+    assert torch.equal(one.poses.yaw, two.poses.yaw)
+
+
+def test_a_known_angle_of_view_stays(saved):
+    image, options = render_of(saved, 4)
+    fixed = FitOptions(num_candidates=16, num_starts=2, latent_steps=5, film_steps=5,
+                       search_size=8, fits_fov=False)  # fmt: skip
+    guess, _, _ = fitted(saved, image, options, fixed)
+    assert float(guess.fov_degrees) == pytest.approx(options.fov_degrees)
+
+
+def test_half_of_the_candidates_stand_where_the_camera_is_believed(saved):
+    image, options = render_of(saved, 5)
+    believed = Poses(torch.tensor([0.4]), torch.tensor([-2.0]))  # far from where cameras stand
+    fit = FitOptions(num_candidates=64, num_starts=64, search_size=8)
+    _, poses = inversion.search(
+        saved.generator,
+        Photo(image, torch.ones(16, 16)),
+        saved.curriculum.poses(),
+        options,
+        fit,
+        kind="gaussian",
+        guessed_pose=believed,
+        rng=torch.Generator().manual_seed(0),
+        report=lambda *_: None,
+    )
+    near = (poses.yaw + 2.0).abs() < 0.6
+    assert int(near.sum()) == 32
+    assert ((poses.pitch[near] - 0.4).abs() < 0.6).all()
+
+
+def save(path, pixels):
+    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(path)
+    return path
+
+
+def test_an_alpha_channel_puts_the_object_on_the_background(tmp_path):
+    pixels = np.zeros((4, 4, 4))
+    pixels[:, :2] = (255, 0, 0, 255)  # the left half is red, the right one transparent
+    path = save(tmp_path / "photo.png", pixels)
+    photo = photos.open_photo(path, 4, crop="center", background=1.0)
+    assert torch.equal(photo.image[:, 0, 0], torch.tensor([1.0, -1.0, -1.0]))
+    assert (photo.image[:, :, 3] == 1).all()
+    assert (photo.weight == 1).all()
+    assert photo.alpha is not None
+    assert photo.alpha[:, 0].eq(1).all()
+    assert photo.alpha[:, 3].eq(0).all()
+    behind = photos.open_photo(path, 4, crop="center", background=None)
+    assert behind.alpha is None
+    assert behind.weight[:, 3].eq(0).all()
+
+
+def test_a_mask_takes_the_place_of_the_alpha_channel(tmp_path):
+    photo = save(tmp_path / "photo.png", np.full((4, 6, 3), 200))
+    mask = save(tmp_path / "mask.png", np.full((4, 6), 255))
+    whole = photos.open_photo(photo, 4, crop="center", mask=mask, background=1.0)
+    assert whole.alpha is None
+    half = np.zeros((4, 6))
+    half[:, :3] = 255
+    masked = photos.open_photo(
+        photo, 4, crop="center", mask=save(tmp_path / "half.png", half), background=None
+    )
+    assert masked.weight[:, 0].eq(1).all()
+    assert masked.weight[:, 3].eq(0).all()
+
+
+@pytest.mark.parametrize("fault", ["missing", "empty", "no picture", "other size", "black mask"])
+def test_a_bad_photo_is_one_line(tmp_path, fault):
+    photo, mask = save(tmp_path / "photo.png", np.full((4, 6, 3), 200)), None
+    if fault == "missing":
+        photo = tmp_path / "foto.png"
+    elif fault in ("empty", "no picture"):
+        photo.write_bytes(b"" if fault == "empty" else b"<html>")
+    else:
+        shape = (3, 3) if fault == "other size" else (4, 6)
+        mask = save(tmp_path / "mask.png", np.zeros(shape))
+    with pytest.raises(UsageError):
+        photos.open_photo(photo, 4, crop="center", mask=mask, background=1.0)
+
+
+def test_the_command_writes_a_fit_that_the_others_take(tiny_run, saved, tmp_path, capsys):
+    image, _ = render_of(saved, 6)
+    pixels = ((image + 1) * 127.5).round().permute(1, 2, 0).numpy()
+    photo = save(tmp_path / "car.png", pixels)
+    command = [str(tiny_run / "generator.pth"), str(photo), "--candidates", "32", "--starts", "2",
+               "--latent_steps", "4", "--film_steps", "4", "--image_size", "12",
+               "--fit_size", "16", "--device", "cpu"]  # fmt: skip
+    assert inverse_render.main(command) == 0
+    folder = tmp_path / "car_fit"
+    names = ["fit.pth", "fit.png", "views.png"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+    assert "dB at 16 px" in capsys.readouterr().out
+    with Image.open(folder / "views.png") as views:
+        assert views.size == (60, 12)
+    with Image.open(folder / "fit.png") as comparison:
+        assert comparison.size == (48, 16)
+    fit = checkpoints.load_fit(folder / "fit.pth", viewing.checkpoints.load_generator(
+        tiny_run / "generator.pth"))  # fmt: skip
+    assert fit.film.frequencies.shape == (1, saved.generator.siren.num_features)
+    before = [(folder / name).read_bytes() for name in names]
+    assert inverse_render.main(command) == 0
+    assert [(folder / name).read_bytes() for name in names] == before
+
+
+def test_a_guess_can_be_indexed():
+    guess = Guess(
+        viewing.Film(torch.rand(3, 2), torch.rand(3, 2)),
+        Poses(torch.rand(3), torch.rand(3)),
+        torch.rand(3),
+    )
+    assert guess[torch.tensor([1])].poses.yaw.shape == (1,)
+    assert torch.equal(guess[1:2].fov_degrees, guess.fov_degrees[1:2])

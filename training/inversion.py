@@ -1,0 +1,341 @@
+"""Which object, seen from where, looks like this photo: inversion by descent through the renderer.
+
+Three passes, coarse to fine: a random search over objects and poses on thumbnails; descent of the
+best few in the latent space, which keeps them plausible; descent of the best of those in FiLM
+space, which reaches what no latent gives.
+
+Legend: K guesses, L width of a latent, F FiLM features, H = W pixels.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from generators.cameras import POLE_MARGIN, PoseDistribution, Poses, cast_rays, sample_poses
+from generators.generators import ImplicitGenerator3d
+from generators.latents import LatentKind, sample_latents
+from generators.volumetric_rendering import RenderOptions, render_rays
+from siren.film import Film
+
+SMALLEST_LEVEL = 8  # pixels per side of the coarsest picture that is compared
+OPACITY_WEIGHT = 0.5  # of the difference between the opacity and the photo's alpha
+LATENT_PRIOR = 1e-4  # times |z|^2 / L: the negative logarithm of the latent's density, scaled
+OFFSET_PRIOR = 1e-4  # times the mean square of FiLM offsets, in deviations over latents
+FOV_PRIOR = 1e-2  # times (log fov / given fov)^2: size and angle of view are hard to tell apart
+PATIENCE, MIN_GAIN = 60, 0.01  # stop after so many steps without a gain of this share
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """What is to be fitted.
+
+    image: (3, H, W) in [-1, 1], on the curriculum's background where it has an alpha.
+    weight: (H, W) in [0, 1], how much each pixel counts.
+    alpha: (H, W) in [0, 1], where the object is; None where nobody knows.
+    """
+
+    image: Tensor
+    weight: Tensor
+    alpha: Tensor | None = None
+
+    def at(self, size: int) -> "Photo":
+        """The same at size pixels per side, by area."""
+
+        def shrink(plane: Tensor) -> Tensor:
+            return F.interpolate(plane[None], (size, size), mode="area")[0]
+
+        alpha = None if self.alpha is None else shrink(self.alpha[None])[0]
+        return Photo(shrink(self.image), shrink(self.weight[None])[0], alpha)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitOptions:
+    """How hard to try.
+
+    num_candidates: of the random search, at search_size pixels. num_starts: the best of them,
+    which descend latent_steps at half of the photo's size; the best one then descends film_steps
+    at its full size. fits_fov: whether the angle of view is unknown. The learning rates are
+    those of Adam, per parameter: latents in deviations, angles in radians, FiLM in deviations.
+    """
+
+    num_candidates: int = 1024
+    num_starts: int = 8
+    latent_steps: int = 150
+    film_steps: int = 300
+    search_size: int = 16
+    fits_fov: bool = True
+    latent_rate: float = 0.05
+    pose_rate: float = 0.02
+    film_rate: float = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class Guess:
+    """K objects and the cameras that see them; fov_degrees (K,)."""
+
+    film: Film
+    poses: Poses
+    fov_degrees: Tensor
+
+    def __getitem__(self, index: Tensor | slice) -> "Guess":
+        poses = Poses(*(angle[index] for angle in self.poses))
+        return Guess(self.film[index], poses, self.fov_degrees[index])
+
+
+Report = Callable[[str, int, float], None]  # name of the pass, steps done of it, lowest loss
+
+
+def render_guess(
+    generator: ImplicitGenerator3d, guess: Guess, options: RenderOptions, size: int
+) -> tuple[Tensor, Tensor]:
+    """Images (K, 3, size, size) in [-1, 1] and opacities (K, size, size), with gradients."""
+    rays = cast_rays(guess.poses, size, guess.fov_degrees)
+    rendering = render_rays(generator.field(guess.film), rays, options, rng=None)
+    images = rendering.rgb.unflatten(1, (size, size)).permute(0, 3, 1, 2) * 2 - 1
+    return images, rendering.opacity.unflatten(1, (size, size))
+
+
+def photo_losses(images: Tensor, opacities: Tensor, photo: Photo) -> Tensor:
+    """The difference (K,) of images (K, 3, H, W) to the photo, averaged over a pyramid of sizes.
+
+    Each level is the weighted mean of squared differences; the coarse ones draw the camera towards
+    the right side from afar, where the fine ones are blind.
+    """
+    levels = []
+    seen = torch.cat([images, opacities[:, None]], dim=1)
+    wanted = photo.image if photo.alpha is None else torch.cat([photo.image, photo.alpha[None]])
+    weight = photo.weight
+    scale = images.new_tensor([1.0, 1.0, 1.0, OPACITY_WEIGHT])[: len(wanted), None, None]
+    while True:
+        error = scale * (seen[:, : len(wanted)] - wanted).square()
+        levels.append((error.mean(1) * weight).sum((1, 2)) / weight.sum().clamp(min=1e-6))
+        if seen.shape[-1] < 2 * SMALLEST_LEVEL:
+            return torch.stack(levels).mean(0)
+        weighted = F.avg_pool2d(torch.cat([wanted * weight, weight[None]])[None], 2)[0]
+        seen_weighted = F.avg_pool2d(seen * weight, 2)
+        weight = weighted[-1]
+        filled = weight.clamp(min=1e-6)
+        seen, wanted = seen_weighted / filled, weighted[:-1] / filled
+
+
+@torch.no_grad()
+def search(
+    generator: ImplicitGenerator3d,
+    photo: Photo,
+    poses: PoseDistribution,
+    options: RenderOptions,
+    fit: FitOptions,
+    *,
+    kind: LatentKind,
+    guessed_pose: Poses | None,
+    rng: torch.Generator,
+    report: Report,
+) -> tuple[Tensor, Poses]:
+    """Latents (K, L) and poses of the best of num_candidates random ones, best first.
+
+    guessed_pose: where somebody (the discriminator's pose head) believes the camera to be, (1,);
+    every other candidate then stands there, within some degrees.
+    """
+    small, device = photo.at(fit.search_size), photo.image.device
+    latents = sample_latents(fit.num_candidates, generator.z_dim, kind=kind, rng=rng)
+    latents[::2] *= 0.5  # nearer to the mean object, which resembles most others
+    cameras = sample_poses(poses, fit.num_candidates, rng=rng)
+    if guessed_pose is not None:
+        for angle, guessed in zip(cameras, guessed_pose, strict=True):
+            around = 0.1 * torch.randn(len(angle[::2]), generator=rng)
+            angle[::2] = guessed.cpu() + around
+        cameras.pitch.clamp_(POLE_MARGIN, math.pi - POLE_MARGIN)
+    losses = []
+    for start in range(0, fit.num_candidates, 32):
+        part = slice(start, start + 32)
+        film = generator.mapping(latents[part].to(device))
+        guess = Guess(
+            film,
+            Poses(*(angle[part].to(device) for angle in cameras)),
+            torch.full((len(film),), options.fov_degrees, device=device),
+        )
+        images, opacities = render_guess(generator, guess, options, fit.search_size)
+        losses.append(photo_losses(images, opacities, small))
+        report("search", min(start + 32, fit.num_candidates), float(torch.cat(losses).min()))
+    best = torch.cat(losses).cpu().argsort()[: fit.num_starts]
+    return latents[best], Poses(*(angle[best] for angle in cameras))
+
+
+class _Cameras:
+    """Learnable pitch, yaw and angle of view of K guesses."""
+
+    def __init__(self, poses: Poses, fov_degrees: Tensor, given_fov: float) -> None:
+        self.pitch, self.yaw = (angle.detach().clone().requires_grad_() for angle in poses)
+        self.log_zoom = (fov_degrees / given_fov).log().detach().clone().requires_grad_()
+        self.given_fov = given_fov
+
+    def parameters(self, *, fits_fov: bool) -> list[Tensor]:
+        return [self.pitch, self.yaw, *([self.log_zoom] if fits_fov else [])]
+
+    def guess(self, film: Film) -> Guess:
+        pitch = self.pitch.clamp(POLE_MARGIN, math.pi - POLE_MARGIN)
+        return Guess(film, Poses(pitch, self.yaw), self.given_fov * self.log_zoom.exp())
+
+
+@dataclass
+class _Best:
+    """The lowest loss of each guess so far, and when the sum last fell by MIN_GAIN."""
+
+    losses: Tensor
+    guess: Guess
+    reference: float
+    since: int = 0
+
+    def keep(self, losses: Tensor, guess: Guess, step: int) -> None:
+        better = losses < self.losses
+
+        def choose(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(better.view(-1, *[1] * (new.dim() - 1)), new.detach(), old)
+
+        self.losses = choose(losses, self.losses)
+        film, old = guess.film, self.guess.film
+        self.guess = Guess(
+            Film(
+                choose(film.frequencies, old.frequencies),
+                choose(film.phase_shifts, old.phase_shifts),
+            ),
+            Poses(*(choose(a, b) for a, b in zip(guess.poses, self.guess.poses, strict=True))),
+            choose(guess.fov_degrees, self.guess.fov_degrees),
+        )
+        lowest = float(self.losses.min())
+        if lowest < self.reference * (1 - MIN_GAIN):
+            self.reference, self.since = lowest, step
+
+
+def _descend(
+    film_of: Callable[[], tuple[Film, Tensor]],
+    parameters: list[Tensor],
+    rate: float,
+    cameras: _Cameras,
+    generator: ImplicitGenerator3d,
+    photo: Photo,
+    options: RenderOptions,
+    fit: FitOptions,
+    *,
+    steps: int,
+) -> Iterator[_Best]:
+    """Adam with a falling rate on film_of's parameters and the cameras; the best so far, by step.
+
+    film_of returns the conditioning and its prior's loss (K,).
+    """
+    poses = cameras.parameters(fits_fov=fit.fits_fov)
+    groups = [{"params": parameters, "lr": rate}, {"params": poses, "lr": fit.pose_rate}]
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=0.0)
+    best: _Best | None = None
+    for step in range(steps):
+        film, prior = film_of()
+        guess = cameras.guess(film)
+        images, opacities = render_guess(generator, guess, options, photo.image.shape[-1])
+        losses = photo_losses(images, opacities, photo)
+        total = losses + prior + FOV_PRIOR * cameras.log_zoom.square()
+        if best is None:
+            detached = Guess(
+                Film(film.frequencies.detach(), film.phase_shifts.detach()),
+                Poses(*(angle.detach() for angle in guess.poses)),
+                guess.fov_degrees.detach(),
+            )
+            best = _Best(losses.detach(), detached, float(losses.detach().min()))
+        best.keep(losses.detach(), guess, step)
+        yield best
+        if step - best.since > PATIENCE:
+            return
+        optimizer.zero_grad(set_to_none=True)
+        total.sum().backward()
+        optimizer.step()
+        schedule.step()
+
+
+def fit_photo(
+    generator: ImplicitGenerator3d,
+    photo: Photo,
+    poses: PoseDistribution,
+    options: RenderOptions,
+    fit: FitOptions,
+    *,
+    kind: LatentKind,
+    guessed_pose: Poses | None = None,
+    rng: torch.Generator,
+    report: Report,
+) -> tuple[Guess, float]:
+    """The best guess (K = 1) and its loss.
+
+    Args:
+        generator: frozen; its parameters get no gradient.
+        photo: on the generator's device.
+        poses: where cameras may be expected.
+        options: how to render; the image size is the photo's.
+        fit: how hard to try.
+        kind: of the latents.
+        guessed_pose: see search.
+        rng: a CPU stream; decides the candidates.
+        report: called as it goes on.
+    """
+    device, fov = photo.image.device, options.fov_degrees
+    options = replace(options, density_noise=0.0)
+    latents, cameras_found = search(
+        generator, photo, poses, options, fit,
+        kind=kind, guessed_pose=guessed_pose, rng=rng, report=report,
+    )  # fmt: skip
+    z = latents.to(device).requires_grad_()
+    given = torch.full((len(z),), fov, device=device)
+    cameras = _Cameras(Poses(*(angle.to(device) for angle in cameras_found)), given, fov)
+
+    def film_of_latents() -> tuple[Film, Tensor]:
+        return generator.mapping(z), LATENT_PRIOR * z.square().mean(1)
+
+    size = max(fit.search_size, photo.image.shape[-1] // 2)
+    best: _Best | None = None
+    for count, best in enumerate(_descend(
+        film_of_latents, [z], fit.latent_rate, cameras, generator, photo.at(size), options, fit,
+        steps=fit.latent_steps,
+    )):  # fmt: skip
+        report("latent", count + 1, float(best.losses.min()))
+    assert best is not None  # for the type checker
+    index = best.losses.argmin()[None]
+    return _refine(generator, best.guess[index], photo, options, fit, kind, rng, report)
+
+
+def _refine(
+    generator: ImplicitGenerator3d,
+    start: Guess,
+    photo: Photo,
+    options: RenderOptions,
+    fit: FitOptions,
+    kind: LatentKind,
+    rng: torch.Generator,
+    report: Report,
+) -> tuple[Guess, float]:
+    """Descent in FiLM space from one guess, at the photo's full size."""
+    with torch.no_grad():
+        latents = sample_latents(1000, generator.z_dim, kind=kind, rng=rng)
+        spread = generator.mapping(latents.to(photo.image.device))
+    scales = [part.std(0, keepdim=True) for part in (spread.frequencies, spread.phase_shifts)]
+    offsets = [torch.zeros_like(scale, requires_grad=True) for scale in scales]
+
+    def film_of_offsets() -> tuple[Film, Tensor]:
+        film = Film(
+            start.film.frequencies + scales[0] * offsets[0],
+            start.film.phase_shifts + scales[1] * offsets[1],
+        )
+        squares = torch.cat(offsets, dim=1).square().mean(1)
+        return film, OFFSET_PRIOR * squares
+
+    cameras = _Cameras(start.poses, start.fov_degrees, options.fov_degrees)
+    best: _Best | None = None
+    for count, best in enumerate(_descend(
+        film_of_offsets, offsets, fit.film_rate, cameras, generator, photo, options, fit,
+        steps=fit.film_steps,
+    )):  # fmt: skip
+        report("film", count + 1, float(best.losses.min()))
+    assert best is not None  # for the type checker
+    return best.guess, float(best.losses[0])
