@@ -12,20 +12,14 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from datasets import DatasetKind
+from discriminators.discriminators import DISCRIMINATORS
 from flags import UsageError, nearest
 from generators.cameras import PoseKind
 from generators.latents import LatentKind
+from siren.siren import FIELDS
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
-DatasetKind = Literal["CelebA", "Cats", "Carla", "Images", "ToyCars"]
-FieldName = Literal["TALLSIREN", "SPATIALSIRENBASELINE", "EmbeddingPiGAN128", "EmbeddingPiGAN256"]
-DiscriminatorName = Literal[
-    "ProgressiveDiscriminator",
-    "ProgressiveEncoderDiscriminator",
-    "StridedDiscriminator",
-    "CCSDiscriminator",
-    "CCSEncoderDiscriminator",
-]
 
 
 @dataclass(frozen=True)
@@ -45,10 +39,19 @@ class Range:
         return f"{start} {self.low:g}{end}"
 
 
+@dataclass(frozen=True)
+class OneOf:
+    """The names of a table, so that a class added there can be named in a curriculum."""
+
+    table: Mapping[str, object]
+
+
 Positive = Annotated[float, Range(0)]
 NonNegative = Annotated[float, Range(0, includes_low=True)]
 Share = Annotated[float, Range(0, 1)]
 Count = Annotated[int, Range(1, includes_low=True)]
+FieldName = Annotated[str, OneOf(FIELDS)]
+DiscriminatorName = Annotated[str, OneOf(DISCRIMINATORS)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +245,8 @@ def _convert(where: str, value: object, hint: Any) -> Any:
         return tuple(_convert(where, item, get_args(hint)[0]) for item in value)
     if origin is Annotated:
         base, allowed = get_args(hint)
+        if isinstance(allowed, OneOf):
+            return _convert_choice(where, value, tuple(allowed.table))
         number = _convert(where, value, base)
         if number not in allowed:
             raise UsageError(f"{where} is {value!r}, it must be {allowed}")

@@ -3,8 +3,16 @@
 import ast
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import torch
+
+import curriculum
+import curriculums
+import datasets
+import discriminators.discriminators
+import siren.siren
 
 ROOT = Path(__file__).parent.parent
 METHOD = (ROOT / "docs" / "method.md").read_text("utf-8")
@@ -35,3 +43,42 @@ def test_every_section_of_the_method_names_its_code_and_its_tests():
     sections = METHOD.split("\n## ")[1:]
     assert len(sections) == 10
     assert all("- Code: `" in section and "- Tests: `" in section for section in sections)
+
+
+def example(module):
+    """The block of CONTRIBUTING.md that belongs into a module, its first line naming it."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    (block,) = re.findall(rf"```python\n# {re.escape(module)}\n(.*?)```", text, re.DOTALL)
+    return block
+
+
+def test_the_curriculum_of_the_contributing_guide(tmp_path):
+    file = tmp_path / "my_curricula.py"
+    file.write_text(example("my_curricula.py"))
+    portraits = curriculums.load("Portraits", file=file)
+    assert portraits.at(0).render.image_size == 32
+    assert portraits.at(30_000).render.image_size == 64
+
+
+def test_the_data_set_of_the_contributing_guide(tmp_path, monkeypatch):
+    names = {**vars(datasets), "_DEFAULTS": dict(datasets._DEFAULTS)}
+    exec(example("datasets.py"), names)
+    monkeypatch.setattr(datasets, "_DEFAULTS", names["_DEFAULTS"])
+    assert "Boats" in get_args(names["DatasetKind"])
+    options = datasets.dataset_options("Boats", str(tmp_path))
+    assert (options.crop, options.flip) == ("center", True)
+
+
+def test_the_networks_of_the_contributing_guide(monkeypatch):
+    fields, critics = curriculum.FIELDS, curriculum.DISCRIMINATORS
+    # The tables themselves, since the schema holds them; what the examples add is taken out again.
+    monkeypatch.setitem(fields, "GridField", None)
+    monkeypatch.setitem(critics, "SlimDiscriminator", None)
+    exec(example("siren/siren.py"), dict(vars(siren.siren)))
+    exec(example("discriminators/discriminators.py"), dict(vars(discriminators.discriminators)))
+    overrides = ["model=GridField", "discriminator=SlimDiscriminator"]
+    changed = curriculums.load("CelebA", overrides=overrides)
+    field = changed.build_generator().siren
+    assert (field.hidden_dim, field.spatial_embeddings.shape[1]) == (128, 8)
+    verdict = changed.build_discriminator()(torch.zeros(2, 3, 64, 64), 1.0)
+    assert verdict.logits.shape == (2,)
