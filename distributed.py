@@ -154,6 +154,7 @@ def launch(
         is_master=True,
         timeout=timeout,
         wait_for_workers=False,
+        use_libuv=False,  # PyTorch 2.6's libuv takes no socket that listens already
         master_listen_fd=listener.detach(),
     )
     try:
@@ -195,7 +196,7 @@ def _work_at_port(
     loopback = {"lo", "lo0"}.intersection(name for _, name in socket.if_nameindex())
     if loopback:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback.pop())
-    store = TCPStore(LOCALHOST, port, is_master=False, timeout=timeout)
+    store = TCPStore(LOCALHOST, port, is_master=False, timeout=timeout, use_libuv=False)
     return _work(worker, payload, places[rank], store, timeout)
 
 
