@@ -16,13 +16,7 @@ import flags
 import video_io
 import viewing
 from filming import Shot
-from generators import trajectories
-
-TRAJECTORIES = {
-    "front": trajectories.front,
-    "orbit": trajectories.orbit,
-    "around": trajectories.around,
-}
+from generators.trajectories import TRAJECTORIES
 
 
 def build_parser() -> flags.ArgumentParser:

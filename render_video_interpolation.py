@@ -17,15 +17,8 @@ import flags
 import video_io
 import viewing
 from filming import Shot
-from generators import trajectories
-from generators.trajectories import Camera
+from generators.trajectories import INTERPOLATION_TRAJECTORIES, Camera
 from viewing import SceneObject
-
-TRAJECTORIES = {
-    "front": trajectories.front,
-    "orbit": trajectories.nodding_orbit,
-    "around": trajectories.around,
-}
 
 
 def build_parser() -> flags.ArgumentParser:
@@ -33,7 +26,7 @@ def build_parser() -> flags.ArgumentParser:
     parser = flags.ArgumentParser(description="Film objects that turn into each other.")
     viewing.add_generator(parser)
     viewing.add_objects(parser, psi=0.7)
-    filming.add_video(parser, TRAJECTORIES, default="front")
+    filming.add_video(parser, INTERPOLATION_TRAJECTORIES, default="front")
     viewing.add_rendering(parser)
     parser.add_argument("--output_dir", type=Path, default=Path("vids"))
     return parser
@@ -46,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = viewing.render_options(saved, args)
     objects = viewing.objects_to_show(saved, args)
     ways = filming.cameras(
-        args, TRAJECTORIES, [viewing.usual_camera(saved, shown) for shown in objects]
+        args, INTERPOLATION_TRAJECTORIES, [viewing.usual_camera(saved, shown) for shown in objects]
     )
     shots = morph(objects, ways)
     path = filming.destination(args, args.output_dir, "interp", len(shots))

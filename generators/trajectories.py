@@ -62,3 +62,8 @@ def nodding_orbit(t: float, usual: Camera) -> Camera:
 def around(t: float, usual: Camera) -> Camera:
     """A lying eight that begins at the usual camera."""
     return usual.turned(0.15 * math.sin(2 * math.tau * t), 0.5 * math.sin(math.tau * t))
+
+
+# What people call them, in videos of one object and in videos from one object to the next.
+TRAJECTORIES: dict[str, Trajectory] = {"front": front, "orbit": orbit, "around": around}
+INTERPOLATION_TRAJECTORIES: dict[str, Trajectory] = {**TRAJECTORIES, "orbit": nodding_orbit}

@@ -19,7 +19,7 @@ import viewing
 from checkpoints import Fit
 from filming import Shot
 from flags import UsageError
-from generators.trajectories import Camera
+from generators.trajectories import TRAJECTORIES, Camera
 from viewing import SceneObject
 
 SMALL = ("--image_size", "10", "--ray_step_multiplier", "1", "--device", "cpu")
@@ -275,7 +275,7 @@ def test_more_frames_than_the_file_has_are_refused(command, tmp_path):
 def test_a_zoom_beyond_half_a_turn_is_refused():
     args = render_video.build_parser().parse_args(["generator.pth"])
     with pytest.raises(UsageError, match="would reach 180 degrees"):
-        filming.cameras(args, render_video.TRAJECTORIES, [Camera(1.0, 1.0, 170.0)])
+        filming.cameras(args, TRAJECTORIES, [Camera(1.0, 1.0, 170.0)])
 
 
 def test_the_usual_camera_of_a_seed_is_the_middle_of_the_curriculum(tiny_run):
