@@ -35,15 +35,16 @@ def check(path: Path, kind: VideoFormat, fps: int, num_frames: int) -> None:
     """Refuse what save_video could not do well, before any frame is rendered.
 
     Raises:
-        UsageError: fps is too high, or an earlier, longer video's frames lie in the folder.
+        UsageError: fps is too high, or what lies there already is in the way.
     """
     limit = MAX_GIF_FPS if kind == "gif" else MAX_FPS
     if fps > limit:
         raise UsageError(f"--fps {fps}: at most {limit} for {kind}")
+    if path.exists() and path.is_dir() != (kind == "frames"):
+        is_what = "a folder" if path.is_dir() else "a file"
+        raise UsageError(f"{path}: is {is_what}; choose another --output_dir or --format")
     if kind != "frames":
         return
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{path}: is a file; a folder for frames is to be made there")
     older = [int(file.stem) for file in path.glob("*.png") if file.stem.isdecimal()]
     if max(older, default=-1) >= num_frames:
         raise UsageError(

@@ -153,11 +153,11 @@ def mean_film(saved: SavedGenerator) -> Film:
 
 def render_options(saved: SavedGenerator, args: argparse.Namespace) -> RenderOptions:
     """How to render finished pictures with the flags of add_rendering."""
-    first = saved.curriculum.preview_render(0, args.image_size)
+    options = saved.curriculum.preview_render(saved.step, args.image_size)
     return replace(
-        first,
-        num_steps=first.num_steps * args.ray_step_multiplier,
-        lock_view_dependence=first.lock_view_dependence or args.lock_view_dependence,
+        options,
+        num_steps=saved.curriculum.stage_settings(0).num_steps * args.ray_step_multiplier,
+        lock_view_dependence=options.lock_view_dependence or args.lock_view_dependence,
     )
 
 

@@ -130,3 +130,11 @@ def test_too_many_frames_per_second_are_refused(tmp_path, kind, fps):
     with pytest.raises(UsageError, match=f"--fps {fps}"):
         video_io.check(tmp_path / "a", kind, fps, 3)
     video_io.check(tmp_path / "a", kind, fps - 1, 3)
+
+
+def test_what_is_in_the_way_is_said(tmp_path):
+    (tmp_path / "0.mp4").mkdir()
+    (tmp_path / "1").write_text("mine")
+    for name, kind in (("0", "mp4"), ("1", "frames")):
+        with pytest.raises(UsageError, match="choose another"):
+            video_io.check(video_io.video_path(tmp_path, name, kind), kind, 25, 3)
