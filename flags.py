@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import math
 import os
 import re
 import select
@@ -167,6 +168,11 @@ def non_negative_int(text: str) -> int:
 def positive_float(text: str) -> float:
     """An argparse type: a finite number above 0."""
     return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
+def finite_float(text: str) -> float:
+    """An argparse type: any number but infinity."""
+    return _number(text, float, math.isfinite, "a number")
 
 
 def fraction(text: str) -> float:

@@ -3,28 +3,33 @@
     python inverse_render.py out/generator.pth photo.jpg
 
 Writes into PHOTO_fit/ beside the photo: fit.pth, which every other command takes with --fit in
-place of a seed; fit.png (photo, fit, difference), views.png, and a video.
+place of a seed; fit.png (photo, fit, difference); views.png; and reconstructed.mp4, a video from
+around the photo's camera.
 """
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import checkpoints
+import filming
 import flags
 import image_io
 import photos
+import video_io
 import viewing
 from checkpoints import Fit, SavedGenerator
+from filming import Shot
 from flags import UsageError
 from generators.cameras import Poses
+from generators.trajectories import TRAJECTORIES, Camera
 from generators.volumetric_rendering import RenderOptions
 from image_decoding import Crop
 from training import inversion
@@ -54,6 +59,7 @@ def build_parser() -> flags.ArgumentParser:
     add("--fov", type=flags.positive_float, help="the photo's angle of view in degrees, where it "
         "is known; else it is fitted")  # fmt: skip
     add("--seed", type=flags.non_negative_int, default=0, help="of the candidates")
+    filming.add_video(parser, TRAJECTORIES, default="around")
     viewing.add_rendering(parser)
     return parser
 
@@ -64,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     saved = viewing.open_generator(args)
     options = _fit_options(saved, args)
     photo = _open_photo(saved, args, options)
-    folder = viewing.output_folder(args.output_dir or _beside(args.photo))
+    folder = args.output_dir or _beside(args.photo)
+    video = _video_path(saved, folder, options, args)
+    viewing.output_folder(folder)
     guess, loss = _fitted(saved, photo, options, args)
     fit = Fit(
         film=guess.film,
@@ -74,13 +82,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     checkpoints.save_fit(folder / "fit.pth", fit, saved)
     psnr = _save_comparison(folder / "fit.png", saved, fit, photo, options)
-    _save_views(folder / "views.png", saved, fit, args)
     print(
         f"pitch {math.degrees(fit.pitch):.1f}, yaw {math.degrees(fit.yaw):.1f}, angle of view "
         f"{fit.fov_degrees:.1f} degrees; {psnr:.1f} dB at {options.image_size} px, loss {loss:.5f}"
     )
-    print(f"in {folder}: fit.pth fit.png views.png")
+    _save_views(folder / "views.png", saved, fit, args)
+    _save_video(video, saved, fit, _way(args, _camera(fit)), args)
+    print(f"in {folder}: fit.pth fit.png views.png {video.name}")
     return 0
+
+
+def _way(args: argparse.Namespace, usual: Camera) -> list[Camera]:
+    return filming.cameras(args, TRAJECTORIES, [usual])[0]
+
+
+def _video_path(
+    saved: SavedGenerator, folder: Path, options: RenderOptions, args: argparse.Namespace
+) -> Path:
+    """Where the video goes; what is wrong with its flags is said before the long fit."""
+    usual = Camera(*saved.curriculum.poses().center(), options.fov_degrees)
+    return filming.destination(args, folder, "reconstructed", len(_way(args, usual)))
 
 
 def _beside(photo: Path) -> Path:
@@ -159,22 +180,33 @@ def _fitted(
 
 def _guessed_pose(saved: SavedGenerator, generator: Path, photo: Photo) -> Poses | None:
     """Where the discriminator beside the generator believes the camera to be, if it learned to."""
-    path = generator.with_name("discriminator.pth")
+    prefix = re.sub(r"(generator|ema2?)\.pth$", "", generator.name)
+    path = generator.with_name(f"{prefix}discriminator.pth")
     if saved.curriculum.settings.pos_lambda == 0 or not path.is_file():
         return None
     critic = saved.curriculum.build_discriminator()
-    critic.load_state_dict(checkpoints.read(path, "discriminator")["state"])
+    try:
+        critic.load_state_dict(checkpoints.read(path, "discriminator")["state"])
+    except RuntimeError as error:
+        raise UsageError(f"{path}: does not fit the generator beside it; move it away") from error
     critic.to(photo.image.device).eval()
+    size = saved.curriculum.stage_settings(saved.step).img_size  # the level that was trained last
     with torch.no_grad():
-        pose = critic(photo.image[None], alpha=1.0).pose
+        pose = critic(photo.at(size).image[None], alpha=1.0).pose
     return None if pose is None else Poses(pose[:, 0], pose[:, 1])
+
+
+def _camera(fit: Fit) -> Camera:
+    return Camera(fit.pitch, fit.yaw, fit.fov_degrees)
 
 
 def _save_comparison(
     path: Path, saved: SavedGenerator, fit: Fit, photo: Photo, options: RenderOptions
 ) -> float:
     """Write photo, fit and difference side by side; returns the PSNR in dB where it counts."""
-    shown = _view(saved, fit, replace(options, fov_degrees=fit.fov_degrees), 0.0)
+    shot, chunk = Shot(fit.film, _camera(fit)), viewing.CPU_CHUNK
+    (view,) = filming.views(saved, [shot], options, batch_size=1, points_per_chunk=chunk)
+    shown = view.images[0]
     difference = (shown - photo.image).abs() - 1  # 0 is black
     sheet = image_io.grid(torch.stack([photo.image, shown, difference]), 3)
     image_io.save_png(path, image_io.to_uint8(sheet))
@@ -183,32 +215,26 @@ def _save_comparison(
 
 
 def _save_views(path: Path, saved: SavedGenerator, fit: Fit, args: argparse.Namespace) -> None:
-    """Write the object from both sides of the photo's camera."""
-    options = replace(viewing.render_options(saved, args), fov_degrees=fit.fov_degrees)
-    views = [
-        _view(saved, fit, options, offset, viewing.chunk_size(saved, args))
-        for offset in tqdm(VIEW_OFFSETS, unit="view")
+    """Write the object from both sides of the photo's camera, with its depths if asked for."""
+    options, chunk = viewing.render_options(saved, args), viewing.chunk_size(saved, args)
+    shots = [Shot(fit.film, _camera(fit).turned(0, offset)) for offset in VIEW_OFFSETS]
+    views = filming.views(saved, shots, options, batch_size=1, points_per_chunk=chunk)
+    columns = [
+        torch.cat(filming.pictures(view, options, depth_map=args.depth_map), dim=2)
+        for view in tqdm(views, total=len(shots), unit="view")
     ]
-    image_io.save_png(path, image_io.to_uint8(image_io.grid(torch.stack(views), len(views))))
+    image_io.save_png(path, image_io.grid(torch.cat(columns), len(columns)))
 
 
-def _view(
-    saved: SavedGenerator,
-    fit: Fit,
-    options: RenderOptions,
-    offset: float,
-    points_per_chunk: int = viewing.CPU_CHUNK,
-) -> Tensor:
-    """The image (3, H, W) with the camera's yaw turned by offset radians."""
-    view = viewing.look(
-        saved,
-        fit.film,
-        fit.pitch,
-        fit.yaw + offset,
-        options,
-        points_per_chunk=points_per_chunk,
-    )
-    return view.images[0]
+def _save_video(
+    path: Path, saved: SavedGenerator, fit: Fit, way: list[Camera], args: argparse.Namespace
+) -> None:
+    """Write the video of the object from around the photo's camera."""
+    options = viewing.render_options(saved, args)
+    shots = [Shot(fit.film, camera) for camera in way]
+    with tqdm(total=len(shots), unit="frame") as bar:
+        frames = filming.frames(saved, shots, options, args, bar)
+        video_io.save_video(path, frames, kind=args.format, fps=args.fps)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from flags import UsageError
 from generators.cameras import Poses
 from generators.generators import View
 from generators.latents import sample_latents
+from generators.trajectories import Camera
 from generators.volumetric_rendering import RenderOptions
 from siren.film import Film
 
@@ -30,10 +31,14 @@ CPU_CHUNK, CUDA_CHUNK = 2**17, 2**19  # points in one call of the field; bounds 
 
 
 class SceneObject(NamedTuple):
-    """Something to look at: its name in file names, and its conditioning, (1, F) each."""
+    """Something to look at: its name in file names, and its conditioning, (1, F) each.
+
+    camera: that of the photo which it was fitted to; None for a seed.
+    """
 
     name: str
     film: Film
+    camera: Camera | None = None
 
 
 def add_generator(parser: argparse.ArgumentParser) -> None:
@@ -98,11 +103,25 @@ def objects_to_show(saved: SavedGenerator, args: argparse.Namespace) -> list[Sce
     """The fitted objects where there are some, else those of the seeds.
 
     Raises:
-        UsageError: a fit cannot be read or belongs to another generator.
+        UsageError: a fit cannot be read or belongs to another generator, or two have one name.
     """
-    if args.fit:
-        return [SceneObject(path.stem, checkpoints.load_fit(path, saved).film) for path in args.fit]
-    return objects_of_seeds(saved, args.seeds, psi=args.psi)
+    if not args.fit:
+        return objects_of_seeds(saved, args.seeds, psi=args.psi)
+    objects: dict[str, SceneObject] = {}
+    for path in args.fit:
+        # inverse_render.py calls every fit fit.pth; its folder has the photo's name.
+        name = path.absolute().parent.name if path.name == "fit.pth" else path.stem
+        if name in objects:
+            raise UsageError(f"--fit {path}: another fit is called {name} too; rename one")
+        fit = checkpoints.load_fit(path, saved)
+        objects[name] = SceneObject(name, fit.film, Camera(fit.pitch, fit.yaw, fit.fov_degrees))
+    return list(objects.values())
+
+
+def usual_camera(saved: SavedGenerator, shown: SceneObject) -> Camera:
+    """The camera of the object's photo, or the middle of the curriculum's cameras."""
+    pitch, yaw = saved.curriculum.poses().center()
+    return shown.camera or Camera(pitch, yaw, saved.curriculum.settings.fov)
 
 
 def objects_of_seeds(
@@ -134,11 +153,11 @@ def mean_film(saved: SavedGenerator) -> Film:
 
 def render_options(saved: SavedGenerator, args: argparse.Namespace) -> RenderOptions:
     """How to render finished pictures with the flags of add_rendering."""
-    first = saved.curriculum.preview_render(0, args.image_size)
+    options = saved.curriculum.preview_render(saved.step, args.image_size)
     return replace(
-        first,
-        num_steps=first.num_steps * args.ray_step_multiplier,
-        lock_view_dependence=first.lock_view_dependence or args.lock_view_dependence,
+        options,
+        num_steps=saved.curriculum.stage_settings(0).num_steps * args.ray_step_multiplier,
+        lock_view_dependence=options.lock_view_dependence or args.lock_view_dependence,
     )
 
 

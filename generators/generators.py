@@ -59,6 +59,7 @@ class ImplicitGenerator3d(nn.Module):
         *,
         rng: torch.Generator | None = None,
         points_per_chunk: int | None = None,
+        fov_degrees: Tensor | None = None,
     ) -> View:
         """Images, depths and opacities of B objects, each from its pose.
 
@@ -69,10 +70,12 @@ class ImplicitGenerator3d(nn.Module):
             rng: the stream of the per-sample draws; None renders without randomness.
             points_per_chunk: the most points in one call of the field; None is all. The picture
                 does not depend on it. Without a stream it bounds everything else too.
+            fov_degrees: (B,) angles of view; None is the options' for all.
         """
         frequencies = film.frequencies
         on_device = Poses(*(angle.to(frequencies) for angle in poses))
-        rays = cast_rays(on_device, options.image_size, options.fov_degrees)
+        fov = options.fov_degrees if fov_degrees is None else fov_degrees.to(frequencies)
+        rays = cast_rays(on_device, options.image_size, fov)
         field = self.field(film, points_per_chunk=points_per_chunk)
         if points_per_chunk is None or rng is not None:  # a stream is drawn for whole pictures
             return _view(render_rays(field, rays, options, rng=rng), options.image_size)

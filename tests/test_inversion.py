@@ -206,7 +206,7 @@ def test_the_command_writes_a_fit_that_the_others_take(tiny_run, saved, tmp_path
                "--fit_size", "16", "--device", "cpu"]  # fmt: skip
     assert inverse_render.main(command) == 0
     folder = tmp_path / "car_fit"
-    names = ["fit.pth", "fit.png", "views.png"]
+    names = ["fit.pth", "fit.png", "views.png", "reconstructed.mp4"]
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
     assert "dB at 16 px" in capsys.readouterr().out
     with Image.open(folder / "views.png") as views:

@@ -1,11 +1,14 @@
 """What the commands share: which objects, how rendered, in how large pieces."""
 
 import argparse
+from dataclasses import replace
 
 import pytest
 import torch
+from conftest import TINY
 
 import checkpoints
+import curriculum
 import flags
 import viewing
 from checkpoints import Fit
@@ -54,6 +57,15 @@ def test_options_are_the_curriculums_with_more_samples(opened):
     assert not options.lock_view_dependence
     locked = argparse.Namespace(**{**vars(args), "lock_view_dependence": True})
     assert viewing.render_options(saved, locked).lock_view_dependence
+
+
+def test_rays_are_those_of_the_stage_that_was_trained_last(opened):
+    saved, args = opened
+    later = {**TINY[0], "num_steps": 9, "ray_start": 0.5}
+    grown = curriculum.build("Grown", {**TINY, 3: later})
+    for step, near in ((2, 0.88), (3, 0.5), (6, 0.5)):
+        options = viewing.render_options(replace(saved, curriculum=grown, step=step), args)
+        assert (options.near, options.num_steps) == (near, 8)  # steps are the first stage's
 
 
 def test_chunks_are_at_most_what_is_asked_for(opened):

@@ -1,0 +1,69 @@
+"""Where the camera of a video is: pure functions of t in [0, 1), at whose end they close.
+
+Pitch and yaw are the angles of generators.cameras, whatever the curriculum's distribution is.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+POLE_DISTANCE = 0.05  # radians that swings around a camera stay away from straight up and down
+
+
+class Camera(NamedTuple):
+    """Pitch and yaw in radians, the full angle of view in degrees."""
+
+    pitch: float
+    yaw: float
+    fov_degrees: float
+
+    def turned(self, pitch: float, yaw: float) -> "Camera":
+        """The camera moved by so many radians, kept off the poles."""
+        lowest, highest = POLE_DISTANCE, math.pi - POLE_DISTANCE
+        return self._replace(
+            pitch=min(max(self.pitch + pitch, lowest), highest), yaw=self.yaw + yaw
+        )
+
+    def lerp(self, end: "Camera", weight: float) -> "Camera":
+        """0 keeps self, 1 gives end's view; yaw turns the shorter way."""
+        turn = (end.yaw - self.yaw + math.pi) % math.tau - math.pi
+        return Camera(
+            self.pitch + weight * (end.pitch - self.pitch),
+            self.yaw + weight * turn,
+            self.fov_degrees + weight * (end.fov_degrees - self.fov_degrees),
+        )
+
+
+Trajectory = Callable[
+    [float, Camera], Camera
+]  # t, and the camera that the object is usually seen by
+
+
+def front(t: float, usual: Camera) -> Camera:
+    """Sways before the object and zooms, as published."""
+    turn = math.tau * t
+    return Camera(
+        math.pi / 2 + 0.2 * math.cos(turn),
+        math.pi / 2 + 0.4 * math.sin(turn),
+        usual.fov_degrees + 5 + 5 * math.sin(turn),
+    )
+
+
+def orbit(t: float, usual: Camera) -> Camera:
+    """Goes once around the object, halfway up, as published."""
+    return Camera(math.pi / 4, math.tau * t, usual.fov_degrees)
+
+
+def nodding_orbit(t: float, usual: Camera) -> Camera:
+    """Orbit, going up and down meanwhile: the published one of interpolations."""
+    return Camera(math.pi / 4 + 0.2 * math.cos(math.tau * t), math.tau * t, usual.fov_degrees)
+
+
+def around(t: float, usual: Camera) -> Camera:
+    """A lying eight that begins at the usual camera."""
+    return usual.turned(0.15 * math.sin(2 * math.tau * t), 0.5 * math.sin(math.tau * t))
+
+
+# What people call them, in videos of one object and in videos from one object to the next.
+TRAJECTORIES: dict[str, Trajectory] = {"front": front, "orbit": orbit, "around": around}
+INTERPOLATION_TRAJECTORIES: dict[str, Trajectory] = {**TRAJECTORIES, "orbit": nodding_orbit}

@@ -1,0 +1,109 @@
+"""Render each object from several sides.
+
+    python render_multiview_images.py out/generator.pth --seeds 0 1 2 3
+
+Writes imgs/grid_SEED.png for each seed, one row per pitch and one column per yaw; and, of several
+seeds, imgs/sheet.png with all of them, labelled.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+import contact_sheet
+import filming
+import flags
+import image_io
+import viewing
+from checkpoints import SavedGenerator
+from filming import Shot
+from viewing import SceneObject
+
+YAWS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # radians from the middle, as published
+SHEET_SIZE = 128  # pixels per side of a picture on the sheet, at most
+
+
+def build_parser() -> flags.ArgumentParser:
+    """All flags of this command."""
+    parser = flags.ArgumentParser(description="Render each object from several sides.")
+    viewing.add_generator(parser)
+    viewing.add_objects(parser, psi=0.7)
+    add = parser.add_argument
+    add("--yaws", type=flags.finite_float, nargs="+", default=list(YAWS), metavar="RADIANS",
+        help="offsets from the middle of the curriculum's cameras, or from the fit's camera; "
+        "positive moves the camera to the picture's left")  # fmt: skip
+    add("--pitches", type=flags.finite_float, nargs="+", default=[0.0], metavar="RADIANS",
+        help="offsets, likewise; positive moves the camera down; each is a row")  # fmt: skip
+    add("--depth_map", action="store_true", help="add a row of depths below each row of colors")
+    viewing.add_rendering(parser)
+    add("--output_dir", type=Path, default=Path("imgs"))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Render the grids, then the sheet."""
+    args = build_parser().parse_args(argv)
+    saved = viewing.open_generator(args)
+    objects = viewing.objects_to_show(saved, args)
+    folder = viewing.output_folder(args.output_dir)
+    rows, columns = _labels(args)
+    thumbnails = []
+    with tqdm(total=len(objects) * len(args.pitches) * len(args.yaws), unit="view") as bar:
+        for shown in objects:
+            cells = torch.stack(list(_cells(saved, shown, args, bar)))
+            image_io.save_png(folder / f"grid_{shown.name}.png", image_io.grid(cells, len(columns)))
+            thumbnails.append(_shrunk(cells))
+    if len(objects) > 1:
+        names = [f"{shown.name}{row}" for shown in objects for row in rows]
+        sheet = contact_sheet.contact_sheet(torch.cat(thumbnails), names, columns)
+        image_io.save_png(folder / "sheet.png", sheet)
+    return 0
+
+
+def _labels(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """What is added to an object's name at each of its rows, and the headings of the columns."""
+    pitches = [f", pitch {pitch:+g}" if len(args.pitches) > 1 else "" for pitch in args.pitches]
+    kinds = ["", " depth"] if args.depth_map else [""]
+    rows = [pitch + kind for pitch in pitches for kind in kinds]
+    return rows, [f"yaw {yaw:+g}" if yaw else "yaw 0" for yaw in args.yaws]
+
+
+def _cells(
+    saved: SavedGenerator, shown: SceneObject, args: argparse.Namespace, bar: "tqdm[None]"
+) -> Iterator[Tensor]:
+    """The uint8 pictures (3, H, W) of one object, rows first."""
+    options = viewing.render_options(saved, args)
+    usual = viewing.usual_camera(saved, shown)
+    for pitch in args.pitches:
+        row = []
+        shots = [Shot(shown.film, usual.turned(pitch, yaw)) for yaw in args.yaws]
+        for view in filming.views(
+            saved,
+            shots,
+            options,
+            batch_size=1,
+            points_per_chunk=viewing.chunk_size(saved, args),
+        ):
+            row.append(filming.pictures(view, options, depth_map=args.depth_map))
+            bar.update()
+        for kind in zip(*row, strict=True):
+            yield from torch.cat(kind)
+
+
+def _shrunk(pictures: Tensor) -> Tensor:
+    """Uint8 pictures (N, 3, H, W) at most at SHEET_SIZE."""
+    size = pictures.shape[-1]
+    if size <= SHEET_SIZE:
+        return pictures
+    small = F.interpolate(pictures.float(), (SHEET_SIZE, SHEET_SIZE), mode="area")
+    return small.round().to(torch.uint8)
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main))

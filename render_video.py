@@ -1,0 +1,55 @@
+"""Film each object.
+
+    python render_video.py out/generator.pth --seeds 0 1 2 3 --trajectory orbit
+
+Writes vids/SEED.mp4 for each seed. The videos begin again without a jump.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+import filming
+import flags
+import video_io
+import viewing
+from filming import Shot
+from generators.trajectories import TRAJECTORIES
+
+
+def build_parser() -> flags.ArgumentParser:
+    """All flags of this command."""
+    parser = flags.ArgumentParser(description="Film each object.")
+    viewing.add_generator(parser)
+    viewing.add_objects(parser, psi=0.7)
+    filming.add_video(parser, TRAJECTORIES, default="front")
+    viewing.add_rendering(parser)
+    parser.add_argument("--output_dir", type=Path, default=Path("vids"))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Render one video after the other."""
+    args = build_parser().parse_args(argv)
+    saved = viewing.open_generator(args)
+    options = viewing.render_options(saved, args)
+    objects = viewing.objects_to_show(saved, args)
+    usual = [viewing.usual_camera(saved, shown) for shown in objects]
+    ways = filming.cameras(args, TRAJECTORIES, usual)
+    paths = [
+        filming.destination(args, args.output_dir, shown.name, len(way))
+        for shown, way in zip(objects, ways, strict=True)
+    ]
+    viewing.output_folder(args.output_dir)
+    with tqdm(total=sum(len(way) for way in ways), unit="frame") as bar:
+        for shown, way, path in zip(objects, ways, paths, strict=True):
+            shots = [Shot(shown.film, camera) for camera in way]
+            frames = filming.frames(saved, shots, options, args, bar)
+            video_io.save_video(path, frames, kind=args.format, fps=args.fps)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main))

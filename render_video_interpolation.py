@@ -1,0 +1,69 @@
+"""Film objects that turn into each other: through all of them and back to the first.
+
+    python render_video_interpolation.py out/generator.pth --seeds 0 1 2 3 --trajectory orbit
+
+Writes vids/interp.mp4, --num_frames from each object to the next, in which the camera completes
+its way. The video begins again without a jump.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+import filming
+import flags
+import video_io
+import viewing
+from filming import Shot
+from generators.trajectories import INTERPOLATION_TRAJECTORIES, Camera
+from viewing import SceneObject
+
+
+def build_parser() -> flags.ArgumentParser:
+    """All flags of this command."""
+    parser = flags.ArgumentParser(description="Film objects that turn into each other.")
+    viewing.add_generator(parser)
+    viewing.add_objects(parser, psi=0.7)
+    filming.add_video(parser, INTERPOLATION_TRAJECTORIES, default="front")
+    viewing.add_rendering(parser)
+    parser.add_argument("--output_dir", type=Path, default=Path("vids"))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Render the video."""
+    args = build_parser().parse_args(argv)
+    saved = viewing.open_generator(args)
+    options = viewing.render_options(saved, args)
+    objects = viewing.objects_to_show(saved, args)
+    ways = filming.cameras(
+        args, INTERPOLATION_TRAJECTORIES, [viewing.usual_camera(saved, shown) for shown in objects]
+    )
+    shots = morph(objects, ways)
+    path = filming.destination(args, args.output_dir, "interp", len(shots))
+    viewing.output_folder(args.output_dir)
+    with tqdm(total=len(shots), unit="frame") as bar:
+        frames = filming.frames(saved, shots, options, args, bar)
+        video_io.save_video(path, frames, kind=args.format, fps=args.fps)
+    return 0
+
+
+def morph(objects: Sequence[SceneObject], ways: Sequence[Sequence[Camera]]) -> list[Shot]:
+    """The shots from each object to the next and from the last to the first.
+
+    Conditioning and camera go from one object's to the next one's at constant speed.
+    """
+    shots = []
+    for index, (start, way) in enumerate(zip(objects, ways, strict=True)):
+        end, end_way = objects[(index + 1) % len(objects)], ways[(index + 1) % len(objects)]
+        for i, (camera, end_camera) in enumerate(zip(way, end_way, strict=True)):
+            weight = i / len(way)
+            film = start.film.lerp(end.film, weight)
+            shots.append(Shot(film, camera.lerp(end_camera, weight)))
+    return shots
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main))

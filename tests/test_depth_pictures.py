@@ -1,0 +1,90 @@
+"""Depth is geometry, and its colors mean the same distance in every picture."""
+
+import math
+
+import pytest
+import torch
+
+from generators.cameras import Poses, cast_rays
+from generators.depth_pictures import depth_pictures, surface_depths
+from generators.generators import View
+from generators.volumetric_rendering import RenderOptions, render_rays
+
+RADIUS, SIZE = 0.1, 17
+OPTIONS = RenderOptions(
+    image_size=SIZE, fov_degrees=15, near=0.8, far=1.2, num_steps=64, background="white"
+)
+
+
+def sphere(density):
+    def field(points, directions):
+        inside = points.norm(dim=-1, keepdim=True) < RADIUS
+        return torch.cat([torch.full_like(points, 0.5), density * inside], dim=-1)
+
+    return field
+
+
+def seen(density, options):
+    rays = cast_rays(Poses(torch.tensor([1.1]), torch.tensor([0.3])), SIZE, options.fov_degrees)
+    rendering = render_rays(sphere(density), rays, options, rng=None)
+    planes = (plane.view(1, SIZE, SIZE) for plane in (rendering.depth, rendering.opacity))
+    return rays, View(torch.zeros(1, 3, SIZE, SIZE), *planes)
+
+
+@pytest.mark.parametrize("background", ["white", "last_sample"])
+def test_depth_of_a_sphere_is_the_distance_to_it(background):
+    options = RenderOptions(
+        image_size=SIZE, fov_degrees=15, near=0.8, far=1.2, num_steps=64, background=background
+    )
+    rays, view = seen(1e5, options)
+    depths = surface_depths(view, options).flatten()
+    closest = -(rays.origins * rays.directions).sum(-1)[0]
+    past = (rays.origins[0] + closest[:, None] * rays.directions[0]).norm(dim=-1)
+    expected = closest - (RADIUS**2 - past**2).clamp(min=0).sqrt()
+    well_inside, outside = past < 0.9 * RADIUS, past > RADIUS
+    assert int(well_inside.sum()) > 50
+    assert int(outside.sum()) > 50
+    spacing = (options.far - options.near) / (options.num_steps - 1)
+    torch.testing.assert_close(depths[well_inside], expected[well_inside], atol=spacing, rtol=0)
+    assert depths[outside].isnan().all()
+
+
+def test_half_transparent_matter_lies_where_it_is():
+    """The raw depth of View shrinks with the opacity; the surface's must not."""
+    density = math.log(4) / (2 * RADIUS)  # the ray through the center keeps a quarter of its light
+    _, view = seen(density, OPTIONS)
+    middle = SIZE // 2
+    assert float(view.opacities[0, middle, middle]) == pytest.approx(0.75, abs=0.02)
+    # The mean of an exponential that is cut at the far side of the sphere.
+    inside = 1 / density - 2 * RADIUS * 0.25 / 0.75
+    depth = float(surface_depths(view, OPTIONS)[0, middle, middle])
+    assert depth == pytest.approx(1 - RADIUS + inside, abs=0.005)
+
+
+def lightness(image):
+    """CIE lightness of one color (3,) in [-1, 1], by another way than the pictures take."""
+    share = (image.double() + 1) / 2
+    linear = torch.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    luminance = float((linear * torch.tensor([0.2126, 0.7152, 0.0722]).double()).sum())
+    return 116 * luminance ** (1 / 3) - 16
+
+
+def test_lightness_falls_evenly_from_near_to_far():
+    depths = torch.linspace(OPTIONS.near, OPTIONS.far, 65).view(1, 1, -1)
+    colors = depth_pictures(depths, OPTIONS)[0, :, 0]
+    assert ((colors > -1) & (colors < 1)).all()  # every color exists, none is cut
+    levels = torch.tensor([lightness(color) for color in colors.T])
+    steps = levels.diff()
+    assert (steps < 0).all()
+    assert float(steps.min() / steps.max()) < 2
+    assert float(levels[0] - levels[-1]) > 50
+
+
+def test_the_scale_is_not_the_pictures_own():
+    one = depth_pictures(torch.tensor([[[0.9, 1.0]]]), OPTIONS)
+    other = depth_pictures(torch.tensor([[[0.9, 0.91]]]), OPTIONS)
+    assert torch.equal(one[..., 0], other[..., 0])
+    beyond = depth_pictures(torch.tensor([[[0.1, 0.8, 5.0, 1.2, math.nan]]]), OPTIONS)[0, :, 0]
+    assert torch.equal(beyond[:, 0], beyond[:, 1])
+    assert torch.equal(beyond[:, 2], beyond[:, 3])
+    assert (beyond[:, 4] == -1).all()
