@@ -92,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.seed is not None:
+        if args.seeds != parser.get_default("seeds"):
+            parser.error("--seed: not allowed with --seeds")
         args.seeds = [args.seed]
     saved = viewing.open_generator(args)
     options = saved.curriculum.evaluation_render(saved.step)
@@ -129,8 +131,6 @@ def _extract(
     """Write all files of one object."""
     grid, surface_level = _evaluated(saved, thing, cube, options, args)
     values = grid.inside.numpy()
-    if "mrc" in args.format:
-        mesh_io.save_mrc(folder / f"{thing.name}.mrc", values, cube)
     mesh = surface.surface_mesh(values, cube, surface_level)
     if args.visible_only:
         poses = saved.curriculum.poses()
@@ -144,9 +144,11 @@ def _extract(
         mesh = surface.largest_component(mesh)
     lattice = level.Lattice(grid.values, cube.first, cube.spacing)
     mesh = replace(mesh, colors=_colors(saved, thing, mesh, lattice, options, args))
-    names = [name for name in args.format if name != "mrc"]
-    for name in names:
-        mesh_io.save_mesh(folder / f"{thing.name}.{name}", mesh)
+    for kind in args.format:
+        if kind == "mrc":
+            mesh_io.save_mrc(folder / f"{thing.name}.mrc", values, cube)
+        else:
+            mesh_io.save_mesh(folder / f"{thing.name}.{kind}", mesh)
     _save_preview(folder / f"{thing.name}.png", mesh, saved, options)
     print(
         f"{thing.name}: level {surface_level:.4g}, {len(mesh.triangles)} triangles; in {folder}: "

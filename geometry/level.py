@@ -23,7 +23,7 @@ SAMPLES = 128  # per ray, half as far apart as the lattice's points where these 
 CANDIDATES = 96
 LOWEST = 1e-3  # of the highest candidate
 TYPICAL_PEAK = 0.95  # quantile of the densest sample of opaque rays: the highest candidate
-TOLERANCE = 1 / 4  # of the cube's side: outlines come first, depths decide between equal ones
+TOLERANCE = 1.0  # of the cube's side: outlines come first, depths decide between equal ones
 
 
 @dataclass(frozen=True, eq=False)

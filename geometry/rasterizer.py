@@ -50,11 +50,11 @@ def visible_triangles(projection: Projection, triangles: Tensor, image_size: int
     keys = torch.full((image_size * image_size,), torch.iinfo(torch.int64).max)
     size = 1
     while bool((extent >= size).any()):  # triangles of about the same size together
-        group = ((extent >= size) & (extent < 2 * size)).nonzero()[:, 0]
-        widest = 2 * size - 1
+        widest = size + size // 4
+        group = ((extent >= size) & (extent <= widest)).nonzero()[:, 0]
         for part in group.split(max(1, CANDIDATES // widest**2)):
             _fill(keys, corners[part], low[part].long(), part, widest, image_size)
-        size *= 2
+        size = widest + 1
     found = keys & (2**DEPTH_BITS - 1)
     return found.masked_fill(keys == torch.iinfo(torch.int64).max, -1).view(image_size, image_size)
 

@@ -76,7 +76,7 @@ def surface_mesh(values: Array, cube: Cube, level: float) -> Mesh:
 
 def _closed(values: Array, level: float) -> Array:
     """The values with one layer more on each side, below level and as far from it as the last."""
-    closed: Array = np.empty([size + 2 for size in values.shape], np.float32)
+    closed: Array = np.zeros([size + 2 for size in values.shape], np.float32)
     closed[1:-1, 1:-1, 1:-1] = values
     for axis in range(3):
         layers = np.moveaxis(closed, axis, 0)
@@ -115,16 +115,35 @@ def vertex_normals(vertices: Array, triangles: Array) -> Array:
     return (total / np.maximum(length, np.finfo(np.float64).tiny)).astype(np.float32)
 
 
-def component_labels(triangles: Array, is_vertex: Array) -> Array:
+def edges(triangles: Array) -> Array:
+    """The vertices (3 T, 2) at the ends of all sides of the triangles; row i is of i mod T."""
+    return np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]])
+
+
+def vertex_components(triangles: Array, is_vertex: Array) -> Array:
     """Which connected piece each vertex (V,) is in, over the vertices where is_vertex (V,) holds.
 
     Every other vertex is a piece of its own.
     """
-    count = len(is_vertex)
-    ends = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]])
-    ends = ends[is_vertex[ends].all(1)]
-    graph = coo_matrix((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), (count, count))
-    labels: Array = connected_components(graph, directed=False)[1]
+    ends = edges(triangles)
+    return _components(ends[is_vertex[ends].all(1)], len(is_vertex))
+
+
+def triangle_components(triangles: Array) -> Array:
+    """Which connected piece each triangle (T,) is in; pieces share edges, not only vertices."""
+    ends = np.sort(edges(triangles).astype(np.int64), axis=1)
+    edge = ends[:, 0] * (triangles.max(initial=0) + 1) + ends[:, 1]
+    order = np.argsort(edge, kind="stable")
+    owner = order % len(triangles)
+    is_shared = edge[order[1:]] == edge[order[:-1]]
+    pairs = np.stack([owner[:-1][is_shared], owner[1:][is_shared]], axis=1)
+    return _components(pairs, len(triangles))
+
+
+def _components(pairs: Array, count: int) -> Array:
+    """Which connected piece each of count things is in, where pairs (K, 2) of them are joined."""
+    joined = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), (count, count))
+    labels: Array = connected_components(joined, directed=False)[1]
     return labels
 
 
@@ -136,7 +155,5 @@ def areas(mesh: Mesh) -> Array:
 
 def largest_component(mesh: Mesh) -> Mesh:
     """The connected piece with the largest area."""
-    labels = component_labels(mesh.triangles, np.ones(len(mesh.vertices), bool))
-    of_triangle = labels[mesh.triangles[:, 0]]
-    biggest = np.argmax(np.bincount(of_triangle, areas(mesh)))
-    return mesh.part(of_triangle == biggest)
+    labels = triangle_components(mesh.triangles)
+    return mesh.part(labels == np.argmax(np.bincount(labels, areas(mesh))))

@@ -11,17 +11,19 @@ import math
 
 import numpy as np
 import torch
+from scipy.sparse import coo_matrix
 from torch import Tensor
 
 from generators.cameras import PoseDistribution, Poses, camera_origins, sample_poses
 from generators.volumetric_rendering import RenderOptions
 from geometry.rasterizer import project
-from geometry.surface import Array, Mesh, areas, component_labels
+from geometry.surface import Array, Mesh, areas, edges, vertex_components
 
 NUM_CAMERAS = 128
 PIXEL = 2.0  # voxels that a pixel is wide
 TOLERANCE = 4.0  # voxels behind the nearest vertex of a pixel; oblique surfaces span some
-PINHOLE = 16.0  # voxels; unseen spots of less than this squared are too small to be cut out
+SMOOTHING = 64  # rounds of averaging with the neighbours, which evens some voxels around
+PINHOLE = 8.0  # voxels; unseen spots of less than this squared amid seen ones are not cut out
 
 
 def visible_part(
@@ -37,12 +39,28 @@ def visible_part(
     """
     if not len(mesh.triangles):
         return mesh
-    is_seen = _seen_vertices(mesh, poses, options, spacing)
-    labels = component_labels(mesh.triangles, ~is_seen)
+    is_seen = _smoothed(mesh, _seen_vertices(mesh, poses, options, spacing))
+    labels = vertex_components(mesh.triangles, ~is_seen)
     third = np.repeat(areas(mesh) / 3, 3)
     size = np.bincount(labels[mesh.triangles.ravel()], third, minlength=len(is_seen))
-    is_kept = is_seen | (size[labels] < (PINHOLE * spacing) ** 2)
+    ends = edges(mesh.triangles)
+    is_bordering = np.zeros(len(is_seen), dtype=bool)
+    is_bordering[labels[ends[is_seen[ends[:, 0]] != is_seen[ends[:, 1]]]]] = True
+    is_pinhole = is_bordering[labels] & (size[labels] < (PINHOLE * spacing) ** 2)
+    is_kept = is_seen | is_pinhole
     return mesh.part(np.asarray(is_kept[mesh.triangles].all(1)))
+
+
+def _smoothed(mesh: Mesh, is_seen: Array) -> Array:
+    """What most of the vertices around each of (V,) are: else the cut would be frayed."""
+    ends, count = edges(mesh.triangles), len(is_seen)
+    both = np.concatenate([ends, ends[:, ::-1]])
+    joined = coo_matrix((np.ones(len(both)), (both[:, 0], both[:, 1])), (count, count)).tocsr()
+    degree = np.bincount(both[:, 0], minlength=count)
+    share = is_seen.astype(np.float64)
+    for _ in range(SMOOTHING):
+        share = (share + joined @ share / degree) / 2
+    return share > 0.5
 
 
 def _seen_vertices(
@@ -70,8 +88,6 @@ def _seen_vertices(
 
 def _faces_camera(vertices: Tensor, normals: Tensor, pitch: float, yaw: float) -> Tensor:
     """Whether the outside of the surface at vertices (V, 3) looks towards the camera."""
-    from generators.cameras import Poses
-
     origin = camera_origins(Poses(torch.tensor([pitch]), torch.tensor([yaw])))
     return (normals * (origin - vertices)).sum(1) > 0
 
