@@ -1,5 +1,6 @@
 """The generator: latent codes and camera poses in, images out."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -50,6 +51,16 @@ class ImplicitGenerator3d(nn.Module):
             return at_least_float32(samples)  # the integral's tail overflows float16
 
         return chunked(evaluate, points_per_chunk)
+
+    def density(self, film: Film) -> Callable[[Tensor], Tensor]:
+        """Raw densities (P,) at points (P, 3) on any device, of the one object of film (1, F)."""
+
+        @torch.no_grad()
+        def evaluate(points: Tensor) -> Tensor:
+            found: Tensor = self.siren.density(points.to(film.frequencies)[None], film)
+            return at_least_float32(found[0]).to(points.device)
+
+        return evaluate
 
     def render(
         self,

@@ -118,15 +118,36 @@ class FilmSiren(nn.Module):
 
     def reference(self, encoded: Tensor, directions: Tensor, film: Film) -> Tensor:
         """The same as forward, layer by layer as in the paper; encoded is encode(points)."""
-        *trunk_film, color_film = film.layers(self.hidden_dim)
-        x = encoded
-        for layer, (frequencies, phase_shifts) in zip(self.network, trunk_film, strict=True):
-            x = layer(x, frequencies, phase_shifts)  # (B, P, H)
+        x = self._trunk(encoded, film)
         density = self.final_layer(x) * self.density_scale
         share = encoded.shape[1] // max(directions.shape[1], 1)
         seen_from = directions.repeat_interleave(share, dim=1)  # (B, P, 3)
+        color_film = film.layers(self.hidden_dim)[-1]
         features = self.color_layer_sine(torch.cat([seen_from, x], dim=-1), *color_film)
         return torch.cat([self.color_layer_linear(features), density], dim=-1)
+
+    def density(self, points: Tensor, film: Film) -> Tensor:
+        """Raw densities (B, P) of points (B, P, 3) alone: forward without its color layer.
+
+        Faster where no gradient is asked for and there is a fast path, else the reference.
+        """
+        encoded = self.encode(points)
+        if fused_field.is_density_supported(encoded):
+            return fused_field.density(self.folded(film), encoded)
+        return self.reference_density(encoded, film)
+
+    def reference_density(self, encoded: Tensor, film: Film) -> Tensor:
+        """The same as density, layer by layer as in the paper; encoded is encode(points)."""
+        density: Tensor = self.final_layer(self._trunk(encoded, film)) * self.density_scale
+        return density[..., 0]
+
+    def _trunk(self, encoded: Tensor, film: Film) -> Tensor:
+        """Features (B, P, H) that both heads see."""
+        *trunk_film, _ = film.layers(self.hidden_dim)
+        x = encoded
+        for layer, (frequencies, phase_shifts) in zip(self.network, trunk_film, strict=True):
+            x = layer(x, frequencies, phase_shifts)  # (B, P, H)
+        return x
 
     def folded(self, film: Film) -> fused_field.FoldedField:
         """FiLM folded into per-object weights: f (W x + b) + p = (diag(f) W) x + (f b + p)."""

@@ -17,13 +17,15 @@ GENERATORS = {"generators"} | SIREN
 TRAINING = {"training"} | GENERATORS | DISCRIMINATORS
 EVALUATION = {"evaluation"} | GENERATORS
 SCENES = {"scenes"} | GENERATORS
-BOUNDARY = {"boundary"} | TRAINING | EVALUATION | SCENES
+GEOMETRY = {"geometry"} | GENERATORS
+BOUNDARY = {"boundary"} | TRAINING | EVALUATION | SCENES | GEOMETRY
 MAY_IMPORT = {
     "command": BOUNDARY,
     "boundary": BOUNDARY,
     "training": TRAINING,
     "evaluation": EVALUATION,
     "scenes": SCENES,
+    "geometry": GEOMETRY,
     "generators": GENERATORS,
     "siren": SIREN,
     "discriminators": DISCRIMINATORS,
@@ -232,6 +234,7 @@ HOUSE = {
     "discriminators/blocks.py": "",
     "scenes/toy_cars.py": "",
     "evaluation/depth.py": "",
+    "geometry/level.py": "",
 }
 
 
@@ -248,6 +251,7 @@ HOUSE = {
         ("training/losses.py", "from scenes import toy_cars"),
         ("scenes/toy_cars.py", "import training.losses"),
         ("evaluation/depth.py", "import train"),
+        ("geometry/level.py", "from training import losses"),
         ("flags.py", "import train"),
         ("viewer.py", "from train import main\n" + COMMAND),
         ("attic/old.py", ""),

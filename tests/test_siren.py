@@ -162,3 +162,27 @@ def test_under_autocast_the_reference_serves_with_float32_phases():
         rough = field(points, directions, film)
     exact = field(points, directions, field.mapping_network(z))
     assert (rough.float() - exact).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("num_points", [0, 1, 12])
+def test_density_alone_is_that_of_the_whole_field(name, num_points, monkeypatch):
+    monkeypatch.setattr(cpu, "CHUNK_NUMBERS", 16 * 5)  # five points: chunks with a remainder
+    field = small(name, density_scale=3.0)
+    points, directions, z = inputs(num_points, 1)
+    film = field.mapping_network(z)
+    whole = field.reference(field.encode(points), directions, film)[..., 3]
+    with torch.no_grad():
+        fast = field.density(points, film)
+    torch.testing.assert_close(fast, whole.detach(), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(field.density(points, film), whole, rtol=1e-12, atol=1e-12)
+
+
+def test_density_alone_is_differentiable_where_gradients_are_asked_for():
+    field = small()
+    points, directions, z = inputs(5, 1)
+    points.requires_grad_()
+    film = field.mapping_network(z)
+    (alone,) = torch.autograd.grad(field.density(points, film).sum(), points)
+    whole = field.reference(field.encode(points), directions, film)[..., 3]
+    torch.testing.assert_close(alone, torch.autograd.grad(whole.sum(), points)[0])

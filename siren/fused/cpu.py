@@ -71,6 +71,30 @@ def evaluate(field: FoldedField, encoded: Tensor, directions: Tensor) -> Tensor:
     return output
 
 
+def density(field: FoldedField, encoded: Tensor) -> Tensor:
+    """Raw densities (B, P) of encoded (B, P, in), without the color layer; not differentiable."""
+    num_objects, num_points, _ = encoded.shape
+    width = field.color_weight.shape[-1]
+    chunk = max(1, CHUNK_NUMBERS // width)
+    buffers = [encoded.new_empty(min(chunk, num_points), width) for _ in range(2)]
+    output = encoded.new_empty(num_objects, num_points, 1)
+    head_weight, head_bias = field.density_head
+    for index in range(num_objects):
+        trunk = [
+            (weight[index].t(), bias[index])
+            for weight, bias in zip(field.trunk_weights, field.trunk_biases, strict=True)
+        ]
+        for part in range(0, num_points, chunk):
+            x = encoded[index, part : part + chunk]
+            current, other = (buffer[: len(x)] for buffer in buffers)
+            for matrix, vector in trunk:
+                torch.addmm(vector, x, matrix, out=current).sin_()
+                x, current, other = current, other, current
+            out = output[index, part : part + chunk]
+            torch.addmm(head_bias, x, head_weight.t(), out=out)
+    return output[..., 0]
+
+
 def _weights(
     index: int, color: Tensor, heads: tuple[Tensor, ...], trunk: Sequence[Tensor]
 ) -> _Weights:

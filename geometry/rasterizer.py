@@ -1,0 +1,91 @@
+"""Which triangle each pixel of a camera sees, by a depth buffer.
+
+Legend: V vertices, T triangles, H x H pixels.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from generators.cameras import Poses, camera_origins, camera_rotations
+
+CANDIDATES = 2**21  # pairs of a triangle and a pixel that are tried together; bounds the memory
+DEPTH_BITS = 32  # of a sort key; the triangle's index stands below them
+EDGE = 1e-6  # of a triangle's area: a pixel so far outside of an edge still belongs to it
+
+
+class Projection(NamedTuple):
+    """Where vertices appear: columns and rows (V,) in pixels, and depths (V,).
+
+    The centers of the outermost pixels lie on the edges of the angle of view, as in cast_rays.
+    Depths are distances from the camera along the ray, scene units.
+    """
+
+    columns: Tensor
+    rows: Tensor
+    depths: Tensor
+
+
+def project(
+    vertices: Tensor, pitch: float, yaw: float, image_size: int, fov_degrees: float
+) -> Projection:
+    """Vertices (V, 3) as a camera at pitch and yaw sees them, radians; all must be before it."""
+    poses = Poses(torch.tensor([pitch], dtype=torch.float64), torch.tensor([yaw]).double())
+    relative = vertices.double() - camera_origins(poses)
+    right, up, back = (relative @ camera_rotations(poses)[0]).unbind(1)  # (V,) each
+    scale = 1 / (math.tan(math.radians(fov_degrees) / 2) * -back)
+    half = (image_size - 1) / 2
+    return Projection(half * (1 + right * scale), half * (1 - up * scale), relative.norm(dim=1))
+
+
+def visible_triangles(projection: Projection, triangles: Tensor, image_size: int) -> Tensor:
+    """The nearest triangle (H, H) at each pixel's center, -1 where there is none."""
+    corners = torch.stack(projection, dim=1)[triangles]  # (T, 3 corners, 3)
+    low = corners[..., :2].amin(1).ceil().clamp(min=0)
+    high = corners[..., :2].amax(1).floor().clamp(max=image_size - 1)
+    extent = (high - low + 1).amax(1)  # the wider side of the box of pixels around each triangle
+    extent[((high - low) < 0).any(1)] = 0  # no pixel's center is in it
+    keys = torch.full((image_size * image_size,), torch.iinfo(torch.int64).max)
+    size = 1
+    while bool((extent >= size).any()):  # triangles of about the same size together
+        widest = size + size // 4
+        group = ((extent >= size) & (extent <= widest)).nonzero()[:, 0]
+        for part in group.split(max(1, CANDIDATES // widest**2)):
+            _fill(keys, corners[part], low[part].long(), part, widest, image_size)
+        size = widest + 1
+    found = keys & (2**DEPTH_BITS - 1)
+    return found.masked_fill(keys == torch.iinfo(torch.int64).max, -1).view(image_size, image_size)
+
+
+def _fill(
+    keys: Tensor, corners: Tensor, low: Tensor, index: Tensor, widest: int, image_size: int
+) -> None:
+    """Enter triangles (K,) into keys (H * H,): depth first, then index."""
+    offsets = torch.cartesian_prod(torch.arange(widest), torch.arange(widest))
+    pixels = low[:, None] + offsets.view(-1, 2)  # (K, widest^2, 2)
+    shares = barycentric(corners[:, None, :, :2], pixels.double())  # (K, widest^2, 3)
+    is_hit = (shares >= -EDGE).all(-1) & (pixels < image_size).all(-1)
+    depths = (shares * corners[:, None, :, 2]).sum(-1)
+    bits = depths.float().clamp(min=0).view(torch.int32).long()  # ordered as the depths are
+    entries = (bits << DEPTH_BITS) | index[:, None]
+    places = pixels[..., 1] * image_size + pixels[..., 0]
+    keys.scatter_reduce_(0, places[is_hit], entries[is_hit], "amin")
+
+
+def barycentric(corners: Tensor, places: Tensor) -> Tensor:
+    """Shares (..., 3) of the corners (..., 3, 2) in places (..., 2); all below 0 if flat."""
+    a, b, c = corners.unbind(-2)
+
+    def doubled_area(u: Tensor, v: Tensor) -> Tensor:
+        return u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0]
+
+    whole = doubled_area(b - a, c - a)
+    parts = [
+        doubled_area(b - places, c - places),
+        doubled_area(c - places, a - places),
+        doubled_area(a - places, b - places),
+    ]
+    shares = torch.stack(parts, dim=-1) / whole[..., None]
+    return shares.nan_to_num(-1.0, posinf=-1.0, neginf=-1.0)

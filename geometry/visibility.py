@@ -1,0 +1,98 @@
+"""Which part of a surface the cameras of a pose distribution can see.
+
+Each camera has a buffer of the nearest vertex in each pixel; a vertex is seen if it faces the
+camera, lies in its picture and ray range, and is hardly behind the nearest one of its pixel. Pixels
+are wider than the mesh is fine, so that the vertices leave no gaps.
+
+Legend: V vertices, T triangles.
+"""
+
+import math
+
+import numpy as np
+import torch
+from scipy.sparse import coo_matrix
+from torch import Tensor
+
+from generators.cameras import PoseDistribution, Poses, camera_origins, sample_poses
+from generators.volumetric_rendering import RenderOptions
+from geometry.rasterizer import project
+from geometry.surface import Array, Mesh, areas, edges, vertex_components
+
+NUM_CAMERAS = 128
+PIXEL = 2.0  # voxels that a pixel is wide
+TOLERANCE = 4.0  # voxels behind the nearest vertex of a pixel; oblique surfaces span some
+SMOOTHING = 64  # rounds of averaging with the neighbours, which evens some voxels around
+PINHOLE = 8.0  # voxels; unseen spots of less than this squared amid seen ones are not cut out
+
+
+def visible_part(
+    mesh: Mesh, poses: PoseDistribution, options: RenderOptions, *, spacing: float
+) -> Mesh:
+    """What is left of a closed mesh without the triangles that no training camera can see.
+
+    Args:
+        mesh: its vertices about spacing apart.
+        poses: where the cameras stand; NUM_CAMERAS of them are tried, always the same ones.
+        options: their angle of view and ray range.
+        spacing: voxels of the grid that the mesh came from, scene units.
+    """
+    if not len(mesh.triangles):
+        return mesh
+    is_seen = _smoothed(mesh, _seen_vertices(mesh, poses, options, spacing))
+    labels = vertex_components(mesh.triangles, ~is_seen)
+    third = np.repeat(areas(mesh) / 3, 3)
+    size = np.bincount(labels[mesh.triangles.ravel()], third, minlength=len(is_seen))
+    ends = edges(mesh.triangles)
+    is_bordering = np.zeros(len(is_seen), dtype=bool)
+    is_bordering[labels[ends[is_seen[ends[:, 0]] != is_seen[ends[:, 1]]]]] = True
+    is_pinhole = is_bordering[labels] & (size[labels] < (PINHOLE * spacing) ** 2)
+    is_kept = is_seen | is_pinhole
+    return mesh.part(np.asarray(is_kept[mesh.triangles].all(1)))
+
+
+def _smoothed(mesh: Mesh, is_seen: Array) -> Array:
+    """What most of the vertices around each of (V,) are: else the cut would be frayed."""
+    ends, count = edges(mesh.triangles), len(is_seen)
+    both = np.concatenate([ends, ends[:, ::-1]])
+    joined = coo_matrix((np.ones(len(both)), (both[:, 0], both[:, 1])), (count, count)).tocsr()
+    degree = np.bincount(both[:, 0], minlength=count)
+    share = is_seen.astype(np.float64)
+    for _ in range(SMOOTHING):
+        share = (share + joined @ share / degree) / 2
+    return share > 0.5
+
+
+def _seen_vertices(
+    mesh: Mesh, poses: PoseDistribution, options: RenderOptions, spacing: float
+) -> Array:
+    vertices, normals = torch.from_numpy(mesh.vertices), torch.from_numpy(mesh.normals)
+    image_size = _image_size(options, spacing)
+    is_seen = torch.zeros(len(vertices), dtype=torch.bool)
+    cameras = sample_poses(poses, NUM_CAMERAS, rng=torch.Generator().manual_seed(0))
+    for pitch, yaw in zip(cameras.pitch.tolist(), cameras.yaw.tolist(), strict=True):
+        seen = project(vertices, pitch, yaw, image_size, options.fov_degrees)
+        column, row = seen.columns.round().long(), seen.rows.round().long()
+        is_inside = (column >= 0) & (column < image_size) & (row >= 0) & (row < image_size)
+        is_inside &= (seen.depths >= options.near) & (seen.depths <= options.far)
+        inside = is_inside.nonzero()[:, 0]
+        pixel = row[inside] * image_size + column[inside]
+        depths = seen.depths[inside]
+        nearest = torch.full((image_size**2,), torch.inf, dtype=depths.dtype)
+        nearest.scatter_reduce_(0, pixel, depths, "amin")
+        is_near = depths <= nearest[pixel] + TOLERANCE * spacing
+        facing = _faces_camera(vertices[inside], normals[inside], pitch, yaw)
+        is_seen[inside[is_near & facing]] = True
+    return is_seen.numpy()
+
+
+def _faces_camera(vertices: Tensor, normals: Tensor, pitch: float, yaw: float) -> Tensor:
+    """Whether the outside of the surface at vertices (V, 3) looks towards the camera."""
+    origin = camera_origins(Poses(torch.tensor([pitch]), torch.tensor([yaw])))
+    return (normals * (origin - vertices)).sum(1) > 0
+
+
+def _image_size(options: RenderOptions, spacing: float) -> int:
+    """Pixels across a picture, each PIXEL voxels wide where the camera looks at."""
+    width = 2 * math.tan(math.radians(options.fov_degrees) / 2)
+    return max(2, round(width / (PIXEL * spacing)))

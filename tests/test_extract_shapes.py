@@ -1,0 +1,203 @@
+"""The command: what it writes for a generator whose shape is known, and what it refuses."""
+
+import dataclasses
+import math
+
+import mrcfile
+import numpy as np
+import pytest
+import torch
+import trimesh
+from conftest import TINY
+from PIL import Image
+
+import checkpoints
+import curriculum
+import extract_shapes
+import viewing
+from flags import UsageError
+from generators.generators import ImplicitGenerator3d
+from siren.siren import SPATIALSIRENBASELINE
+
+CENTER, RADIUS = (0.02, 0.01, -0.015), 0.05
+GREEN = torch.tensor([0.2, 0.8, 0.4])
+
+
+class Ball(SPATIALSIRENBASELINE):
+    """A field that knows its shape: an opaque green ball."""
+
+    def density(self, points, film):
+        return 1e7 * (RADIUS - (points - torch.tensor(CENTER)).norm(dim=-1))
+
+    def forward(self, points, directions, film):
+        colors = GREEN.expand(*points.shape[:2], 3)
+        return torch.cat([colors, self.density(points, film)[..., None]], dim=-1)
+
+
+@pytest.fixture(autouse=True)
+def _small_pictures(monkeypatch):
+    monkeypatch.setattr(extract_shapes, "PREVIEW_SIZE", 48)
+
+
+@pytest.fixture
+def a_ball(monkeypatch):
+    tiny = curriculum.build("Tiny", TINY)
+    siren = Ball(z_dim=6, hidden_dim=8, num_layers=2, mapping_hidden_dim=8)
+    saved = checkpoints.SavedGenerator(
+        generator=ImplicitGenerator3d(siren).eval().requires_grad_(False),
+        curriculum=tiny,
+        step=6,
+        average="ema",
+        path="generator.pth",
+    )
+    monkeypatch.setattr(viewing, "open_generator", lambda args: saved)
+    return saved
+
+
+def run(folder, *texts):
+    texts = ["any.pth", "--output_dir", folder, "--voxel_resolution", "48", *texts]
+    return extract_shapes.main([str(text) for text in texts])
+
+
+def written(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_by_default_a_grid_a_mesh_and_a_picture_of_each_seed(a_ball, tmp_path, capsys):
+    assert run(tmp_path, "--seeds", "0", "7") == 0
+    names = [f"{seed}.{kind}" for seed in (0, 7) for kind in ("glb", "mrc", "png")]
+    assert written(tmp_path) == names
+    assert "7: level" in capsys.readouterr().out
+    found = trimesh.load(tmp_path / "7.glb", force="mesh", skip_materials=True)
+    assert found.is_watertight
+    assert found.volume == pytest.approx(4 / 3 * math.pi * RADIUS**3, rel=0.01)
+    assert np.abs(found.center_mass - CENTER).max() < 0.01 * RADIUS
+    with Image.open(tmp_path / "7.png") as picture:
+        assert picture.size == (4 * 48, 2 * 48)
+
+
+def test_the_mesh_has_the_fields_color(a_ball, tmp_path):
+    run(tmp_path, "--seed", "3", "--format", "ply")
+    assert written(tmp_path) == ["3.ply", "3.png"]
+    colors = trimesh.load(tmp_path / "3.ply", process=False).visual.vertex_colors[:, :3]
+    assert (colors == np.round(255 * GREEN.numpy())).all()
+
+
+def test_the_cube_is_what_the_rays_see_unless_given(a_ball, tmp_path):
+    run(tmp_path, "--seed", "0", "--format", "mrc")
+    with mrcfile.open(tmp_path / "0.mrc") as file:
+        assert file.voxel_size.x == pytest.approx(0.24 / 47)
+        assert file.header.origin.y == pytest.approx(-0.12)
+    run(tmp_path, "--seed", "0", "--format", "mrc", "--cube_size", "0.3", "--center", *CENTER)
+    with mrcfile.open(tmp_path / "0.mrc") as file:
+        assert file.voxel_size.x == pytest.approx(0.3 / 47)
+        assert file.header.origin.y == pytest.approx(CENTER[1] - 0.15)
+
+
+@pytest.mark.parametrize(
+    ("changes", "side"),
+    [
+        ({}, 0.24),
+        ({"near": 0.8, "far": 1.25}, 0.5),
+        ({"fov_degrees": 40}, 2 * math.sin(math.radians(20))),
+        ({"scene_radius": 0.27, "background": "white"}, 0.54),
+    ],
+)
+def test_the_side_of_the_cube(changes, side):
+    options = curriculum.build("Tiny", TINY).evaluation_render(0)
+    assert extract_shapes.visible_side(dataclasses.replace(options, **changes)) == pytest.approx(
+        side
+    )
+
+
+def test_the_raw_density_is_what_the_field_says(a_ball, tmp_path):
+    run(tmp_path, "--seed", "0", "--format", "mrc", "--dense")
+    axis = torch.linspace(-0.12, 0.12, 48)
+    points = torch.cartesian_prod(axis, axis, axis)[None]
+    expected = a_ball.generator.siren.density(points, None).view(48, 48, 48).numpy()
+    with mrcfile.open(tmp_path / "0.mrc") as file:
+        np.testing.assert_allclose(file.data, expected, rtol=1e-4, atol=10)
+
+
+def test_all_formats_twice_give_the_same_bytes(tiny_run, tmp_path):
+    texts = [tiny_run / "generator.pth", "--seeds", "1", "--format", "mrc,ply,obj,stl,glb"]
+    texts += ["--voxel_resolution", "20", "--all_components", "--level", "0.5"]
+    for folder in ("a", "b"):
+        extract_shapes.main([str(text) for text in [*texts, "--output_dir", tmp_path / folder]])
+    assert written(tmp_path / "a") == [f"1.{k}" for k in ("glb", "mrc", "obj", "ply", "png", "stl")]
+    for name in written(tmp_path / "a"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    meshes = [
+        trimesh.load(tmp_path / "a" / f"1.{kind}", force="mesh", skip_materials=True)
+        for kind in ("ply", "obj", "stl", "glb")
+    ]
+    assert all(mesh.is_watertight for mesh in meshes)
+    assert [mesh.volume for mesh in meshes] == pytest.approx([meshes[0].volume] * 4, rel=1e-4)
+
+
+def test_the_mesh_does_not_depend_on_the_chunk(tiny_run, tmp_path):
+    texts = [tiny_run / "generator.pth", "--seed", "1", "--voxel_resolution", "20"]
+    texts += ["--format", "ply", "--level", "0.5"]
+    for folder, chunk in (("a", 2_400_000), ("b", 777)):
+        more = ["--output_dir", tmp_path / folder, "--max_batch_size", chunk]
+        extract_shapes.main([str(text) for text in [*texts, *more]])
+    one, other = (trimesh.load(tmp_path / f / "1.ply", process=False) for f in "ab")
+    assert np.array_equal(one.faces, other.faces)
+    np.testing.assert_allclose(one.vertices, other.vertices, atol=1e-5)
+
+
+def test_locked_colors_are_those_of_one_direction(tiny_run, tmp_path):
+    texts = [tiny_run / "generator.pth", "--seed", "1", "--voxel_resolution", "12"]
+    texts += ["--format", "ply", "--level", "0.5"]
+    for more in ([], ["--lock_view_dependence"]):
+        folder = tmp_path / str(len(more))
+        extract_shapes.main([str(text) for text in [*texts, *more, "--output_dir", folder]])
+    free, locked = (
+        trimesh.load(tmp_path / name / "1.ply", process=False).visual.vertex_colors for name in "01"
+    )
+    assert not np.array_equal(free, locked)
+
+
+def test_visible_only_opens_the_mesh_at_the_back(a_ball, tmp_path):
+    run(tmp_path, "--seed", "0", "--format", "ply", "--visible_only")
+    cut = trimesh.load(tmp_path / "0.ply")
+    assert not cut.is_watertight
+    assert cut.bounds[1, 2] == pytest.approx(CENTER[2] + RADIUS, abs=0.002)  # the cameras are at +z
+    assert cut.bounds[0, 2] > CENTER[2] - 0.8 * RADIUS
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["--format", "mrc,gbl"], "--format: 'gbl' is none of mrc,ply,obj,stl,glb. Did you mean"),
+        (["--format", ""], "--format: '' is none of"),
+        (["--voxel_resolution", "3"], "--voxel_resolution: must be at least 8, not 3"),
+        (["--cube_size", "-1"], "--cube_size: must be a number above 0"),
+        (["--center", "0", "x", "0"], "--center: must be a number, not 'x'"),
+        (["--level", "nan"], "--level: must be a number, not 'nan'"),
+        (["--seed", "1", "--seeds", "2"], "--seed: not allowed with --seeds"),
+        (["--level", "1e9"], "0: no surface at level 1e\\+09 in the cube"),
+        (["--center", "5", "0", "0"], "0: nothing in the cube is opaque"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(texts, message, a_ball, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        run(tmp_path / "out", *texts)
+    assert not (tmp_path / "out").exists() or written(tmp_path / "out") == []
+
+
+def test_the_flags_are_a_promise():
+    options = extract_shapes.build_parser()._option_string_actions
+    assert set(options) == {
+        *("-h", "--help", "--curriculum", "--curriculum_file", "--ema", "--device"),
+        *("--seeds", "--seed", "--fit", "--psi", "--output_dir", "--format"),
+        *("--voxel_resolution", "--cube_size", "--center", "--level", "--dense"),
+        *("--all_components", "--visible_only", "--max_batch_size", "--lock_view_dependence"),
+    }
+    args = extract_shapes.build_parser().parse_args(["generator.pth"])
+    assert (args.psi, args.voxel_resolution, args.seeds) == (0.5, 256, [0, 1, 2])
+    assert (args.max_batch_size, str(args.output_dir), args.format) == (
+        2_400_000,
+        "shapes",
+        ["mrc", "glb"],
+    )

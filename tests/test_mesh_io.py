@@ -1,0 +1,130 @@
+"""Files of grids and meshes, read back by other people's libraries."""
+
+import json
+import struct
+
+import mrcfile
+import numpy as np
+import pytest
+import trimesh
+
+import mesh_io
+from flags import UsageError
+from geometry.density_grid import Cube
+from geometry.surface import Mesh, vertex_normals
+
+CUBE = Cube(center=(0.1, 0.2, 0.3), side=0.9, resolution=4)  # voxels 0.3 apart
+
+
+@pytest.fixture
+def values():
+    """Increasing along x by 100, along y by 10, along z by 1."""
+    steps = np.arange(4, dtype=np.float32)
+    return 100 * steps[:, None, None] + 10 * steps[:, None] + steps
+
+
+@pytest.fixture
+def tetrahedron():
+    vertices = np.array([[0, 0, 0], [0.3, 0, 0], [0, 0.2, 0], [0, 0, 0.1]], np.float32)
+    triangles = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], np.int32)
+    colors = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.25, 0]], np.float32)
+    return Mesh(
+        vertices=vertices,
+        triangles=triangles,
+        normals=vertex_normals(vertices, triangles),
+        colors=colors,
+    )
+
+
+def test_mrc_holds_the_array_the_voxel_size_and_the_axes(tmp_path, values):
+    mesh_io.save_mrc(tmp_path / "a.mrc", values, CUBE)
+    assert mrcfile.validate(tmp_path / "a.mrc")
+    with mrcfile.open(tmp_path / "a.mrc") as file:
+        assert np.array_equal(file.data, values)
+        assert file.data[3, 1, 2] == 312  # [ix, iy, iz]
+        assert file.header.mode == 2
+        assert file.data.dtype == np.float32
+        assert file.voxel_size.tolist() == pytest.approx((0.3, 0.3, 0.3))
+        first = [file.header.origin[axis] for axis in "xyz"]
+        assert first == pytest.approx([-0.35, -0.25, -0.15])
+        # The fastest axis, z, is called the third: programs that heed this see no mirror image.
+        assert [file.header[name].item() for name in ("mapc", "mapr", "maps")] == [3, 2, 1]
+        assert file.header.dmin == 0
+        assert file.header.dmax == 333
+        assert file.header.dmean == pytest.approx(values.mean())
+        assert file.header.rms == pytest.approx(values.std())
+
+
+@pytest.mark.parametrize("name", mesh_io.MESH_WRITERS)
+def test_trimesh_reads_what_was_written(name, tmp_path, tetrahedron):
+    path = tmp_path / f"a.{name}"
+    mesh_io.save_mesh(path, tetrahedron)
+    found = trimesh.load(path, force="mesh", skip_materials=True)
+    assert found.is_watertight
+    assert found.volume == pytest.approx(0.3 * 0.2 * 0.1 / 6)  # positive: wound outward
+    assert found.bounds.tolist() == pytest.approx(np.array([[0, 0, 0], [0.3, 0.2, 0.1]]))
+
+
+@pytest.mark.parametrize("name", ["ply", "obj"])
+def test_colors_are_those_of_pictures(name, tmp_path, tetrahedron):
+    mesh_io.save_mesh(tmp_path / f"a.{name}", tetrahedron)
+    found = trimesh.load(tmp_path / f"a.{name}", process=False)
+    assert found.visual.vertex_colors[:, :3].tolist()[3] == [128, 64, 0]
+    np.testing.assert_allclose(found.vertices, tetrahedron.vertices)
+    np.testing.assert_array_equal(found.faces, tetrahedron.triangles)
+    np.testing.assert_allclose(found.vertex_normals, tetrahedron.normals, atol=1e-4)
+
+
+def test_glb_has_linear_colors_normals_and_meters(tmp_path, tetrahedron):
+    path = tmp_path / "a.glb"
+    mesh_io.save_mesh(path, tetrahedron)
+    scene = trimesh.load(path, process=False, skip_materials=True)
+    (found,) = scene.geometry.values()
+    assert scene.units == "meters"
+    half, quarter = 0.21404, 0.05088  # of the light, for values 0.5 and 0.25 (IEC 61966-2-1)
+    expected = [round(255 * half), round(255 * quarter), 0]
+    assert found.visual.vertex_colors[3, :3].tolist() == expected
+    np.testing.assert_allclose(found.vertex_normals, tetrahedron.normals, atol=1e-6)
+
+
+def test_glb_is_as_the_specification_says(tmp_path, tetrahedron):
+    mesh_io.save_mesh(tmp_path / "a.glb", tetrahedron)
+    content = (tmp_path / "a.glb").read_bytes()
+    magic, version, length = struct.unpack_from("<4sII", content)
+    assert (magic, version, length) == (b"glTF", 2, len(content))
+    size, kind = struct.unpack_from("<I4s", content, 12)
+    assert kind == b"JSON"
+    assert size % 4 == 0
+    scene = json.loads(content[20 : 20 + size])
+    assert scene["accessors"][0]["max"] == pytest.approx([0.3, 0.2, 0.1])
+    assert scene["materials"][0]["extensions"] == {"KHR_materials_unlit": {}}
+    assert scene["extensionsUsed"] == ["KHR_materials_unlit"]
+    for accessor in scene["accessors"]:
+        view = scene["bufferViews"][accessor["bufferView"]]
+        numbers = accessor["count"] * (3 if accessor["type"] == "VEC3" else 1)
+        assert view["byteLength"] == 4 * numbers
+        assert view["byteOffset"] % 4 == 0
+    last = scene["bufferViews"][-1]
+    assert last["byteOffset"] + last["byteLength"] == scene["buffers"][0]["byteLength"]
+
+
+@pytest.mark.parametrize("name", mesh_io.MESH_WRITERS)
+def test_the_same_mesh_gives_the_same_bytes(name, tmp_path, tetrahedron):
+    for stem in "ab":
+        mesh_io.save_mesh(tmp_path / f"{stem}.{name}", tetrahedron)
+    assert (tmp_path / f"a.{name}").read_bytes() == (tmp_path / f"b.{name}").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"a.{name}", f"b.{name}"]
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path, values, monkeypatch):
+    (tmp_path / "a.mrc").write_text("earlier")
+    monkeypatch.setattr(np, "ascontiguousarray", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        mesh_io.save_mrc(tmp_path / "a.mrc", values, CUBE)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mrc"]
+    assert (tmp_path / "a.mrc").read_text() == "earlier"
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path, tetrahedron):
+    with pytest.raises(UsageError, match="cannot be written"):
+        mesh_io.save_mesh(tmp_path / "missing" / "a.ply", tetrahedron)
