@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import sys
+import zlib
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -37,6 +38,7 @@ CACHE_VERSION = 1  # raise it when the same files come to give other pixels
 MAX_SKIPPED_PERCENT = 1  # more unreadable files than this, and a run does not start
 NUM_TOY_CARS = 4000
 NUM_NAMED = 3  # skipped files named on the screen
+NUM_COMPARED = 64  # images by which data sets are told apart
 RENDERED_AT_ONCE = 64  # toy cars per step of the progress bar
 
 _DEFAULTS: dict[str, tuple[Crop, bool]] = {  # crop, flip
@@ -155,6 +157,11 @@ class ImageSet:
     def image_size(self) -> int:
         """Pixels per side."""
         return int(self.pixels.shape[-1])
+
+    def checksum(self) -> int:
+        """A number that differs with their number and with the pixels of some of the images."""
+        some = np.linspace(0, len(self) - 1, num=min(len(self), NUM_COMPARED), dtype=np.int64)
+        return zlib.crc32(self.pixels[some].tobytes(), len(self))
 
     def batch(self, indices: NDArray[np.int64] | Tensor) -> Tensor:
         """A fresh (B, 3, H, W) uint8 tensor on the CPU; indices (B,) in 0..N-1."""

@@ -16,10 +16,11 @@ import datasets
 import distributed
 import dry_run
 import flags
+import run_setup
 import run_state
-import training_loop
 from flags import UsageError
-from training_loop import TrainOptions, train
+from run_setup import TrainOptions
+from training_loop import train
 
 
 def build_parser() -> flags.ArgumentParser:
@@ -45,7 +46,10 @@ def build_parser() -> flags.ArgumentParser:
     add("--sample_interval", type=flags.positive_int, default=200, help="steps between previews")
     add("--model_save_interval", type=flags.positive_int, default=5000, help="steps between "
         "snapshots")  # fmt: skip
-    add("--keep", type=flags.positive_int, default=3, help="snapshots kept, the newest ones")
+    add("--state_seconds", type=flags.positive_float, default=600, help="seconds between saved "
+        "states: what a power cut costs at most")  # fmt: skip
+    add("--keep", type=flags.positive_int, default=3, help="snapshots kept, the newest ones; "
+        "previews of ten times as many steps")  # fmt: skip
     add("--eval_freq", type=flags.positive_int, default=5000, help="steps between FID measurements")
     flags.add_device(parser)
     add("--num_processes", type=flags.positive_int, help="default: one per visible CUDA device")
@@ -70,50 +74,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         curriculum = curriculum.with_dataset_path(args.dataset_path)
     places = distributed.plan(args.device, args.num_processes, os.environ)
     if args.dry_run:
-        print(dry_run.report(curriculum, places, training_loop.dataset_options(curriculum)))
+        print(dry_run.report(curriculum, places, run_setup.dataset_options(curriculum)))
         return 0
-    start_from = _start_from(args.output_dir, args.load_dir, is_resumed=args.resume)
-    seed = args.seed
-    if seed is None:
-        seed = 0 if start_from is None else run_state.seed_of(start_from)
+    if places[0].is_main:  # again when the folder is locked; here it costs no process
+        run_state.find_start(args.output_dir, args.load_dir, is_resumed=args.resume)
     options = TrainOptions(
         curriculum=curriculum,
         output_dir=args.output_dir,
-        start_from=start_from,
+        load_dir=args.load_dir,
+        is_resumed=args.resume,
         cache_dir=args.cache_dir or args.output_dir / "cache",
-        seed=seed,
+        seed=args.seed,
         n_epochs=args.n_epochs,
         max_steps=args.max_steps,
         set_step=args.set_step,
         sample_interval=args.sample_interval,
         model_save_interval=args.model_save_interval,
+        state_seconds=args.state_seconds,
         keep=args.keep,
         command=["train.py", *(sys.argv[1:] if argv is None else argv)],
     )
     datasets.find_images(
-        training_loop.dataset_options(curriculum)
+        run_setup.dataset_options(curriculum)
     )  # before any process or folder is made
     return distributed.launch(train, options, places, port=args.port)
-
-
-def _start_from(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) -> Path | None:
-    """The training state to go on from, None to start afresh."""
-    own = output_dir / run_state.STATE_FILE
-    if output_dir.exists() and not output_dir.is_dir():
-        raise UsageError(f"--output_dir {output_dir}: is not a folder")
-    if is_resumed and own.exists():
-        return own
-    if own.exists() and (load_dir is None or load_dir.resolve() != output_dir.resolve()):
-        raise UsageError(
-            f"--output_dir {output_dir} holds a run already; go on with --resume, or give another"
-        )
-    if load_dir is None:
-        return None
-    state = load_dir / run_state.STATE_FILE
-    if not state.is_file():
-        hint = flags.nearest_path(load_dir) if not load_dir.exists() else ""
-        raise UsageError(f"--load_dir {load_dir}: there is no {run_state.STATE_FILE} in it.{hint}")
-    return state
 
 
 if __name__ == "__main__":
