@@ -32,16 +32,23 @@ Average = Literal["ema", "ema2", "none"]
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of path when it is complete and on the disk, else never."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A file that takes the place of path when it is complete and on the disk, else never.
+
+    Raises:
+        OSError: it cannot be written; filename is path.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
         _sync_folder(path.parent)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         draft.unlink(missing_ok=True)
 

@@ -3,6 +3,11 @@
 import ctypes
 import os
 import platform
+from pathlib import Path
+
+import torch
+
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 
 
 def num_cores() -> int:
@@ -10,6 +15,18 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def memory_bytes(device: torch.device) -> int:
+    """All memory of a CUDA device, or of this machine as far as this process may use it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = int(CGROUP_LIMIT.read_text())
+    except (OSError, ValueError):  # no control group, or no limit ("max")
+        return installed
+    return min(installed, limit)
 
 
 # glibc's mallopt, malloc.h

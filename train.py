@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         print(dry_run.report(curriculum, places, run_setup.dataset_options(curriculum)))
         return 0
+    dry_run.require_memory(curriculum, places)
     if places[0].is_main:  # again when the folder is locked; here it costs no process
         run_state.find_start(args.output_dir, args.load_dir, is_resumed=args.resume)
     options = TrainOptions(
