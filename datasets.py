@@ -11,7 +11,6 @@ Legend: B images of a batch, N of the data set, H = W = image_size.
 import functools
 import hashlib
 import json
-import sys
 import zlib
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from image_cache import Block, cached
 from image_decoding import Crop, Framing, Pixels, Resize, decode_all
 from image_files import HOW_TO_GIVE, Listing, Skipped, find_pictures, opened, printable
 from scenes.toy_car_images import toy_car_images
+from screen import Screen
 
 DatasetKind = Literal["CelebA", "Cats", "Carla", "Images", "ToyCars"]
 
@@ -272,7 +272,7 @@ def _report(
     _refuse_many(skipped, listing, skipped_file)
     _write_skipped(skipped, skipped_file)
     if skipped and is_printed:
-        print(f"left out: {_describe(skipped, listing, skipped_file)}", file=sys.stderr)
+        print(f"left out: {_describe(skipped, listing, skipped_file)}", file=Screen())
 
 
 def _describe(skipped: Sequence[Skipped], listing: Listing, skipped_file: Path | None) -> str:

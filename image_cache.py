@@ -28,6 +28,7 @@ from tqdm import tqdm
 from flags import UsageError
 from image_decoding import Pixels
 from image_files import Skipped, printable
+from screen import Screen
 
 PIXELS_FILE, META_FILE = "pixels.u8", "meta.json"
 
@@ -79,6 +80,7 @@ def _progress_bar(num_images: int, image_size: int, is_shown: bool) -> Any:
         desc=f"caching at {image_size} px",
         unit="img",
         disable=not is_shown,
+        file=Screen(),
         mininterval=0.2 if sys.stderr.isatty() else 10,  # seconds; a log gets few lines
     )
 
@@ -169,7 +171,7 @@ def _locked(path: Path, is_silent: bool) -> Iterator[bool]:
             is_locked = True
         except BlockingIOError:
             if not is_silent:
-                print("another process is writing the image cache; waiting", file=sys.stderr)
+                print("another process is writing the image cache; waiting", file=Screen())
             fcntl.flock(file, fcntl.LOCK_EX)
             is_locked = True
         except OSError:

@@ -84,7 +84,7 @@ class Keeper:
         is_saved = is_snapshot or is_last or is_stopped or time.monotonic() > self.due
         is_shown = step % options.sample_interval == 0 or (is_last and not is_stopped)
         if is_snapshot:
-            self.log.attempt("snapshots", self._save_snapshot)
+            self.log.attempt("writing a snapshot", self._save_snapshot)
         if is_saved:
             self.save()
         if is_shown:
@@ -100,7 +100,7 @@ class Keeper:
         Raises:
             NotFinite: there is nothing good to save any more.
         """
-        is_saved = self.log.attempt(run_state.STATE_FILE, self._save_state)
+        is_saved = self.log.attempt(f"writing {run_state.STATE_FILE}", self._save_state)
         pause = self.options.state_seconds if is_saved else RETRY_SECONDS
         self.due = time.monotonic() + min(pause, self.options.state_seconds)
         if is_saved:
@@ -139,7 +139,7 @@ class Keeper:
         pictures = previews(self.game.generator.eval(), averaged, self.scenes, options)
         for name, images in pictures:
             self.log.preview(step, name, images, COLUMNS)
-        self.log.attempt("previews", self._thin_previews)
+        self.log.attempt("removing old previews", self._thin_previews)
 
     def _thin_previews(self) -> None:
         """Remove previews of this folder beyond what is kept; other files are not touched."""

@@ -3,7 +3,6 @@
 Where the disk refuses, that is said once and training goes on.
 """
 
-import contextlib
 import resource
 import sys
 import time
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 import image_io
 from append_files import Board, JsonLines
+from screen import Screen
 from training.stage import Stage
 
 LOG_FILE = "log.jsonl"
@@ -33,22 +33,6 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-class _Screen:
-    """stderr that may be on a full disk, or whose reader may have gone away."""
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            sys.stderr.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            sys.stderr.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stderr, name)
 
 
 class RunLog:
@@ -69,7 +53,7 @@ class RunLog:
         self.folder, self.device, self.keep = folder, device, keep
         self.failing: set[str] = set()
         seconds = BAR_SECONDS if sys.stderr.isatty() else QUIET_SECONDS
-        self.screen: Any = _Screen()
+        self.screen: Any = Screen()
         self.bar = tqdm(
             total=last_step,
             initial=first_step,
@@ -111,11 +95,11 @@ class RunLog:
             if what not in self.failing:
                 self.failing.add(what)
                 reason = error.strerror or str(error)
-                self.say(f"warning: cannot write {what} ({reason}); training goes on")
+                self.say(f"warning: {what} failed ({reason}); training goes on")
             return False
         if what in self.failing:
             self.failing.remove(what)
-            self.say(f"{what}: can be written again")
+            self.say(f"{what} works again")
         return True
 
     def step(
@@ -167,7 +151,7 @@ class RunLog:
             for group, values in (("loss", means), ("schedule", schedule), ("speed", figures))
             for name, value in values.items()
         }
-        self.attempt("TensorBoard's files", lambda: self.board.scalars(scalars, done))
+        self.attempt("writing TensorBoard's files", lambda: self.board.scalars(scalars, done))
         losses = {SHORT_NAMES[n]: f"{v:.3f}" for n, v in means.items() if n in SHORT_NAMES}
         speed = {"img/s": f"{figures['images_per_second']:.0f}"}
         self.bar.set_postfix({**speed, **losses}, refresh=False)
@@ -181,7 +165,7 @@ class RunLog:
 
     def record(self, entry: Mapping[str, Any]) -> None:
         """Append a line to log.jsonl."""
-        self.attempt(LOG_FILE, lambda: self.file.append(entry))
+        self.attempt(f"writing {LOG_FILE}", lambda: self.file.append(entry))
 
     def warn(self, step: int, text: str) -> None:
         """A line on the screen and in log.jsonl."""
@@ -192,6 +176,8 @@ class RunLog:
         """Write the previews (N, 3, H, W) in [-1, 1] as STEP_name.png and into TensorBoard."""
         sheet = image_io.grid(image_io.to_uint8(images), columns)
         path = self.folder / f"{done:06d}_{name}.png"
-        self.attempt("previews", lambda: image_io.save_png(path, sheet))
+        self.attempt("writing previews", lambda: image_io.save_png(path, sheet))
         board = self.board
-        self.attempt("TensorBoard's files", lambda: board.image(f"previews/{name}", sheet, done))
+        self.attempt(
+            "writing TensorBoard's files", lambda: board.image(f"previews/{name}", sheet, done)
+        )

