@@ -99,7 +99,7 @@ class Board:
     Args:
         folder: made when the first event comes.
         first_step: what earlier files say of later steps is not shown.
-        keep: about how many files of BOARD_BYTES stay; many small ones count as one.
+        keep: how many full files stay beside the newest one; many small ones count as one.
     """
 
     def __init__(self, folder: Path, first_step: int, *, keep: int) -> None:
@@ -157,7 +157,7 @@ class Board:
         total = 0
         for file in files[1:]:
             total += file.stat().st_size
-            if total > (self.keep - 1) * BOARD_BYTES:
+            if total > self.keep * BOARD_BYTES:
                 file.unlink()
 
     def close(self) -> None:

@@ -37,21 +37,18 @@ class KeepOptions:
     keep: int
 
 
-def steps_to_keep(steps: Collection[int], keep: int) -> set[int]:
+def steps_to_keep(steps: Collection[int], interval: int, keep: int) -> set[int]:
     """Of the steps that have previews those whose previews stay, SHEETS_PER_KEEP * keep at most.
 
-    The newest keep stay, and of those before every one, every second, every fourth ...: as many as
-    there is room for, counted in steps so that the same ones stay every time.
+    The newest keep stay, and all before them while there is room. When there is none, only those
+    at every second interval stay, or fourth, eighth ...: spread over the whole run.
     """
     ordered = sorted(steps)
     newest, older = ordered[-keep:], ordered[:-keep]
-    room = (SHEETS_PER_KEEP - 1) * keep
-    if len(older) > room:
-        gaps = [after - before for before, after in zip(ordered, ordered[1:], strict=False)]
-        unit = max(1, min(gaps))
-        while len(older) > room:
-            unit *= 2
-            older = [step for step in older if step % unit == 0]
+    unit = interval
+    while len(older) > (SHEETS_PER_KEEP - 1) * keep:
+        older = [step for step in older if step % unit == 0]
+        unit *= 2
     return {*older, *newest}
 
 
@@ -146,7 +143,8 @@ class Keeper:
         pattern = re.compile(rf"(\d{{6,}})_(?:{'|'.join(PREVIEW_NAMES)})\.png")
         found = [(path, pattern.fullmatch(path.name)) for path in self.options.folder.iterdir()]
         sheets = [(path, int(match[1])) for path, match in found if match]
-        stay = steps_to_keep({step for _, step in sheets}, self.options.keep)
+        options = self.options
+        stay = steps_to_keep({step for _, step in sheets}, options.sample_interval, options.keep)
         for path, step in sheets:
             if step not in stay:
                 path.unlink()

@@ -18,6 +18,7 @@ from flags import UsageError
 from run_keeping import Keeper, KeepOptions
 from run_log import RunLog
 from run_setup import Setup, TrainOptions
+from run_state import NotFinite
 from training.previews import PreviewScenes, preview_scenes
 from training.seeding import Purpose, step_rng
 from training.stage import Stage
@@ -83,6 +84,10 @@ class TrainingRun:
             except PeerLost as error:
                 self._save_alone(error, keeper)
                 raise PeerLost from error  # all is told
+            except NotFinite as error:  # only the main process saves; the others lose it
+                print(f"error: {error}, so nothing is saved any more; {self._last_good_state()}",
+                      file=sys.stderr)  # fmt: skip
+                return 1
 
     def _keeper(self, stack: contextlib.ExitStack) -> Keeper:
         options, first = self.options, self.progress.step
