@@ -19,8 +19,8 @@ from datetime import timedelta
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
 
 BEAT_SECONDS = 2.0
-LOST_SECONDS = 30.0  # without a beat, after which a peer counts as lost
-STUCK_SECONDS = 20.0  # of work without a collective operation, after which a process is stuck ...
+LOST_SECONDS = 20.0  # without a beat, after which a peer counts as lost
+STUCK_SECONDS = 15.0  # of work without a collective operation, after which a process is stuck ...
 STUCK_FACTOR = 10.0  # ... unless it has needed a tenth of that before
 FIRST_SECONDS = 600.0  # patience while nothing is known: compilers and caches warm up
 

@@ -144,11 +144,9 @@ class TrainingRun:
         can_save = self.place.device.type == "cpu" and step > 0
         with contextlib.ExitStack() as stack:
             if keeper is None:
-                if self.place.local_rank > 0:
-                    return
                 try:
                     stack.enter_context(run_lock.locked(folder))
-                except UsageError:  # the main process lives, on this machine or on this disk
+                except UsageError:  # the main process lives, or another one was faster
                     return
             text = f"error: rank {self.place.rank}: {error}; "
             if can_save:

@@ -65,8 +65,8 @@ def test_two_runs_share_a_cache(tmp_path):
     ("kind", "told"),
     [
         ("die", "the connection to another process broke"),
-        ("hang", "gave no sign of life for 30 s"),
-        ("sleep", "gave no sign of life for 30 s"),
+        ("hang", "gave no sign of life for 20 s"),
+        ("sleep", "gave no sign of life for 20 s"),
     ],
 )
 def test_a_rank_that_is_lost_is_noticed_within_a_minute(tmp_path, kind, told, rank):
@@ -76,7 +76,7 @@ def test_a_rank_that_is_lost_is_noticed_within_a_minute(tmp_path, kind, told, ra
     process = start([*tiny, "--output_dir", out], {kind: [rank, last]})
     wait_for(lambda: (out / "log.jsonl").exists() and len(entries_of(out)) >= 3, process)
     began = time.monotonic()
-    code, error = finish(process, 90)
+    code, error = finish(process, 120)
     seconds = time.monotonic() - began
     assert code != 0
     assert f"rank {1 - rank}: " in error
@@ -90,7 +90,7 @@ def test_a_rank_that_is_lost_is_noticed_within_a_minute(tmp_path, kind, told, ra
     assert code == 0, error
     assert differences(state_of(out), state_of(tmp_path / "whole")) == []
     print(f"rank {rank} {kind}: all over {seconds:.0f} s after step 30, saved at {last}")
-    assert seconds < 75  # ten steps, up to a minute, and the end of the processes
+    assert seconds < 70  # ten steps, up to a minute, and the end of the processes
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
