@@ -70,8 +70,10 @@ def cached(
     found = _read(entry, image_size)
     if found is not None:
         return found
-    with _disk_errors(cache_dir), _progress_bar(num_images, image_size, show_progress) as bar:
-        return _make(entry, blocks, image_size, bar)
+    with _disk_errors(cache_dir):
+        entry.parent.mkdir(parents=True, exist_ok=True)  # before there is a bar on the screen
+        with _progress_bar(num_images, image_size, show_progress) as bar:
+            return _make(entry, blocks, image_size, bar)
 
 
 def _progress_bar(num_images: int, image_size: int, is_shown: bool) -> Any:
@@ -87,7 +89,6 @@ def _progress_bar(num_images: int, image_size: int, is_shown: bool) -> Any:
 
 def _make(entry: Path, blocks: MakeBlocks, image_size: int, bar: Any) -> CacheEntry:
     """The entry, written by this process or by one that was faster."""
-    entry.parent.mkdir(parents=True, exist_ok=True)
     with _locked(entry.with_name(f"{entry.name}.lock"), is_silent=bar.disable) as is_alone:
         found = _read(entry, image_size)
         if found is not None:

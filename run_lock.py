@@ -11,12 +11,13 @@ from typing import IO
 
 from flags import UsageError
 
-LOCK_FILE = "run.lock"
+RUN_LOCK = "run.lock"  # held by the main process of a run
+RESCUE_LOCK = "rescue.lock"  # held by another process that saves because that one is lost
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of folder, which is made where it is missing.
+def locked(folder: Path, name: str = RUN_LOCK) -> Iterator[None]:
+    """Keep others that ask for the same lock out of folder, which is made where it is missing.
 
     The system drops the lock with its process, however that ends; a file that is left over means
     nothing. After an error no lock file and no empty folder are left.
@@ -24,7 +25,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UsageError: another run is at work there, or the folder cannot be made or written.
     """
-    path = folder / LOCK_FILE
+    path = folder / name
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

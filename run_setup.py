@@ -119,6 +119,8 @@ def set_up(place: Place, options: TrainOptions) -> Setup:
         progress.step = options.set_step
     # Equal already, unless machines differ in how they draw the first parameters.
     distributed.broadcast_state(game.tensors())
+    images = _open_all(place, options, progress)
+    _require_same_images(images)
     if place.is_main:
         try:
             checkpoints.remove_drafts(options.output_dir)
@@ -129,8 +131,6 @@ def set_up(place: Place, options: TrainOptions) -> Setup:
         except OSError as error:
             reason = f"cannot be written ({error.strerror})"
             raise UsageError(f"--output_dir {options.output_dir}: {reason}") from error
-    images = _open_all(place, options, progress)
-    _require_same_images(images)
     return Setup(game=game, progress=progress, images=images)
 
 

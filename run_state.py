@@ -156,6 +156,14 @@ def find_start(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) -> 
     return state
 
 
+def step_of(folder: Path) -> int:
+    """The step of the state in folder, 0 where there is none that can be read."""
+    try:
+        return int(checkpoints.read(folder / STATE_FILE, "training_state")["step"])
+    except UsageError:
+        return 0
+
+
 def agree_on_start(place: Place, path: Path | None) -> dict[str, Any] | None:
     """The content of the state that all ranks go on from: the newest of those that ranks found.
 

@@ -136,20 +136,22 @@ class TrainingRun:
         raise AssertionError("unreachable")
 
     def _save_alone(self, error: PeerLost, keeper: Keeper | None) -> None:
-        """Save what this process has when others are lost, unless another one does; and say so.
+        """Save what this process has when another is lost, unless that is done; and say so.
 
         On CUDA an operation with the lost process may still be running, and its numbers with it.
         """
         folder, step = self.options.output_dir, self.progress.step
-        can_save = self.place.device.type == "cpu" and step > 0
         with contextlib.ExitStack() as stack:
             if keeper is None:
-                try:
-                    stack.enter_context(run_lock.locked(folder))
-                except UsageError:  # the main process lives, or another one was faster
-                    return
+                try:  # the main process may be lost, or stand still, or be on another machine
+                    stack.enter_context(run_lock.locked(folder, run_lock.RESCUE_LOCK))
+                except UsageError:
+                    return  # another process was faster
+            is_saved = run_state.step_of(folder) >= step
+            if is_saved and keeper is None:
+                return
             text = f"error: rank {self.place.rank}: {error}; "
-            if can_save:
+            if self.place.device.type == "cpu" and not is_saved:
                 run_state.save_state(folder, self.game, self.curriculum, self.progress)
                 text += f"saved at step {step} in {folder}; "
             print(f"{text}go on with the same command and --resume", file=sys.stderr, flush=True)
