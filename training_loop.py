@@ -152,8 +152,11 @@ class TrainingRun:
                 return
             text = f"error: rank {self.place.rank}: {error}; "
             if self.place.device.type == "cpu" and not is_saved:
-                run_state.save_state(folder, self.game, self.curriculum, self.progress)
-                text += f"saved at step {step} in {folder}; "
+                try:
+                    run_state.save_state(folder, self.game, self.curriculum, self.progress)
+                    text += f"saved at step {step} in {folder}; "
+                except (OSError, NotFinite) as failure:
+                    text += f"step {step} could not be saved ({failure}); "
             print(f"{text}go on with the same command and --resume", file=sys.stderr, flush=True)
 
     def _next_images(self, stage: Stage) -> Tensor:
