@@ -82,7 +82,7 @@ def _own(path: Path, root: Any, kind: str) -> dict[str, Any]:
     if not isinstance(root, dict) or root.get("format") != FORMAT:
         raise UsageError(f"{path}: is not a file that this project writes; it holds "
                          f"{published.describe(root)}")  # fmt: skip
-    with _complaints(path):
+    with complaints(path):
         version, own_kind = entry(root, "version", int), shown(entry(root, "kind", str))
         if version != FORMAT_VERSION:
             raise StateError(f"has format {version}, this code reads {FORMAT_VERSION}")
@@ -93,7 +93,7 @@ def _own(path: Path, root: Any, kind: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _complaints(path: Path) -> Iterator[None]:
+def complaints(path: Path) -> Iterator[None]:
     """What is wrong with a file's content as one line that names the file."""
     try:
         yield
@@ -167,7 +167,7 @@ def _own_generator(
             f"--curriculum {curriculum.name}: {file} was trained with {own.name}; "
             "leave the flag out"
         )
-    with _complaints(file):
+    with complaints(file):
         step = count_entry(content, "step")
         return network_state.build_generator(own, entry(content, "state", dict)), own, step
 
@@ -178,7 +178,7 @@ def curriculum_of(path: Path, content: Mapping[str, Any]) -> Curriculum:
     Raises:
         UsageError: it carries none, or one that this version does not understand.
     """
-    with _complaints(path):
+    with complaints(path):
         name, source = entry(content, "curriculum_name", str), entry(content, "curriculum", dict)
     try:
         return curricula.build(shown(name), source)
@@ -192,23 +192,23 @@ def _published_generator(
 ) -> tuple[ImplicitGenerator3d, Curriculum, int]:
     """The generator of a published file, the curriculum with its networks, and its step."""
     curriculum = curriculum or curriculums.load("CelebA")
-    with _complaints(file):
+    with complaints(file):
         average = published.average_of(root)
     if average is None:
         found = _published_of(file, root)
         state, step = found.parameters, found.step
     else:
         found = _published_beside(file)
-        with _complaints(file):
+        with complaints(file):
             state = found.averaged(average)
         step = found.step if average.num_updates is None else average.num_updates
-    with _complaints(file):
+    with complaints(file):
         adapted = found.adapt(curriculum)
         return network_state.build_generator(adapted, state), adapted, step
 
 
 def _published_of(file: Path, root: Any) -> PublishedGenerator:
-    with _complaints(file):
+    with complaints(file):
         found = published.generator_of(root)
     if found is None:
         raise UsageError(f"{file}: holds {published.describe(root)}, not a generator")
@@ -226,22 +226,25 @@ def _published_beside(average: Path) -> PublishedGenerator:
     return _published_of(beside, tensor_files.read(beside))
 
 
-def load_discriminator(path: Path, curriculum: Curriculum) -> PyramidDiscriminator:
-    """The discriminator of a saved file, ours or a published one, in evaluation mode on the CPU.
+def load_discriminator(
+    path: Path, curriculum: Curriculum
+) -> tuple[Curriculum, PyramidDiscriminator]:
+    """The discriminator of a saved file, in evaluation mode on the CPU, and its curriculum.
+
+    That is the given one for a file of ours; for a published file, the given one with the file's
+    discriminator in it.
 
     Raises:
         UsageError: the file cannot be read, or holds none that fits the curriculum.
     """
     root = tensor_files.read(path)
-    with _complaints(path):
+    with complaints(path):
         found = published.discriminator_of(root)
         if found is not None:
-            return network_state.build_discriminator(
-                found.adapt(curriculum), found.parameters
-            ).eval()
-        content = _own(path, root, "discriminator")
-        state = entry(content, "state", dict)
-        return network_state.build_discriminator(curriculum, state).eval()
+            curriculum, state = found.adapt(curriculum), found.parameters
+        else:
+            state = entry(_own(path, root, "discriminator"), "state", dict)
+        return curriculum, network_state.build_discriminator(curriculum, state).eval()
 
 
 def _averaged_file(path: Path, ema: Average) -> tuple[Path, Average]:
@@ -290,7 +293,7 @@ def load_fit(path: Path, saved: SavedGenerator) -> Fit:
     content = read(path, "fit")
     siren = saved.generator.siren
     device = next(saved.generator.parameters()).device
-    with _complaints(path):
+    with complaints(path):
         if entry(content, "generator", str) != fingerprint(saved.generator):
             raise StateError(f"was fitted with another generator than {saved.path}")
         films = [

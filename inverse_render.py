@@ -162,9 +162,9 @@ def _guessed_pose(saved: SavedGenerator, generator: Path, photo: Photo) -> Poses
     path = generator.with_name("discriminator.pth")
     if saved.curriculum.settings.pos_lambda == 0 or not path.is_file():
         return None
-    critic = checkpoints.load_discriminator(path, saved.curriculum).to(photo.image.device)
+    _, critic = checkpoints.load_discriminator(path, saved.curriculum)
     with torch.no_grad():
-        pose = critic(photo.image[None], alpha=1.0).pose
+        pose = critic.to(photo.image.device)(photo.image[None], alpha=1.0).pose
     return None if pose is None else Poses(pose[:, 0], pose[:, 1])
 
 

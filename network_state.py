@@ -5,17 +5,20 @@ compared with what the network needs before anything of that size is made. Every
 StateError, one line that names the first thing that is wrong.
 """
 
+import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from curriculum import Curriculum
 from discriminators.discriminators import PyramidDiscriminator
 from generators.generators import ImplicitGenerator3d
 from pickle_data import shown
+from training.ema import ExponentialMovingAverage
 
 T = TypeVar("T")
 Network = TypeVar("Network", bound=nn.Module)
@@ -99,9 +102,7 @@ def build_generator(curriculum: Curriculum, state: object) -> ImplicitGenerator3
     count = sum(is_layer(name) for name in names)
     if count != (curriculum.settings.num_layers or PUBLISHED_NUM_LAYERS):  # before making so many
         raise StateError(f"has {count} layers in its field")
-    with torch.device("meta"):  # a wrong width then costs nothing
-        generator = _built(curriculum.build_generator)
-    return _filled(generator, state)
+    return _filled(_unfilled(curriculum.build_generator), state)
 
 
 def build_discriminator(curriculum: Curriculum, state: object) -> PyramidDiscriminator:
@@ -110,9 +111,7 @@ def build_discriminator(curriculum: Curriculum, state: object) -> PyramidDiscrim
     Raises:
         StateError: state does not fit the curriculum's networks.
     """
-    with torch.device("meta"):
-        discriminator = _built(curriculum.build_discriminator)
-    return _filled(discriminator, state)
+    return _filled(_unfilled(curriculum.build_discriminator), state)
 
 
 def is_layer(name: object) -> bool:
@@ -122,10 +121,31 @@ def is_layer(name: object) -> bool:
     )
 
 
-def _built(make: Any) -> Any:
+class _NoStart(TorchFunctionMode):
+    """Leaves out the random start of parameters, drawn and scaled, which a file then gives.
+
+    On the device "meta" PyTorch would import its compiler for these, which takes seconds.
+    """
+
+    drawing = (Tensor.normal_, Tensor.uniform_, Tensor.mul, Tensor.mul_)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call func, unless it draws the numbers of a parameter."""
+        if func in self.drawing:
+            return args[0]
+        if func is torch.randn:
+            func = torch.empty
+        return func(*args, **(kwargs or {}))
+
+
+def _unfilled(make: Callable[[], Network]) -> Network:
+    """A network without memory: widths that do not fit the file then cost nothing."""
     try:
-        return make()
-    except (RuntimeError, OverflowError, TypeError) as error:  # widths beyond 64 bits
+        with torch.device("meta"), _NoStart():
+            return make()
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
         raise StateError("belongs to networks that are too large to be made") from error
 
 
@@ -134,47 +154,90 @@ def _filled(module: Network, state: object) -> Network:
     return module
 
 
-def load_moments(
-    optimizer: torch.optim.Optimizer, state: object, order: Sequence[nn.Parameter]
-) -> None:
-    """Take over Adam's moments; rates, betas and the implementation stay the optimizer's own.
+Moments = dict[int, dict[str, Tensor]]  # by position: step (), exp_avg and exp_avg_sq
 
-    Args:
-        optimizer: of ours; parameters that the file knows nothing of start afresh, as those of
-            layers that were never used.
-        state: an optimizer's state dict.
-        order: the parameters that its numbers stand for; all of the optimizer's.
+
+def checked_moments(state: object, parameters: Sequence[Tensor]) -> Moments:
+    """Adam's moments from a state dict whose numbers are positions among parameters.
+
+    Parameters that it knows nothing of are left out: those of layers that were never used.
 
     Raises:
-        StateError: state is none, or does not fit the parameters.
+        StateError: it is no state dict of Adam, or one of other parameters.
     """
     if not isinstance(state, Mapping):
         raise StateError("holds no optimizer")
-    entries = entry(state, "state", dict)
-    moments: dict[nn.Parameter, dict[str, Tensor]] = {}
-    for index, values in entries.items():
-        if type(index) is not int or not 0 <= index < len(order) or not isinstance(values, dict):
-            raise StateError(
-                f"has an optimizer of another network (its parameter {shown(str(index))})"
-            )
-        moments[order[index]] = _moments(index, values, order[index])
-    own = optimizer.state_dict()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    own["state"] = {i: moments[p] for i, p in enumerate(parameters) if p in moments}
-    optimizer.load_state_dict(own)
+    moments: Moments = {}
+    for index, values in entry(state, "state", dict).items():
+        if type(index) is not int or not 0 <= index < len(parameters):
+            raise StateError(f"has an optimizer with a parameter {shown(str(index))}, which is "
+                             "unknown")  # fmt: skip
+        if not isinstance(values, dict):
+            raise StateError(f"has an optimizer without moments of parameter {index}")
+        moments[index] = _moments(index, values, parameters[index])
+    return moments
 
 
-def _moments(index: int, values: dict[str, Any], parameter: nn.Parameter) -> dict[str, Tensor]:
-    step = entry(values, "step", cast(Any, (int, float, Tensor)))
-    if isinstance(step, Tensor) and step.numel() != 1:
-        raise StateError(f"has an optimizer without a step at parameter {index}")
-    result = {"step": torch.tensor(float(step))}
-    if not 0 <= float(step) < MAX_COUNT:
-        raise StateError(f"has an optimizer with the step {float(step)} at parameter {index}")
-    for name in MOMENTS:
-        if name not in values:
-            raise StateError(f"has an optimizer without {name!r} at parameter {index}")
-        value = checked_tensor(f"the optimizer's {name} {index}", values[name], parameter.shape)
-        # The fused implementation walks through memory: moments lie as their parameter does.
-        result[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
-    return result
+def _moments(index: int, values: dict[str, Any], parameter: Tensor) -> dict[str, Tensor]:
+    step = values.get("step")
+    is_number = isinstance(step, (int, float)) or (isinstance(step, Tensor) and step.numel() == 1)
+    count = float(step) if is_number else math.nan  # type: ignore[arg-type]  # a number by now
+    if not 0 <= count < MAX_COUNT:
+        raise StateError(f"has an optimizer without a step for parameter {index}")
+    moments = {
+        name: checked_tensor(f"{name} of parameter {index}", values.get(name), parameter.shape)
+        for name in MOMENTS
+    }
+    return {"step": torch.tensor(count), **moments}
+
+
+def load_moments(optimizer: torch.optim.Optimizer, state: object) -> None:
+    """Take over the moments; rates, betas and the implementation stay the optimizer's own.
+
+    Raises:
+        StateError: state is none of Adam's, or does not fit the parameters.
+    """
+    parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = checked_moments(state, parameters)
+    for index, values in moments.items():
+        for name in MOMENTS:
+            # The fused implementation walks through memory: moments lie as their parameter does.
+            like = torch.empty_like(parameters[index], requires_grad=False)
+            values[name] = like.copy_(values[name])
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+
+
+def load_scaler(scaler: torch.amp.GradScaler, state: object) -> None:
+    """Take over the loss scale and its age; a scaler that is off stays as it is.
+
+    Raises:
+        StateError: state is no scaler's.
+    """
+    if not isinstance(state, Mapping):
+        raise StateError("holds no scaler")
+    own = scaler.state_dict()  # {} where it is off, as in files
+    if not state or not own:
+        return
+    scale = entry(state, "scale", float)
+    if not 0 < scale < math.inf:
+        raise StateError(f"has a loss scale of {scale}")
+    age = count_entry(state, "_growth_tracker")
+    scaler.load_state_dict({**own, "scale": scale, "_growth_tracker": age})
+
+
+def load_average(
+    average: ExponentialMovingAverage, values: Sequence[object], num_updates: int
+) -> None:
+    """Take over averages, in the order of the average's own.
+
+    Raises:
+        StateError: they are not those of this network.
+    """
+    if len(values) != len(average.shadow):
+        raise StateError(f"has {len(values)} averages for {len(average.shadow)} parameters")
+    pairs = zip(values, average.shadow, strict=True)
+    shadow = [
+        checked_tensor(f"average {index}", value, own.shape)
+        for index, (value, own) in enumerate(pairs)
+    ]
+    average.load_state_dict({"shadow": shadow, "num_updates": num_updates})

@@ -82,7 +82,7 @@ class _BoundedFile(io.BufferedReader):
     """A file that refuses to be read in large pieces; zipfile asks for what the file declares."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """At most MAX_DIRECTORY_BYTES, also for "all that there is"; to ask for more is an error."""
+        """At most MAX_DIRECTORY_BYTES, also where all is asked for; to ask for more is an error."""
         if size is None or size < 0:
             return super().read(MAX_DIRECTORY_BYTES)
         if size > MAX_DIRECTORY_BYTES:

@@ -183,7 +183,9 @@ def test_a_mistyped_path_names_the_nearest_one(tiny, tmp_path):
 
 def test_a_state_of_other_networks_or_no_state_is_refused(tiny, tmp_path):
     run(tiny, tmp_path / "out", "--max_steps", "1")
-    with pytest.raises(UsageError, match="do not fit this one"):
+    with pytest.raises(
+        UsageError, match="it was trained with curriculum Tiny, whose networks must be"
+    ):
         run(tiny, tmp_path / "out", "--resume", "--set", "hidden_dim=9")
     for content, complaint in (
         (b"", "is empty"),
