@@ -184,15 +184,10 @@ def _guessed_pose(saved: SavedGenerator, generator: Path, photo: Photo) -> Poses
     path = generator.with_name(f"{prefix}discriminator.pth")
     if saved.curriculum.settings.pos_lambda == 0 or not path.is_file():
         return None
-    critic = saved.curriculum.build_discriminator()
-    try:
-        critic.load_state_dict(checkpoints.read(path, "discriminator")["state"])
-    except RuntimeError as error:
-        raise UsageError(f"{path}: does not fit the generator beside it; move it away") from error
-    critic.to(photo.image.device).eval()
+    _, critic = checkpoints.load_discriminator(path, saved.curriculum)
     size = saved.curriculum.stage_settings(saved.step).img_size  # the level that was trained last
     with torch.no_grad():
-        pose = critic(photo.at(size).image[None], alpha=1.0).pose
+        pose = critic.to(photo.image.device)(photo.at(size).image[None], alpha=1.0).pose
     return None if pose is None else Poses(pose[:, 0], pose[:, 1])
 
 

@@ -12,10 +12,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 import checkpoints
+import published_run
 from curriculum import Curriculum
 from flags import UsageError
+from network_state import (
+    StateError,
+    checked_state,
+    count_entry,
+    entry,
+    load_average,
+    load_moments,
+    load_scaler,
+)
+from pickle_data import shown
 from training.adversarial import AdversarialGame
 
 STATE_FILE = "training_state.pth"
@@ -31,7 +43,8 @@ class Progress:
     images_seen: int = 0
 
 
-def _about(curriculum: Curriculum, progress: Progress) -> dict[str, Any]:
+def about_run(curriculum: Curriculum, progress: Progress) -> dict[str, Any]:
+    """What every file of a run says of itself."""
     return {
         "curriculum_name": curriculum.name,
         "curriculum": dict(curriculum.source),
@@ -48,7 +61,7 @@ def save_state(
         folder / STATE_FILE,
         "training_state",
         {
-            **_about(curriculum, progress),
+            **about_run(curriculum, progress),
             "images_seen": progress.images_seen,
             "seed": game.seed,
             "generator": game.generator.state_dict(),
@@ -65,7 +78,7 @@ def save_state(
 
 def export(folder: Path, game: AdversarialGame, curriculum: Curriculum, progress: Progress) -> None:
     """Write generator.pth, ema.pth, ema2.pth and discriminator.pth into folder."""
-    about = _about(curriculum, progress)
+    about = about_run(curriculum, progress)
     raw = game.generator.state_dict()
     names = [name for name, _ in game.generator.named_parameters()]
     exports: list[tuple[str, str, Mapping[str, Any]]] = [("generator.pth", "generator", raw)]
@@ -91,47 +104,78 @@ def save_snapshot(
 
 
 def seed_of(path: Path) -> int:
-    """The seed of the run whose state is in path.
+    """The seed of the run whose state is in path; a published run does not say, and gets 0.
 
     Raises:
         UsageError: the file cannot be read.
     """
-    return int(checkpoints.read(path, "training_state")["seed"])
+    if path.is_dir():
+        return 0
+    with checkpoints.complaints(path):
+        return count_entry(checkpoints.read(path, "training_state"), "seed")
 
 
-def load_state(path: Path, game: AdversarialGame) -> Progress:
-    """Take over the state of training from path; the game's own options stay.
+def read_state(path: Path, curriculum: Curriculum) -> dict[str, Any]:
+    """The content of a training state, for load_state.
+
+    Args:
+        path: a training state of ours, or the folder of a published run.
+        curriculum: what is trained; of a published run that of its adapt.
 
     Raises:
-        UsageError: the file cannot be read, or belongs to other networks than the curriculum's.
+        UsageError: it cannot be read.
     """
-    content = checkpoints.read(path, "training_state")
+    if not path.is_dir():
+        content = checkpoints.read(path, "training_state")
+        _refuse_other_scales(path, checkpoints.curriculum_of(path, content), curriculum)
+        return content
+    run = published_run.open_run(path)
+    return {**about_run(curriculum, Progress(step=run.step)), **run.state(curriculum)}
+
+
+def _refuse_other_scales(path: Path, trained: Curriculum, wanted: Curriculum) -> None:
+    """What changes a network's meaning and not its shapes must not change unnoticed."""
+    for key in ("model", "box_side", "density_scale"):
+        before, now = getattr(trained.settings, key), getattr(wanted.settings, key)
+        if before != now:
+            raise UsageError(
+                f"{path}: was trained with {key} {before}, the curriculum says {now}; go on with "
+                f"--set {key}={before}"
+            )
+
+
+def load_state(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
+    """Take over a state of training; the game's own options stay.
+
+    Raises:
+        UsageError: it is damaged, or belongs to other networks than the curriculum's.
+    """
     try:
-        game.generator.load_state_dict(content["generator"])
-        game.discriminator.load_state_dict(content["discriminator"])
-        for average, state in zip(game.averages, content["averages"], strict=True):
-            average.load_state_dict(state)
-        for name in ("generator_optimizer", "discriminator_optimizer"):
-            _load_optimizer(getattr(game, name), content[name])
-        if content["scaler"]:
-            game.scaler.load_state_dict(content["scaler"])
-        game.health.skipped.fill_(content["skipped"])
-        return Progress(step=content["step"], images_seen=content["images_seen"])
-    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        other = content.get("curriculum_name")
-        first = str(error).strip().splitlines()[0]
+        return _take_over(content, game)
+    except StateError as error:
+        other = shown(str(content.get("curriculum_name")))
         raise UsageError(
-            f"{path}: was trained with curriculum {other}, whose networks do not fit this one "
-            f"({first})"
+            f"{STATE_FILE}: {error}; it was trained with curriculum {other}, whose networks must "
+            "be those of the curriculum that is asked for"
         ) from error
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over the moments; rates, betas and the implementation stay those of this run."""
-    own = [
-        {key: value for key, value in group.items() if key != "params"}
-        for group in optimizer.param_groups
-    ]
-    optimizer.load_state_dict(state)
-    for group, options in zip(optimizer.param_groups, own, strict=True):
-        group.update(options)
+def _take_over(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
+    progress = Progress(
+        step=count_entry(content, "step"), images_seen=count_entry(content, "images_seen")
+    )
+    skipped = count_entry(content, "skipped")
+    for name in ("generator", "discriminator"):
+        network: nn.Module = getattr(game, name)
+        network.load_state_dict(checked_state(network, content.get(name)))
+    averages = entry(content, "averages", list)
+    if len(averages) != len(game.averages) or not all(isinstance(a, dict) for a in averages):
+        raise StateError(f"has {len(averages)} averages, not {len(game.averages)}")
+    for own, state in zip(game.averages, averages, strict=True):
+        load_average(own, entry(state, "shadow", list), count_entry(state, "num_updates"))
+    for name in ("generator_optimizer", "discriminator_optimizer"):
+        optimizer: torch.optim.Optimizer = getattr(game, name)
+        load_moments(optimizer, content.get(name))
+    load_scaler(game.scaler, content.get("scaler"))
+    game.health.skipped.fill_(skipped)
+    return progress

@@ -16,6 +16,7 @@ import datasets
 import distributed
 import dry_run
 import flags
+import published_run
 import run_state
 import training_loop
 from flags import UsageError
@@ -34,7 +35,8 @@ def build_parser() -> flags.ArgumentParser:
     add("--dataset_path", help="folder, glob or .zip of pictures")
     add("--cache_dir", type=Path, help="where decoded pictures are kept; default OUTPUT_DIR/cache")
     add("--output_dir", type=Path, default=Path("out"), help="folder of the run")
-    add("--load_dir", type=Path, help="go on from the run in this folder")
+    add("--load_dir", type=Path, help="go on from the run in this folder, ours or a "
+        "published one")  # fmt: skip
     add("--resume", action="store_true", help="go on from --output_dir if it holds a run")
     add("--set_step", type=flags.non_negative_int, help="take this as the number of steps done")
     add("--seed", type=flags.non_negative_int, help="of all random numbers; default: that of the "
@@ -73,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(dry_run.report(curriculum, places, training_loop.dataset_options(curriculum)))
         return 0
     start_from = _start_from(args.output_dir, args.load_dir, is_resumed=args.resume)
+    if start_from is not None and start_from.is_dir():
+        curriculum = published_run.open_run(start_from).adapt(curriculum)
     seed = args.seed
     if seed is None:
         seed = 0 if start_from is None else run_state.seed_of(start_from)
@@ -97,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _start_from(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) -> Path | None:
-    """The training state to go on from, None to start afresh."""
+    """The training state, or folder of a published run, to go on from; None to start afresh."""
     own = output_dir / run_state.STATE_FILE
     if output_dir.exists() and not output_dir.is_dir():
         raise UsageError(f"--output_dir {output_dir}: is not a folder")
@@ -110,6 +114,8 @@ def _start_from(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) ->
     if load_dir is None:
         return None
     state = load_dir / run_state.STATE_FILE
+    if not state.is_file() and published_run.is_one(load_dir):
+        return load_dir
     if not state.is_file():
         hint = flags.nearest_path(load_dir) if not load_dir.exists() else ""
         raise UsageError(f"--load_dir {load_dir}: there is no {run_state.STATE_FILE} in it.{hint}")

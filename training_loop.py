@@ -23,7 +23,7 @@ from distributed import Place, StopSignal
 from flags import UsageError
 from run_log import RunLog
 from run_state import Progress
-from training.adversarial import AdversarialGame, OptimizerOptions, Precision
+from training.adversarial import AdversarialGame, Precision
 from training.previews import COLUMNS, PreviewScenes, preview_scenes, previews
 from training.seeding import Purpose, step_rng
 from training.stage import Stage
@@ -39,7 +39,7 @@ class TrainOptions:
 
     curriculum: Curriculum
     output_dir: Path
-    start_from: Path | None  # a training state
+    start_from: Path | None  # a training state, or the folder of a published run
     cache_dir: Path
     seed: int
     n_epochs: int
@@ -87,11 +87,7 @@ def build_game(place: Place, options: TrainOptions) -> AdversarialGame:
     return AdversarialGame(
         generator,
         discriminator,
-        OptimizerOptions(
-            betas=(settings.betas[0], settings.betas[1]),
-            weight_decay=settings.weight_decay,
-            has_slow_mapping=settings.unique_lr,
-        ),
+        options.curriculum.optimizer_options(),
         choose_precision(settings.precision, place.device, is_scaled=not settings.disable_scaler),
         seed=options.seed,
         rank=place.rank,
@@ -107,7 +103,8 @@ def train(place: Place, options: TrainOptions) -> int:
     game = build_game(place, options)
     progress = Progress()
     if options.start_from is not None:
-        progress = run_state.load_state(options.start_from, game)
+        content = run_state.read_state(options.start_from, options.curriculum)
+        progress = run_state.load_state(content, game)
     if options.set_step is not None:
         progress.step = options.set_step
     # Equal already, unless machines differ in how they draw the first parameters.

@@ -45,7 +45,8 @@ def add_generator(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say which generator; for open_generator."""
     add = parser.add_argument
     add("generator", type=Path, metavar="generator.pth", help="of a run, or a published one")
-    add("--curriculum", help="what it was trained with; our own files know it")
+    add("--curriculum", help="what it was trained with; our own files know it, "
+        "for published ones the default is CelebA")  # fmt: skip
     add("--curriculum_file", type=Path, help="Python file with curriculum dicts of your own")
     add("--ema", choices=["ema", "ema2", "none"], default="ema", help="which averaged parameters "
         "beside the generator to use; none takes the raw ones")  # fmt: skip
@@ -81,7 +82,7 @@ def add_field_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def open_generator(args: argparse.Namespace) -> SavedGenerator:
-    """The generator that the flags of add_generator name; says on stderr when it is the raw one.
+    """The generator that the flags of add_generator name; says on stderr what it had to assume.
 
     Raises:
         UsageError: there is none, or it cannot be read.
@@ -93,6 +94,9 @@ def open_generator(args: argparse.Namespace) -> SavedGenerator:
     saved = checkpoints.load_generator(
         args.generator, ema=args.ema, device=device, curriculum=curriculum
     )
+    if saved.is_published and curriculum is None:
+        print(f"{saved.path}: published files don't say their curriculum; taking the cameras of "
+              f"{saved.curriculum.name} (--curriculum names another)", file=sys.stderr)  # fmt: skip
     if saved.average != args.ema and saved.average == "none":
         print(f"{saved.path}: no {args.ema}.pth beside it; using the raw parameters",
               file=sys.stderr)  # fmt: skip
