@@ -71,6 +71,7 @@ class ImplicitGenerator3d(nn.Module):
         rng: torch.Generator | None = None,
         points_per_chunk: int | None = None,
         fov_degrees: Tensor | None = None,
+        report: Callable[[int], object] = lambda num_rays: None,
     ) -> View:
         """Images, depths and opacities of B objects, each from its pose.
 
@@ -82,6 +83,7 @@ class ImplicitGenerator3d(nn.Module):
             points_per_chunk: the most points in one call of the field; None is all. The picture
                 does not depend on it. Without a stream it bounds everything else too.
             fov_degrees: (B,) angles of view; None is the options' for all.
+            report: called with the number of rays that are done since the last time.
         """
         frequencies = film.frequencies
         on_device = Poses(*(angle.to(frequencies) for angle in poses))
@@ -89,12 +91,14 @@ class ImplicitGenerator3d(nn.Module):
         rays = cast_rays(on_device, options.image_size, fov)
         field = self.field(film, points_per_chunk=points_per_chunk)
         if points_per_chunk is None or rng is not None:  # a stream is drawn for whole pictures
-            return _view(render_rays(field, rays, options, rng=rng), options.image_size)
+            view = _view(render_rays(field, rays, options, rng=rng), options.image_size)
+            report(rays.origins[..., 0].numel())
+            return view
         rays_per_part = max(1, points_per_chunk // (len(film) * options.num_steps))
-        parts = [
-            render_rays(field, Rays(*part), options, rng=None)
-            for part in zip(*(ends.split(rays_per_part, 1) for ends in rays), strict=True)
-        ]
+        parts = []
+        for part in zip(*(ends.split(rays_per_part, 1) for ends in rays), strict=True):
+            parts.append(render_rays(field, Rays(*part), options, rng=None))
+            report(part[0][..., 0].numel())
         whole = Rendering(*(torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True)))
         return _view(whole, options.image_size)
 
