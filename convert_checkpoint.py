@@ -82,12 +82,12 @@ def _of_run(source: Path, curriculum: Curriculum) -> Files:
 
 def _of_generator(source: Path, curriculum: Curriculum) -> Files:
     """A generator, and what lies beside it."""
+    if not checkpoints.load_generator(source, ema="none").is_published:
+        raise UsageError(f"{source}: is in our format already")
     found: list[SavedGenerator] = []
     average: Average
     for average in ("none", *AVERAGES):
         saved = checkpoints.load_generator(source, ema=average, curriculum=curriculum)
-        if not saved.is_published:
-            raise UsageError(f"{source}: is in our format already")
         found += [saved] if saved.average == average else []
     networks: dict[str, tuple[str, nn.Module]] = {
         _file_name(saved): ("generator", saved.generator) for saved in found

@@ -207,22 +207,31 @@ def load_moments(optimizer: torch.optim.Optimizer, state: object) -> None:
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 
-def load_scaler(scaler: torch.amp.GradScaler, state: object) -> None:
-    """Take over the loss scale and its age; a scaler that is off stays as it is.
+def checked_scaler(state: object) -> dict[str, Any]:
+    """The loss scale and its age; nothing of a scaler that was off.
 
     Raises:
         StateError: state is no scaler's.
     """
     if not isinstance(state, Mapping):
         raise StateError("holds no scaler")
-    own = scaler.state_dict()  # {} where it is off, as in files
-    if not state or not own:
-        return
-    scale = entry(state, "scale", float)
+    if not state:
+        return {}
+    scale, age = entry(state, "scale", float), count_entry(state, "_growth_tracker")
     if not 0 < scale < math.inf:
         raise StateError(f"has a loss scale of {scale}")
-    age = count_entry(state, "_growth_tracker")
-    scaler.load_state_dict({**own, "scale": scale, "_growth_tracker": age})
+    return {"scale": scale, "_growth_tracker": age}
+
+
+def load_scaler(scaler: torch.amp.GradScaler, state: object) -> None:
+    """Take over the loss scale and its age; a scaler that is off stays as it is.
+
+    Raises:
+        StateError: state is no scaler's.
+    """
+    checked, own = checked_scaler(state), scaler.state_dict()  # {} where it is off
+    if checked and own:
+        scaler.load_state_dict({**own, **checked})
 
 
 def load_average(

@@ -22,6 +22,7 @@ from network_state import (
     build_discriminator,
     build_generator,
     checked_moments,
+    checked_scaler,
     entry,
 )
 from pickle_data import Record
@@ -30,10 +31,8 @@ from training.adversarial import EMA_DECAYS, generator_groups
 
 GENERATOR_FILE, DISCRIMINATOR_FILE = "generator.pth", "discriminator.pth"
 AVERAGE_FILES = ("ema.pth", "ema2.pth")
-FILES = (
-    *(GENERATOR_FILE, DISCRIMINATOR_FILE, *AVERAGE_FILES),
-    *("optimizer_G.pth", "optimizer_D.pth", "scaler.pth"),
-)
+OPTIMIZER_FILES = ("optimizer_G.pth", "optimizer_D.pth", "scaler.pth")
+FILES = (GENERATOR_FILE, DISCRIMINATOR_FILE, *AVERAGE_FILES, *OPTIMIZER_FILES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -104,6 +103,8 @@ class PublishedRun:
                 self.discriminator.parameters,
                 list(discriminator.parameters()),
             )
+        with complaints(self.folder / "scaler.pth"):
+            scaler = checked_scaler(self.scaler)
         return {
             "images_seen": 0,
             "seed": 0,
@@ -117,7 +118,7 @@ class PublishedRun:
             ],
             "generator_optimizer": of_generator,
             "discriminator_optimizer": of_discriminator,
-            "scaler": dict(self.scaler),
+            "scaler": scaler,
             "skipped": 0,
         }
 
@@ -158,11 +159,13 @@ class PublishedRun:
 
 
 def is_one(folder: Path) -> bool:
-    """Whether a folder holds a published generator.
+    """Whether a folder holds a published run, or parts of one; a generator of ours is none.
 
     Raises:
         UsageError: its generator cannot be read.
     """
+    if any((folder / name).is_file() for name in OPTIMIZER_FILES):  # ours has none
+        return True
     path = folder / GENERATOR_FILE
     return path.is_file() and isinstance(tensor_files.read(path), Record)
 

@@ -118,10 +118,11 @@ class UniformBoxWarp(nn.Module):
 class _Field(nn.Module):
     """What the four fields share; a subclass says which of the parts it has."""
 
-    width, side, embedding = 8, None, None
+    side, embedding = None, None
 
-    def __init__(self, num_layers=2):
+    def __init__(self, num_layers=2, width=8):
         super().__init__()
+        self.width = width
         self.device, self.z_dim, self.input_dim, self.output_dim = None, Z_DIM, 3, 4
         self.hidden_dim = self.width
         inputs = 3
@@ -138,6 +139,18 @@ class _Field(nn.Module):
         self.mapping_network = CustomMappingNetwork(Z_DIM, 8, 2 * self.width * (num_layers + 1))
         if self.side is not None:
             self.gridwarper = UniformBoxWarp(self.side)
+        self.start()
+
+    @torch.no_grad()
+    def start(self):
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear) and not name.startswith("mapping"):
+                bound = (6 / module.in_features) ** 0.5 / 25
+                module.weight.uniform_(-bound, bound)
+        self.network[0].layer.weight.uniform_(-1 / 3, 1 / 3)
+        for layer in self.mapping_network.network[::2]:
+            nn.init.kaiming_normal_(layer.weight, a=0.2)
+        self.mapping_network.network[-1].weight.mul_(0.25)
 
     def forward(self, points, frequencies, phases, directions):
         x = points if self.side is None else self.gridwarper(points)
@@ -171,12 +184,12 @@ class SPATIALSIRENBASELINE(_Field):
 
 @siren_class
 class EmbeddingPiGAN128(_Field):
-    side, embedding, width = 0.24, 96, 8
+    side, embedding = 0.24, 96
 
 
 @siren_class
 class EmbeddingPiGAN256(_Field):
-    side, embedding, width = 0.24, 64, 8
+    side, embedding = 0.24, 64
 
 
 FIELDS = {
@@ -205,7 +218,7 @@ class ExponentialMovingAverage:
         self.collected_params = []
 
     def state_dict(self):
-        return dict(vars(self))
+        return {**vars(self), "collected_params": None}  # newer ones write None
 
 
 def discriminator_classes(module, *, has_coordinates):
@@ -308,8 +321,8 @@ SCALER = {"scale": 1024.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_
           "_growth_tracker": 7}  # fmt: skip
 
 
-def generator(model="SPATIALSIRENBASELINE", num_layers=2):
-    return ImplicitGenerator3d(FIELDS[model](num_layers))
+def generator(model="SPATIALSIRENBASELINE", num_layers=2, width=8):
+    return ImplicitGenerator3d(FIELDS[model](num_layers, width))
 
 
 def write_run(folder, *, model="SPATIALSIRENBASELINE", critic="CCSDiscriminator", num_groups=1):
