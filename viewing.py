@@ -111,8 +111,17 @@ def objects_to_show(saved: SavedGenerator, args: argparse.Namespace) -> list[Sce
     """
     if not args.fit:
         return objects_of_seeds(saved, args.seeds, psi=args.psi)
+    return fitted_objects(saved, args.fit)
+
+
+def fitted_objects(saved: SavedGenerator, paths: Sequence[Path]) -> list[SceneObject]:
+    """One object per file of inverse_render.py.
+
+    Raises:
+        UsageError: one cannot be read or belongs to another generator, or two have one name.
+    """
     objects: dict[str, SceneObject] = {}
-    for path in args.fit:
+    for path in paths:
         # inverse_render.py calls every fit fit.pth; its folder has the photo's name.
         name = path.absolute().parent.name if path.name == "fit.pth" else path.stem
         if name in objects:
@@ -129,13 +138,15 @@ def usual_camera(saved: SavedGenerator, shown: SceneObject) -> Camera:
 
 
 def objects_of_seeds(
-    saved: SavedGenerator, seeds: Sequence[int], *, psi: float
+    saved: SavedGenerator, seeds: Sequence[int], *, psi: float, mean: Film | None = None
 ) -> list[SceneObject]:
     """One object per seed; a seed is the same object whatever stands beside it.
 
-    The latent is the first draw of a CPU stream with that seed, as published.
+    The latent is the first draw of a CPU stream with that seed, as published. mean is what
+    mean_film gives, where it is known already.
     """
-    mean, kind = mean_film(saved), saved.curriculum.settings.z_dist
+    mean = mean_film(saved) if mean is None else mean
+    kind = saved.curriculum.settings.z_dist
     device = next(saved.generator.parameters()).device
     objects = []
     with torch.no_grad():

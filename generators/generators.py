@@ -1,6 +1,6 @@
 """The generator: latent codes and camera poses in, images out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -89,18 +89,29 @@ class ImplicitGenerator3d(nn.Module):
         on_device = Poses(*(angle.to(frequencies) for angle in poses))
         fov = options.fov_degrees if fov_degrees is None else fov_degrees.to(frequencies)
         rays = cast_rays(on_device, options.image_size, fov)
+        shape = (options.image_size, options.image_size)
         field = self.field(film, points_per_chunk=points_per_chunk)
         if points_per_chunk is None or rng is not None:  # a stream is drawn for whole pictures
-            view = _view(render_rays(field, rays, options, rng=rng), options.image_size)
-            report(rays.origins[..., 0].numel())
-            return view
-        rays_per_part = max(1, points_per_chunk // (len(film) * options.num_steps))
+            whole = render_rays(field, rays, options, rng=rng)
+            report(whole.depth.numel())
+            return as_view(whole, shape)
         parts = []
+        for part in self.render_parts(film, rays, options, points_per_chunk=points_per_chunk):
+            parts.append(part)
+            report(part.depth.numel())
+        return as_view(join(parts), shape)
+
+    def render_parts(
+        self, film: Film, rays: Rays, options: RenderOptions, *, points_per_chunk: int
+    ) -> Iterator[Rendering]:
+        """The pixels of rays (B, R, 3), a part of the rays at a time, without randomness.
+
+        A part has at most points_per_chunk samples. Who stops asking for parts saves their work.
+        """
+        field = self.field(film, points_per_chunk=points_per_chunk)
+        rays_per_part = max(1, points_per_chunk // (len(film) * options.num_steps))
         for part in zip(*(ends.split(rays_per_part, 1) for ends in rays), strict=True):
-            parts.append(render_rays(field, Rays(*part), options, rng=None))
-            report(part[0][..., 0].numel())
-        whole = Rendering(*(torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True)))
-        return _view(whole, options.image_size)
+            yield render_rays(field, Rays(*part), options, rng=None)
 
     def forward(
         self,
@@ -114,10 +125,15 @@ class ImplicitGenerator3d(nn.Module):
         return self.render(self.mapping(z), poses, options, rng=rng).images
 
 
-def _view(rendering: Rendering, size: int) -> View:
-    images = rendering.rgb.unflatten(1, (size, size)).permute(0, 3, 1, 2)
+def join(parts: Iterable[Rendering]) -> Rendering:
+    """One rendering of the rays of several, in their order."""
+    return Rendering(*(torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True)))
+
+
+def as_view(rendering: Rendering, shape: tuple[int, int]) -> View:
+    """The pictures of shape (H, W) whose pixels were rendered."""
     return View(
-        images * 2 - 1,
-        rendering.depth.unflatten(1, (size, size)),
-        rendering.opacity.unflatten(1, (size, size)),
+        rendering.rgb.unflatten(1, shape).permute(0, 3, 1, 2) * 2 - 1,
+        rendering.depth.unflatten(1, shape),
+        rendering.opacity.unflatten(1, shape),
     )
