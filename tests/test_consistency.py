@@ -1,4 +1,4 @@
-"""Consistency figures on scenes whose answer is known: exact ones are perfect, cheats are caught."""
+"""Consistency figures on scenes with known answers: exact ones are perfect, cheats are caught."""
 
 import math
 
