@@ -151,7 +151,7 @@ def measure_images(place: Place, job: Job) -> int:
     generated = quality.features_of(
         image_of, args.num_images, network, width, place, title="generated images"
     )
-    if not place.is_main:
+    if generated is None or not place.is_main:
         return 0
     figures = quality.image_metrics(generated, real)
     settings = _image_settings(saved, job, sampling, content)

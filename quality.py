@@ -7,11 +7,13 @@ number does not change a figure.
 Legend: N images, D numbers per image (features, then logits).
 """
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -21,6 +23,7 @@ import distributed
 import inception
 from distributed import Place
 from flags import UsageError
+from image_decoding import Pixels
 from inception import NUM_FEATURES, NUM_LOGITS, Network, Weights
 from real_images import RealSet
 
@@ -40,9 +43,18 @@ def blocks_of(total: int, place: Place) -> Iterator[range]:
 
 
 def features_of(
-    image_of: ImageOf, total: int, network: Network, width: int, place: Place, *, title: str
-) -> Tensor:
+    image_of: ImageOf,
+    total: int,
+    network: Network,
+    width: int,
+    place: Place,
+    *,
+    title: str,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> Tensor | None:
     """Features (N, D) of images 0..N-1, on the CPU; called by all ranks, the same on all.
+
+    None where a rank was asked to stop meanwhile.
 
     Args:
         image_of: gives an image; called for this rank's share only.
@@ -51,18 +63,35 @@ def features_of(
         width: D.
         place: of this rank.
         title: of the progress bar.
+        is_stopped: whether this rank is asked to stop.
     """
     features = torch.zeros(total, width)
     count = sum(len(block) for block in blocks_of(total, place))
     with tqdm(total=count, unit="image", desc=title, disable=not place.is_main) as bar:
         for block in blocks_of(total, place):
+            if is_stopped():
+                break
             images = []
             for number in block:
                 images.append(image_of(number))
                 bar.update()
             features[block.start : block.stop] = network(torch.stack(images)).cpu()
+    if distributed.agree_to_stop(is_stopped()):
+        return None
     distributed.add_up(features)
     return features
+
+
+def features_of_stream(
+    images: Iterator[Pixels], network: Network, *, total: int, title: str
+) -> Tensor:
+    """Features (N, D) of images (3, H, W) uint8 that come one by one, about total of them."""
+    parts = []
+    with tqdm(total=total, unit="image", desc=title) as bar:
+        while block := list(itertools.islice(images, BLOCK)):
+            parts.append(network(torch.from_numpy(np.stack(block))).cpu())
+            bar.update(len(block))
+    return torch.cat(parts) if parts else torch.zeros(0, NUM_FEATURES)
 
 
 def real_features(
@@ -87,9 +116,11 @@ def real_features(
             else torch.zeros(len(real), NUM_FEATURES)
         )
     else:
-        features = features_of(
+        found = features_of(
             real.image, len(real), network, NUM_FEATURES + NUM_LOGITS, place, title="real images"
-        )[:, :NUM_FEATURES]
+        )
+        assert found is not None  # nothing asks it to stop
+        features = found[:, :NUM_FEATURES]
     if place.is_main:
         if not is_cached:
             checkpoints.save(path, "features", {"features": features.clone()})
