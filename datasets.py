@@ -32,6 +32,7 @@ from image_files import HOW_TO_GIVE, Listing, Skipped, find_pictures, opened, pr
 from scenes.toy_car_images import toy_car_images
 
 DatasetKind = Literal["CelebA", "Cats", "Carla", "Images", "ToyCars"]
+KINDS: tuple[DatasetKind, ...] = get_args(DatasetKind)
 
 CACHE_VERSION = 1  # raise it when the same files come to give other pixels
 MAX_SKIPPED_PERCENT = 1  # more unreadable files than this, and a run does not start

@@ -269,6 +269,12 @@ def _replace_by_mean(values: Tensor) -> None:
     values.div_(dist.get_world_size())
 
 
+def add_up(values: Tensor) -> None:
+    """Replace values by their sum over the ranks, in place; exact where all but one are 0."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+
+
 def broadcast_state(tensors: Iterable[Tensor]) -> None:
     """Replace tensors (parameters, buffers, averages) on every rank by those of rank 0."""
     if dist.is_initialized():

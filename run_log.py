@@ -133,6 +133,12 @@ class RunLog:
         """Append a line to log.jsonl."""
         self.file.write(json.dumps({key: _plain(value) for key, value in entry.items()}) + "\n")
 
+    def measured(self, done: int, name: str, value: float) -> None:
+        """Write a measured figure to log.jsonl, TensorBoard and the screen."""
+        self.record({"step": done, name: value})
+        self.board.add_scalar(f"quality/{name}", value, done)
+        self.say(f"step {done}: {name} {value:.2f}")
+
     def preview(self, done: int, name: str, images: Tensor, columns: int) -> None:
         """Write the previews (N, 3, H, W) in [-1, 1] as STEP_name.png and into TensorBoard."""
         sheet = image_io.grid(image_io.to_uint8(images), columns)

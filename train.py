@@ -20,6 +20,7 @@ import published_run
 import run_state
 import training_loop
 from flags import UsageError
+from training_fid import FidOptions
 from training_loop import TrainOptions, train
 
 
@@ -49,6 +50,10 @@ def build_parser() -> flags.ArgumentParser:
         "snapshots")  # fmt: skip
     add("--keep", type=flags.positive_int, default=3, help="snapshots kept, the newest ones")
     add("--eval_freq", type=flags.positive_int, default=5000, help="steps between FID measurements")
+    add("--eval_images", type=flags.positive_int, default=2048, help="images generated for each")
+    add("--inception_weights", type=Path, help="FID's network, where it cannot be downloaded")
+    add("--any_inception_weights", action="store_true", help="take another file than the "
+        "published one; its figures cannot be compared")  # fmt: skip
     flags.add_device(parser)
     add("--num_processes", type=flags.positive_int, help="default: one per visible CUDA device")
     add("--port", type=flags.port_number, default=distributed.DEFAULT_PORT, help="rendezvous port "
@@ -92,6 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sample_interval=args.sample_interval,
         model_save_interval=args.model_save_interval,
         keep=args.keep,
+        fid=FidOptions(
+            interval=args.eval_freq,
+            num_images=args.eval_images,
+            weights=args.inception_weights,
+            takes_any_weights=args.any_inception_weights,
+        ),
         command=["train.py", *(sys.argv[1:] if argv is None else argv)],
     )
     datasets.find_images(

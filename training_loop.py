@@ -17,6 +17,7 @@ import checkpoints
 import datasets
 import distributed
 import run_state
+import training_fid
 from curriculum import Curriculum
 from datasets import ImageSet
 from distributed import Place, StopSignal
@@ -27,6 +28,7 @@ from training.adversarial import AdversarialGame, Precision
 from training.previews import COLUMNS, PreviewScenes, preview_scenes, previews
 from training.seeding import Purpose, step_rng
 from training.stage import Stage
+from training_fid import FidMeter, FidOptions
 
 STATE_SECONDS = 600.0  # between saved states, so that a power cut costs ten minutes at most
 MAX_BAD_STEPS = 10  # updates in a row that were skipped because they were not finite
@@ -48,6 +50,7 @@ class TrainOptions:
     sample_interval: int
     model_save_interval: int
     keep: int
+    fid: FidOptions
     command: list[str]
 
 
@@ -175,6 +178,7 @@ class TrainingRun:
         self.last_step = self._last_step()
         self.saved_at = time.monotonic()
         self.scenes = self._preview_scenes()
+        self.meter, self.about_fid = self._open_meter()
 
     def _last_step(self) -> int:
         """Where training ends: the curriculum's end, --max_steps or --n_epochs, the earliest."""
@@ -191,6 +195,16 @@ class TrainingRun:
                 break
             images, step = images + (upper - step) * batch, upper
         return min(limit for limit in limits if limit is not None)
+
+    def _open_meter(self) -> tuple[FidMeter | None, str]:
+        """What measures FID, or nothing and why not; nothing and "" where it is never due."""
+        options = self.options
+        if not options.fid.is_ever_due(self.progress.step, self.last_step):
+            return None, ""
+        data = dataset_options(self.curriculum)
+        return training_fid.open_meter(
+            self.place, options.fid, self.curriculum, data, options.cache_dir
+        )
 
     def _preview_scenes(self) -> PreviewScenes:
         rng = step_rng(self.options.seed, 0, 0, Purpose.PREVIEWS, torch.device("cpu"))
@@ -212,7 +226,8 @@ class TrainingRun:
         first = self.progress.step
         folder = self.options.output_dir
         with StopSignal() as stop, RunLog(folder, first, self.last_step, self.place.device) as log:
-            log.say("FID is not measured: evaluation during training is not part of this version")
+            if self.about_fid:
+                log.say(self.about_fid)
             return self._loop(stop, log)
 
     def _loop(self, stop: StopSignal, log: RunLog | None) -> int:
@@ -234,6 +249,8 @@ class TrainingRun:
             is_over = is_stopped or step + 1 >= self.last_step
             if log is not None:
                 self._between_steps(log, is_stopped=is_stopped)
+            if self.options.fid.is_due(step + 1) and not is_stopped:
+                self._measure_fid(stop, log)
             if is_over:
                 return self._farewell(stop, log, is_stopped=is_stopped)
         raise AssertionError("unreachable")
@@ -294,6 +311,20 @@ class TrainingRun:
             self._write_previews(log)
         if is_saved or is_shown:
             log.reset_clock()
+
+    def _measure_fid(self, stop: StopSignal, log: RunLog | None) -> None:
+        """FID of the averaged generator, on all ranks; the best so far is kept."""
+        if self.meter is None:
+            return
+        step, folder = self.progress.step, self.options.output_dir
+        averaged = self.game.averages[0].averaged(self.game.generator)
+        fid = self.meter.measure(averaged, step, self.place, lambda: stop.requested)
+        if fid is None or log is None:
+            return
+        log.measured(step, "fid", fid)
+        if training_fid.note(folder, step, fid):
+            run_state.export(folder / "best", self.game, self.curriculum, self.progress)
+        log.reset_clock()
 
     def _is_state_due(self) -> bool:
         return time.monotonic() - self.saved_at > STATE_SECONDS
