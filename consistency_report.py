@@ -154,9 +154,8 @@ def _pose_accuracy(
         path = saved.path.with_name(saved.path.name.replace("generator", "discriminator"))
     if saved.curriculum.settings.pos_lambda == 0 or not path.is_file():
         return None
-    critic = saved.curriculum.build_discriminator()
-    critic.load_state_dict(checkpoints.read(path, "discriminator")["state"])
-    critic.to(next(saved.generator.parameters()).device).eval()
+    _, critic = checkpoints.load_discriminator(path, saved.curriculum)
+    critic.to(next(saved.generator.parameters()).device)
     size = saved.curriculum.stage_settings(saved.step - 1).img_size
     own = replace(sampling, render=replace(sampling.render, image_size=size))
     pitch_errors, yaw_errors = [], []

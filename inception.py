@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import tensor_files
 from flags import UsageError, nearest_path
 
 # The first digits of the SHA-256 are part of the published file's name.
@@ -181,7 +182,7 @@ def pytorch_fid_network(weights: Weights, device: torch.device) -> Network:
 
 
 def _state(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return tensor_files.plain(tensor_files.read(path))
 
 
 @contextlib.contextmanager
@@ -192,7 +193,7 @@ def _explained(weights: Weights) -> Iterator[None]:
         yield
     except UsageError:
         raise
-    except Exception as error:  # torch.load and load_state_dict raise almost anything
+    except Exception as error:  # load_state_dict raises almost anything
         first = str(error).strip().splitlines()[0]
         raise UsageError(
             f"{weights.path}: does not hold the weights of FID's Inception network ({first})"

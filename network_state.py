@@ -74,6 +74,18 @@ def checked_tensor(name: str, value: object, shape: Sequence[int] | None) -> Ten
     return own
 
 
+def tensor_entry(content: Mapping[Any, Any], key: str, shape: Sequence[int]) -> Tensor:
+    """The entry of that key, a tensor of that shape, in whatever precision.
+
+    Raises:
+        StateError: there is none, or one of another shape.
+    """
+    value = entry(content, key, Tensor)
+    if tuple(value.shape) != tuple(shape):
+        raise StateError(f"has {key!r} of shape {list(value.shape)}, not {list(shape)}")
+    return value
+
+
 def checked_state(module: nn.Module, state: object) -> dict[str, Tensor]:
     """State as a state dict of module; module may be on the device "meta".
 

@@ -25,6 +25,7 @@ from distributed import Place
 from flags import UsageError
 from image_decoding import Pixels
 from inception import NUM_FEATURES, NUM_LOGITS, Network, Weights
+from network_state import tensor_entry
 from real_images import RealSet
 
 BLOCK = 32  # images that the network sees at once
@@ -111,7 +112,7 @@ def real_features(
     is_cached = not distributed.agree_to_stop(not path.is_file() if place.is_main else False)
     if is_cached:
         features: Tensor = (
-            checkpoints.read(path, "features")["features"]
+            _known_features(path, len(real))
             if place.is_main
             else torch.zeros(len(real), NUM_FEATURES)
         )
@@ -127,6 +128,12 @@ def real_features(
         with checkpoints.replaced(known) as file:
             file.write(json.dumps({"content": content}).encode())
     return features, content
+
+
+def _known_features(path: Path, count: int) -> Tensor:
+    content = checkpoints.read(path, "features")
+    with checkpoints.complaints(path):
+        return tensor_entry(content, "features", (count, NUM_FEATURES))
 
 
 def _known_content(path: Path) -> str | None:

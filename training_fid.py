@@ -32,6 +32,7 @@ from evaluation.samples import SampleOptions
 from generators.generators import ImplicitGenerator3d
 from image_files import Skipped
 from inception import NUM_FEATURES, Network, Unavailable, Weights
+from network_state import tensor_entry
 from real_images import Choice
 
 NUM_REAL = 8000  # as published
@@ -150,8 +151,12 @@ def _real_statistics(
         features = quality.features_of_stream(readable, network, total=total, title="real images")
         checkpoints.save(path, "real_statistics", fitted_gaussian(features)._asdict())
     distributed.wait_for_all()
-    content = checkpoints.read(path, "real_statistics")
-    return Gaussian(content["mean"], content["covariance"])
+    content, size = checkpoints.read(path, "real_statistics"), NUM_FEATURES
+    with checkpoints.complaints(path):
+        return Gaussian(
+            tensor_entry(content, "mean", (size,)),
+            tensor_entry(content, "covariance", (size, size)),
+        )
 
 
 def note(folder: Path, step: int, fid: float) -> bool:
