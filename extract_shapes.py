@@ -46,7 +46,7 @@ def build_parser() -> flags.ArgumentParser:
     add("--level", type=_coordinate, help="raw density at which the surface lies; default: where "
         "it agrees best with the renders")  # fmt: skip
     add("--dense", action="store_true", help="evaluate every voxel, not only those near the "
-        "surface (the mesh is the same)")  # fmt: skip
+        "surface: the mesh is the same, the grid far from it no longer interpolated")  # fmt: skip
     add("--all_components", action="store_true", help="keep every piece, not only the largest")
     add("--visible_only", action="store_true", help="cut away what no training camera can see; "
         "leaves the mesh open there")  # fmt: skip

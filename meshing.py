@@ -17,7 +17,7 @@ from geometry.density_grid import Cube, DensityGrid
 from geometry.surface import Array, Mesh
 from viewing import SceneObject
 
-PLACES = 4  # behind each vertex, whose mean color it has
+PLACES = 2  # behind each vertex, whose mean color it has
 PREVIEW_SIZE, PREVIEW_VIEWS = 256, 4
 PREVIEW_MARGIN = 1.1  # how much wider than the pictures that were trained on
 
@@ -74,7 +74,9 @@ def take_shape(
     Raises:
         UsageError: there is no surface in the cube.
     """
-    grid, surface_level = _evaluated(saved, thing, cube, options, wanted, progress)
+    density = saved.generator.density(thing.film, points_per_chunk=points_per_chunk)
+    grid = DensityGrid(density, cube, radius=options.scene_radius, progress=progress)
+    surface_level = _evaluate(grid, saved, thing, options, wanted)
     values: Array = grid.inside.numpy()
     mesh = surface.surface_mesh(values, cube, surface_level)
     if wanted.visible_only:
@@ -92,21 +94,18 @@ def take_shape(
     return Shape(values, surface_level, replace(mesh, colors=colors))
 
 
-def _evaluated(
+def _evaluate(
+    grid: DensityGrid,
     saved: SavedGenerator,
     thing: SceneObject,
-    cube: Cube,
     options: RenderOptions,
     wanted: Wanted,
-    progress: Progress,
-) -> tuple[DensityGrid, float]:
-    """The grid, evaluated as far as the surface needs it, and the level of that surface."""
-    density = saved.generator.density(thing.film)
-    grid = DensityGrid(density, cube, radius=options.scene_radius, progress=progress)
+) -> float:
+    """Evaluate the grid as far as the surface needs it; returns the level of that surface."""
     first = grid.evaluate_first()
     chosen = wanted.level
     if chosen is None:
-        lattice = level.Lattice(first, cube.first, grid.first_step * cube.spacing)
+        lattice = level.Lattice(first, grid.cube.first, grid.first_step * grid.cube.spacing)
         chosen = level.choose_level(lattice, saved.curriculum.poses(), options)
     if chosen is None:
         raise UsageError(
@@ -118,7 +117,7 @@ def _evaluated(
         grid.evaluate_dense()
     else:
         grid.refine(chosen)
-    return grid, chosen
+    return chosen
 
 
 @torch.no_grad()

@@ -52,13 +52,16 @@ class ImplicitGenerator3d(nn.Module):
 
         return chunked(evaluate, points_per_chunk)
 
-    def density(self, film: Film) -> Callable[[Tensor], Tensor]:
+    def density(
+        self, film: Film, *, points_per_chunk: int | None = None
+    ) -> Callable[[Tensor], Tensor]:
         """Raw densities (P,) at points (P, 3) on any device, of the one object of film (1, F)."""
 
         @torch.no_grad()
         def evaluate(points: Tensor) -> Tensor:
-            found: Tensor = self.siren.density(points.to(film.frequencies)[None], film)
-            return at_least_float32(found[0]).to(points.device)
+            parts = points.to(film.frequencies)[None].split(points_per_chunk or len(points), dim=1)
+            found = torch.cat([self.siren.density(part, film)[0] for part in parts])
+            return at_least_float32(found).to(points.device)
 
         return evaluate
 

@@ -145,6 +145,20 @@ def test_the_mesh_does_not_depend_on_the_chunk(tiny_run, tmp_path):
     np.testing.assert_allclose(one.vertices, other.vertices, atol=1e-5)
 
 
+def test_no_call_of_the_field_takes_more_points_than_asked_for(a_ball, tmp_path, monkeypatch):
+    counts = []
+    for name in ("density", "forward"):
+        whole = getattr(Ball, name)
+
+        def counted(self, points, *rest, whole=whole):
+            counts.append(points.shape[1])
+            return whole(self, points, *rest)
+
+        monkeypatch.setattr(Ball, name, counted)
+    run(tmp_path, "--seed", "0", "--max_batch_size", "5000")
+    assert max(counts) == 5000
+
+
 def test_locked_colors_are_those_of_one_direction(tiny_run, tmp_path):
     texts = [tiny_run / "generator.pth", "--seed", "1", "--voxel_resolution", "12"]
     texts += ["--format", "ply", "--level", "0.5"]
