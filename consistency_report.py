@@ -14,17 +14,24 @@ import torch
 from tqdm import tqdm
 
 import checkpoints
+import meshing
 import viewing
 from checkpoints import SavedGenerator
 from evaluation import consistency, samples
 from evaluation.pose_accuracy import pose_errors
 from evaluation.samples import SampleOptions
 from evaluation.surfaces import Surface, surface
+from flags import UsageError
 from generators.cameras import Poses
 from generators.volumetric_rendering import RenderOptions
+from geometry.density_grid import Cube
+from geometry.sanity import MeshSanity, mesh_sanity
+from meshing import Wanted
+from viewing import SceneObject
 
 YAW_OFFSETS = (-0.5, -0.375, -0.25, -0.125, 0.125, 0.25, 0.375, 0.5)  # radians
 POSE_IMAGES = 256
+SHAPE_RESOLUTION = 96  # voxels along each axis of the meshes whose sanity is looked at
 PANELS = (  # figure, title, unit: of the plot
     ("psnr_db", "Reprojection: PSNR", "dB, higher is better"),
     ("l1", "Reprojection: L1", "of colors in [0, 1]"),
@@ -59,11 +66,12 @@ def measure(
         num_steps=2 * sampling.render.num_steps,
     )
     rows = []  # one per object and offset
-    opacity = []
+    opacity, shapes = [], []
     for index in tqdm(range(options.num_objects), unit="object", desc="consistency"):
         found, half = _measure_object(saved, sampling, render, options, index)
         rows += found
         opacity.append(half)
+        shapes.append(_shape(saved, sampling, render, index))
     return {
         "settings": {
             **asdict(options),
@@ -76,6 +84,10 @@ def measure(
             "half_transparent": _mean(opacity),
         },
         "by_yaw": [_summary(rows, offset) for offset in options.yaw_offsets],
+        "shape": {
+            "resolution": SHAPE_RESOLUTION,
+            **{name: _mean([shape[name] for shape in shapes]) for name in shapes[0]},
+        },
         "pose": _pose_accuracy(saved, sampling, options),
     }
 
@@ -139,6 +151,26 @@ def _measure_object(
         row = {name: float(value) for name, value in figures.items()}
         rows.append({"yaw_offset": offset, **row, "color_change": float(color_change)})
     return rows, sum(halves) / len(halves)
+
+
+@torch.no_grad()
+def _shape(
+    saved: SavedGenerator, sampling: SampleOptions, render: RenderOptions, index: int
+) -> dict[str, float]:
+    """What is odd about the mesh of an object, at the level that agrees best with its renders."""
+    z, _ = samples.sample_scene(index, saved.generator.z_dim, sampling)
+    thing = SceneObject(str(index), samples.sample_film(saved.generator, z, sampling))
+    side = meshing.visible_side(render)
+    cube = Cube(center=(0.0, 0.0, 0.0), side=side, resolution=SHAPE_RESOLUTION)
+    try:
+        shape = meshing.take_shape(
+            saved, thing, cube, render, Wanted(keeps_all=True),
+            points_per_chunk=viewing.CPU_CHUNK, progress=lambda *_: None,
+        )  # fmt: skip
+    except UsageError:  # nothing is opaque
+        return dict.fromkeys(MeshSanity._fields, 0.0)
+    found = mesh_sanity(shape.mesh, saved.curriculum.poses(), render, spacing=cube.spacing)
+    return {name: float(value) for name, value in found._asdict().items()}
 
 
 @torch.no_grad()

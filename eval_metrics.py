@@ -290,6 +290,10 @@ def _print_consistency(found: dict[str, Any], options: ConsistencyOptions) -> No
     for name, text in CONSISTENCY_ROWS:
         value = found["mean"][name]
         print(f"  {text:32} {'-' if value is None else f'{value:.4g}'}")
+    shape = found["shape"]
+    print(f"  {'meshes':32} {shape['components']:.3g} components (the largest has "
+          f"{shape['main_share']:.1%} of the area), {shape['holes']:.3g} holes, "
+          f"{shape['seen_share']:.1%} of the surface seen by cameras")  # fmt: skip
     pose = found["pose"]
     if pose is not None:
         print(f"  {'pose head, degrees of error':32} pitch {pose['pitch_error_degrees']:.2f}, "

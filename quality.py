@@ -68,7 +68,7 @@ def features_of(
     """
     features = torch.zeros(total, width)
     count = sum(len(block) for block in blocks_of(total, place))
-    with tqdm(total=count, unit="image", desc=title, disable=not place.is_main) as bar:
+    with tqdm(total=count, unit="image", desc=title, leave=False, disable=not place.is_main) as bar:
         for block in blocks_of(total, place):
             if is_stopped():
                 break
@@ -88,7 +88,7 @@ def features_of_stream(
 ) -> Tensor:
     """Features (N, D) of images (3, H, W) uint8 that come one by one, about total of them."""
     parts = []
-    with tqdm(total=total, unit="image", desc=title) as bar:
+    with tqdm(total=total, unit="image", desc=title, leave=False) as bar:
         while block := list(itertools.islice(images, BLOCK)):
             parts.append(network(torch.from_numpy(np.stack(block))).cpu())
             bar.update(len(block))
