@@ -12,9 +12,9 @@ from siren.siren import FIELDS
 pytest.importorskip("triton", reason="Triton is not installed")
 from siren.fused import triton_field, triton_gradients
 
-# Relative errors of the output and of gradients. A rounding to float16 is one part in 2^12, to
-# bfloat16 eight times as much; it enters at every layer and grows by the gain of those behind.
-TOLERANCE = {torch.float16: (2e-4, 4e-3), torch.bfloat16: (2e-3, 4e-2)}
+# Relative errors of densities and colors and of gradients: 3 and 8 roundings of one operand, which
+# are 2^-11 in float16 and 2^-8 in bfloat16. They enter at every layer and are of either sign.
+TOLERANCE = {torch.float16: (1.5e-3, 4e-3), torch.bfloat16: (1.2e-2, 3e-2)}
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -34,6 +34,13 @@ def device(request):
     if request.param == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("the kernels are compiled in this process: there is a CUDA device")
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def _small_grids(monkeypatch):
+    for name, field in FIELDS.items():
+        if name.startswith("Embedding"):
+            monkeypatch.setattr(field, "embedding_shape", (32, 5, 0.1))
 
 
 def make_case(device, name, width, num_layers, num_objects, num_points, num_directions):
@@ -73,10 +80,10 @@ def relative_error(found, expected):
     ("name", "dtype", "sizes"),
     [
         ("TALLSIREN", torch.float16, (64, 2, 1, 1, 1)),  # one point
-        ("TALLSIREN", torch.float16, (64, 1, 3, 129, 43)),  # a block and a point; the color layer
-        ("TALLSIREN", torch.float16, (256, 3, 2, 129, 1)),  # two pieces; one direction
+        ("TALLSIREN", torch.float16, (64, 1, 2, 129, 43)),  # a block and a point; the color layer
+        ("TALLSIREN", torch.float16, (256, 3, 1, 129, 1)),  # two pieces; one direction
         ("SPATIALSIRENBASELINE", torch.bfloat16, (256, 2, 1, 12, 12)),  # a direction each
-        ("SPATIALSIRENBASELINE", torch.bfloat16, (64, 3, 2, 130, 10)),
+        ("SPATIALSIRENBASELINE", torch.bfloat16, (64, 3, 2, 20, 10)),
         ("EmbeddingPiGAN128", torch.float16, (128, 2, 2, 14, 7)),
         ("EmbeddingPiGAN256", torch.float16, (256, 2, 1, 128, 2)),  # a whole block
     ],
@@ -150,11 +157,11 @@ def strided(x):
 
 
 def test_gradients_do_not_depend_on_the_chunk_and_splits(device, monkeypatch):
-    case = make_case(device, "TALLSIREN", 64, 2, 2, 300, 3)
+    case = make_case(device, "TALLSIREN", 64, 1, 1, 258, 3)
     film = film_of(case.field, case.latents)
-    weight = case.field.network[1].layer.weight
+    weight = case.field.color_layer_sine.layer.weight
     found = []
-    for chunk, programs in ((2**25, 1), (2**25, 512), (2 * 128 * 64, 512)):
+    for chunk, programs in ((2**25, 1), (2**25, 512), (128 * 64, 512)):
         monkeypatch.setattr(triton_gradients, "CHUNK_NUMBERS", chunk)
         monkeypatch.setattr(triton_gradients, "PROGRAMS", programs)
         output = triton_field.evaluate(
@@ -165,6 +172,7 @@ def test_gradients_do_not_depend_on_the_chunk_and_splits(device, monkeypatch):
     torch.testing.assert_close(found[2], found[0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter's numpy
 def test_a_gradient_that_overflowed_stays_visible(device):
     case = make_case(device, "TALLSIREN", 64, 2, 2, 3, 1)
     output = triton_field.evaluate(
@@ -197,6 +205,4 @@ def test_what_the_kernels_cannot_take_is_refused(device):
     with pytest.raises(ValueError, match=r"fields \(64, 128, 256\) wide, this one is 32"):
         triton_field.evaluate(folded, case.points, case.directions, torch.float16)
     with pytest.raises(ValueError, match="4 directions cannot share 6 points"):
-        triton_field.evaluate(
-            folded, case.points, case.directions.expand(-1, 4, -1), torch.float16
-        )
+        triton_field.evaluate(folded, case.points, case.directions.expand(-1, 4, -1), torch.float16)
