@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from siren.fused import cuda, eager, fused_field
-from siren.siren import EmbeddingPiGAN128, TALLSIREN
+from siren.siren import TALLSIREN, EmbeddingPiGAN128
 
 HOPPER = types.SimpleNamespace(major=9, shared_memory_per_block_optin=232_448)
 

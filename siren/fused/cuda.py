@@ -11,8 +11,8 @@ from torch import Tensor
 
 from siren.fused import eager
 from siren.fused.folded import FoldedField
+from siren.fused.packing import WIDTHS
 
-WIDTHS = (64, 128, 256)  # that the kernels take
 SHARED_MEMORY = 200 * 1024  # bytes a block of points needs at 256 wide
 
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from siren.fused.cuda import WIDTHS
 from siren.fused.folded import FoldedField
 
+WIDTHS = (64, 128, 256)  # that the kernels take
 BLOCK = 128  # points of one program
 STAGES = 2  # turns whose weights are in shared memory; three would exceed it
 
