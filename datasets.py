@@ -347,5 +347,7 @@ def training_images(images: Tensor, *, flip: bool, rng: torch.Generator | None =
     """
     if flip and rng is not None:
         coins = torch.rand(len(images), 1, 1, 1, generator=rng, device=rng.device) < 0.5
-        images = torch.where(coins.to(images.device), images.flip(-1), images)
+        images = torch.where(
+            generators.cameras.moved(coins, images.device), images.flip(-1), images
+        )
     return images.to(torch.float32) / 127.5 - 1

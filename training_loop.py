@@ -114,7 +114,7 @@ def train(place: Place, options: TrainOptions) -> int:
     distributed.broadcast_state(game.tensors())
     if place.is_main:
         options.output_dir.mkdir(parents=True, exist_ok=True)
-        _write_options(place, options, progress)
+        _write_options(place, options, progress, game.field_path())
     images = _open_all(place, options, progress)
     return TrainingRun(place, options, game, progress, images).run()
 
@@ -141,7 +141,9 @@ def _open_all(place: Place, options: TrainOptions, progress: Progress) -> dict[i
     return images
 
 
-def _write_options(place: Place, options: TrainOptions, progress: Progress) -> None:
+def _write_options(
+    place: Place, options: TrainOptions, progress: Progress, field_path: str
+) -> None:
     content = {
         "command": options.command,
         "curriculum_name": options.curriculum.name,
@@ -151,6 +153,7 @@ def _write_options(place: Place, options: TrainOptions, progress: Progress) -> N
         "start_from": str(options.start_from) if options.start_from else None,
         "processes": place.world_size,
         "device": str(place.device),
+        "field": field_path,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -226,6 +229,7 @@ class TrainingRun:
         first = self.progress.step
         folder = self.options.output_dir
         with StopSignal() as stop, RunLog(folder, first, self.last_step, self.place.device) as log:
+            log.say(f"the field on {self.place.device}: {self.game.field_path()}")
             if self.about_fid:
                 log.say(self.about_fid)
             return self._loop(stop, log)

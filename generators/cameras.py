@@ -104,6 +104,16 @@ def sample_poses(distribution: PoseDistribution, count: int, *, rng: torch.Gener
     return Poses(pitch=pitch.clamp(POLE_MARGIN, math.pi - POLE_MARGIN), yaw=yaw)
 
 
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on device, without waiting for what the device still has to do.
+
+    From memory that the kernel may swap out, CUDA would copy only after everything before it.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def camera_origins(poses: Poses) -> Tensor:
     """Positions (B, 3) of the cameras on the unit sphere."""
     pitch, yaw = poses

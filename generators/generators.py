@@ -6,8 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from generators.cameras import Poses, Rays, cast_rays
-from generators.volumetric_rendering import Field, Rendering, RenderOptions, chunked, render_rays
+from generators.cameras import Poses, Rays, cast_rays, moved
+from generators.volumetric_rendering import (
+    Field,
+    Rendering,
+    RenderOptions,
+    chunked,
+    rays_that_hit,
+    render_rays,
+)
 from siren.film import Film, at_least_float32
 from siren.siren import FilmSiren
 
@@ -95,7 +102,10 @@ class ImplicitGenerator3d(nn.Module):
         shape = (options.image_size, options.image_size)
         field = self.field(film, points_per_chunk=points_per_chunk)
         if points_per_chunk is None or rng is not None:  # a stream is drawn for whole pictures
-            whole = render_rays(field, rays, options, rng=rng)
+            hits = None
+            if rays.origins.is_cuda and options.scene_radius is not None and fov_degrees is None:
+                hits = moved(rays_that_hit(options), rays.origins.device)
+            whole = render_rays(field, rays, options, rng=rng, hits=hits)
             report(whole.depth.numel())
             return as_view(whole, shape)
         parts = []

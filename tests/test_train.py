@@ -84,6 +84,7 @@ def test_a_run_writes_what_it_promises(tiny, tmp_path):
     assert (state["step"], state["images_seen"]) == (6, 3 * 3 + 3 * 2)
     assert not list(out.glob(".*"))
     options = json.loads((out / "options.json").read_text())
+    assert options["field"] == "folded"  # on the CPU in float32
     assert options["curriculum"]["0"]["batch_size"] == 3
     assert options["versions"]["torch"] == torch.__version__
     assert list((out / "tensorboard").iterdir())
