@@ -1,6 +1,6 @@
 """The generator: latent codes and camera poses in, images out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -94,13 +94,23 @@ class ImplicitGenerator3d(nn.Module):
             view = _view(render_rays(field, rays, options, rng=rng), options.image_size)
             report(rays.origins[..., 0].numel())
             return view
-        rays_per_part = max(1, points_per_chunk // (len(film) * options.num_steps))
         parts = []
+        for part in self.render_parts(film, rays, options, points_per_chunk=points_per_chunk):
+            parts.append(part)
+            report(part.depth.numel())
+        return _view(join(parts), options.image_size)
+
+    def render_parts(
+        self, film: Film, rays: Rays, options: RenderOptions, *, points_per_chunk: int
+    ) -> Iterator[Rendering]:
+        """The pixels of rays (B, R, 3), a part of the rays at a time, without randomness.
+
+        A part has at most points_per_chunk samples. Who stops asking for parts saves their work.
+        """
+        field = self.field(film, points_per_chunk=points_per_chunk)
+        rays_per_part = max(1, points_per_chunk // (len(film) * options.num_steps))
         for part in zip(*(ends.split(rays_per_part, 1) for ends in rays), strict=True):
-            parts.append(render_rays(field, Rays(*part), options, rng=None))
-            report(part[0][..., 0].numel())
-        whole = Rendering(*(torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True)))
-        return _view(whole, options.image_size)
+            yield render_rays(field, Rays(*part), options, rng=None)
 
     def forward(
         self,
@@ -112,6 +122,11 @@ class ImplicitGenerator3d(nn.Module):
     ) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] of latents z (B, z_dim)."""
         return self.render(self.mapping(z), poses, options, rng=rng).images
+
+
+def join(parts: Iterable[Rendering]) -> Rendering:
+    """One rendering of the rays of several, in their order."""
+    return Rendering(*(torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True)))
 
 
 def _view(rendering: Rendering, size: int) -> View:
