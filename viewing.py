@@ -129,13 +129,15 @@ def usual_camera(saved: SavedGenerator, shown: SceneObject) -> Camera:
 
 
 def objects_of_seeds(
-    saved: SavedGenerator, seeds: Sequence[int], *, psi: float
+    saved: SavedGenerator, seeds: Sequence[int], *, psi: float, mean: Film | None = None
 ) -> list[SceneObject]:
     """One object per seed; a seed is the same object whatever stands beside it.
 
-    The latent is the first draw of a CPU stream with that seed, as published.
+    The latent is the first draw of a CPU stream with that seed, as published. mean is what
+    mean_film gives, where it is known already.
     """
-    mean, kind = mean_film(saved), saved.curriculum.settings.z_dist
+    mean = mean_film(saved) if mean is None else mean
+    kind = saved.curriculum.settings.z_dist
     device = next(saved.generator.parameters()).device
     objects = []
     with torch.no_grad():

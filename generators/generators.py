@@ -89,16 +89,17 @@ class ImplicitGenerator3d(nn.Module):
         on_device = Poses(*(angle.to(frequencies) for angle in poses))
         fov = options.fov_degrees if fov_degrees is None else fov_degrees.to(frequencies)
         rays = cast_rays(on_device, options.image_size, fov)
+        shape = (options.image_size, options.image_size)
         field = self.field(film, points_per_chunk=points_per_chunk)
         if points_per_chunk is None or rng is not None:  # a stream is drawn for whole pictures
-            view = _view(render_rays(field, rays, options, rng=rng), options.image_size)
+            view = as_view(render_rays(field, rays, options, rng=rng), shape)
             report(rays.origins[..., 0].numel())
             return view
         parts = []
         for part in self.render_parts(film, rays, options, points_per_chunk=points_per_chunk):
             parts.append(part)
             report(part.depth.numel())
-        return _view(join(parts), options.image_size)
+        return as_view(join(parts), shape)
 
     def render_parts(
         self, film: Film, rays: Rays, options: RenderOptions, *, points_per_chunk: int
@@ -129,10 +130,10 @@ def join(parts: Iterable[Rendering]) -> Rendering:
     return Rendering(*(torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True)))
 
 
-def _view(rendering: Rendering, size: int) -> View:
-    images = rendering.rgb.unflatten(1, (size, size)).permute(0, 3, 1, 2)
+def as_view(rendering: Rendering, shape: tuple[int, int]) -> View:
+    """The pictures of shape (H, W) whose pixels were rendered."""
     return View(
-        images * 2 - 1,
-        rendering.depth.unflatten(1, (size, size)),
-        rendering.opacity.unflatten(1, (size, size)),
+        rendering.rgb.unflatten(1, shape).permute(0, 3, 1, 2) * 2 - 1,
+        rendering.depth.unflatten(1, shape),
+        rendering.opacity.unflatten(1, shape),
     )
