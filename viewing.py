@@ -111,8 +111,17 @@ def objects_to_show(saved: SavedGenerator, args: argparse.Namespace) -> list[Sce
     """
     if not args.fit:
         return objects_of_seeds(saved, args.seeds, psi=args.psi)
+    return fitted_objects(saved, args.fit)
+
+
+def fitted_objects(saved: SavedGenerator, paths: Sequence[Path]) -> list[SceneObject]:
+    """One object per file of inverse_render.py.
+
+    Raises:
+        UsageError: one cannot be read or belongs to another generator, or two have one name.
+    """
     objects: dict[str, SceneObject] = {}
-    for path in args.fit:
+    for path in paths:
         # inverse_render.py calls every fit fit.pth; its folder has the photo's name.
         name = path.absolute().parent.name if path.name == "fit.pth" else path.stem
         if name in objects:
