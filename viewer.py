@@ -39,7 +39,7 @@ def build_parser() -> flags.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen at; the default is this machine "
         "alone, 0.0.0.0 is everybody who can reach it")  # fmt: skip
     add("--port", type=flags.port_number, default=0, help="0 takes a free one")
-    add("--output_dir", type=Path, default=Path("viewer"), help="where the page saves; nothing is "
+    add("--output_dir", type=Path, default=Path("views"), help="where the page saves; nothing is "
         "written elsewhere")  # fmt: skip
     add("--save_picture", action="store_true", help="write the picture and open no page")
     return parser

@@ -9,6 +9,8 @@ from viewer_request import Eye
 
 NUM_DOTS, NUM_CAMERAS = 300, 2000  # drawn; and asked whether a camera is among them
 FAMILIAR = math.radians(8)  # from the nearest training camera at most
+FRAME = "width:100%;display:block;border:1px solid #8886;border-radius:4px"
+BLUE, GREEN, ORANGE = "#4dabf7", "#20c997", "#fd7e14"
 WIDTH, HEIGHT = 240, 120  # of 360 degrees of yaw and 180 of pitch
 
 
@@ -39,17 +41,16 @@ class PoseMap:
     def svg(self, eye: Eye) -> str:
         """The map with the camera of eye on it, and a line of words."""
         x, y = self._on_map(eye.pitch, eye.yaw)
-        color, words = ("#12b886", "as in training")
+        color, words = GREEN, "as in training"
         if not self.is_familiar(eye):
-            color, words = ("#fd7e14", "beyond the training cameras")
+            color, words = ORANGE, "beyond the training cameras"
         pitch, yaw = (f"{math.degrees(angle):.0f}" for angle in (eye.pitch, eye.yaw))
         return (
-            f'<div style="padding:0 1em"><svg viewBox="0 0 {WIDTH} {HEIGHT}" style="width:100%;display:block;'
-            'border:1px solid #8886;border-radius:4px" role="img" '
-            'aria-label="training cameras and this camera">'
-            f'<g fill="#228be6" opacity="0.25">{self._dots}</g>'
+            f'<div style="padding:0 1em"><svg viewBox="0 0 {WIDTH} {HEIGHT}" style="{FRAME}" '
+            'role="img" aria-label="training cameras and this camera">'
+            f'<g fill="{BLUE}" opacity="0.25">{self._dots}</g>'
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{color}" stroke="#fff" '
             'stroke-width="1.5"/></svg>'
-            f'<div style="font-size:0.8em;opacity:0.75">pitch {pitch}°, yaw {yaw}°, angle of view '
+            f'<div style="font-size:0.8em">pitch {pitch}°, yaw {yaw}°, angle of view '
             f'{eye.fov_degrees:.1f}°: <span style="color:{color}">{words}</span></div></div>'
         )

@@ -21,14 +21,11 @@ Vector = np.ndarray[Any, np.dtype[np.float64]]
 MAX_RANDOM_SEED = 2**31
 JPEG_QUALITY = 90  # of coarse pictures; finished ones are exact
 SAVED = {"picture": "Save picture", "video": "Save orbit video", "mesh": "Save mesh"}
-# What stands on the page is a value from us, shown in full; the click selects it for other keys.
-COMMAND = """
-<div style="padding:0 1em"><textarea readonly rows="3" onclick="this.select()" aria-label="command line" style="width:100%;
-box-sizing:border-box;font:11px monospace;resize:vertical">{text}</textarea>
-<button style="width:100%;padding:4px;cursor:pointer" onclick="var t=this.previousElementSibling;
-t.select();document.execCommand('copy');var b=this;b.textContent='Copied';
-setTimeout(function(){{b.textContent='Copy the command line'}},1500)">Copy the command line</button></div>
-"""
+SMALL = "font-size:0.8em;padding:0 1em"
+TROUBLE = "color:#fff;background:#c92a2a;padding:6px;margin:0 1em;border-radius:4px"
+TEXT = "width:100%;box-sizing:border-box;font:11px monospace;resize:vertical"
+# The old way to the clipboard: the new one works on this machine's own pages only.
+COPY = "this.previousElementSibling.select();document.execCommand('copy');this.textContent='Copied'"
 
 
 class _LocalServer(viser.ViserServer):
@@ -186,7 +183,12 @@ class Page:
     def _tell(self) -> None:
         """Have the page say where the camera is, and the command line."""
         self._map.content = self._pose_map.svg(self.session.request.eye)
-        self._command.content = COMMAND.format(text=html.escape(self.session.command_line()))
+        self._command.content = (
+            f'<div style="padding:0 1em"><textarea readonly rows="3" style="{TEXT}" '
+            f'aria-label="command line">{html.escape(self.session.command_line())}</textarea>'
+            f'<button style="width:100%;padding:4px" onclick="{COPY}">Copy the command</button>'
+            "</div>"
+        )
 
     def show(self, picture: Picture, request: Request) -> None:
         """Put a picture behind everything."""
@@ -197,22 +199,17 @@ class Page:
         saved = picture.opened.saved
         height, width, _ = pixels.shape
         self._status.content = (
-            f'<div style="font-size:0.8em;padding:0 1em">{width} x {height} px in {picture.seconds:.2f} s, '
+            f'<div style="{SMALL}">{width} x {height} px in {picture.seconds:.2f} s, '
             f"step {saved.step}{'' if picture.is_finished else ' ...'}</div>"
         )
 
     def complain(self, text: str) -> None:
         """Say in red what is wrong."""
-        shown = html.escape(text)
-        self._trouble.content = (
-            f'<div role="alert" style="color:#fff;background:#c92a2a;padding:6px;'
-            f'margin:0 1em;border-radius:4px;font-size:0.9em">{shown}</div>'
-            if text
-            else ""
-        )
+        box = f'<div role="alert" style="{TROUBLE}">{html.escape(text)}</div>'
+        self._trouble.content = box if text else ""
 
     def progress(self, text: str, share: float | None) -> None:
         """Show how far saving is."""
         self._bar.visible = share is not None
         self._bar.value = 100 * (share or 0.0)
-        self._bar_text.content = f'<div style="font-size:0.8em;padding:0 1em">{html.escape(text)}</div>'
+        self._bar_text.content = f'<div style="{SMALL}">{html.escape(text)}</div>'

@@ -129,7 +129,7 @@ def usual_eye(saved: SavedGenerator) -> Eye:
 
 def quick_steps(saved: SavedGenerator) -> int:
     """Samples per ray of pictures that have to be quick: those of the curriculum's first stage."""
-    return saved.curriculum.preview_render(0, 1).num_steps
+    return saved.curriculum.stage_settings(0).num_steps
 
 
 def render_options(saved: SavedGenerator, request: Request, num_steps: int) -> RenderOptions:
@@ -137,7 +137,7 @@ def render_options(saved: SavedGenerator, request: Request, num_steps: int) -> R
 
     Depths follow the camera where its distance to the origin is another than in training.
     """
-    usual = saved.curriculum.preview_render(0, request.image_size)
+    usual = saved.curriculum.preview_render(saved.step, request.image_size)
     moved = request.eye.distance() - 1
     return replace(
         usual,

@@ -15,15 +15,21 @@ from torch import Tensor
 
 import filming
 import image_io
+import mesh_io
+import meshing
 import video_io
 import viewing
 from filming import Shot
 from generators.trajectories import Camera
+from geometry.density_grid import Cube
+from meshing import Wanted
 from viewer_checkpoints import Checkpoints
 from viewer_pictures import finished_picture
 from viewer_request import Request, render_options
+from viewing import SceneObject
 
 VIDEO_FRAMES, VIDEO_FPS = 72, 24
+MESH_RESOLUTION = 256  # extract_shapes.py's own default
 
 Progress = Callable[[float], None]
 Saver = Callable[[Checkpoints, Request, Path, Progress, int], Path]
@@ -68,4 +74,28 @@ def save_video(
     return path
 
 
-SAVERS: dict[str, Saver] = {"picture": save_picture, "video": save_video}
+def save_mesh(
+    source: Checkpoints, request: Request, folder: Path, progress: Progress, max_points: int
+) -> Path:
+    """Write NAME.glb, as extract_shapes.py does."""
+    opened = source.open(request.checkpoint, request.ema)
+    saved, name = opened.saved, request.object_name()
+    usual = saved.curriculum.evaluation_render(saved.step)
+    locked = usual.lock_view_dependence or request.lock_view_dependence
+    options = replace(usual, lock_view_dependence=locked)
+    side = meshing.visible_side(options)
+    shape = meshing.take_shape(
+        saved,
+        SceneObject(name, source.film(opened, request)),
+        Cube(center=(0.0, 0.0, 0.0), side=side, resolution=MESH_RESOLUTION),
+        options,
+        Wanted(),
+        points_per_chunk=max_points,
+        progress=lambda done, needed: progress(done / max(1, needed)),
+    )
+    path = viewing.output_folder(folder) / f"{name}.glb"
+    mesh_io.save_mesh(path, shape.mesh)
+    return path
+
+
+SAVERS: dict[str, Saver] = {"picture": save_picture, "video": save_video, "mesh": save_mesh}

@@ -14,6 +14,7 @@ from PIL import Image
 import checkpoints
 import curriculum
 import extract_shapes
+import meshing
 import viewing
 from flags import UsageError
 from generators.generators import ImplicitGenerator3d
@@ -36,7 +37,7 @@ class Ball(SPATIALSIRENBASELINE):
 
 @pytest.fixture(autouse=True)
 def _small_pictures(monkeypatch):
-    monkeypatch.setattr(extract_shapes, "PREVIEW_SIZE", 48)
+    monkeypatch.setattr(meshing, "PREVIEW_SIZE", 48)
 
 
 @pytest.fixture
@@ -105,9 +106,7 @@ def test_the_cube_is_what_the_rays_see_unless_given(a_ball, tmp_path):
 )
 def test_the_side_of_the_cube(changes, side):
     options = curriculum.build("Tiny", TINY).evaluation_render(0)
-    assert extract_shapes.visible_side(dataclasses.replace(options, **changes)) == pytest.approx(
-        side
-    )
+    assert meshing.visible_side(dataclasses.replace(options, **changes)) == pytest.approx(side)
 
 
 def test_the_raw_density_is_what_the_field_says(a_ball, tmp_path):
