@@ -190,7 +190,7 @@ class Page:
             "</div>"
         )
 
-    def show(self, picture: Picture, request: Request) -> None:
+    def show(self, picture: Picture) -> None:
         """Put a picture behind everything."""
         pixels = picture.pixels.permute(1, 2, 0).numpy()
         self._client.scene.set_background_image(

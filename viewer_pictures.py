@@ -25,9 +25,10 @@ CPU_PART, CUDA_PART = 2**14, 2**19  # samples in a part, some 50 ms: a move canc
 
 
 class Picture(NamedTuple):
-    """Pixels (3, H, W), uint8, of a generator, and how they came about."""
+    """Pixels (3, H, W), uint8, what they show, and how they came about."""
 
     pixels: Tensor
+    request: Request
     opened: Opened
     seconds: float
     is_finished: bool
@@ -169,4 +170,4 @@ class Progressive:
                     return
             if index == 0:
                 self._coarse = coarse_size(size, seconds, MAX_SIZE)
-            self._show(Picture(pixels, opened, seconds, index == len(steps) - 1))
+            self._show(Picture(pixels, request, opened, seconds, index == len(steps) - 1))

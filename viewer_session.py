@@ -34,8 +34,8 @@ from viewer_turns import Turns
 class Screen(Protocol):
     """What a visitor sees."""
 
-    def show(self, picture: Picture, request: Request) -> None:
-        """Show a picture, and where its camera is."""
+    def show(self, picture: Picture) -> None:
+        """Show a picture."""
 
     def complain(self, text: str) -> None:
         """Say what is wrong; "" is nothing any more."""
@@ -143,7 +143,7 @@ class Session:
 
     def _show(self, picture: Picture) -> None:
         if not self._is_gone:
-            self._screen.show(picture, self._request)
+            self._screen.show(picture)
 
     def command_line(self) -> str:
         """The command that writes the picture that is wanted now."""
