@@ -18,6 +18,7 @@ from viewer_session import Session, Shared, distance_of
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
+NARROW = 600  # pixels of a window that is a phone's
 MAX_RANDOM_SEED = 2**31
 JPEG_QUALITY = 90  # of coarse pictures; finished ones are exact
 SAVED = {"picture": "Save picture", "video": "Save orbit video", "mesh": "Save mesh"}
@@ -92,17 +93,20 @@ class Page:
         self.session = Session(shared, self)
         self._fields: dict[str, Any] = {}
         gui = client.gui
+        is_wide = client.camera.image_width >= NARROW
         self._trouble = gui.add_html("")
         self._status = gui.add_html("")
         with gui.add_folder("Object"):
             self._add_object(shared.start)
-        with gui.add_folder("Picture"):
+        with gui.add_folder("Picture", expand_by_default=is_wide):
             self._add_picture(shared.start)
-        with gui.add_folder("Camera"):
+        with gui.add_folder("Camera", expand_by_default=is_wide):
             self._map = gui.add_html(pose_map.svg(shared.start.eye))
             self._button("Back to the middle", lambda: self._place(shared.usual))
-        with gui.add_folder("Save"):
+        with gui.add_folder("Save", expand_by_default=is_wide):
             self._add_saving()
+        if not is_wide:  # the fields would cover the object; a tap on their title shows them
+            gui.main_panel.minimize()
         self._set_camera_limits()
         client.camera.on_update(lambda _: self._moved())
         self._moved()
@@ -205,7 +209,7 @@ class Page:
 
     def complain(self, text: str) -> None:
         """Say in red what is wrong."""
-        box = f'<div role="alert" style="{TROUBLE}">{html.escape(text)}</div>'
+        box = f'<div data-trouble role="alert" style="{TROUBLE}">{html.escape(text)}</div>'
         self._trouble.content = box if text else ""
 
     def progress(self, text: str, share: float | None) -> None:
