@@ -12,13 +12,15 @@ PIP_INSTALL = $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check
 PYTEST = $(VENV_PYTHON) -m pytest
 DEMO = runs/demo
 
-.PHONY: help venv demo test test-slow test-gpu lint bench clean
+.PHONY: help venv venv-eval demo test test-slow test-gpu lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
 	@awk -F ':.*## +' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 venv: .venv/installed  ## make .venv and install requirements.txt into it
+
+venv-eval: .venv/installed-eval  ## add what FID needs (requirements-eval.txt)
 
 demo: .venv/installed  ## train on the built-in toy cars, about 15 minutes on two cores
 	$(VENV_PYTHON) train.py --curriculum Demo --output_dir $(DEMO) --resume
@@ -55,6 +57,12 @@ clean:  ## remove .venv and the caches of tools, never runs/
 	$(PIP_INSTALL) -r requirements.txt
 	@touch $@
 
-.venv/installed-dev: requirements-dev.txt .venv/installed
+# torchvision, which comes along, must fit the PyTorch that is there; else pip would replace that.
+.venv/installed-eval: requirements-eval.txt .venv/installed
+	$(PIP_INSTALL) -r requirements-eval.txt "torch==$$($(VENV_PYTHON) -c \
+	    'import importlib.metadata as m; print(m.version("torch"))')"
+	@touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed-eval
 	$(PIP_INSTALL) -r requirements-dev.txt
 	@touch $@

@@ -1,32 +1,40 @@
 """BOUNDARY: our files of tensors: atomic writes, saved generators, and objects fitted to photos.
 
-All are plain dicts of tensors and numbers that are read with weights_only=True: loading one never
-runs code.
+All are plain dicts of tensors and numbers. They are read by `tensor_files`, as published ones are:
+loading one never runs code, and what it says is checked before it is used.
 """
 
 import contextlib
 import hashlib
 import io
+import math
 import os
-import pickle
 import re
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal
 
 import torch
 from torch import nn
 
 import curriculum as curricula
+import curriculums
+import network_state
+import published
+import tensor_files
 from curriculum import Curriculum
-from flags import UsageError, nearest_path
+from discriminators.discriminators import PyramidDiscriminator
+from flags import UsageError
 from generators.generators import ImplicitGenerator3d
+from network_state import StateError, checked_tensor, count_entry, entry
+from pickle_data import BadPickleError, shown
+from published import PublishedGenerator
 from siren.film import Film
 
 FORMAT, FORMAT_VERSION = "pi-gan", 1
+MAX_REASON = 200  # characters of another message within a message
 Average = Literal["ema", "ema2", "none"]
 
 
@@ -103,21 +111,31 @@ def read(path: Path, kind: str) -> dict[str, Any]:
     Raises:
         UsageError: no such file, or it is not a whole file of this kind.
     """
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file.{nearest_path(path)}")
+    return _own(path, tensor_files.read(path), kind)
+
+
+def _own(path: Path, root: Any, kind: str) -> dict[str, Any]:
+    """The content of a file of ours; root is what tensor_files.read gave."""
+    if not isinstance(root, dict) or root.get("format") != FORMAT:
+        raise UsageError(f"{path}: is not a file that this project writes; it holds "
+                         f"{published.describe(root)}")  # fmt: skip
+    with complaints(path):
+        version, own_kind = entry(root, "version", int), shown(entry(root, "kind", str))
+        if version != FORMAT_VERSION:
+            raise StateError(f"has format {version}, this code reads {FORMAT_VERSION}")
+        if own_kind != kind:
+            raise StateError(f"holds a {own_kind}, not a {kind}")
+        content: dict[str, Any] = tensor_files.plain(root)
+        return content
+
+
+@contextlib.contextmanager
+def complaints(path: Path) -> Iterator[None]:
+    """What is wrong with a file's content as one line that names the file."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = "it is damaged" if zipfile.is_zipfile(path) else "it is no checkpoint of ours"
-        raise UsageError(f"{path}: cannot be read, {reason}; no code in it was run") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UsageError(f"{path}: is not a file that this project writes")
-    if content.get("version") != FORMAT_VERSION:
-        version = content.get("version")
-        raise UsageError(f"{path}: has format {version}, this code reads {FORMAT_VERSION}")
-    if content.get("kind") != kind:
-        raise UsageError(f"{path}: holds a {content.get('kind')}, not a {kind}")
-    return cast(dict[str, Any], content)
+        yield
+    except (StateError, BadPickleError) as error:
+        raise UsageError(f"{path}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -125,7 +143,8 @@ class SavedGenerator:
     """A generator to look at, in evaluation mode and without gradients.
 
     curriculum: what it was trained with; step: how far. average: which parameters it holds, the
-    raw ones ("none") or one of the averages. path: the file that they came from.
+    raw ones ("none") or one of the averages. path: the file that they came from. is_published:
+    the file does not know its curriculum.
     """
 
     generator: ImplicitGenerator3d
@@ -133,6 +152,7 @@ class SavedGenerator:
     step: int
     average: Average
     path: Path
+    is_published: bool = False
 
 
 def load_generator(
@@ -145,38 +165,123 @@ def load_generator(
     """The generator of a saved file, with averaged parameters where the average lies beside it.
 
     Args:
-        path: a `generator.pth`, or one of the averages itself.
+        path: a `generator.pth`, ours or a published one, or one of the averages itself.
         ema: which average to take: that of decay 0.999 ("ema"), 0.9999 ("ema2"), or "none" for the
             raw parameters. Where there is no such file the parameters are the raw ones; the
             result's `average` says so.
         device: where the generator shall live.
-        curriculum: what the file must have been trained with; None takes what the file says.
+        curriculum: what the file must have been trained with; None takes what the file says. Of a
+            published file, which says nothing, the networks are its own and the rest is the
+            curriculum's; None is CelebA.
 
     Raises:
         UsageError: the file cannot be read, holds no generator, or another than curriculum's.
     """
     path = Path(path)
     file, average = _averaged_file(path, ema)
-    content = read(file, "generator")
-    own = curricula.build(content["curriculum_name"], content["curriculum"])
+    root = tensor_files.read(file)
+    is_published = not (isinstance(root, dict) and "format" in root)
+    build = _published_generator if is_published else _own_generator
+    generator, own, step = build(file, root, curriculum)
+    return SavedGenerator(
+        generator=generator.to(device).eval().requires_grad_(False),
+        curriculum=own,
+        step=step,
+        average=average,
+        path=file,
+        is_published=is_published,
+    )
+
+
+def _own_generator(
+    file: Path, root: Any, curriculum: Curriculum | None
+) -> tuple[ImplicitGenerator3d, Curriculum, int]:
+    """The generator of a file of ours, its curriculum and its step."""
+    content = _own(file, root, "generator")
+    own = curriculum_of(file, content)
     if curriculum is not None and curriculum.name != own.name:
         raise UsageError(
             f"--curriculum {curriculum.name}: {file} was trained with {own.name}; "
             "leave the flag out"
         )
-    generator = own.build_generator()
+    with complaints(file):
+        step = count_entry(content, "step")
+        return network_state.build_generator(own, entry(content, "state", dict)), own, step
+
+
+def curriculum_of(path: Path, content: Mapping[str, Any]) -> Curriculum:
+    """The curriculum that a file of ours carries.
+
+    Raises:
+        UsageError: it carries none, or one that this version does not understand.
+    """
+    with complaints(path):
+        name, source = entry(content, "curriculum_name", str), entry(content, "curriculum", dict)
     try:
-        generator.load_state_dict(content["state"])
-    except (RuntimeError, TypeError, AttributeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(f"{file}: does not fit its own curriculum ({first})") from error
-    return SavedGenerator(
-        generator=generator.to(device).eval().requires_grad_(False),
-        curriculum=own,
-        step=content["step"],
-        average=average,
-        path=file,
-    )
+        return curricula.build(shown(name), source)
+    except (UsageError, OverflowError, ValueError, TypeError) as error:
+        reason = str(error)[:MAX_REASON]
+        raise UsageError(f"{path}: carries a curriculum that cannot be used ({reason})") from error
+
+
+def _published_generator(
+    file: Path, root: Any, curriculum: Curriculum | None
+) -> tuple[ImplicitGenerator3d, Curriculum, int]:
+    """The generator of a published file, the curriculum with its networks, and its step."""
+    curriculum = curriculum or curriculums.load("CelebA")
+    with complaints(file):
+        average = published.average_of(root)
+    if average is None:
+        found = _published_of(file, root)
+        state, step = found.parameters, found.step
+    else:
+        found = _published_beside(file)
+        with complaints(file):
+            state = found.averaged(average)
+        step = found.step if average.num_updates is None else average.num_updates
+    with complaints(file):
+        adapted = found.adapt(curriculum)
+        return network_state.build_generator(adapted, state), adapted, step
+
+
+def _published_of(file: Path, root: Any) -> PublishedGenerator:
+    with complaints(file):
+        found = published.generator_of(root)
+    if found is None:
+        raise UsageError(f"{file}: holds {published.describe(root)}, not a generator")
+    return found
+
+
+def _published_beside(average: Path) -> PublishedGenerator:
+    """The generator whose positional average this is: `05--ema.pth` is of `05--generator.pth`."""
+    prefix = average.name.removesuffix(".pth").removesuffix("2").removesuffix("ema")
+    beside = average.with_name(f"{prefix}generator.pth")
+    if not beside.is_file():
+        raise UsageError(
+            f"{average}: is an average without names; {beside.name} must lie beside it"
+        )
+    return _published_of(beside, tensor_files.read(beside))
+
+
+def load_discriminator(
+    path: Path, curriculum: Curriculum
+) -> tuple[Curriculum, PyramidDiscriminator]:
+    """The discriminator of a saved file, in evaluation mode on the CPU, and its curriculum.
+
+    That is the given one for a file of ours; for a published file, the given one with the file's
+    discriminator in it.
+
+    Raises:
+        UsageError: the file cannot be read, or holds none that fits the curriculum.
+    """
+    root = tensor_files.read(path)
+    with complaints(path):
+        found = published.discriminator_of(root)
+        if found is not None:
+            curriculum, state = found.adapt(curriculum), found.parameters
+        else:
+            state = entry(_own(path, root, "discriminator"), "state", dict)
+        return curriculum, network_state.build_discriminator(curriculum, state).eval()
 
 
 def _averaged_file(path: Path, ema: Average) -> tuple[Path, Average]:
@@ -223,15 +328,19 @@ def load_fit(path: Path, saved: SavedGenerator) -> Fit:
         UsageError: the file cannot be read, or was fitted with another generator.
     """
     content = read(path, "fit")
-    if content["generator"] != fingerprint(saved.generator):
-        raise UsageError(f"{path}: was fitted with another generator than {saved.path}")
+    siren = saved.generator.siren
     device = next(saved.generator.parameters()).device
-    return Fit(
-        film=Film(content["frequencies"].to(device), content["phase_shifts"].to(device)),
-        pitch=content["pitch"],
-        yaw=content["yaw"],
-        fov_degrees=content["fov_degrees"],
-    )
+    with complaints(path):
+        if entry(content, "generator", str) != fingerprint(saved.generator):
+            raise StateError(f"was fitted with another generator than {saved.path}")
+        films = [
+            checked_tensor(name, content.get(name), (1, siren.num_features)).to(device)
+            for name in ("frequencies", "phase_shifts")
+        ]
+        pitch, yaw, fov = (entry(content, n, float) for n in ("pitch", "yaw", "fov_degrees"))
+        if not (math.isfinite(pitch) and math.isfinite(yaw) and 0 < fov < 180):
+            raise StateError(f"has a camera at pitch {pitch}, yaw {yaw}, angle of view {fov}")
+    return Fit(film=Film(*films), pitch=pitch, yaw=yaw, fov_degrees=fov)
 
 
 def fingerprint(generator: nn.Module) -> str:

@@ -13,6 +13,7 @@ from generators.cameras import PoseDistribution
 from generators.generators import ImplicitGenerator3d
 from generators.volumetric_rendering import RenderOptions
 from siren.siren import FIELDS
+from training.adversarial import OptimizerOptions
 from training.stage import Stage, density_noise, fade_in, topk_share
 
 
@@ -151,6 +152,15 @@ class Curriculum:
         settings = self.settings
         return DISCRIMINATORS[settings.discriminator](
             latent_dim=settings.latent_dim, max_width=settings.discriminator_width
+        )
+
+    def optimizer_options(self) -> OptimizerOptions:
+        """Settings of both optimizers."""
+        settings = self.settings
+        return OptimizerOptions(
+            betas=(settings.betas[0], settings.betas[1]),
+            weight_decay=settings.weight_decay,
+            has_slow_mapping=settings.unique_lr,
         )
 
 

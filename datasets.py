@@ -33,6 +33,7 @@ from scenes.toy_car_images import toy_car_images
 from screen import Screen
 
 DatasetKind = Literal["CelebA", "Cats", "Carla", "Images", "ToyCars"]
+KINDS: tuple[DatasetKind, ...] = get_args(DatasetKind)
 
 CACHE_VERSION = 1  # raise it when the same files come to give other pixels
 MAX_SKIPPED_PERCENT = 1  # more unreadable files than this, and a run does not start
@@ -353,5 +354,7 @@ def training_images(images: Tensor, *, flip: bool, rng: torch.Generator | None =
     """
     if flip and rng is not None:
         coins = torch.rand(len(images), 1, 1, 1, generator=rng, device=rng.device) < 0.5
-        images = torch.where(coins.to(images.device), images.flip(-1), images)
+        images = torch.where(
+            generators.cameras.moved(coins, images.device), images.flip(-1), images
+        )
     return images.to(torch.float32) / 127.5 - 1

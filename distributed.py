@@ -331,6 +331,12 @@ def _replace_by_mean(values: Tensor) -> None:
     values.div_(dist.get_world_size())
 
 
+def add_up(values: Tensor) -> None:
+    """Replace values by their sum over the ranks, in place; exact where all but one are 0."""
+    if dist.is_initialized():
+        _all_reduce(values)
+
+
 def broadcast_state(tensors: Iterable[Tensor]) -> None:
     """Replace tensors (parameters, buffers, averages) on every rank by those of rank 0."""
     if dist.is_initialized():
@@ -343,7 +349,7 @@ def values_of_all(value: int) -> list[int]:
         return [value]
     values = torch.zeros(dist.get_world_size(), dtype=torch.int64)
     values[dist.get_rank()] = value
-    _all_reduce(values)
+    add_up(values)
     return values.tolist()
 
 

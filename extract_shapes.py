@@ -13,25 +13,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 import flags
-import image_io
 import mesh_io
+import meshing
 import viewing
 from checkpoints import SavedGenerator
-from flags import UsageError
-from generators.volumetric_rendering import LOCKED_DIRECTION, RenderOptions
-from geometry import appearance, level, shading, surface, visibility
-from geometry.density_grid import Cube, DensityGrid
-from geometry.surface import Array, Mesh
+from generators.volumetric_rendering import RenderOptions
+from geometry.density_grid import Cube
+from meshing import Wanted
 from viewing import SceneObject
 
 FORMATS = ("mrc", *mesh_io.MESH_WRITERS)
-PLACES = 4  # behind each vertex, whose mean color it has
-PREVIEW_SIZE, PREVIEW_VIEWS = 256, 4
-PREVIEW_MARGIN = 1.1  # how much wider than the pictures that were trained on
 
 
 def build_parser() -> flags.ArgumentParser:
@@ -52,7 +46,7 @@ def build_parser() -> flags.ArgumentParser:
     add("--level", type=_coordinate, help="raw density at which the surface lies; default: where "
         "it agrees best with the renders")  # fmt: skip
     add("--dense", action="store_true", help="evaluate every voxel, not only those near the "
-        "surface (the mesh is the same)")  # fmt: skip
+        "surface: the mesh is the same, the grid far from it no longer interpolated")  # fmt: skip
     add("--all_components", action="store_true", help="keep every piece, not only the largest")
     add("--visible_only", action="store_true", help="cut away what no training camera can see; "
         "leaves the mesh open there")  # fmt: skip
@@ -100,25 +94,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = replace(
         options, lock_view_dependence=options.lock_view_dependence or args.lock_view_dependence
     )
-    side = args.cube_size or visible_side(options)
+    side = args.cube_size or meshing.visible_side(options)
     cube = Cube(center=tuple(args.center), side=side, resolution=args.voxel_resolution)
     things = viewing.objects_to_show(saved, args)
     folder = viewing.output_folder(args.output_dir)
     for thing in things:
         _extract(saved, thing, cube, options, args, folder)
     return 0
-
-
-def visible_side(options: RenderOptions) -> float:
-    """Side of the cube around the origin that holds what rays can see, scene units.
-
-    In a bounded scene the ball; else all of the ray range, and at least the ball that lies in the
-    picture of every camera. For the published curricula that is the ray range: 0.24 for faces.
-    """
-    if options.scene_radius is not None:
-        return 2 * options.scene_radius
-    in_picture = math.sin(math.radians(options.fov_degrees) / 2)
-    return 2 * max(1 - options.near, options.far - 1, in_picture)
 
 
 def _extract(
@@ -130,100 +112,38 @@ def _extract(
     folder: Path,
 ) -> None:
     """Write all files of one object."""
-    grid, surface_level = _evaluated(saved, thing, cube, options, args)
-    values = grid.inside.numpy()
-    mesh = surface.surface_mesh(values, cube, surface_level)
-    if args.visible_only:
-        poses = saved.curriculum.poses()
-        mesh = visibility.visible_part(mesh, poses, options, spacing=cube.spacing)
-    if not len(mesh.triangles):
-        raise UsageError(
-            f"{thing.name}: no surface at level {surface_level:g} in the cube; choose another "
-            "--level, --cube_size or --center"
-        )
-    if not args.all_components:
-        mesh = surface.largest_component(mesh)
-    lattice = level.Lattice(grid.values, cube.first, cube.spacing)
-    mesh = replace(mesh, colors=_colors(saved, thing, mesh, lattice, options, args))
-    for kind in args.format:
-        if kind == "mrc":
-            mesh_io.save_mrc(folder / f"{thing.name}.mrc", values, cube)
-        else:
-            mesh_io.save_mesh(folder / f"{thing.name}.{kind}", mesh)
-    _save_preview(folder / f"{thing.name}.png", mesh, saved, options)
-    print(
-        f"{thing.name}: level {surface_level:.4g}, {len(mesh.triangles)} triangles; in {folder}: "
-        + " ".join(f"{thing.name}.{name}" for name in [*args.format, "png"])
+    wanted = Wanted(
+        level=args.level,
+        is_dense=args.dense,
+        keeps_all=args.all_components,
+        visible_only=args.visible_only,
     )
-
-
-def _evaluated(
-    saved: SavedGenerator,
-    thing: SceneObject,
-    cube: Cube,
-    options: RenderOptions,
-    args: argparse.Namespace,
-) -> tuple[DensityGrid, float]:
-    """The grid, evaluated as far as the surface needs it, and the level of that surface."""
     with tqdm(desc=thing.name, unit="point", unit_scale=True) as bar:
 
         def progress(done: int, needed: int) -> None:
             bar.total = needed
             bar.update(done - bar.n)
 
-        density = saved.generator.density(thing.film)
-        grid = DensityGrid(density, cube, radius=options.scene_radius, progress=progress)
-        first = grid.evaluate_first()
-        chosen = args.level
-        if chosen is None:
-            lattice = level.Lattice(first, cube.first, grid.first_step * cube.spacing)
-            chosen = level.choose_level(lattice, saved.curriculum.poses(), options)
-        if chosen is None:
-            raise UsageError(
-                f"{thing.name}: nothing in the cube is opaque; give --level, or another "
-                "--cube_size or --center"
-            )
-        grid.end_at_ball(chosen)
-        if args.dense:
-            grid.evaluate_dense()
+        shape = meshing.take_shape(
+            saved,
+            thing,
+            cube,
+            options,
+            wanted,
+            points_per_chunk=viewing.chunk_size(saved, args),
+            progress=progress,
+        )
+    for kind in args.format:
+        if kind == "mrc":
+            mesh_io.save_mrc(folder / f"{thing.name}.mrc", shape.values, cube)
         else:
-            grid.refine(chosen)
-    return grid, chosen
-
-
-@torch.no_grad()
-def _colors(
-    saved: SavedGenerator,
-    thing: SceneObject,
-    mesh: Mesh,
-    lattice: level.Lattice,
-    options: RenderOptions,
-    args: argparse.Namespace,
-) -> Array:
-    """Colors (V, 3) of the vertices as a camera sees them that looks straight at the surface."""
-    field = saved.generator.field(thing.film, points_per_chunk=viewing.chunk_size(saved, args))
-    vertices, normals = torch.from_numpy(mesh.vertices), torch.from_numpy(mesh.normals)
-    places = appearance.lit_places(vertices, normals, lattice, options, count=PLACES)
-    directions = -normals
-    if options.lock_view_dependence:
-        directions = directions.new_tensor([LOCKED_DIRECTION])
-    device = thing.film.frequencies.device
-    samples = field(places.flatten(0, 1)[None].to(device), directions[None].to(device))
-    colors: Array = samples[0, :, :3].unflatten(0, (-1, PLACES)).mean(1).cpu().numpy()
-    return colors
-
-
-def _save_preview(path: Path, mesh: Mesh, saved: SavedGenerator, options: RenderOptions) -> None:
-    """Write the mesh from several sides: above with its colors, below as clay."""
-    distribution = saved.curriculum.poses()
-    pitch, yaw = distribution.center()
-    fov = min(170.0, PREVIEW_MARGIN * options.fov_degrees)
-    pairs = [
-        shading.picture(mesh, pitch, side, PREVIEW_SIZE, fov)
-        for side in shading.side_views(yaw, distribution.yaw_spread, PREVIEW_VIEWS)
-    ]
-    views = torch.stack([image for row in zip(*pairs, strict=True) for image in row])
-    image_io.save_png(path, image_io.to_uint8(image_io.grid(views * 2 - 1, PREVIEW_VIEWS)))
+            mesh_io.save_mesh(folder / f"{thing.name}.{kind}", shape.mesh)
+    meshing.save_preview(folder / f"{thing.name}.png", shape.mesh, saved, options)
+    count = len(shape.mesh.triangles)
+    print(
+        f"{thing.name}: level {shape.level:.4g}, {count} triangles; in {folder}: "
+        + " ".join(f"{thing.name}.{name}" for name in [*args.format, "png"])
+    )
 
 
 if __name__ == "__main__":

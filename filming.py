@@ -97,8 +97,10 @@ def views(
     *,
     batch_size: int,
     points_per_chunk: int,
+    bar: "tqdm[None] | None" = None,
 ) -> Iterator[View]:
-    """The views of shots, batch_size at a time, without randomness."""
+    """The views of shots, batch_size at a time, without randomness; bar is one of progress."""
+    report = bar.update if bar is not None else lambda num_rays: None
     for start in range(0, len(shots), batch_size):
         part = shots[start : start + batch_size]
         pitch, yaw, fov = torch.tensor([shot.camera for shot in part]).unbind(1)
@@ -107,8 +109,18 @@ def views(
             torch.cat([shot.film.phase_shifts for shot in part]),
         )
         yield saved.generator.render(
-            film, Poses(pitch, yaw), options, points_per_chunk=points_per_chunk, fov_degrees=fov
+            film,
+            Poses(pitch, yaw),
+            options,
+            points_per_chunk=points_per_chunk,
+            fov_degrees=fov,
+            report=report,
         )
+
+
+def progress(num_views: int, options: RenderOptions) -> "tqdm[None]":
+    """A bar that counts the rays of so many views: it moves within a large picture too."""
+    return tqdm(total=num_views * options.image_size**2, unit="ray", unit_scale=True)
 
 
 def pictures(view: View, options: RenderOptions, *, depth_map: bool) -> tuple[Tensor, ...]:
@@ -134,10 +146,9 @@ def frames(
         options,
         batch_size=args.batch_size,
         points_per_chunk=viewing.chunk_size(saved, args),
+        bar=bar,
     ):
-        for frame in torch.cat(pictures(view, options, depth_map=args.depth_map), dim=3):
-            bar.update()
-            yield frame
+        yield from torch.cat(pictures(view, options, depth_map=args.depth_map), dim=3)
 
 
 def destination(args: argparse.Namespace, folder: Path, name: str, num_frames: int) -> Path:

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         fov_degrees=float(guess.fov_degrees),
     )
     checkpoints.save_fit(folder / "fit.pth", fit, saved)
-    psnr = _save_comparison(folder / "fit.png", saved, fit, photo, options)
+    psnr = _save_comparison(folder / "fit.png", saved, fit, photo, options, args)
     print(
         f"pitch {math.degrees(fit.pitch):.1f}, yaw {math.degrees(fit.yaw):.1f}, angle of view "
         f"{fit.fov_degrees:.1f} degrees; {psnr:.1f} dB at {options.image_size} px, loss {loss:.5f}"
@@ -184,15 +184,10 @@ def _guessed_pose(saved: SavedGenerator, generator: Path, photo: Photo) -> Poses
     path = generator.with_name(f"{prefix}discriminator.pth")
     if saved.curriculum.settings.pos_lambda == 0 or not path.is_file():
         return None
-    critic = saved.curriculum.build_discriminator()
-    try:
-        critic.load_state_dict(checkpoints.read(path, "discriminator")["state"])
-    except RuntimeError as error:
-        raise UsageError(f"{path}: does not fit the generator beside it; move it away") from error
-    critic.to(photo.image.device).eval()
+    _, critic = checkpoints.load_discriminator(path, saved.curriculum)
     size = saved.curriculum.stage_settings(saved.step).img_size  # the level that was trained last
     with torch.no_grad():
-        pose = critic(photo.at(size).image[None], alpha=1.0).pose
+        pose = critic.to(photo.image.device)(photo.at(size).image[None], alpha=1.0).pose
     return None if pose is None else Poses(pose[:, 0], pose[:, 1])
 
 
@@ -201,10 +196,15 @@ def _camera(fit: Fit) -> Camera:
 
 
 def _save_comparison(
-    path: Path, saved: SavedGenerator, fit: Fit, photo: Photo, options: RenderOptions
+    path: Path,
+    saved: SavedGenerator,
+    fit: Fit,
+    photo: Photo,
+    options: RenderOptions,
+    args: argparse.Namespace,
 ) -> float:
     """Write photo, fit and difference side by side; returns the PSNR in dB where it counts."""
-    shot, chunk = Shot(fit.film, _camera(fit)), viewing.CPU_CHUNK
+    shot, chunk = Shot(fit.film, _camera(fit)), viewing.chunk_size(saved, args)
     (view,) = filming.views(saved, [shot], options, batch_size=1, points_per_chunk=chunk)
     shown = view.images[0]
     difference = (shown - photo.image).abs() - 1  # 0 is black
@@ -218,11 +218,12 @@ def _save_views(path: Path, saved: SavedGenerator, fit: Fit, args: argparse.Name
     """Write the object from both sides of the photo's camera, with its depths if asked for."""
     options, chunk = viewing.render_options(saved, args), viewing.chunk_size(saved, args)
     shots = [Shot(fit.film, _camera(fit).turned(0, offset)) for offset in VIEW_OFFSETS]
-    views = filming.views(saved, shots, options, batch_size=1, points_per_chunk=chunk)
-    columns = [
-        torch.cat(filming.pictures(view, options, depth_map=args.depth_map), dim=2)
-        for view in tqdm(views, total=len(shots), unit="view")
-    ]
+    with filming.progress(len(shots), options) as bar:
+        views = filming.views(saved, shots, options, batch_size=1, points_per_chunk=chunk, bar=bar)
+        columns = [
+            torch.cat(filming.pictures(view, options, depth_map=args.depth_map), dim=2)
+            for view in views
+        ]
     image_io.save_png(path, image_io.grid(torch.cat(columns), len(columns)))
 
 
@@ -232,7 +233,7 @@ def _save_video(
     """Write the video of the object from around the photo's camera."""
     options = viewing.render_options(saved, args)
     shots = [Shot(fit.film, camera) for camera in way]
-    with tqdm(total=len(shots), unit="frame") as bar:
+    with filming.progress(len(shots), options) as bar:
         frames = filming.frames(saved, shots, options, args, bar)
         video_io.save_video(path, frames, kind=args.format, fps=args.fps)
 

@@ -23,6 +23,7 @@ import image_io
 import viewing
 from checkpoints import SavedGenerator
 from filming import Shot
+from generators.volumetric_rendering import RenderOptions
 from viewing import SceneObject
 
 YAWS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # radians from the middle, as published
@@ -54,9 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = viewing.output_folder(args.output_dir)
     rows, columns = _labels(args)
     thumbnails = []
-    with tqdm(total=len(objects) * len(args.pitches) * len(args.yaws), unit="view") as bar:
+    options = viewing.render_options(saved, args)
+    with filming.progress(len(objects) * len(args.pitches) * len(args.yaws), options) as bar:
         for shown in objects:
-            cells = torch.stack(list(_cells(saved, shown, args, bar)))
+            cells = torch.stack(list(_cells(saved, shown, options, args, bar)))
             image_io.save_png(folder / f"grid_{shown.name}.png", image_io.grid(cells, len(columns)))
             thumbnails.append(_shrunk(cells))
     if len(objects) > 1:
@@ -75,10 +77,13 @@ def _labels(args: argparse.Namespace) -> tuple[list[str], list[str]]:
 
 
 def _cells(
-    saved: SavedGenerator, shown: SceneObject, args: argparse.Namespace, bar: "tqdm[None]"
+    saved: SavedGenerator,
+    shown: SceneObject,
+    options: RenderOptions,
+    args: argparse.Namespace,
+    bar: "tqdm[None]",
 ) -> Iterator[Tensor]:
     """The uint8 pictures (3, H, W) of one object, rows first."""
-    options = viewing.render_options(saved, args)
     usual = viewing.usual_camera(saved, shown)
     for pitch in args.pitches:
         row = []
@@ -89,9 +94,9 @@ def _cells(
             options,
             batch_size=1,
             points_per_chunk=viewing.chunk_size(saved, args),
+            bar=bar,
         ):
             row.append(filming.pictures(view, options, depth_map=args.depth_map))
-            bar.update()
         for kind in zip(*row, strict=True):
             yield from torch.cat(kind)
 

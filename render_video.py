@@ -9,8 +9,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 import filming
 import flags
 import video_io
@@ -43,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for shown, way in zip(objects, ways, strict=True)
     ]
     viewing.output_folder(args.output_dir)
-    with tqdm(total=sum(len(way) for way in ways), unit="frame") as bar:
+    with filming.progress(sum(len(way) for way in ways), options) as bar:
         for shown, way, path in zip(objects, ways, paths, strict=True):
             shots = [Shot(shown.film, camera) for camera in way]
             frames = filming.frames(saved, shots, options, args, bar)

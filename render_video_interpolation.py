@@ -10,8 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 import filming
 import flags
 import video_io
@@ -44,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shots = morph(objects, ways)
     path = filming.destination(args, args.output_dir, "interp", len(shots))
     viewing.output_folder(args.output_dir)
-    with tqdm(total=len(shots), unit="frame") as bar:
+    with filming.progress(len(shots), options) as bar:
         frames = filming.frames(saved, shots, options, args, bar)
         video_io.save_video(path, frames, kind=args.format, fps=args.fps)
     return 0

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import run_state
+import training_fid
 from curriculum import Curriculum
 from run_log import RunLog
 from run_state import Progress
@@ -118,6 +119,18 @@ class Keeper:
         """Tell what the means of the loss terms show of a collapse."""
         for line in self.watch.losses(self.progress.step, means, stage):
             self.log.warn(self.progress.step, line)
+
+    def note_fid(self, fid: float) -> None:
+        """Write down a measured FID; the networks of the best one are kept in best/."""
+        step, folder = self.progress.step, self.options.folder
+        self.log.measured(step, "fid", fid)
+
+        def write() -> None:
+            if training_fid.note(folder, step, fid):
+                run_state.export(folder / "best", self.game, self.curriculum, self.progress)
+
+        self.log.attempt(f"writing {training_fid.FID_FILE}", write)
+        self.log.reset_clock()
 
     def _probe(self) -> None:
         step = self.progress.step

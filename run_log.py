@@ -172,6 +172,13 @@ class RunLog:
         self.say(f"warning at step {step}: {text}")
         self.record({"step": step, "warning": text})
 
+    def measured(self, done: int, name: str, value: float) -> None:
+        """Write a measured figure to log.jsonl, TensorBoard and the screen."""
+        self.record({"step": done, name: value})
+        scalars = {f"quality/{name}": value}
+        self.attempt("writing TensorBoard's files", lambda: self.board.scalars(scalars, done))
+        self.say(f"step {done}: {name} {value:.2f}")
+
     def preview(self, done: int, name: str, images: Tensor, columns: int) -> None:
         """Write the previews (N, 3, H, W) in [-1, 1] as STEP_name.png and into TensorBoard."""
         sheet = image_io.grid(image_io.to_uint8(images), columns)

@@ -18,7 +18,8 @@ from datasets import ImageSet
 from distributed import Place
 from flags import UsageError
 from run_state import Progress
-from training.adversarial import AdversarialGame, OptimizerOptions, Precision
+from training.adversarial import AdversarialGame, Precision
+from training_fid import FidOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,7 @@ class TrainOptions:
     model_save_interval: int
     state_seconds: float
     keep: int
+    fid: FidOptions
     command: list[str]
 
 
@@ -77,11 +79,7 @@ def build_game(place: Place, options: TrainOptions, seed: int) -> AdversarialGam
     return AdversarialGame(
         generator,
         discriminator,
-        OptimizerOptions(
-            betas=(settings.betas[0], settings.betas[1]),
-            weight_decay=settings.weight_decay,
-            has_slow_mapping=settings.unique_lr,
-        ),
+        options.curriculum.optimizer_options(),
         choose_precision(settings.precision, place.device, is_scaled=not settings.disable_scaler),
         seed=seed,
         rank=place.rank,
@@ -107,10 +105,10 @@ def set_up(place: Place, options: TrainOptions) -> Setup:
         UsageError: there is nothing to go on from, or nothing to learn from, or no room.
     """
     start = _find_start(place, options)
-    content = run_state.agree_on_start(place, start)
+    content = run_state.agree_on_start(place, start, options.curriculum)
     seed = options.seed
     if seed is None:
-        seed = 0 if content is None else int(content["seed"])
+        seed = 0 if content is None else run_state.seed_of(content)
     game = build_game(place, options, seed)
     progress = Progress()
     if content is not None:
@@ -124,10 +122,11 @@ def set_up(place: Place, options: TrainOptions) -> Setup:
     if place.is_main:
         try:
             checkpoints.remove_drafts(options.output_dir)
-            if start is not None and start.parent.resolve() == options.output_dir.resolve():
+            own = options.output_dir / run_state.STATE_FILE
+            if start is not None and start.resolve() == own.resolve():
                 # A kill may have come between the state and what is exported from it.
                 run_state.export(options.output_dir, game, options.curriculum, progress)
-            _write_options(place, options, seed, start, progress)
+            _write_options(place, options, game, start, progress)
         except OSError as error:
             reason = f"cannot be written ({error.strerror})"
             raise UsageError(f"--output_dir {options.output_dir}: {reason}") from error
@@ -179,17 +178,22 @@ def _open_all(place: Place, options: TrainOptions, progress: Progress) -> dict[i
 
 
 def _write_options(
-    place: Place, options: TrainOptions, seed: int, start: Path | None, progress: Progress
+    place: Place,
+    options: TrainOptions,
+    game: AdversarialGame,
+    start: Path | None,
+    progress: Progress,
 ) -> None:
     content = {
         "command": options.command,
         "curriculum_name": options.curriculum.name,
         "curriculum": {str(key): value for key, value in options.curriculum.source.items()},
-        "seed": seed,
+        "seed": game.seed,
         "first_step": progress.step,
         "start_from": str(start) if start else None,
         "processes": place.world_size,
         "device": str(place.device),
+        "field": game.field_path(),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -13,12 +13,24 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 import checkpoints
 import distributed
+import published_run
 from curriculum import Curriculum
 from distributed import Place
 from flags import UsageError, nearest_path
+from network_state import (
+    StateError,
+    checked_state,
+    count_entry,
+    entry,
+    load_average,
+    load_moments,
+    load_scaler,
+)
+from pickle_data import shown
 from training.adversarial import AdversarialGame
 
 STATE_FILE = "training_state.pth"
@@ -38,7 +50,8 @@ class Progress:
     images_seen: int = 0
 
 
-def _about(curriculum: Curriculum, progress: Progress) -> dict[str, Any]:
+def about_run(curriculum: Curriculum, progress: Progress) -> dict[str, Any]:
+    """What every file of a run says of itself."""
     return {
         "curriculum_name": curriculum.name,
         "curriculum": dict(curriculum.source),
@@ -60,7 +73,7 @@ def save_state(
         folder / STATE_FILE,
         "training_state",
         {
-            **_about(curriculum, progress),
+            **about_run(curriculum, progress),
             "images_seen": progress.images_seen,
             "seed": game.seed,
             "generator": game.generator.state_dict(),
@@ -106,7 +119,7 @@ def _tensors(value: object, where: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 def export(folder: Path, game: AdversarialGame, curriculum: Curriculum, progress: Progress) -> None:
     """Write generator.pth, ema.pth, ema2.pth and discriminator.pth into folder."""
-    about = _about(curriculum, progress)
+    about = about_run(curriculum, progress)
     raw = game.generator.state_dict()
     names = [name for name, _ in game.generator.named_parameters()]
     exports: list[tuple[str, str, Mapping[str, Any]]] = [("generator.pth", "generator", raw)]
@@ -133,7 +146,7 @@ def save_snapshot(
 
 
 def find_start(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) -> Path | None:
-    """The training state to go on from, None to start afresh.
+    """The training state, or folder of a published run, to go on from; None to start afresh.
 
     Raises:
         UsageError: there is none in load_dir, or output_dir holds another run.
@@ -150,6 +163,8 @@ def find_start(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) -> 
     if load_dir is None:
         return None
     state = load_dir / STATE_FILE
+    if not state.is_file() and published_run.is_one(load_dir):
+        return load_dir
     if not state.is_file():
         hint = nearest_path(load_dir) if not load_dir.exists() else ""
         raise UsageError(f"--load_dir {load_dir}: there is no {STATE_FILE} in it.{hint}")
@@ -158,13 +173,17 @@ def find_start(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) -> 
 
 def step_of(folder: Path) -> int:
     """The step of the state in folder, 0 where there is none that can be read."""
+    path = folder / STATE_FILE
     try:
-        return int(checkpoints.read(folder / STATE_FILE, "training_state")["step"])
+        with checkpoints.complaints(path):
+            return count_entry(checkpoints.read(path, "training_state"), "step")
     except UsageError:
         return 0
 
 
-def agree_on_start(place: Place, path: Path | None) -> dict[str, Any] | None:
+def agree_on_start(
+    place: Place, path: Path | None, curriculum: Curriculum
+) -> dict[str, Any] | None:
     """The content of the state that all ranks go on from: the newest of those that ranks found.
 
     Machines may have disks of their own; then only one of them may hold the last state.
@@ -172,8 +191,12 @@ def agree_on_start(place: Place, path: Path | None) -> dict[str, Any] | None:
     Raises:
         UsageError: the file at path, where this rank has one, cannot be read.
     """
-    content = None if path is None else checkpoints.read(path, "training_state")
-    steps = distributed.values_of_all(-1 if content is None else content["step"])
+    content, step = None, -1
+    if path is not None:
+        content = read_state(path, curriculum)
+        with checkpoints.complaints(path):
+            step = count_entry(content, "step")
+    steps = distributed.values_of_all(step)
     source = steps.index(max(steps))
     if len(steps) == 1 or steps[source] < 0:
         return content
@@ -184,41 +207,85 @@ def agree_on_start(place: Place, path: Path | None) -> dict[str, Any] | None:
     return cast(dict[str, Any], torch.load(io.BytesIO(data), weights_only=True))
 
 
-def load_state(content: dict[str, Any], game: AdversarialGame) -> Progress:
+def seed_of(content: Mapping[str, Any]) -> int:
+    """The seed of the run that a state is of; a published run does not say, and gets 0.
+
+    Raises:
+        UsageError: what it says is no seed.
+    """
+    if "seed" not in content:
+        return 0
+    try:
+        return count_entry(content, "seed")
+    except StateError as error:
+        raise UsageError(f"{STATE_FILE}: {error}") from error
+
+
+def read_state(path: Path, curriculum: Curriculum) -> dict[str, Any]:
+    """The content of a training state, for load_state.
+
+    Args:
+        path: a training state of ours, or the folder of a published run.
+        curriculum: what is trained; of a published run that of its adapt.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    if not path.is_dir():
+        content = checkpoints.read(path, "training_state")
+        _refuse_other_scales(path, checkpoints.curriculum_of(path, content), curriculum)
+        return content
+    run = published_run.open_run(path)
+    return {**about_run(curriculum, Progress(step=run.step)), **run.state(curriculum)}
+
+
+def _refuse_other_scales(path: Path, trained: Curriculum, wanted: Curriculum) -> None:
+    """What changes a network's meaning and not its shapes must not change unnoticed."""
+    for key in ("model", "box_side", "density_scale"):
+        before, now = getattr(trained.settings, key), getattr(wanted.settings, key)
+        if before != now:
+            raise UsageError(
+                f"{path}: was trained with {key} {before}, the curriculum says {now}; go on with "
+                f"--set {key}={before}"
+            )
+
+
+def load_state(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
     """Take over a state of training; the game's own options stay.
 
     Raises:
         UsageError: it is damaged, or belongs to other networks than the curriculum's.
     """
     try:
-        game.generator.load_state_dict(content["generator"])
-        game.discriminator.load_state_dict(content["discriminator"])
-        for average, state in zip(game.averages, content["averages"], strict=True):
-            average.load_state_dict(state)
-        for name in ("generator_optimizer", "discriminator_optimizer"):
-            _load_optimizer(getattr(game, name), content[name])
-        if content["scaler"]:
-            game.scaler.load_state_dict(content["scaler"])
-        game.health.skipped.fill_(content["skipped"])
+        progress = _take_over(content, game)
         require_finite(game)
-        return Progress(step=content["step"], images_seen=content["images_seen"])
+        return progress
     except NotFinite as error:
         raise UsageError(f"{STATE_FILE} cannot be gone on from: {error}") from error
-    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        other = content.get("curriculum_name")
-        first = str(error).strip().splitlines()[0]
+    except StateError as error:
+        other = shown(str(content.get("curriculum_name")))
         raise UsageError(
-            f"{STATE_FILE}: was trained with curriculum {other}, whose networks do not fit this "
-            f"one ({first})"
+            f"{STATE_FILE}: {error}; it was trained with curriculum {other}, whose networks must "
+            "be those of the curriculum that is asked for"
         ) from error
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over the moments; rates, betas and the implementation stay those of this run."""
-    own = [
-        {key: value for key, value in group.items() if key != "params"}
-        for group in optimizer.param_groups
-    ]
-    optimizer.load_state_dict(state)
-    for group, options in zip(optimizer.param_groups, own, strict=True):
-        group.update(options)
+def _take_over(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
+    progress = Progress(
+        step=count_entry(content, "step"), images_seen=count_entry(content, "images_seen")
+    )
+    skipped = count_entry(content, "skipped")
+    for name in ("generator", "discriminator"):
+        network: nn.Module = getattr(game, name)
+        network.load_state_dict(checked_state(network, content.get(name)))
+    averages = entry(content, "averages", list)
+    if len(averages) != len(game.averages) or not all(isinstance(a, dict) for a in averages):
+        raise StateError(f"has {len(averages)} averages, not {len(game.averages)}")
+    for own, state in zip(game.averages, averages, strict=True):
+        load_average(own, entry(state, "shadow", list), count_entry(state, "num_updates"))
+    for name in ("generator_optimizer", "discriminator_optimizer"):
+        optimizer: torch.optim.Optimizer = getattr(game, name)
+        load_moments(optimizer, content.get(name))
+    load_scaler(game.scaler, content.get("scaler"))
+    game.health.skipped.fill_(skipped)
+    return progress

@@ -6,6 +6,7 @@ One process per visible CUDA device, or one on the CPU. Ctrl-C and SIGTERM save 
 `--resume` goes on.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -16,10 +17,13 @@ import datasets
 import distributed
 import dry_run
 import flags
+import published_run
 import run_setup
 import run_state
+from distributed import Place
 from flags import UsageError
 from run_setup import TrainOptions
+from training_fid import FidOptions
 from training_loop import train
 
 
@@ -35,7 +39,8 @@ def build_parser() -> flags.ArgumentParser:
     add("--dataset_path", help="folder, glob or .zip of pictures")
     add("--cache_dir", type=Path, help="where decoded pictures are kept; default OUTPUT_DIR/cache")
     add("--output_dir", type=Path, default=Path("out"), help="folder of the run")
-    add("--load_dir", type=Path, help="go on from the run in this folder")
+    add("--load_dir", type=Path, help="go on from the run in this folder, ours or a "
+        "published one")  # fmt: skip
     add("--resume", action="store_true", help="go on from --output_dir if it holds a run")
     add("--set_step", type=flags.non_negative_int, help="take this as the number of steps done")
     add("--seed", type=flags.non_negative_int, help="of all random numbers; default: that of the "
@@ -51,6 +56,10 @@ def build_parser() -> flags.ArgumentParser:
     add("--keep", type=flags.positive_int, default=3, help="snapshots kept, the newest ones; "
         "previews of ten times as many steps")  # fmt: skip
     add("--eval_freq", type=flags.positive_int, default=5000, help="steps between FID measurements")
+    add("--eval_images", type=flags.positive_int, default=2048, help="images generated for each")
+    add("--inception_weights", type=Path, help="FID's network, where it cannot be downloaded")
+    add("--any_inception_weights", action="store_true", help="take another file than the "
+        "published one; its figures cannot be compared")  # fmt: skip
     flags.add_device(parser)
     add("--num_processes", type=flags.positive_int, help="default: one per visible CUDA device")
     add("--port", type=flags.port_number, default=distributed.DEFAULT_PORT, help="rendezvous port "
@@ -77,8 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(dry_run.report(curriculum, places, run_setup.dataset_options(curriculum)))
         return 0
     dry_run.require_memory(curriculum, places)
-    if places[0].is_main:  # again when the folder is locked; here it costs no process
-        run_state.find_start(args.output_dir, args.load_dir, is_resumed=args.resume)
+    start = _start(places[0], args)
+    if start is not None and start.is_dir():
+        curriculum = published_run.open_run(start).adapt(curriculum)
     options = TrainOptions(
         curriculum=curriculum,
         output_dir=args.output_dir,
@@ -93,12 +103,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         model_save_interval=args.model_save_interval,
         state_seconds=args.state_seconds,
         keep=args.keep,
+        fid=FidOptions(
+            interval=args.eval_freq,
+            num_images=args.eval_images,
+            weights=args.inception_weights,
+            takes_any_weights=args.any_inception_weights,
+        ),
         command=["train.py", *(sys.argv[1:] if argv is None else argv)],
     )
     datasets.find_images(
         run_setup.dataset_options(curriculum)
     )  # before any process or folder is made
     return distributed.launch(train, options, places, port=args.port)
+
+
+def _start(place: Place, args: argparse.Namespace) -> Path | None:
+    """What is gone on from, as far as it can be told before the folder is locked.
+
+    Machines without the main process need not have it.
+    """
+    try:
+        return run_state.find_start(args.output_dir, args.load_dir, is_resumed=args.resume)
+    except UsageError:
+        if place.is_main:
+            raise
+        return None
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import machine
 import run_lock
 import run_setup
 import run_state
+import training_fid
 from distributed import PeerLost, Place, StopSignal
 from flags import UsageError
 from run_keeping import Keeper, KeepOptions
@@ -22,6 +23,7 @@ from run_state import NotFinite
 from training.previews import PreviewScenes, preview_scenes
 from training.seeding import Purpose, step_rng
 from training.stage import Stage
+from training_fid import FidMeter
 
 MAX_BAD_STEPS = 10  # updates in a row that were skipped because they were not finite
 HEALTH_INTERVAL = 10  # steps between looks at the counts on CUDA; looking waits for the device
@@ -45,6 +47,7 @@ class TrainingRun:
         self.game, self.progress, self.images = setup.game, setup.progress, setup.images
         self.curriculum = options.curriculum
         self.last_step = self._last_step()
+        self.meter, self.about_fid = self._open_meter()
 
     def _last_step(self) -> int:
         """Where training ends: the curriculum's end, --max_steps or --n_epochs, the earliest."""
@@ -61,6 +64,16 @@ class TrainingRun:
                 break
             images, step = images + (upper - step) * batch, upper
         return min(limit for limit in limits if limit is not None)
+
+    def _open_meter(self) -> tuple[FidMeter | None, str]:
+        """What measures FID, or nothing and why not; nothing and "" where it is never due."""
+        options = self.options
+        if not options.fid.is_ever_due(self.progress.step, self.last_step):
+            return None, ""
+        data = run_setup.dataset_options(self.curriculum)
+        return training_fid.open_meter(
+            self.place, options.fid, self.curriculum, data, options.cache_dir
+        )
 
     def _preview_scenes(self) -> PreviewScenes:
         rng = step_rng(self.game.seed, 0, 0, Purpose.PREVIEWS, torch.device("cpu"))
@@ -94,7 +107,9 @@ class TrainingRun:
         folder, device = options.output_dir, self.place.device
         log = RunLog(folder, first, self.last_step, device, keep=options.keep)
         stack.enter_context(log)
-        log.say("FID is not measured: evaluation during training is not part of this version")
+        log.say(f"the field on {self.place.device}: {self.game.field_path()}")
+        if self.about_fid:
+            log.say(self.about_fid)
         if first > 0:
             log.record({"step": first, "resumed": True})
         keep_options = KeepOptions(
@@ -131,6 +146,8 @@ class TrainingRun:
             is_over = is_stopped or step + 1 >= self.last_step
             if keeper is not None:
                 keeper.between_steps(is_last=step + 1 >= self.last_step, is_stopped=is_stopped)
+            if self.options.fid.is_due(step + 1) and not is_stopped:
+                self._measure_fid(stop, keeper)
             if is_over:
                 return self._farewell(stop, keeper, is_stopped=is_stopped)
         raise AssertionError("unreachable")
@@ -199,6 +216,16 @@ class TrainingRun:
     def _last_good_state(self) -> str:
         state = self.options.output_dir / run_state.STATE_FILE
         return f"the last good state is {state}" if state.exists() else "no state was saved"
+
+    def _measure_fid(self, stop: StopSignal, keeper: Keeper | None) -> None:
+        """FID of the averaged generator, on all ranks; the best so far is kept."""
+        if self.meter is None:
+            return
+        step = self.progress.step
+        averaged = self.game.averages[0].averaged(self.game.generator)
+        fid = self.meter.measure(averaged, step, self.place, lambda: stop.requested)
+        if fid is not None and keeper is not None:
+            keeper.note_fid(fid)
 
     def _farewell(self, stop: StopSignal, keeper: Keeper | None, *, is_stopped: bool) -> int:
         code = 128 + (stop.signum or 0) if is_stopped and stop.signum else 0

@@ -108,10 +108,18 @@ def _save_gif(path: Path, frames: Iterable[Tensor], fps: int) -> None:
     pictures = list(_pictures(frames))
     chosen = pictures[:: -(-len(pictures) // PALETTE_FRAMES)]
     sheet = np.concatenate([np.asarray(picture) for picture in chosen])
-    palette = Image.fromarray(sheet).quantize(256, Image.Quantize.MEDIANCUT)
+    palette = _palette(Image.fromarray(sheet))
     # Dithering would shimmer where the picture moves.
     indexed = [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
     _save_animation(path, indexed, "GIF", _durations(len(indexed), fps, unit=10))
+
+
+def _palette(picture: Image.Image) -> Image.Image:
+    """256 colors for a picture; exact black and white among them, which are backgrounds."""
+    chosen = picture.quantize(254, Image.Quantize.MEDIANCUT).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([0, 0, 0, 255, 255, 255, *chosen])
+    return palette
 
 
 def _save_webp(path: Path, frames: Iterable[Tensor], fps: int) -> None:

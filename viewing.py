@@ -54,7 +54,8 @@ def add_generator(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say which generator; for open_generator."""
     add = parser.add_argument
     add("generator", type=Path, metavar="generator.pth", help="of a run, or a published one")
-    add("--curriculum", help="what it was trained with; our own files know it")
+    add("--curriculum", help="what it was trained with; our own files know it, "
+        "for published ones the default is CelebA")  # fmt: skip
     add("--curriculum_file", type=Path, help="Python file with curriculum dicts of your own")
     add("--ema", choices=["ema", "ema2", "none"], default="ema", help="which averaged parameters "
         "beside the generator to use; none takes the raw ones")  # fmt: skip
@@ -90,7 +91,7 @@ def add_field_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def open_generator(args: argparse.Namespace) -> SavedGenerator:
-    """The generator that the flags of add_generator name; says on stderr when it is the raw one.
+    """The generator that the flags of add_generator name; says on stderr what it had to assume.
 
     Raises:
         UsageError: there is none, or it cannot be read.
@@ -102,6 +103,9 @@ def open_generator(args: argparse.Namespace) -> SavedGenerator:
     saved = checkpoints.load_generator(
         args.generator, ema=args.ema, device=device, curriculum=curriculum
     )
+    if saved.is_published and curriculum is None:
+        print(f"{saved.path}: published files don't say their curriculum; taking the cameras of "
+              f"{saved.curriculum.name} (--curriculum names another)", file=sys.stderr)  # fmt: skip
     if saved.average != args.ema and saved.average == "none":
         print(f"{saved.path}: no {args.ema}.pth beside it; using the raw parameters",
               file=sys.stderr)  # fmt: skip
@@ -150,8 +154,17 @@ def objects_to_show(saved: SavedGenerator, args: argparse.Namespace) -> list[Sce
     """
     if not args.fit:
         return objects_of_seeds(saved, args.seeds, psi=args.psi)
+    return fitted_objects(saved, args.fit)
+
+
+def fitted_objects(saved: SavedGenerator, paths: Sequence[Path]) -> list[SceneObject]:
+    """One object per file of inverse_render.py.
+
+    Raises:
+        UsageError: one cannot be read or belongs to another generator, or two have one name.
+    """
     objects: dict[str, SceneObject] = {}
-    for path in args.fit:
+    for path in paths:
         # inverse_render.py calls every fit fit.pth; its folder has the photo's name.
         name = path.absolute().parent.name if path.name == "fit.pth" else path.stem
         if name in objects:
@@ -168,13 +181,15 @@ def usual_camera(saved: SavedGenerator, shown: SceneObject) -> Camera:
 
 
 def objects_of_seeds(
-    saved: SavedGenerator, seeds: Sequence[int], *, psi: float
+    saved: SavedGenerator, seeds: Sequence[int], *, psi: float, mean: Film | None = None
 ) -> list[SceneObject]:
     """One object per seed; a seed is the same object whatever stands beside it.
 
-    The latent is the first draw of a CPU stream with that seed, as published.
+    The latent is the first draw of a CPU stream with that seed, as published. mean is what
+    mean_film gives, where it is known already.
     """
-    mean, kind = mean_film(saved), saved.curriculum.settings.z_dist
+    mean = mean_film(saved) if mean is None else mean
+    kind = saved.curriculum.settings.z_dist
     device = next(saved.generator.parameters()).device
     objects = []
     with torch.no_grad():

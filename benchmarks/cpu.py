@@ -17,9 +17,8 @@ import torch
 
 import curriculums
 import machine
-from benchmarks.textbook import TextbookField
+from benchmarks.textbook import twin_of
 from curriculum import Curriculum
-from siren.siren import FilmSiren
 from training.adversarial import AdversarialGame, OptimizerOptions, Precision
 
 FIELD_POINTS = 16_384
@@ -46,20 +45,6 @@ def median_seconds(work: Callable[[], object], repeats: int = REPEATS) -> float:
     return statistics.median(seconds)
 
 
-def _textbook(siren: FilmSiren, curriculum: Curriculum) -> FilmSiren:
-    settings = curriculum.settings
-    twin = TextbookField(
-        z_dim=siren.z_dim,
-        hidden_dim=siren.hidden_dim,
-        num_layers=len(siren.network),
-        mapping_hidden_dim=settings.mapping_hidden_dim,
-        box_side=siren.box_side,
-        density_scale=siren.density_scale,
-    )
-    twin.load_state_dict(siren.state_dict())
-    return twin
-
-
 def measure(is_textbook: bool) -> dict[str, float]:
     """Seconds of each piece of work in this process."""
     if not is_textbook:
@@ -78,7 +63,7 @@ def _field_seconds(name: str, is_textbook: bool) -> dict[str, float]:
     """Evaluation of one object's field at FIELD_POINTS points, with and without gradients."""
     curriculum = curriculums.load(name)
     siren = curriculum.build_generator().siren
-    siren = _textbook(siren, curriculum) if is_textbook else siren
+    siren = twin_of(siren) if is_textbook else siren
     z = torch.randn(1, siren.z_dim)
     points = torch.rand(1, FIELD_POINTS, 3) * 0.2 - 0.1
     direction = torch.tensor([[[0.0, 0.0, -1.0]]])
@@ -100,7 +85,7 @@ def _step_seconds(curriculum: Curriculum, step: int, is_textbook: bool) -> float
     torch.manual_seed(0)
     generator, stage = curriculum.build_generator(), curriculum.at(step)
     if is_textbook:
-        generator.siren = _textbook(generator.siren, curriculum)
+        generator.siren = twin_of(generator.siren)
     game = AdversarialGame(
         generator, curriculum.build_discriminator(), OptimizerOptions(), Precision(), seed=0
     )

@@ -25,3 +25,19 @@ class TextbookField(FilmSiren):
         x = self.color_layer_sine.layer(torch.cat([directions, x], dim=-1))
         x = torch.sin(color_frequencies[:, None] * x + color_phases[:, None])
         return torch.cat([self.color_layer_linear(x), density], dim=-1)
+
+
+def twin_of(siren: FilmSiren) -> TextbookField:
+    """A textbook field with the sizes and parameters of siren, on the CPU."""
+    first = siren.mapping_network.network[0]
+    assert isinstance(first, nn.Linear)  # for the type checker
+    twin = TextbookField(
+        z_dim=siren.z_dim,
+        hidden_dim=siren.hidden_dim,
+        num_layers=len(siren.network),
+        mapping_hidden_dim=first.out_features,
+        box_side=siren.box_side,
+        density_scale=siren.density_scale,
+    )
+    twin.load_state_dict(siren.state_dict())
+    return twin

@@ -104,6 +104,16 @@ def sample_poses(distribution: PoseDistribution, count: int, *, rng: torch.Gener
     return Poses(pitch=pitch.clamp(POLE_MARGIN, math.pi - POLE_MARGIN), yaw=yaw)
 
 
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on device, without waiting for what the device still has to do.
+
+    From memory that the kernel may swap out, CUDA would copy only after everything before it.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def camera_origins(poses: Poses) -> Tensor:
     """Positions (B, 3) of the cameras on the unit sphere."""
     pitch, yaw = poses
@@ -121,15 +131,24 @@ def camera_rotations(poses: Poses) -> Tensor:
 
 
 def camera_directions(
-    image_size: int, fov_degrees: float | Tensor, *, device: torch.device, dtype: torch.dtype
+    shape: tuple[int, int],
+    fov_degrees: float | Tensor,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Unit-length ray directions of a square image in camera space, rows first from the top.
+    """Unit-length ray directions of a picture in camera space, rows first from the top.
 
-    (R, 3) for one angle of view, (B, R, 3) for a tensor of them. The outermost pixels' centres lie
-    on the edge of the field of view, as published.
+    (R, 3) for one angle of view, (B, R, 3) for a tensor of them. shape is (H, W). The angle of view
+    is that of the shorter side, whose outermost pixels' centres lie on its edge, as published; a
+    longer side sees more.
     """
-    across = torch.linspace(-1, 1, image_size, device=device, dtype=dtype)
-    y, x = (axis.flatten() for axis in torch.meshgrid(across.flip(0), across, indexing="ij"))
+    unit = max(1, min(shape) - 1)  # pixel distances from edge to edge of the shorter side
+    y, x = (
+        torch.linspace(-reach, reach, count, device=device, dtype=dtype)
+        for count, reach in ((count, max(1, count - 1) / unit) for count in shape)
+    )
+    y, x = (axis.flatten() for axis in torch.meshgrid(y.flip(0), x, indexing="ij"))
     if isinstance(fov_degrees, Tensor):
         z = (-1 / torch.tan(torch.deg2rad(fov_degrees.to(x)) / 2))[:, None].expand(-1, len(x))
     else:
@@ -137,8 +156,28 @@ def camera_directions(
     return F.normalize(torch.stack([x.expand_as(z), y.expand_as(z), z], dim=-1), dim=-1)
 
 
+def rays_from(
+    origins: Tensor, rotations: Tensor, shape: tuple[int, int], fov_degrees: float | Tensor
+) -> Rays:
+    """The rays of cameras that stand anywhere, on the device and in the precision of origins.
+
+    Args:
+        origins: where they stand, (B, 3).
+        rotations: from camera to world, (B, 3, 3), columns [right, up, -forward].
+        shape: (H, W) in pixels.
+        fov_degrees: full angle of view across the shorter side; one for all, or (B,).
+
+    Returns:
+        Rays of (B, H * W, 3), pixels in row-major order from the top left.
+    """
+    pixels = camera_directions(shape, fov_degrees, device=origins.device, dtype=origins.dtype)
+    # No matrix product: under autocast it would round the rays to half precision.
+    directions = (rotations[:, None] * pixels[..., None, :]).sum(-1)  # (B, R, 3)
+    return Rays(origins[:, None].expand_as(directions), directions)
+
+
 def cast_rays(poses: Poses, image_size: int, fov_degrees: float | Tensor) -> Rays:
-    """The rays of square images, on the device and in the precision of the poses.
+    """The rays of square images of cameras on the unit sphere, which look at the origin.
 
     Args:
         poses: camera angles, each (B,).
@@ -146,12 +185,7 @@ def cast_rays(poses: Poses, image_size: int, fov_degrees: float | Tensor) -> Ray
         fov_degrees: full angle of view across the image; one for all, or (B,).
 
     Returns:
-        Rays of (B, H * W, 3), pixels in row-major order from the top left.
+        Rays of (B, H * W, 3) as rays_from gives them.
     """
-    pixels = camera_directions(
-        image_size, fov_degrees, device=poses.yaw.device, dtype=poses.yaw.dtype
-    )
-    # No matrix product: under autocast it would round the rays to half precision.
-    directions = (camera_rotations(poses)[:, None] * pixels[..., None, :]).sum(-1)  # (B, R, 3)
-    origins = camera_origins(poses)[:, None].expand_as(directions)
-    return Rays(origins, directions)
+    shape = (image_size, image_size)
+    return rays_from(camera_origins(poses), camera_rotations(poses), shape, fov_degrees)

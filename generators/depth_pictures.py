@@ -18,16 +18,22 @@ CHROMA = 0.085  # small enough for every color on the way to exist in sRGB
 
 
 def surface_depths(view: View, options: RenderOptions) -> Tensor:
-    """Mean depths (B, H, W) of what stopped the light, scene units; NaN where most of it passed.
+    """Mean depths (B, H, W) of what stopped the light, scene units; NaN where there is no surface.
+
+    That is where most of the light passed, and, in an unbounded scene, where it went on to the last
+    sample: that one stands for everything behind far, and any density at all stops the rest there.
 
     View.depths are sums over the light that was stopped, so they shrink with a pixel's opacity;
     under the background "last_sample" they count the rest of the light at far. Both is undone.
     """
-    depths = view.depths
+    depths, is_surface = view.depths, view.opacities >= MIN_OPACITY
     if options.background == "last_sample":
         depths = depths - (1 - view.opacities) * options.far
     depths = depths / view.opacities.clamp(min=MIN_OPACITY)
-    return torch.where(view.opacities >= MIN_OPACITY, depths, torch.nan)
+    if options.scene_radius is None:
+        spacing = (options.far - options.near) / (options.num_steps - 1)
+        is_surface = is_surface & (depths < options.far - spacing / 2)
+    return torch.where(is_surface, depths, torch.nan)
 
 
 def depth_pictures(depths: Tensor, options: RenderOptions) -> Tensor:

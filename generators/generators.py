@@ -1,13 +1,20 @@
 """The generator: latent codes and camera poses in, images out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from generators.cameras import Poses, Rays, cast_rays
-from generators.volumetric_rendering import Field, Rendering, RenderOptions, chunked, render_rays
+from generators.cameras import Poses, Rays, cast_rays, moved
+from generators.volumetric_rendering import (
+    Field,
+    Rendering,
+    RenderOptions,
+    chunked,
+    rays_that_hit,
+    render_rays,
+)
 from siren.film import Film, at_least_float32
 from siren.siren import FilmSiren
 
@@ -52,13 +59,16 @@ class ImplicitGenerator3d(nn.Module):
 
         return chunked(evaluate, points_per_chunk)
 
-    def density(self, film: Film) -> Callable[[Tensor], Tensor]:
+    def density(
+        self, film: Film, *, points_per_chunk: int | None = None
+    ) -> Callable[[Tensor], Tensor]:
         """Raw densities (P,) at points (P, 3) on any device, of the one object of film (1, F)."""
 
         @torch.no_grad()
         def evaluate(points: Tensor) -> Tensor:
-            found: Tensor = self.siren.density(points.to(film.frequencies)[None], film)
-            return at_least_float32(found[0]).to(points.device)
+            parts = points.to(film.frequencies)[None].split(points_per_chunk or len(points), dim=1)
+            found = torch.cat([self.siren.density(part, film)[0] for part in parts])
+            return at_least_float32(found).to(points.device)
 
         return evaluate
 
@@ -71,6 +81,7 @@ class ImplicitGenerator3d(nn.Module):
         rng: torch.Generator | None = None,
         points_per_chunk: int | None = None,
         fov_degrees: Tensor | None = None,
+        report: Callable[[int], object] = lambda num_rays: None,
     ) -> View:
         """Images, depths and opacities of B objects, each from its pose.
 
@@ -82,21 +93,38 @@ class ImplicitGenerator3d(nn.Module):
             points_per_chunk: the most points in one call of the field; None is all. The picture
                 does not depend on it. Without a stream it bounds everything else too.
             fov_degrees: (B,) angles of view; None is the options' for all.
+            report: called with the number of rays that are done since the last time.
         """
         frequencies = film.frequencies
         on_device = Poses(*(angle.to(frequencies) for angle in poses))
         fov = options.fov_degrees if fov_degrees is None else fov_degrees.to(frequencies)
         rays = cast_rays(on_device, options.image_size, fov)
+        shape = (options.image_size, options.image_size)
         field = self.field(film, points_per_chunk=points_per_chunk)
         if points_per_chunk is None or rng is not None:  # a stream is drawn for whole pictures
-            return _view(render_rays(field, rays, options, rng=rng), options.image_size)
+            hits = None
+            if rays.origins.is_cuda and options.scene_radius is not None and fov_degrees is None:
+                hits = moved(rays_that_hit(options), rays.origins.device)
+            whole = render_rays(field, rays, options, rng=rng, hits=hits)
+            report(whole.depth.numel())
+            return as_view(whole, shape)
+        parts = []
+        for part in self.render_parts(film, rays, options, points_per_chunk=points_per_chunk):
+            parts.append(part)
+            report(part.depth.numel())
+        return as_view(join(parts), shape)
+
+    def render_parts(
+        self, film: Film, rays: Rays, options: RenderOptions, *, points_per_chunk: int
+    ) -> Iterator[Rendering]:
+        """The pixels of rays (B, R, 3), a part of the rays at a time, without randomness.
+
+        A part has at most points_per_chunk samples. Who stops asking for parts saves their work.
+        """
+        field = self.field(film, points_per_chunk=points_per_chunk)
         rays_per_part = max(1, points_per_chunk // (len(film) * options.num_steps))
-        parts = [
-            render_rays(field, Rays(*part), options, rng=None)
-            for part in zip(*(ends.split(rays_per_part, 1) for ends in rays), strict=True)
-        ]
-        whole = Rendering(*(torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True)))
-        return _view(whole, options.image_size)
+        for part in zip(*(ends.split(rays_per_part, 1) for ends in rays), strict=True):
+            yield render_rays(field, Rays(*part), options, rng=None)
 
     def forward(
         self,
@@ -110,10 +138,15 @@ class ImplicitGenerator3d(nn.Module):
         return self.render(self.mapping(z), poses, options, rng=rng).images
 
 
-def _view(rendering: Rendering, size: int) -> View:
-    images = rendering.rgb.unflatten(1, (size, size)).permute(0, 3, 1, 2)
+def join(parts: Iterable[Rendering]) -> Rendering:
+    """One rendering of the rays of several, in their order."""
+    return Rendering(*(torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True)))
+
+
+def as_view(rendering: Rendering, shape: tuple[int, int]) -> View:
+    """The pictures of shape (H, W) whose pixels were rendered."""
     return View(
-        images * 2 - 1,
-        rendering.depth.unflatten(1, (size, size)),
-        rendering.opacity.unflatten(1, (size, size)),
+        rendering.rgb.unflatten(1, shape).permute(0, 3, 1, 2) * 2 - 1,
+        rendering.depth.unflatten(1, shape),
+        rendering.opacity.unflatten(1, shape),
     )

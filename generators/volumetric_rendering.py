@@ -12,6 +12,7 @@ a CPU stream in the same state gives the picture that the published code gives.
 Sources: pi-GAN (Chan et al. 2021), section 3.2; NeRF (Mildenhall et al. 2020), sections 4 and 5.2.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from generators.cameras import Rays
+from generators.cameras import Poses, Rays, cast_rays, moved
 
 TAIL_LENGTH = 1e10  # scene units; the last sample stands for the rest of the ray (NeRF, section 4)
 WEIGHT_FLOOR = 1e-5  # added twice before the distribution function, as published
@@ -132,7 +133,8 @@ def query(field: Field, rays: Rays, depths: Tensor, *, lock_view_dependence: boo
     directions = rays.directions
     points = rays.origins[..., None, :] + directions[..., None, :] * depths[..., None]
     if lock_view_dependence:
-        directions = directions.new_tensor(LOCKED_DIRECTION).expand(len(directions), 1, 3)
+        locked = moved(torch.tensor(LOCKED_DIRECTION, dtype=directions.dtype), directions.device)
+        directions = locked.expand(len(directions), 1, 3)
     return field(points.flatten(1, 2), directions).unflatten(1, depths.shape[1:])
 
 
@@ -229,15 +231,35 @@ def composite(
     return Rendering(rgb, (weights * depths).sum(dim=-1), opacity)
 
 
+def rays_that_hit(options: RenderOptions) -> Tensor:
+    """Indices, on the CPU, of the rays of a picture that meet the scene's ball.
+
+    Cameras look at the ball's center from the same distance, so any camera shows which.
+    """
+    quarter = torch.full((1,), math.pi / 2)
+    rays = cast_rays(Poses(quarter, quarter), options.image_size, options.fov_degrees)
+    near, far = depth_range(rays, options)
+    return (far > near)[0].nonzero()[:, 0]
+
+
 def render_rays(
-    field: Field, rays: Rays, options: RenderOptions, *, rng: torch.Generator | None
+    field: Field,
+    rays: Rays,
+    options: RenderOptions,
+    *,
+    rng: torch.Generator | None,
+    hits: Tensor | None = None,
 ) -> Rendering:
-    """Colors, depths and opacities of rays through field, coarse to fine (NeRF, section 5.2)."""
+    """Colors, depths and opacities of rays through field, coarse to fine (NeRF, section 5.2).
+
+    hits: indices of the rays that meet a bounded scene; None finds them in rays, for which the host
+    waits for a CUDA device.
+    """
     if options.scene_radius is None:
         return _render_hits(field, rays, None, options, rng=rng)
     near, far = depth_range(rays, options)
-    # Cameras look at the ball's center, so which pixels see it is the same for all images.
-    hits = (far > near).any(dim=0).nonzero()[:, 0]
+    if hits is None:  # any of the images: angles of view may differ
+        hits = (far > near).any(dim=0).nonzero()[:, 0]
     seen = Rays(rays.origins[:, hits], rays.directions[:, hits])
     rendering = _render_hits(field, seen, far[:, hits], options, rng=rng)
     background = 1.0 if options.background == "white" else 0.0

@@ -13,6 +13,7 @@ from generators.cameras import Poses, camera_origins, camera_rotations
 
 CANDIDATES = 2**21  # pairs of a triangle and a pixel that are tried together; bounds the memory
 DEPTH_BITS = 32  # of a sort key; the triangle's index stands below them
+NEAREST = 1e-3  # scene units before the camera
 EDGE = 1e-6  # of a triangle's area: a pixel so far outside of an edge still belongs to it
 
 
@@ -31,13 +32,14 @@ class Projection(NamedTuple):
 def project(
     vertices: Tensor, pitch: float, yaw: float, image_size: int, fov_degrees: float
 ) -> Projection:
-    """Vertices (V, 3) as a camera at pitch and yaw sees them, radians; all must be before it."""
+    """Vertices (V, 3) as a camera at pitch and yaw sees them, radians; inf deep if behind it."""
     poses = Poses(torch.tensor([pitch], dtype=torch.float64), torch.tensor([yaw]).double())
     relative = vertices.double() - camera_origins(poses)
     right, up, back = (relative @ camera_rotations(poses)[0]).unbind(1)  # (V,) each
-    scale = 1 / (math.tan(math.radians(fov_degrees) / 2) * -back)
+    scale = 1 / (math.tan(math.radians(fov_degrees) / 2) * (-back).clamp(min=NEAREST))
     half = (image_size - 1) / 2
-    return Projection(half * (1 + right * scale), half * (1 - up * scale), relative.norm(dim=1))
+    depths = relative.norm(dim=1).masked_fill(-back < NEAREST, torch.inf)
+    return Projection(half * (1 + right * scale), half * (1 - up * scale), depths)
 
 
 def visible_triangles(projection: Projection, triangles: Tensor, image_size: int) -> Tensor:
@@ -46,7 +48,8 @@ def visible_triangles(projection: Projection, triangles: Tensor, image_size: int
     low = corners[..., :2].amin(1).ceil().clamp(min=0)
     high = corners[..., :2].amax(1).floor().clamp(max=image_size - 1)
     extent = (high - low + 1).amax(1)  # the wider side of the box of pixels around each triangle
-    extent[((high - low) < 0).any(1)] = 0  # no pixel's center is in it
+    # No pixel's center is in it, or part of it is behind the camera:
+    extent[((high - low) < 0).any(1) | corners[..., 2].isinf().any(1)] = 0
     keys = torch.full((image_size * image_size,), torch.iinfo(torch.int64).max)
     size = 1
     while bool((extent >= size).any()):  # triangles of about the same size together

@@ -95,11 +95,13 @@ class FilmSiren(nn.Module):
             points = points * (2 / self.box_side)
         if self.embedding_shape is None:
             return points
-        grid = self.spatial_embeddings.expand(len(points), -1, -1, -1, -1)
+        # All points in one row: a grid per object would be copied, and so would its gradient.
+        row = points.reshape(1, 1, 1, -1, 3)
         features = F.grid_sample(
-            grid, points[:, None, None], mode="bilinear", padding_mode="zeros", align_corners=True
-        )  # (B, C, 1, 1, P); "bilinear" is trilinear on a volume
-        return torch.cat([features[:, :, 0, 0].transpose(1, 2), points], dim=-1)
+            self.spatial_embeddings, row, mode="bilinear", padding_mode="zeros", align_corners=True
+        )  # (1, C, 1, 1, B * P); "bilinear" is trilinear on a volume
+        beside = features[0, :, 0, 0].t().unflatten(0, points.shape[:2])
+        return torch.cat([beside, points], dim=-1)
 
     def forward(self, points: Tensor, directions: Tensor, film: Film) -> Tensor:
         """Colors in [0, 1] and raw densities, (B, P, 4).

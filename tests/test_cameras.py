@@ -11,6 +11,7 @@ from generators.cameras import (
     camera_origins,
     camera_rotations,
     cast_rays,
+    rays_from,
     sample_poses,
 )
 
@@ -79,6 +80,25 @@ def test_a_yaw_shift_rotates_the_rays_about_y():
     rotation = torch.tensor([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]], dtype=torch.float64)
     torch.testing.assert_close(before.directions @ rotation.T, after.directions)
     torch.testing.assert_close(before.origins @ rotation.T, after.origins)
+
+
+def test_a_longer_side_sees_more_with_the_same_square_pixels():
+    origin, rotation = torch.zeros(1, 3).double(), torch.eye(3).double()[None]
+    square = rays_from(origin, rotation, (5, 5), 30.0).directions[0].view(5, 5, 3)
+    wide = rays_from(origin, rotation, (5, 9), 30.0).directions[0].view(5, 9, 3)
+    tall = rays_from(origin, rotation, (9, 5), 30.0).directions[0].view(9, 5, 3)
+    torch.testing.assert_close(wide[:, 2:7], square)
+    torch.testing.assert_close(tall[2:7], square)
+    half_width = (wide[2, 8, 0] / -wide[2, 8, 2]).item()
+    assert half_width == pytest.approx(2 * math.tan(math.radians(15)))  # eight pixels, not four
+
+
+def test_rays_leave_any_place_in_any_direction():
+    turn = camera_rotations(poses(1.1, 0.7))
+    place = torch.tensor([[0.3, -2.0, 5.0]], dtype=torch.float64)
+    free, usual = rays_from(place, turn, (4, 4), 20.0), cast_rays(poses(1.1, 0.7), 4, 20.0)
+    torch.testing.assert_close(free.directions, usual.directions)
+    torch.testing.assert_close(free.origins, place[:, None].expand(1, 16, 3))
 
 
 def test_gaussian_spreads_are_deviations():

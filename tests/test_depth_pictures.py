@@ -16,27 +16,28 @@ OPTIONS = RenderOptions(
 )
 
 
-def sphere(density):
+def sphere(density, air):
     def field(points, directions):
         inside = points.norm(dim=-1, keepdim=True) < RADIUS
-        return torch.cat([torch.full_like(points, 0.5), density * inside], dim=-1)
+        return torch.cat([torch.full_like(points, 0.5), density * inside + air], dim=-1)
 
     return field
 
 
-def seen(density, options):
+def seen(density, options, air=0.0):
     rays = cast_rays(Poses(torch.tensor([1.1]), torch.tensor([0.3])), SIZE, options.fov_degrees)
-    rendering = render_rays(sphere(density), rays, options, rng=None)
+    rendering = render_rays(sphere(density, air), rays, options, rng=None)
     planes = (plane.view(1, SIZE, SIZE) for plane in (rendering.depth, rendering.opacity))
     return rays, View(torch.zeros(1, 3, SIZE, SIZE), *planes)
 
 
 @pytest.mark.parametrize("background", ["white", "last_sample"])
-def test_depth_of_a_sphere_is_the_distance_to_it(background):
+@pytest.mark.parametrize("air", [0.0, 1e-6])  # a breath of it stops all light at the last sample
+def test_depth_of_a_sphere_is_the_distance_to_it(background, air):
     options = RenderOptions(
         image_size=SIZE, fov_degrees=15, near=0.8, far=1.2, num_steps=64, background=background
     )
-    rays, view = seen(1e5, options)
+    rays, view = seen(1e5, options, air)
     depths = surface_depths(view, options).flatten()
     closest = -(rays.origins * rays.directions).sum(-1)[0]
     past = (rays.origins[0] + closest[:, None] * rays.directions[0]).norm(dim=-1)

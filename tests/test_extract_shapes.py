@@ -14,6 +14,7 @@ from PIL import Image
 import checkpoints
 import curriculum
 import extract_shapes
+import meshing
 import viewing
 from flags import UsageError
 from generators.generators import ImplicitGenerator3d
@@ -36,7 +37,7 @@ class Ball(SPATIALSIRENBASELINE):
 
 @pytest.fixture(autouse=True)
 def _small_pictures(monkeypatch):
-    monkeypatch.setattr(extract_shapes, "PREVIEW_SIZE", 48)
+    monkeypatch.setattr(meshing, "PREVIEW_SIZE", 48)
 
 
 @pytest.fixture
@@ -105,9 +106,7 @@ def test_the_cube_is_what_the_rays_see_unless_given(a_ball, tmp_path):
 )
 def test_the_side_of_the_cube(changes, side):
     options = curriculum.build("Tiny", TINY).evaluation_render(0)
-    assert extract_shapes.visible_side(dataclasses.replace(options, **changes)) == pytest.approx(
-        side
-    )
+    assert meshing.visible_side(dataclasses.replace(options, **changes)) == pytest.approx(side)
 
 
 def test_the_raw_density_is_what_the_field_says(a_ball, tmp_path):
@@ -144,6 +143,20 @@ def test_the_mesh_does_not_depend_on_the_chunk(tiny_run, tmp_path):
     one, other = (trimesh.load(tmp_path / f / "1.ply", process=False) for f in "ab")
     assert np.array_equal(one.faces, other.faces)
     np.testing.assert_allclose(one.vertices, other.vertices, atol=1e-5)
+
+
+def test_no_call_of_the_field_takes_more_points_than_asked_for(a_ball, tmp_path, monkeypatch):
+    counts = []
+    for name in ("density", "forward"):
+        whole = getattr(Ball, name)
+
+        def counted(self, points, *rest, whole=whole):
+            counts.append(points.shape[1])
+            return whole(self, points, *rest)
+
+        monkeypatch.setattr(Ball, name, counted)
+    run(tmp_path, "--seed", "0", "--max_batch_size", "5000")
+    assert max(counts) == 5000
 
 
 def test_locked_colors_are_those_of_one_direction(tiny_run, tmp_path):

@@ -1,5 +1,6 @@
 """What a person types: seeds, numbers, devices, mistyped flags, and how a command ends."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -202,9 +203,10 @@ class TestRun:
             [
                 sys.executable,
                 "-c",
-                "import sys, tests.test_flags as t; sys.exit(t.chatter())",
+                "import sys, test_flags as t; sys.exit(t.chatter())",
             ],
             cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )

@@ -275,6 +275,16 @@ def test_the_nearest_triangle_hides_the_others():
     assert width == pytest.approx(64 * 0.1 / math.tan(math.radians(10)), abs=2)
 
 
+def test_what_is_behind_the_camera_is_not_seen():
+    """A triangle around the camera, on its way from before to behind it, and one before it."""
+    corners = [[-0.1, -0.1, 1.2], [0.1, -0.1, 1.2], [0.0, 0.1, 0.5]]
+    corners += [[-0.1, -0.1, 0.0], [0.1, -0.1, 0.0], [0.0, 0.1, 0.0]]
+    seen = project(torch.tensor(corners), math.pi / 2, math.pi / 2, 33, 30)
+    assert seen.depths.isinf().tolist() == [True, True, False, False, False, False]
+    picture = visible_triangles(seen, torch.tensor([[0, 1, 2], [3, 4, 5]]), 33)
+    assert set(picture.unique().tolist()) == {-1, 1}
+
+
 def slab_under_a_ball():
     return union(ball([0, 0.06, 0], 0.06), box([-0.12, -0.1, -0.12], [0.12, -0.05, 0.12]))
 

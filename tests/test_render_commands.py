@@ -283,3 +283,18 @@ def test_the_usual_camera_of_a_seed_is_the_middle_of_the_curriculum(tiny_run):
     film = viewing.mean_film(saved)
     middle = viewing.usual_camera(saved, SceneObject("0", film))
     assert middle == pytest.approx((math.pi / 2, math.pi / 2, 12.0))
+
+
+@pytest.mark.parametrize(
+    ("module", "num_views", "texts"),
+    [
+        (render_multiview_images, 4, ["--yaws", "0", "0.5", "--pitches", "0", "--depth_map"]),
+        (render_video, 6, ["--num_frames", "3", "--batch_size", "2"]),
+        (render_video_interpolation, 6, ["--num_frames", "3"]),
+    ],
+)
+def test_the_bar_counts_all_rays(command, capsys, module, num_views, texts):
+    command(module, "--seeds", "0", "1", "--max_batch_size", "120", *texts)
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "100%" in last
+    assert f"{num_views * 100}/{num_views * 100} " in last

@@ -85,6 +85,7 @@ def test_a_run_writes_what_it_promises(tiny, tmp_path):
     assert (state["step"], state["images_seen"]) == (6, 3 * 3 + 3 * 2)
     assert not list(out.glob(".*"))
     options = json.loads((out / "options.json").read_text())
+    assert options["field"] == "folded"  # on the CPU in float32
     assert options["curriculum"]["0"]["batch_size"] == 3
     assert options["versions"]["torch"] == torch.__version__
     assert list((out / "tensorboard").iterdir())
@@ -184,11 +185,17 @@ def test_a_mistyped_path_names_the_nearest_one(tiny, tmp_path):
 
 def test_a_state_of_other_networks_or_no_state_is_refused(tiny, tmp_path):
     run(tiny, tmp_path / "out", "--max_steps", "1")
-    with pytest.raises(UsageError, match="do not fit this one"):
+    with pytest.raises(
+        UsageError, match="it was trained with curriculum Tiny, whose networks must be"
+    ):
         run(tiny, tmp_path / "out", "--resume", "--set", "hidden_dim=9")
-    for content in (b"", b"<html>not found</html>", b"PK\x03\x04 cut off"):
+    for content, complaint in (
+        (b"", "is empty"),
+        (b"<html>not found</html>", "is a web page"),
+        (b"PK\x03\x04 cut off", "is cut off"),
+    ):
         (tmp_path / "out" / "training_state.pth").write_bytes(content)
-        with pytest.raises(UsageError, match="no code in it was run"):
+        with pytest.raises(UsageError, match=complaint):
             run(tiny, tmp_path / "out", "--resume")
 
 

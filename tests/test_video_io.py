@@ -97,6 +97,17 @@ def test_a_gif_has_one_palette_and_the_right_length(tmp_path):
     assert set(durations) == {40, 50}
 
 
+def test_backgrounds_of_a_gif_are_exact(tmp_path):
+    path, frames = tmp_path / "a.gif", noise(4, 64)
+    frames[:, :, :8], frames[:, :, 8:16] = 255, 0
+    video_io.save_video(path, frames, kind="gif", fps=25)
+    with Image.open(path) as image:
+        image.seek(3)
+        shown = np.array(image.convert("RGB"))
+    assert (shown[:8] == 255).all()
+    assert (shown[8:16] == 0).all()
+
+
 def test_frames_are_a_folder_of_pictures(tmp_path):
     frames = noise(3)
     path = video_io.video_path(tmp_path, "7", "frames")

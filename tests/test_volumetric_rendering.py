@@ -17,6 +17,7 @@ from generators.volumetric_rendering import (
     importance_depths,
     merge,
     query,
+    rays_that_hit,
     render_rays,
     stratified_depths,
 )
@@ -358,6 +359,18 @@ def test_a_bounded_scene_is_the_same_in_chunks(locked):
     parts = render_rays(chunked(bumpy_field, 37), rays, bounded, rng=None)
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("size", [5, 16])
+def test_the_rays_that_hit_are_known_without_looking_at_them(size):
+    bounded = options(image_size=size, scene_radius=0.07)
+    rays = rays_of(size)
+    hits = rays_that_hit(bounded)
+    assert 0 < len(hits) < size**2
+    found = render_rays(bumpy_field, rays, bounded, rng=None)
+    known = render_rays(bumpy_field, rays, bounded, rng=None, hits=hits)
+    for one, other in zip(found, known, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_gradients_reach_a_bounded_scene():

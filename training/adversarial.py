@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from discriminators.discriminators import PyramidDiscriminator
-from generators.cameras import Poses, sample_poses
+from generators.cameras import Poses, moved, sample_poses
 from generators.generators import ImplicitGenerator3d
 from generators.latents import sample_latents
+from siren.fused import fused_field
 from training import losses
 from training.ema import ExponentialMovingAverage
 from training.health import DISCRIMINATOR, GENERATOR, Health, poison
@@ -145,6 +146,11 @@ class AdversarialGame:
         averages = [value for average in self.averages for value in average.shadow]
         return [parameter.detach() for parameter in networks] + averages
 
+    def field_path(self) -> str:
+        """Which implementation of the field serves this training."""
+        with self.autocast():
+            return fused_field.path_name(self.device, self.generator.siren.hidden_dim)
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The networks' precision."""
         dtype = self.precision.autocast_dtype
@@ -212,8 +218,8 @@ class AdversarialGame:
         latents = sample_latents(count, self.generator.z_dim, kind=stage.latent_kind, rng=rng)
         poses = sample_poses(stage.poses, count, rng=rng)
         return Scenes(
-            latents.to(self.device, non_blocking=True),
-            Poses(*(angle.to(self.device, non_blocking=True) for angle in poses)),
+            moved(latents, self.device),
+            Poses(*(moved(angle, self.device) for angle in poses)),
         )
 
     def generate(self, scenes: Scenes, stage: Stage, *, rng: torch.Generator) -> Fakes:

@@ -3,27 +3,41 @@
 import torch
 from torch import Tensor
 
-from siren.fused import cpu
+from siren.fused import cpu, cuda
 from siren.fused.folded import FoldedField
 
-__all__ = ["FoldedField", "density", "evaluate", "is_density_supported", "is_supported"]
+__all__ = [
+    "FoldedField", "density", "evaluate", "is_density_supported", "is_supported", "path_name",
+]  # fmt: skip
 
 
 def is_supported(encoded: Tensor) -> bool:
     """Whether a fast path takes these inputs; the reference serves where none does."""
-    return cpu.is_supported(encoded)
+    return encoded.is_cuda or cpu.is_supported(encoded)
+
+
+def path_name(device: torch.device, width: int) -> str:
+    """What serves a field of this width on this device under the autocast now in force."""
+    if device.type == "cuda":
+        dtype = cuda.operand_type(device, width)
+        return f"Triton, {str(dtype).removeprefix('torch.')}" if dtype else "folded, float32"
+    return "folded" if cpu.is_supported(torch.empty(0, device=device)) else "reference"
 
 
 def evaluate(field: FoldedField, encoded: Tensor, directions: Tensor) -> Tensor:
     """Colors and raw densities (B, P, 4) of encoded (B, P, in) seen along directions (B, G, 3)."""
+    if encoded.is_cuda:
+        return cuda.evaluate(field, encoded, directions)
     return cpu.evaluate(field, encoded, directions)
 
 
 def is_density_supported(encoded: Tensor) -> bool:
     """Whether a fast path gives densities alone; outside of it the reference serves."""
-    return cpu.is_supported(encoded) and not torch.is_grad_enabled()
+    return is_supported(encoded) and not torch.is_grad_enabled()
 
 
 def density(field: FoldedField, encoded: Tensor) -> Tensor:
     """Raw densities (B, P) of encoded (B, P, in); not differentiable."""
+    if encoded.is_cuda:
+        return cuda.density(field, encoded)
     return cpu.density(field, encoded)

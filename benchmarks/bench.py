@@ -1,0 +1,85 @@
+"""What a run of the GPU benchmark keeps: the device, the amount of work, times and results."""
+
+import dataclasses
+import statistics
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much work each measurement is."""
+
+    matrices: tuple[int, ...] = (4096, 8192, 16384)
+    checked_points: int = 4097
+    objects: int = 8
+    field_points: int = 2**17  # of each object
+    overrides: tuple[str, ...] = ()  # of CelebA
+    larger: tuple[str, ...] = ("0.img_size=128", "0.batch_size=16", "0.batch_split=2")
+    picture: int = 512
+    picture_steps: int = 24
+    picture_chunk: int = 2**20
+    repeats: int = 10
+
+
+class Bench:
+    """One run: the device, the sizes, and the results by name."""
+
+    def __init__(self, device: torch.device, sizes: Sizes) -> None:
+        self.device, self.sizes = device, sizes
+        self.half = torch.float16 if device.type == "cuda" else torch.bfloat16
+        self.results: dict[str, Any] = {}
+        self.failures: list[str] = []
+        self.start = time.perf_counter()
+
+    def note(self, name: str, value: Any, text: str) -> None:
+        """Keep a result and print it."""
+        self.results[name] = value
+        print(f"  {name:46} {text}", flush=True)
+
+    def section(self, title: str, work: Callable[["Bench"], None]) -> None:
+        """Do work; a failure is shown and counted, and does not end the run."""
+        print(f"\n{title}  [{time.perf_counter() - self.start:.0f} s]", flush=True)
+        try:
+            work(self)
+        except Exception:
+            self.failures.append(title)
+            traceback.print_exc()
+            print(f"  FAILED: {title}", flush=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def seconds(self, work: Callable[[], object], repeats: int | None = None) -> float:
+        """Median wall time of work after two warm-up calls; each waits for the device."""
+        times = []
+        for turn in range(2 + (repeats or self.sizes.repeats)):
+            self.synchronize()
+            start = time.perf_counter()
+            work()
+            self.synchronize()
+            if turn >= 2:
+                times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    def peak_bytes(self, work: Callable[[], object]) -> int:
+        """The most memory that tensors took during work; 0 without a CUDA device."""
+        if self.device.type != "cuda":
+            work()
+            return 0
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        work()
+        return torch.cuda.max_memory_allocated(self.device)
+
+    def autocast(self) -> torch.autocast:
+        """Half precision, as training uses it."""
+        return torch.autocast(self.device.type, dtype=self.half)

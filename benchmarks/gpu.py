@@ -1,0 +1,349 @@
+"""How fast a CUDA device trains and renders: python benchmarks/gpu.py, about five minutes.
+
+Checks the kernels against the float64 reference first. Then measures the field, a training step of
+CelebA's networks and a 512 px picture beside the textbook evaluation under autocast and beside the
+largest matrix product's rate, all in this run. Prints tables and writes them as JSON. What fails is
+printed and counted, and the rest goes on; the exit code is then 1.
+"""
+
+import argparse
+import json
+import platform
+import re
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # when run as a file
+
+import torch
+from torch import Tensor
+
+import curriculums
+from benchmarks.bench import Bench, Sizes
+from benchmarks.textbook import twin_of
+from curriculum import Curriculum
+from generators.cameras import Poses
+from generators.generators import ImplicitGenerator3d
+from generators.volumetric_rendering import RenderOptions
+from siren.film import Film
+from siren.fused import fused_field
+from siren.siren import FIELDS, FilmSiren
+from training.adversarial import AdversarialGame, OptimizerOptions, Precision
+from training.stage import Stage
+
+RESULTS = Path(__file__).resolve().parent / "results"
+STEP = 20_000  # of the curriculum: faded in, without density noise
+# Relative errors of output and gradients that eight layers of roundings may give: twice what the
+# kernels have in Triton's interpreter.
+TOLERANCE = {torch.float16: (5e-4, 1.2e-2), torch.bfloat16: (4e-3, 0.14)}
+
+
+def field_inputs(bench: Bench, points: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Points in the published cube, a direction for every 12 or fewer, and latents."""
+    size = (bench.sizes.objects, points)
+    directions = points // 12 if points % 12 == 0 else 1
+    unit = torch.nn.functional.normalize(torch.randn(size[0], directions, 3), dim=-1)
+    drawn = (torch.rand(*size, 3) * 0.24 - 0.12, unit, torch.randn(size[0], 256))
+    return drawn[0].to(bench.device), drawn[1].to(bench.device), drawn[2].to(bench.device)
+
+
+def check(bench: Bench) -> None:
+    """Every path that may serve, against the float64 reference, gradients included."""
+    for name in ("SPATIALSIRENBASELINE", "EmbeddingPiGAN128"):
+        for dtype in (torch.float16, torch.bfloat16):
+            if dtype == torch.float16 and bench.device.type != "cuda":
+                continue
+            errors, path, is_repeatable = errors_of(bench, FIELDS[name](), dtype)
+            worst = max(errors.values())
+            bench.note(
+                f"{name}, {str(dtype)[6:]}",
+                {"path": path, "errors": errors, "is_repeatable": is_repeatable},
+                f"{path}: density and color {errors['output']:.1e}, gradients {worst:.1e}"
+                f"{'' if is_repeatable else ', NOT repeatable'}",
+            )
+            of_output, of_gradients = TOLERANCE[dtype]
+            if errors["output"] > of_output or worst > of_gradients:
+                raise RuntimeError(f"errors of {name} are too large: {errors}")
+
+
+def errors_of(
+    bench: Bench, field: FilmSiren, dtype: torch.dtype
+) -> tuple[dict[str, float], str, bool]:
+    """Relative errors by name, the path that served, and whether two runs agree to the bit."""
+    twin = type(field)()
+    twin.load_state_dict(field.state_dict())
+    field, twin = field.to(bench.device), twin.double().to(bench.device)
+    points, directions, z = field_inputs(bench, bench.sizes.checked_points)
+    upstream = torch.randn(*points.shape[:2], 4, device=bench.device)
+    runs = []
+    for _ in range(2):
+        film = field.mapping_network(z)
+        with torch.autocast(bench.device.type, dtype=dtype):
+            path = fused_field.path_name(bench.device, field.hidden_dim)
+            output = field(points, directions, film).float()
+        loss = (output * upstream).sum()
+        runs.append([output.detach(), *torch.autograd.grad(loss, list(field.parameters()))])
+    expected = twin.reference(
+        twin.encode(points.double()), directions.double(), twin.mapping_network(z.double())
+    )
+    loss = (expected * upstream).sum()
+    exact = [expected.detach(), *torch.autograd.grad(loss, list(twin.parameters()))]
+    names = ["output", *(name for name, _ in field.named_parameters())]
+    errors = {
+        name: ((one.double() - other).norm() / other.norm()).item()
+        for name, one, other in zip(names, runs[0], exact, strict=True)
+    }
+    # The sampled grid is PyTorch's, whose gradient adds up in any order.
+    same = [
+        torch.equal(*pair)
+        for name, *pair in zip(names, *runs, strict=True)
+        if name != "spatial_embeddings"
+    ]
+    return errors, path, all(same)
+
+
+def matrix_rate(bench: Bench) -> None:
+    """The largest rate of a half-precision matrix product."""
+    rates = {}
+    for size in bench.sizes.matrices:
+        a, b = (torch.randn(size, size, device=bench.device, dtype=bench.half) for _ in range(2))
+        rates[size] = 2 * size**3 / bench.seconds(lambda a=a, b=b: a @ b)  # type: ignore[misc]
+    best = max(rates.values())
+    bench.note("matrix product, TFLOP/s", best / 1e12, f"{best / 1e12:.1f}")
+
+
+def operations(field: FilmSiren) -> int:
+    """Multiplications and additions of one point: those of the layers' weights."""
+    layers = [*field.network, field.final_layer, field.color_layer_sine, field.color_layer_linear]
+    weights = (p for layer in layers for name, p in layer.named_parameters() if "weight" in name)
+    return 2 * sum(weight.numel() for weight in weights)
+
+
+def measure_field(bench: Bench) -> None:
+    """Forward, and forward with backward; recomputing is no useful work."""
+    ours = FIELDS["SPATIALSIRENBASELINE"]().to(bench.device)
+    points, directions, z = field_inputs(bench, bench.sizes.field_points)
+    limit = bench.results.get("matrix product, TFLOP/s", float("nan")) * 1e12
+    work = operations(ours) * points.shape[0] * points.shape[1]
+    for name, field in (("textbook", twin_of(ours)), ("ours", ours)):
+        field = field.to(bench.device)
+        # The textbook keeps 30 KB a point for its gradient: fewer points, the same rate.
+        part = points if name == "ours" else points[:, : points.shape[1] // 4]
+        seen = directions[:, :1]
+
+        def evaluate(field: FilmSiren = field, part: Tensor = part, seen: Tensor = seen) -> Tensor:
+            film = field.mapping_network(z)
+            with bench.autocast():
+                samples: Tensor = field(part, seen, film)
+            return samples.float()
+
+        share = part.shape[1] / points.shape[1]
+        with torch.no_grad():
+            forward = bench.seconds(evaluate) / share
+        both = bench.seconds(lambda evaluate=evaluate: evaluate().sum().backward()) / share  # type: ignore[misc]
+        for kind, taken, factor in (("forward", forward, 1), ("forward + backward", both, 3)):
+            rate = factor * work / taken
+            bench.note(
+                f"field, {name}, {kind}",
+                {"TFLOP/s": rate / 1e12, "share_of_matrix_rate": rate / limit},
+                f"{rate / 1e12:7.1f} TFLOP/s, {100 * rate / limit:5.1f} % of the matrix rate",
+            )
+
+
+def game_of(bench: Bench, curriculum: Curriculum, *, is_textbook: bool) -> AdversarialGame:
+    """CelebA's game under autocast, with the textbook's field or with ours."""
+    torch.manual_seed(0)
+    generator = curriculum.build_generator()
+    if is_textbook:
+        generator.siren = twin_of(generator.siren)
+    is_cuda = bench.device.type == "cuda"
+    return AdversarialGame(
+        generator.to(bench.device),
+        curriculum.build_discriminator().to(bench.device),
+        OptimizerOptions(),
+        Precision(autocast_dtype=bench.half, is_scaled=is_cuda),
+        seed=0,
+    )
+
+
+def measure_step(
+    bench: Bench, name: str, overrides: Sequence[str], *, is_textbook: bool
+) -> dict[str, Any]:
+    """Images per second and peak memory of a training step; the batch is split until it fits."""
+    curriculum = curriculums.load("CelebA", overrides=list(overrides))
+    while True:
+        try:
+            found = step_figures(bench, curriculum, is_textbook=is_textbook)
+            break
+        except torch.cuda.OutOfMemoryError:
+            stage = curriculum.at(STEP)
+            if 2 * stage.batch_split > stage.batch_size:
+                raise
+            more = f"0.batch_split={2 * stage.batch_split}"
+            curriculum = curriculums.load("CelebA", overrides=[*overrides, more])
+            torch.cuda.empty_cache()
+    bench.note(
+        name, found,
+        f"{found['images/s']:7.1f} images/s, {found['peak_bytes'] / 2**30:5.1f} GiB, "
+        f"{found['batch_split']} parts, {found['field']}",
+    )  # fmt: skip
+    return found
+
+
+def step_figures(bench: Bench, curriculum: Curriculum, *, is_textbook: bool) -> dict[str, Any]:
+    """The figures of measure_step for one curriculum."""
+    stage = curriculum.at(STEP)
+    game = game_of(bench, curriculum, is_textbook=is_textbook)
+    real = real_images(bench, stage)
+    peak = bench.peak_bytes(lambda: game.step(real, stage))
+    taken = bench.seconds(lambda: game.step(real, stage), bench.sizes.repeats // 2)
+    return {
+        "images/s": stage.batch_size / taken,
+        "peak_bytes": peak,
+        "batch_split": stage.batch_split,
+        "field": "textbook" if is_textbook else game.field_path(),
+    }
+
+
+def real_images(bench: Bench, stage: Stage) -> Tensor:
+    """Noise in place of photos, (B, 3, H, W) in [-1, 1]."""
+    size = stage.render.image_size
+    return torch.rand(stage.batch_size, 3, size, size, device=bench.device) * 2 - 1
+
+
+def measure_training(bench: Bench) -> None:
+    """CelebA's step beside the textbook's, the waits in it, and a larger one."""
+    plain = bench.sizes.overrides
+    slow = measure_step(bench, "training step, textbook", plain, is_textbook=True)
+    fast = measure_step(bench, "training step, ours", plain, is_textbook=False)
+    ratio = fast["images/s"] / slow["images/s"]
+    bench.note("training step, ratio", ratio, f"{ratio:.2f} times the images per second")
+    if slow["peak_bytes"]:
+        memory = fast["peak_bytes"] / slow["peak_bytes"]
+        bench.note("training step, memory", memory, f"{memory:.2f} of the textbook's peak memory")
+    larger = [*plain, *bench.sizes.larger]
+    measure_step(bench, "larger training step, ours", larger, is_textbook=False)
+
+
+def count_waits(bench: Bench) -> None:
+    """How often the host waits for the device in one step of training."""
+    curriculum = curriculums.load("CelebA", overrides=list(bench.sizes.overrides))
+    stage = curriculum.at(STEP)
+    game = game_of(bench, curriculum, is_textbook=False)
+    real = real_images(bench, stage)
+    game.step(real, stage)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if bench.device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            game.step(real, stage)
+        finally:
+            if bench.device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+    places = [
+        f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in f"{w.message}"
+    ]
+    bench.note("waits for the device in a step", places, f"{len(places)} {sorted(set(places))}")
+
+
+def measure_picture(bench: Bench) -> None:
+    """One picture, 24 + 24 samples, under autocast; and its difference from float32's."""
+    torch.manual_seed(0)
+    generator = ImplicitGenerator3d(FIELDS["SPATIALSIRENBASELINE"]()).to(bench.device).eval()
+    poses = Poses(torch.tensor([1.5]), torch.tensor([1.6]))
+    sizes = bench.sizes
+
+    @torch.no_grad()
+    def render(size: int, *, is_half: bool = True) -> Tensor:
+        options = RenderOptions(
+            image_size=size, fov_degrees=12.0, near=0.88, far=1.12,
+            num_steps=sizes.picture_steps, background="last_sample",
+        )  # fmt: skip
+        film: Film = generator.mapping(latent)
+        with torch.autocast(bench.device.type, dtype=bench.half, enabled=is_half):
+            view = generator.render(film, poses, options, points_per_chunk=sizes.picture_chunk)
+        return view.images
+
+    latent = torch.randn(1, 256).to(bench.device)
+    taken = bench.seconds(lambda: render(sizes.picture))
+    bench.note("picture, images/s", 1 / taken, f"{1 / taken:.2f} at {sizes.picture} px, dense")
+    small = sizes.picture // 4
+    squares = (render(small) - render(small, is_half=False)).square().mean()
+    decibels = (10 * torch.log10(4 / squares.clamp(min=1e-12))).item()
+    bench.note("picture, dB against float32", decibels, f"{decibels:.1f} at {small} px, untrained")
+
+
+def profile(bench: Bench) -> None:
+    """The kernels that take longest in one step, before (textbook) and after (ours)."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if bench.device.type == "cuda":
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+    split = bench.results.get("training step, textbook", {}).get("batch_split", 8)
+    for name, is_textbook in (("before", True), ("after", False)):
+        extra = [f"0.batch_split={split}"] if is_textbook else []
+        curriculum = curriculums.load("CelebA", overrides=[*bench.sizes.overrides, *extra])
+        stage = curriculum.at(STEP)
+        game, real = game_of(bench, curriculum, is_textbook=is_textbook), real_images(bench, stage)
+        game.step(real, stage)
+        bench.synchronize()
+        with torch.profiler.profile(activities=activities) as run:
+            game.step(real, stage)
+            bench.synchronize()
+        key = "self_device_time_total" if bench.device.type == "cuda" else "self_cpu_time_total"
+        events = sorted(run.key_averages(), key=lambda event: -getattr(event, key))
+        rows = [(e.key[:70], round(getattr(e, key) / 1e3, 2), e.count) for e in events[:12]]
+        bench.results[f"profile, {name}"] = rows
+        print(f"  {name}: milliseconds, calls, kernel")
+        for kernel, milliseconds, count in rows:
+            print(f"    {milliseconds:9.2f} {count:6d}  {kernel}")
+
+
+def measure(device: torch.device, sizes: Sizes) -> Bench:
+    """All sections in their order."""
+    bench = Bench(device, sizes)
+    torch.manual_seed(0)
+    bench.section("Correctness: relative errors against float64", check)
+    bench.section("The limit", matrix_rate)
+    bench.section("The field, 256 wide, 8 + 1 layers", measure_field)
+    bench.section("Training CelebA's networks", measure_training)
+    bench.section("Waits", count_waits)
+    bench.section("Rendering", measure_picture)
+    bench.section("Profile of one training step", profile)
+    return bench
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure the CUDA device, print tables, write them; 2 where there is no device."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output_dir", type=Path, default=RESULTS)
+    args = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        print("no CUDA device: nothing was measured (torch "
+              f"{torch.__version__}; python -m benchmarks.cpu measures the processor)",
+              file=sys.stderr)  # fmt: skip
+        return 2
+    device = torch.device("cuda", torch.cuda.current_device())
+    torch.backends.cudnn.benchmark = True
+    name = torch.cuda.get_device_name(device)
+    print(f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}")
+    bench = measure(device, Sizes())
+    machine = {"device": name, "torch": torch.__version__, "cuda": torch.version.cuda,
+               "python": platform.python_version(), "date": date.today().isoformat()}  # fmt: skip
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    file = args.output_dir / f"{date.today()}-{re.sub(r'[^A-Za-z0-9]+', '-', name)}.json"
+    content = {"machine": machine, "failures": bench.failures, "results": bench.results}
+    file.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"\n{time.perf_counter() - bench.start:.0f} s; written to {file}")
+    if bench.failures:
+        print(f"FAILED: {'; '.join(bench.failures)}", file=sys.stderr)
+    return 1 if bench.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Rewrite a published checkpoint in this project's format.
+
+    python convert_checkpoint.py published/ converted/ --curriculum CelebA
+    python convert_checkpoint.py published/generator.pth converted/
+
+A folder of seven files becomes a run: its four networks, and training_state.pth, from which
+train.py goes on. A generator becomes generator.pth, with the averages and the discriminator that
+lie beside it. The curriculum's cameras are written into the files, since published ones carry none.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import checkpoints
+import curriculums
+import flags
+import published_run
+import run_state
+import viewing
+from checkpoints import Average, SavedGenerator
+from curriculum import Curriculum
+from flags import UsageError
+from published_run import DISCRIMINATOR_FILE, GENERATOR_FILE
+from run_state import STATE_FILE, Progress
+
+AVERAGES: tuple[Average, ...] = ("ema", "ema2")
+# name of a file: its kind and its content
+Files = dict[str, tuple[str, dict[str, Any]]]
+
+
+def build_parser() -> flags.ArgumentParser:
+    """All flags of this command."""
+    parser = flags.ArgumentParser(description="Rewrite a published checkpoint in our format.")
+    add = parser.add_argument
+    add("source", type=Path, metavar="IN", help="a published generator.pth, or the folder of a "
+        "published run")  # fmt: skip
+    add("target", type=Path, metavar="OUT", help="folder for the new files")
+    add("--curriculum", default="CelebA", help="what it was trained with: the files don't say")
+    add("--curriculum_file", type=Path, help="Python file with curriculum dicts of your own")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read and check everything, then write."""
+    args = build_parser().parse_args(argv)
+    curriculum = curriculums.load(args.curriculum, file=args.curriculum_file)
+    if not args.source.is_dir():
+        files = _of_generator(args.source, curriculum)
+    elif all((args.source / name).is_file() for name in published_run.FILES):
+        files = _of_run(args.source, curriculum)
+    else:
+        files = _of_generator(args.source / GENERATOR_FILE, curriculum)
+    there = [name for name in files if (args.target / name).exists()]
+    if there:  # whoever wrote it
+        raise UsageError(f"{args.target}: holds {there[0]} already; give a new folder")
+    folder = viewing.output_folder(args.target)
+    for name, (kind, content) in files.items():
+        checkpoints.save(folder / name, kind, content)
+    print(f"in {folder}: {' '.join(files)}")
+    return 0
+
+
+def _of_run(source: Path, curriculum: Curriculum) -> Files:
+    """A whole run: its training state, and the networks exported from it."""
+    curriculum = published_run.open_run(source).adapt(curriculum)
+    state = run_state.read_state(source, curriculum)
+    about = run_state.about_run(curriculum, Progress(step=state["step"]))
+    files: Files = {
+        STATE_FILE: ("training_state", state),
+        GENERATOR_FILE: ("generator", {**about, "state": state["generator"]}),
+        DISCRIMINATOR_FILE: ("discriminator", {**about, "state": state["discriminator"]}),
+    }
+    for name, average in zip(run_state.AVERAGE_FILES, state["averages"], strict=True):
+        averaged = dict(zip(state["generator"], average["shadow"], strict=True))
+        files[name] = ("generator", {**about, "state": averaged})
+    return files
+
+
+def _of_generator(source: Path, curriculum: Curriculum) -> Files:
+    """A generator, and what lies beside it."""
+    if not checkpoints.load_generator(source, ema="none").is_published:
+        raise UsageError(f"{source}: is in our format already")
+    found: list[SavedGenerator] = []
+    average: Average
+    for average in ("none", *AVERAGES):
+        saved = checkpoints.load_generator(source, ema=average, curriculum=curriculum)
+        found += [saved] if saved.average == average else []
+    networks: dict[str, tuple[str, nn.Module]] = {
+        _file_name(saved): ("generator", saved.generator) for saved in found
+    }
+    own, step = found[0].curriculum, found[-1].step
+    critic = source.with_name(source.name.removesuffix(GENERATOR_FILE) + DISCRIMINATOR_FILE)
+    if critic.is_file():
+        own, judge = checkpoints.load_discriminator(critic, own)
+        networks[DISCRIMINATOR_FILE] = ("discriminator", judge)
+    about = run_state.about_run(own, Progress(step=step))
+    return {
+        name: (kind, {**about, "state": network.state_dict()})
+        for name, (kind, network) in networks.items()
+    }
+
+
+def _file_name(saved: SavedGenerator) -> str:
+    return GENERATOR_FILE if saved.average == "none" else f"{saved.average}.pth"
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main))

@@ -1,0 +1,307 @@
+"""Measure a generator: FID, KID, IS, precision and recall, and how consistent it is in 3D.
+
+    python eval_metrics.py out/generator.pth --real_image_dir EvalImages/CelebA_real_images_128
+    python eval_metrics.py out/generator.pth --consistency
+
+Writes metrics.json and the generated images into --output_dir, and consistency.png. Nothing there
+is deleted; files of the same names are replaced.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import checkpoints
+import consistency_report
+import distributed
+import flags
+import held_out_cars
+import image_io
+import inception
+import quality
+import real_images
+import viewing
+from checkpoints import SavedGenerator
+from consistency_report import ConsistencyOptions
+from distributed import Place
+from evaluation import samples
+from evaluation.samples import SampleOptions
+from flags import UsageError
+from inception import NUM_FEATURES, NUM_LOGITS, Weights
+from real_images import Protocol, RealSet
+from training.inversion import FitOptions
+
+COLUMNS = (  # of the table: key in metrics.json, name
+    ("fid", "FID"), ("kid_mean", "KID x 100"), ("is_mean", "IS"),
+    ("precision", "precision"), ("recall", "recall"),
+)  # fmt: skip
+CONSISTENCY_ROWS = (
+    ("psnr_db", "reprojection PSNR, dB"),
+    ("l1", "reprojection L1"),
+    ("depth_error", "depth error, relative"),
+    ("depth_agreement", "depths that agree, %"),
+    ("compared", "pixels compared, %"),
+    ("color_change", "color change by direction, L1"),
+    ("half_transparent", "half-transparent rays, %"),
+)
+
+
+def build_parser() -> flags.ArgumentParser:
+    """All flags of this command."""
+    parser = flags.ArgumentParser(description="Measure a saved generator.")
+    viewing.add_generator(parser)
+    add = parser.add_argument
+    add("--real_image_dir", type=Path, help="square images of one size, as fid_evaluation.py "
+        "writes them")  # fmt: skip
+    add("--num_images", type=flags.positive_int, default=2048, help="images to generate")
+    add("--protocol", choices=real_images.PROTOCOLS, default="clean", help="clean: png files, "
+        "renders without randomness; published: jpg files, jittered samples")  # fmt: skip
+    add("--consistency", action="store_true", help="measure 3D consistency")
+    add("--num_objects", type=flags.positive_int, default=16, help="of --consistency")
+    add("--consistency_size", type=flags.positive_int, default=128, help="pixels per side of the "
+        "views of --consistency")  # fmt: skip
+    add("--held_out_cars", type=flags.non_negative_int, default=0, help="with --consistency and a "
+        "generator of toy cars: fit so many cars that it has not seen (minutes)")  # fmt: skip
+    add("--image_size", type=flags.positive_int, help="pixels per side of generated images; "
+        "default: that of the real ones")  # fmt: skip
+    add("--psi", type=flags.fraction, default=1.0, help="truncation; figures of the literature "
+        "have 1")  # fmt: skip
+    add("--seed", type=flags.non_negative_int, default=0, help="of latents and cameras")
+    add("--output_dir", type=Path, default=Path("temp"))
+    add("--cache_dir", type=Path, default=Path("EvalImages/cache"), help="for features of real "
+        "images")  # fmt: skip
+    add("--inception_weights", type=Path, help="the network's file, where it cannot be downloaded")
+    add("--any_inception_weights", action="store_true", help="take another file than the "
+        "published one; its figures cannot be compared")  # fmt: skip
+    add("--num_processes", type=flags.positive_int, help="default: one per visible CUDA device")
+    add("--port", type=flags.port_number, default=distributed.DEFAULT_PORT, help="rendezvous port "
+        "of the processes")  # fmt: skip
+    viewing.add_field_flags(parser)
+    return parser
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What all ranks get: the flags, and what main has found; picklable."""
+
+    args: argparse.Namespace
+    real: RealSet
+    weights: Weights
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check everything, then measure."""
+    args = build_parser().parse_args(argv)
+    if args.real_image_dir is None and not args.consistency:
+        raise UsageError("nothing to measure: give --real_image_dir, --consistency or both")
+    saved = viewing.open_generator(args)
+    if args.held_out_cars and saved.curriculum.settings.dataset != "ToyCars":
+        raise UsageError(
+            f"--held_out_cars: {args.generator} learned from {saved.curriculum.settings.dataset}, "
+            "not from ToyCars"
+        )
+    folder = viewing.output_folder(args.output_dir)
+    path = folder / "metrics.json"
+    if args.real_image_dir is not None:
+        real = real_images.open_real_set(args.real_image_dir)
+        weights = inception.find_weights(
+            args.inception_weights, takes_any=args.any_inception_weights
+        )
+        inception.fidelity()
+        job = Job(args=args, real=real, weights=weights)
+        places = distributed.plan(args.device, args.num_processes, os.environ)
+        code = distributed.launch(measure_images, job, places, port=args.port)
+        if code or not places[0].is_main:
+            return code
+    if args.consistency:
+        _update(path, _about(saved, args), {"consistency": _consistency(saved, args, folder)})
+    print(f"in {folder}: metrics.json")
+    return 0
+
+
+def measure_images(place: Place, job: Job) -> int:
+    """One rank's share of the image metrics; the first one writes and prints them."""
+    args = job.args
+    args.device = str(place.device)
+    saved = viewing.open_generator(args)
+    size = args.image_size or job.real.image_size
+    sampling = _sampling(saved, args, size)
+    network = inception.fidelity_network(job.weights, place.device)
+    chunk = viewing.chunk_size(saved, args)
+    protocol: Protocol = args.protocol
+
+    def image_of(number: int) -> Tensor:
+        image = samples.sample_image(saved.generator, number, sampling, points_per_chunk=chunk)
+        content = real_images.encoded(image_io.to_uint8(image).numpy(), protocol)
+        real_images.put(real_images.file_path(args.output_dir, number, protocol), content)
+        return real_images.decoded(content)
+
+    real, content = quality.real_features(job.real, network, job.weights, args.cache_dir, place)
+    width = NUM_FEATURES + NUM_LOGITS
+    generated = quality.features_of(
+        image_of, args.num_images, network, width, place, title="generated images"
+    )
+    if generated is None or not place.is_main:
+        return 0
+    figures = quality.image_metrics(generated, real)
+    settings = _image_settings(saved, job, sampling, content)
+    _update(
+        args.output_dir / "metrics.json",
+        _about(saved, args),
+        {"images": {**figures, "settings": settings}},
+    )
+    _print_images(figures, job)
+    return 0
+
+
+def _sampling(saved: SavedGenerator, args: argparse.Namespace, size: int) -> SampleOptions:
+    """Which images are measured: the stage's samples per ray, the evaluation's cameras."""
+    curriculum = saved.curriculum
+    render = curriculum.preview_render(saved.step, size)
+    if args.lock_view_dependence:
+        render = replace(render, lock_view_dependence=True)
+    return SampleOptions(
+        seed=args.seed,
+        poses=curriculum.evaluation_poses(),
+        latent_kind=curriculum.settings.z_dist,
+        render=render,
+        psi=args.psi,
+        mean=None if args.psi == 1 else viewing.mean_film(saved),
+        is_jittered=args.protocol == "published",
+    )
+
+
+def _about(saved: SavedGenerator, args: argparse.Namespace) -> dict[str, Any]:
+    """What was measured, and with what."""
+    return {
+        "generator": {
+            "file": str(saved.path),
+            "weights": saved.average,
+            "fingerprint": checkpoints.fingerprint(saved.generator),
+            "step": saved.step,
+            "curriculum": saved.curriculum.name,
+        },
+        "seed": args.seed,
+        "psi": args.psi,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+        },
+    }
+
+
+def _image_settings(
+    saved: SavedGenerator, job: Job, sampling: SampleOptions, content: str
+) -> dict[str, Any]:
+    """Everything else that decides the image metrics."""
+    args, made = job.args, job.real.made
+    return {
+        "protocol": args.protocol,
+        "num_generated": args.num_images,
+        "num_real": len(job.real),
+        "image_size": sampling.render.image_size,
+        "render": asdict(sampling.render),
+        "is_jittered": sampling.is_jittered,
+        "poses": asdict(sampling.poses),
+        "file_format": "JPEG quality 75" if args.protocol == "published" else "PNG",
+        "real_images": {"content": content, "image_size": job.real.image_size, "made": made},
+        "inception": {
+            "sha256": job.weights.sha256,
+            "is_official": job.weights.is_official,
+            "resize": "torch-fidelity: bilinear to 299 as TensorFlow 1 does",
+            "torch_fidelity": inception.fidelity().__version__,
+        },
+        **quality.metric_settings(args.num_images, len(job.real)),
+    }
+
+
+def _update(path: Path, about: dict[str, Any], part: dict[str, Any]) -> None:
+    """Add a part to metrics.json; parts that belong to another generator or seed are dropped."""
+    old: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            old = json.loads(path.read_text())
+        except ValueError:
+            old = {}
+    same = isinstance(old, dict) and all(old.get(key) == about[key] for key in about)
+    content = {**about, **({k: v for k, v in old.items() if k not in about} if same else {}),
+               **part}  # fmt: skip
+    with checkpoints.replaced(path) as file:
+        file.write(json.dumps(content, indent=1).encode())
+
+
+def _print_images(figures: dict[str, float], job: Job) -> None:
+    """The table of the image metrics, and what they may be compared with."""
+    args = job.args
+    texts = {
+        "fid": f"{figures['fid']:.2f}",
+        "kid_mean": f"{100 * figures['kid_mean']:.3f} +- {100 * figures['kid_std']:.3f}",
+        "is_mean": f"{figures['is_mean']:.2f} +- {figures['is_std']:.2f}",
+        "precision": f"{figures['precision']:.3f}",
+        "recall": f"{figures['recall']:.3f}",
+    }
+    print(f"{args.num_images} generated against {len(job.real)} real images, "
+          f"{args.protocol} protocol")  # fmt: skip
+    for key, name in COLUMNS:
+        print(f"  {name:12} {texts[key]}")
+    if not job.weights.is_official:
+        print("  The network is not the published one: these figures compare with nothing.")
+    made = job.real.made
+    if made is not None and made.get("protocol") != args.protocol:
+        print(f"  The real images were made by the {made.get('protocol')} protocol.")
+
+
+def _consistency(saved: SavedGenerator, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Measure, plot and print 3D consistency; returns the figures."""
+    options = ConsistencyOptions(
+        num_objects=args.num_objects,
+        image_size=args.consistency_size,
+        points_per_chunk=viewing.chunk_size(saved, args),
+    )
+    sampling = _sampling(saved, args, args.consistency_size)
+    found = consistency_report.measure(saved, sampling, options)
+    if args.held_out_cars:
+        render = saved.curriculum.evaluation_render(saved.step)
+        rows = held_out_cars.held_out_cars(saved, render, args.held_out_cars, FitOptions())
+        found["held_out_cars"] = {
+            name: dict(zip(("lower_quartile", "median", "upper_quartile"), values, strict=True))
+            for name, values in held_out_cars.quartiles(rows).items()
+        } | {"count": args.held_out_cars}
+    title = f"{saved.curriculum.name} at step {saved.step}"
+    consistency_report.save_plot(folder / "consistency.png", found["by_yaw"], title)
+    _print_consistency(found, options)
+    return found
+
+
+def _print_consistency(found: dict[str, Any], options: ConsistencyOptions) -> None:
+    angles = ", ".join(f"{offset:+g}" for offset in options.yaw_offsets)
+    print(f"3D consistency of {options.num_objects} objects, turned by {angles} radians: mean")
+    for name, text in CONSISTENCY_ROWS:
+        value = found["mean"][name]
+        print(f"  {text:32} {'-' if value is None else f'{value:.4g}'}")
+    shape = found["shape"]
+    print(f"  {'meshes':32} {shape['components']:.3g} components (the largest has "
+          f"{shape['main_share']:.1%} of the area), {shape['holes']:.3g} holes, "
+          f"{shape['seen_share']:.1%} of the surface seen by cameras")  # fmt: skip
+    pose = found["pose"]
+    if pose is not None:
+        print(f"  {'pose head, degrees of error':32} pitch {pose['pitch_error_degrees']:.2f}, "
+              f"yaw {pose['yaw_error_degrees']:.2f}")  # fmt: skip
+    for name, values in found.get("held_out_cars", {}).items():
+        if name != "count":
+            print(f"  held-out cars, {name:18} {values['median']:.3f}")
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main))

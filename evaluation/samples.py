@@ -1,0 +1,69 @@
+"""The images that a generator is measured by: image i is a function of the seed and i alone.
+
+So the set does not depend on how it is divided among devices or batches.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from generators.cameras import PoseDistribution, Poses, sample_poses
+from generators.generators import ImplicitGenerator3d
+from generators.latents import LatentKind, sample_latents
+from generators.volumetric_rendering import RenderOptions
+from siren.film import Film
+
+STREAM = 0x46494400  # keeps these streams apart from those of training with the same seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SampleOptions:
+    """What the images of an evaluation show.
+
+    mean: center of truncation (1, F), None where psi is 1. is_jittered: depths are drawn at random
+    within their intervals, as in training and in the published evaluation; otherwise rendering is
+    deterministic.
+    """
+
+    seed: int
+    poses: PoseDistribution
+    latent_kind: LatentKind
+    render: RenderOptions
+    psi: float = 1.0
+    mean: Film | None = None
+    is_jittered: bool = False
+
+
+def sample_stream(seed: int, index: int, device: torch.device) -> torch.Generator:
+    """The random numbers of one image."""
+    words = np.random.SeedSequence([STREAM, seed, index]).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(words[0] >> np.uint64(1)))
+
+
+def sample_scene(index: int, z_dim: int, options: SampleOptions) -> tuple[Tensor, Poses]:
+    """Latent (1, z_dim) and pose (1,) of image index, on the CPU: the same on every device."""
+    rng = sample_stream(options.seed, index, torch.device("cpu"))
+    z = sample_latents(1, z_dim, kind=options.latent_kind, rng=rng)
+    return z, sample_poses(options.poses, 1, rng=rng)
+
+
+def sample_film(generator: ImplicitGenerator3d, z: Tensor, options: SampleOptions) -> Film:
+    """The conditioning (1, F) of a latent (1, z_dim), truncated as options say."""
+    film = generator.mapping(z.to(next(generator.parameters()).device))
+    return film if options.mean is None else options.mean.lerp(film, options.psi)
+
+
+@torch.no_grad()
+def sample_image(
+    generator: ImplicitGenerator3d, index: int, options: SampleOptions, *, points_per_chunk: int
+) -> Tensor:
+    """Image index (3, H, W) in [-1, 1]."""
+    z, poses = sample_scene(index, generator.z_dim, options)
+    film = sample_film(generator, z, options)
+    device = film.frequencies.device
+    # A second stream for the depths: drawn on the device, where there are many.
+    rng = sample_stream(options.seed + 1, index, device) if options.is_jittered else None
+    view = generator.render(film, poses, options.render, rng=rng, points_per_chunk=points_per_chunk)
+    return view.images[0]

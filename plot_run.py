@@ -1,0 +1,165 @@
+"""Draw what a run has logged: losses, schedules, image quality and speed over the steps.
+
+    python plot_run.py runs/demo
+
+Writes runs/demo/run.png.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import checkpoints
+import flags
+from flags import UsageError, nearest_path
+
+LOG_FILE, PICTURE = "log.jsonl", "run.png"
+ROUGH_SHARE = 200  # entries of one curve that are drawn; more are averaged in groups
+
+Entry = dict[str, Any]
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
+
+# Panels from the top: title, logged names with their labels, whether the axis is logarithmic.
+PANELS: tuple[tuple[str, dict[str, str], bool], ...] = (
+    (
+        "losses",
+        {
+            "d_real": "discriminator, real",
+            "d_fake": "discriminator, fake",
+            "d_r1": "R1",
+            "d_identity": "discriminator, identity",
+            "g_fake": "generator",
+            "g_identity": "generator, identity",
+            "g_opacity": "half-transparency",
+        },
+        False,
+    ),
+    (
+        "learning rates",
+        {"generator_lr": "generator", "discriminator_lr": "discriminator"},
+        True,
+    ),
+    (
+        "schedules",
+        {"alpha": "fade-in", "density_noise": "density noise", "topk_share": "top-k share"},
+        False,
+    ),
+    ("images per second", {"images_per_second": "all processes"}, False),
+    ("quality (lower is better)", {"fid": "FID", "kid": "KID"}, False),
+)
+
+
+def build_parser() -> flags.ArgumentParser:
+    """All flags of this command."""
+    parser = flags.ArgumentParser(description="Draw what a run has logged.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
+    parser.add_argument("--output", type=Path, help=f"picture; default: {PICTURE} in RUN")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read, draw, write."""
+    args = build_parser().parse_args(argv)
+    entries = read_log(args.run)
+    path = args.output or args.run / PICTURE
+    _draw(entries, args.run.resolve().name, path)
+    print(path)
+    return 0
+
+
+def read_log(folder: Path) -> list[Entry]:
+    """The entries of a run's log.jsonl, in the order of their steps.
+
+    Steps that were done twice, by a run that was killed and resumed, count as the last time. A line
+    that a kill tore is left out.
+
+    Raises:
+        UsageError: there is no log, or nothing in it.
+    """
+    path = folder / LOG_FILE
+    if not path.is_file():
+        raise UsageError(f"{folder}: holds no {LOG_FILE}.{nearest_path(folder)}")
+    entries: list[Entry] = []
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            if entry.get("resumed"):
+                entries = [old for old in entries if old["step"] <= entry["step"]]
+            entries.append(entry)
+    if not any("d_real" in entry for entry in entries):
+        raise UsageError(f"{path}: no step is logged yet")
+    return sorted(entries, key=lambda entry: int(entry["step"]))
+
+
+def curve(entries: Sequence[Entry], name: str) -> Curve:
+    """Steps and values of a logged name; at most ROUGH_SHARE points, each the mean of a group."""
+    pairs = [
+        (entry["step"], float(entry[name]))
+        for entry in entries
+        if isinstance(entry.get(name), (int, float)) and math.isfinite(entry[name])
+    ]
+    steps, values = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+    groups = np.array_split(np.arange(len(steps)), min(len(steps), ROUGH_SHARE) or 1)
+    if not len(steps):
+        return steps, values
+    return (
+        np.array([steps[group].mean() for group in groups]),
+        np.array([values[group].mean() for group in groups]),
+    )
+
+
+def stage_starts(entries: Sequence[Entry]) -> dict[int, int]:
+    """{first logged step of an image size: that size}."""
+    starts: dict[int, int] = {}
+    size = None
+    for entry in entries:
+        if entry.get("image_size", size) != size:
+            size = entry["image_size"]
+            starts[entry["step"]] = size
+    return starts
+
+
+def _draw(entries: Sequence[Entry], title: str, path: Path) -> None:
+    """One panel below the other, over the same steps."""
+    import matplotlib  # slow to load, and of no use to a mistyped path
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = [panel for panel in PANELS if any(len(curve(entries, name)[0]) for name in panel[1])]
+    figure, axes = pyplot.subplots(
+        len(panels), 1, figsize=(9, 2.2 * len(panels)), sharex=True, squeeze=False, dpi=100
+    )
+    for axis, (name, curves, is_logarithmic) in zip(axes[:, 0], panels, strict=True):
+        for key, label in curves.items():
+            steps, values = curve(entries, key)
+            if len(steps) and np.any(values != 0):
+                axis.plot(steps, values, label=label, linewidth=1.2)
+        for step, size in stage_starts(entries).items():
+            axis.axvline(step, color="0.8", linewidth=1, zorder=0)
+            if axis is axes[0, 0]:
+                axis.annotate(f" {size} px", (step, 1), xycoords=("data", "axes fraction"),
+                              va="bottom", fontsize=8)  # fmt: skip
+        axis.set_ylabel(name, fontsize=8)
+        axis.set_yscale("log" if is_logarithmic else "linear")
+        axis.legend(fontsize=7, ncols=4, loc="best", frameon=False)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1, 0].set_xlabel("step")
+    figure.suptitle(title)
+    figure.tight_layout()
+    with checkpoints.replaced(path) as file:
+        figure.savefig(file, format="png", metadata={"Software": None})
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main))

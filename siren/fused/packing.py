@@ -1,0 +1,109 @@
+"""The folded field as the kernels read it: few contiguous tensors, and their constants.
+
+Legend: B objects, P points per object, G directions per object, H hidden width, L inner layers (the
+trunk after its first layer, then the color layer), C features beside the point.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from siren.fused.folded import FoldedField
+
+WIDTHS = (64, 128, 256)  # that the kernels take
+BLOCK = 128  # points of one program
+STAGES = 2  # turns whose weights are in shared memory; three would exceed it
+
+
+class Weights(NamedTuple):
+    """What the kernels read, contiguous; their shapes are in kernels.py."""
+
+    first: Tensor
+    features: Tensor
+    direction: Tensor
+    inner: Tensor
+    biases: Tensor
+    heads: Tensor
+    head_biases: Tensor
+
+
+class Inputs(NamedTuple):
+    """points (B, P, 3) and directions (B, G, 3) in float32, features (B, P, C) as operands."""
+
+    points: Tensor
+    features: Tensor
+    directions: Tensor
+
+
+def joined(field: FoldedField) -> tuple[Tensor, ...]:
+    """The field in six tensors.
+
+    First weight (B, H, in), direction weight (B, H, 3), inner weights (B, L, H, H), biases
+    (B, L + 1, H), heads (4, H) and their biases (4,): colors, then density.
+    """
+    width = field.color_weight.shape[-1]
+    if width not in WIDTHS:
+        raise ValueError(f"the kernels take fields {WIDTHS} wide, this one is {width}")
+    return (
+        field.trunk_weights[0],
+        field.direction_weight,
+        torch.stack([*field.trunk_weights[1:], field.color_weight], dim=1),
+        torch.stack([*field.trunk_biases, field.color_bias], dim=1),
+        torch.cat([field.color_head[0], field.density_head[0]]),
+        torch.cat([field.color_head[1], field.density_head[1]]),
+    )
+
+
+def packed(
+    dtype: torch.dtype,
+    first: Tensor,
+    direction: Tensor,
+    inner: Tensor,
+    biases: Tensor,
+    heads: Tensor,
+    head_biases: Tensor,
+) -> Weights:
+    """The tensors of joined as the kernels read them."""
+    return Weights(
+        first[..., -3:].transpose(1, 2).float().contiguous(),
+        first[..., :-3].to(dtype).contiguous(),
+        direction.transpose(1, 2).float().contiguous(),
+        inner.to(dtype).contiguous(),
+        biases.float().contiguous(),
+        heads.float().contiguous(),
+        head_biases.float().contiguous(),
+    )
+
+
+def inputs(encoded: Tensor, directions: Tensor, dtype: torch.dtype) -> Inputs:
+    """What the kernels read of encoded (B, P, in) and directions (B, G, 3)."""
+    return Inputs(
+        encoded[..., -3:].float().contiguous(),
+        encoded[..., :-3].to(dtype).contiguous(),
+        directions.float().contiguous(),
+    )
+
+
+def constants(weights: Weights) -> dict[str, Any]:
+    """Compile-time constants of the kernels that hold a block of points."""
+    width = weights.inner.shape[-1]
+    piece = min(width, 128)
+    return {
+        "H": width,
+        "WIDTH": piece,
+        "PIECES": width // piece,
+        "CHANNELS": weights.features.shape[-1],
+        "BLOCK": BLOCK,
+        "STAGES": STAGES,
+        "ON_DEVICE": weights.inner.is_cuda,
+        **launch(width),
+    }
+
+
+def launch(width: int) -> dict[str, Any]:
+    """Compiler options of every kernel for a field of this width.
+
+    A product and a sum become one instruction: Triton's default so far, and to be named from now.
+    """
+    return {"num_warps": 4 if width == 64 else 8, "enable_fp_fusion": True}

@@ -1,0 +1,97 @@
+"""The folded field by Triton kernels, as one operation with gradients.
+
+Folding FiLM into each object's weights costs no accuracy in half precision: a rounding is relative,
+so that of f W is f times that of W. It leaves a layer that is one product and one sine, and the
+gradient of the frequencies follows from that of f W without a pass over the points.
+
+Backward, a chunk of points at a time: one kernel repeats the layers, keeps their sines and replaces
+their slopes by the gradients of the phases; another one multiplies the two into the gradients of
+the weights, in a fixed order, so that results are repeatable. Gradients are scaled by a power of
+two per object, so that float16 holds them whatever the loss is scaled by.
+
+Legend: B objects, P points per object, G directions per object, H hidden width, L inner layers (the
+trunk after its first layer, then the color layer), C features beside the point, N rows of a chunk:
+its points of one object, padded to whole blocks.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from siren.fused import kernels, packing, triton_gradients
+from siren.fused.folded import FoldedField
+from siren.fused.packing import BLOCK, Inputs, Weights
+
+
+def evaluate(field: FoldedField, encoded: Tensor, directions: Tensor, dtype: torch.dtype) -> Tensor:
+    """Colors in [0, 1] and raw densities (B, P, 4), float32; differentiable once.
+
+    Differentiating twice (create_graph=True) raises a RuntimeError.
+
+    Args:
+        field: folded weights of B objects.
+        encoded: (B, P, in) what the first layer sees.
+        directions: (B, G, 3); each serves P / G consecutive points.
+        dtype: of the operands of matrix products, float16 or bfloat16.
+
+    Raises:
+        ValueError: the field's width is none of WIDTHS, or G does not divide P.
+    """
+    num_points, num_directions = encoded.shape[1], directions.shape[1]
+    if num_directions == 0 or num_points % num_directions:
+        raise ValueError(f"{num_directions} directions cannot share {num_points} points")
+    output: Tensor = _FieldFunction.apply(  # type: ignore[no-untyped-call]
+        dtype, encoded, directions, *packing.joined(field)
+    )
+    return output
+
+
+@torch.no_grad()
+def density(field: FoldedField, encoded: Tensor, dtype: torch.dtype) -> Tensor:
+    """Raw densities (B, P) of encoded (B, P, in), float32; not differentiable."""
+    inputs = packing.inputs(encoded, encoded.new_zeros(len(encoded), 1, 3), dtype)
+    return _forward(packing.packed(dtype, *packing.joined(field)), inputs, is_density_only=True)
+
+
+def _forward(weights: Weights, inputs: Inputs, *, is_density_only: bool) -> Tensor:
+    num_objects, num_points, _ = inputs.points.shape
+    output = inputs.points.new_empty(num_objects, num_points, *(() if is_density_only else (4,)))
+    if output.numel() == 0:
+        return output
+    kernels.forward_kernel[(math.ceil(num_points / BLOCK), num_objects)](
+        *inputs, *weights, output,
+        num_points, inputs.directions.shape[1], weights.inner.shape[1],
+        DENSITY_ONLY=is_density_only, **packing.constants(weights),
+    )  # fmt: skip
+    return output
+
+
+class _FieldFunction(torch.autograd.Function):
+    """The field as one operation of encoded, directions and the tensors of packing.joined."""
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any, dtype: torch.dtype, encoded: Tensor, directions: Tensor, *joined: Tensor
+    ) -> Tensor:
+        weights, inputs = packing.packed(dtype, *joined), packing.inputs(encoded, directions, dtype)
+        output = _forward(weights, inputs, is_density_only=False)
+        ctx.save_for_backward(output, *inputs, *weights)
+        ctx.dtypes = [t.dtype for t in (encoded, directions, *joined)]
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        if torch.is_grad_enabled():  # create_graph=True: the result would lack its graph
+            raise RuntimeError("the fast field is differentiable once; use FilmSiren.reference")
+        output, *saved = ctx.saved_tensors
+        inputs, weights = Inputs(*saved[:3]), Weights(*saved[3:])
+        found = triton_gradients.gradients(
+            output, gradient.float(), inputs, weights, needs=ctx.needs_input_grad[1:3]
+        )
+        typed = (
+            None if value is None else value.to(dtype)
+            for value, dtype in zip(found, ctx.dtypes, strict=True)
+        )
+        return None, *typed

@@ -1,0 +1,161 @@
+"""The fast field of the CPU at its real widths, precisions and numbers of threads."""
+
+import pytest
+import torch
+
+from siren.film import Film
+from siren.fused import arithmetic, cpu, workers
+from siren.siren import FIELDS, TALLSIREN
+
+
+def setting(name="TALLSIREN", *, width=None, layers=2, batch=1, points=5, rays=1, seed=0):
+    """A float32 field, inputs and the gradient that its output receives."""
+    torch.manual_seed(seed)
+    field = FIELDS[name](z_dim=8, hidden_dim=width, num_layers=layers, mapping_hidden_dim=8)
+    rng = torch.Generator().manual_seed(seed)
+    inputs = (
+        torch.rand(batch, points, 3, generator=rng) * 0.2 - 0.1,
+        torch.nn.functional.normalize(torch.randn(batch, rays, 3, generator=rng), dim=-1),
+        torch.randn(batch, 8, generator=rng),
+    )
+    return field, inputs, torch.randn(batch, points, 4, generator=rng)
+
+
+def results(field, inputs, upstream, *, is_fast=True):
+    """The output and all gradients."""
+    points, directions, z = (t.detach().clone().requires_grad_() for t in inputs)
+    film = field.mapping_network(z)
+    if is_fast:
+        output = field(points, directions, film)
+    else:
+        output = field.reference(field.encode(points), directions, film)
+    wanted = [points, directions, z, *field.parameters()]
+    return [output.detach(), *torch.autograd.grad((output * upstream).sum(), wanted)]
+
+
+def relative_errors(found, expected):
+    pairs = zip(found, expected, strict=True)
+    return [float((one - other).norm() / other.norm().clamp(min=1e-30)) for one, other in pairs]
+
+
+def exact(field, inputs, upstream):
+    double = [t.double() for t in inputs]
+    return results(field.double(), double, upstream.double(), is_fast=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "points"),
+    [
+        ("TALLSIREN", 256, cpu.CHUNK_NUMBERS // 256 + 1),
+        ("TALLSIREN", 128, 3),
+        ("TALLSIREN", 64, cpu.CHUNK_NUMBERS // 64 + 1),
+        ("EmbeddingPiGAN128", None, 7),
+        ("EmbeddingPiGAN256", None, 1),
+    ],
+)
+def test_float32_is_as_exact_as_the_reference(name, width, points):
+    case = setting(name, width=width, points=points)
+    fast, plain, true = results(*case), results(*case, is_fast=False), exact(*case)
+    for error, usual in zip(relative_errors(fast, true), relative_errors(plain, true), strict=True):
+        assert error < 3 * usual + 2e-6
+
+
+def test_strong_modulation_as_of_a_trained_mapping_network_stays_exact():
+    field, inputs, upstream = setting(width=64, layers=4, points=40, batch=2)
+    with torch.no_grad():
+        field.mapping_network.network[-1].weight.mul_(8)
+        field.final_layer.weight.mul_(50)
+    true = exact(field, inputs, upstream)
+    case = (field.float(), inputs, upstream)
+    errors = relative_errors(results(*case), true)
+    for error, usual in zip(
+        errors, relative_errors(results(*case, is_fast=False), true), strict=True
+    ):
+        assert error < 3 * usual + 2e-6
+
+
+@pytest.mark.parametrize("rays", [1, 6])
+def test_two_threads_give_what_one_gives(rays, monkeypatch):
+    monkeypatch.setattr(cpu, "CHUNK_NUMBERS", 16 * 4)
+    case = setting(width=16, points=18, batch=3, rays=rays)
+    one = results(*case)
+    torch.set_num_threads(2)
+    try:
+        two, again = results(*case), results(*case)
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(one[0], two[0])
+    assert max(relative_errors(two, one)) < 1e-5  # partial sums are added in another order
+    assert all(torch.equal(a, b) for a, b in zip(two, again, strict=True))
+
+
+@pytest.mark.parametrize("num_tasks", [0, 1, 2, 7])
+def test_work_is_spread_in_order_without_gradients(num_tasks):
+    torch.set_num_threads(2)
+    try:
+        shares = workers.spread(lambda share: (list(share), torch.is_grad_enabled()), num_tasks)
+    finally:
+        torch.set_num_threads(1)
+    assert [task for share, _ in shares for task in share] == list(range(num_tasks))
+    assert len(shares) == max(1, min(2, num_tasks))
+    assert not any(has_gradients for _, has_gradients in shares)
+
+
+def test_under_autocast_operands_are_bfloat16_and_the_rest_float32():
+    case = setting(width=128, layers=4, points=300, rays=3, batch=2)
+    true = exact(*case)
+    case[0].float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = results(*case)
+    assert all(t.dtype == torch.float32 for t in rough)
+    errors = relative_errors(rough, true)
+    assert 1e-5 < errors[0] < 0.02  # rounded, and not more
+    for one, other in zip(rough[1:], true[1:], strict=True):
+        assert torch.cosine_similarity(one.flatten().double(), other.flatten(), dim=0) > 0.99
+
+
+def test_bfloat16_operands_do_not_round_phases():
+    """A phase of a thousand turns, which a bfloat16 would round to the next four."""
+    field = TALLSIREN(z_dim=8, hidden_dim=16, num_layers=2, mapping_hidden_dim=8)
+    points = torch.tensor([[[0.1, -0.2, 0.3]]])
+    film = Film(torch.zeros(1, 48), torch.full((1, 48), 2000 * torch.pi))
+    direction = torch.tensor([[[0.0, 0.0, -1.0]]])
+    expected = field(points, direction, Film(torch.zeros(1, 48), torch.zeros(1, 48)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = field(points, direction, film)
+    torch.testing.assert_close(found, expected, atol=0.01, rtol=0.05)
+
+
+def test_float64_and_other_autocasts_take_the_path_that_is_promised():
+    points = torch.zeros(1, 2, 3)
+    assert cpu.is_supported(points)
+    assert cpu.is_supported(points.double())
+    assert not cpu.is_supported(points.half())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert cpu.is_supported(points)
+        assert not cpu.is_supported(points.double())
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert not cpu.is_supported(points)
+
+
+def test_without_gradients_the_same_numbers_come_out():
+    field, (points, directions, z), _ = setting(width=64, points=9)
+    with torch.no_grad():
+        found = field(points, directions, field.mapping_network(z))
+    assert torch.equal(found, field(points, directions, field.mapping_network(z)).detach())
+
+
+def test_products_of_matrices_with_holes_and_of_none():
+    x, weight, bias = torch.randn(6, 9)[:, 2:7], torch.randn(4, 11)[:, ::2][:, :5], torch.randn(4)
+    torch.testing.assert_close(arithmetic.product(x, weight, bias), x @ weight.t() + bias)
+    rows = torch.randn(6, 4)
+    torch.testing.assert_close(arithmetic.product(x, weight, rows), x @ weight.t() + rows)
+    assert arithmetic.product(x[:0], weight, bias).shape == (0, 4)
+
+
+def test_sine_and_cosine_far_from_zero():
+    x = torch.tensor([[-1e6, -300.0, 0.0], [7e4, 1e5, 3e5]])
+    sine, cosine = arithmetic.sine_and_cosine_(x.clone())
+    torch.testing.assert_close(sine.double(), x.double().sin(), atol=2e-7, rtol=0)
+    torch.testing.assert_close(cosine.double(), x.double().cos(), atol=2e-7, rtol=0)
+    torch.testing.assert_close(arithmetic.sine_(x.clone()), sine)

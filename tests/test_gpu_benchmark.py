@@ -1,0 +1,62 @@
+"""The GPU benchmark runs to its end; what it measures needs a GPU."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from benchmarks.bench import Bench, Sizes
+from siren.siren import EmbeddingPiGAN128
+
+ROOT = Path(__file__).parent.parent
+TINY = Sizes(
+    matrices=(16,),
+    checked_points=7,
+    objects=2,
+    field_points=24,
+    overrides=("0.img_size=4", "0.batch_size=4", "hidden_dim=8", "num_layers=2",
+               "discriminator_width=8"),
+    larger=("0.img_size=8",),
+    picture=8,
+    picture_steps=3,
+    picture_chunk=64,
+    repeats=2,
+)  # fmt: skip
+
+
+def test_every_section_runs(capsys, monkeypatch):
+    loose = {torch.bfloat16: (0.1, 1.0)}  # the reference under autocast
+    monkeypatch.setattr(gpu, "TOLERANCE", loose)
+    monkeypatch.setattr(EmbeddingPiGAN128, "embedding_shape", (32, 5, 0.1))
+    bench = gpu.measure(torch.device("cpu"), TINY)
+    capsys.readouterr()
+    assert bench.failures == []
+    assert bench.results["training step, ratio"] > 0
+    assert bench.results["picture, dB against float32"] > 20
+    assert bench.results["waits for the device in a step"] == []
+
+
+def test_a_failure_is_counted_and_the_rest_goes_on(capsys):
+    def fail(bench):
+        raise RuntimeError("broken kernel")
+
+    bench = Bench(torch.device("cpu"), TINY)
+    bench.section("Something", fail)
+    assert bench.failures == ["Something"]
+    assert "FAILED: Something" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("how", [["benchmarks/gpu.py"], ["-m", "benchmarks.gpu"]])
+def test_without_a_device_one_line_says_so(how, tmp_path):
+    done = subprocess.run(
+        [sys.executable, *how, "--output_dir", tmp_path / "results"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("no CUDA device: nothing was measured")
+    assert not (tmp_path / "results").exists()

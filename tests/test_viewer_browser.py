@@ -1,0 +1,162 @@
+"""The viewer as a visitor meets it: a headless Chromium looks, drags, types and saves."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops
+
+import viewer
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+WIDTH, HEIGHT = 1280, 800
+PICTURE = (330, 160, 930, HEIGHT)  # what no field and no notice covers
+EMPTY = (PICTURE[2] - PICTURE[0], PICTURE[3] - PICTURE[1])
+FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # fmt: skip
+PATIENCE = 60  # seconds
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        CHROMIUM is None or DRIVER is None,
+        reason="needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)",
+    ),
+]
+
+
+def wait_for(condition, what):
+    """The first thing that condition() gives and that is true."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.1)
+    pytest.fail(f"no {what} after {PATIENCE} seconds")
+
+
+@pytest.fixture
+def address(tiny_run, tmp_path):
+    """Where a viewer of a tiny run listens."""
+    command = [sys.executable, "viewer.py", tiny_run / "generator.pth", "--image_size", "96"]
+    command += ["--output_dir", tmp_path / "views"]
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, text=True, cwd=Path(viewer.__file__).parent
+    )
+    with process:
+        yield re.match(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
+        process.terminate()
+
+
+class Visitor:
+    """One tab of a browser."""
+
+    def __init__(self, driver, folder):
+        self.driver, self.folder, self.count = driver, folder, 0
+
+    def find(self, selector):
+        return self.driver.find_elements("css selector", selector)
+
+    def text(self):
+        return self.driver.find_element("tag name", "body").text
+
+    def screen(self):
+        self.count += 1
+        path = self.folder / f"screen{self.count}.png"
+        self.driver.save_screenshot(str(path))
+        with Image.open(path) as image:
+            return image.convert("RGB").crop(PICTURE)
+
+    def picture_unlike(self, before):
+        """What is on the screen once a finished picture is there that differs from before."""
+
+        def found():
+            is_finished, screen = self.is_finished(), self.screen()
+            return screen if is_finished and differ(before, screen) > 1 else None
+
+        return wait_for(found, "finished picture unlike the last one")
+
+    def is_finished(self):
+        return re.search(r"px in [\d.]+ s, step \d+$", self.text(), re.MULTILINE)
+
+    def type(self, label, text):
+        """Put text into the field of that label."""
+        from selenium.webdriver.common.keys import Keys
+
+        path = f"//label[normalize-space()='{label}']/following::input[1]"
+        field = self.driver.find_element("xpath", path)
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(text)
+
+    def command_line(self):
+        (field,) = self.find("textarea[aria-label='command line']")
+        return field.get_attribute("value")
+
+
+@pytest.fixture
+def visitor(address, tmp_path):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in [*FLAGS, f"--window-size={WIDTH},{HEIGHT}", f"--user-data-dir={tmp_path / 'me'}"]:
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False},
+    )
+    driver.get(address)
+    yield Visitor(driver, tmp_path)
+    driver.quit()
+
+
+def differ(one, other):
+    """Mean difference of two screenshots, of 255."""
+    histogram = ImageChops.difference(one, other).convert("L").histogram()
+    return sum(i * n for i, n in enumerate(histogram)) / sum(histogram)
+
+
+def drag(visitor, right):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    (canvas, *_) = visitor.find("canvas")
+    hand = ActionChains(visitor.driver, duration=50)
+    hand.move_to_element_with_offset(canvas, -100, 0).click_and_hold()
+    for _ in range(8):
+        hand.move_by_offset(right // 8, 3)
+    hand.release().perform()
+
+
+def test_a_visitor_looks_drags_types_and_saves(visitor, tmp_path):
+    first = visitor.picture_unlike(Image.new("RGB", EMPTY, "white"))
+
+    drag(visitor, 240)
+    wait_for(lambda: "yaw 90°" not in visitor.text(), "turn")
+    turned = visitor.picture_unlike(first)
+
+    visitor.type("Seed", "7")
+    wait_for(lambda: "--seed 7 " in visitor.command_line(), "new seed")
+    visitor.picture_unlike(turned)
+
+    visitor.type("Seed", "many")
+    wait_for(lambda: visitor.find("[data-trouble]"), "complaint")
+    assert "must be a whole number" in visitor.find("[data-trouble]")[0].text
+    assert "--seed 7 " in visitor.command_line()
+    visitor.type("Seed", "7")
+    wait_for(lambda: not visitor.find("[data-trouble]"), "end of the complaint")
+
+    visitor.driver.find_element("xpath", "//button[contains(., 'Save picture')]").click()
+    path = tmp_path / "views" / "7.png"
+    wait_for(path.is_file, "saved picture")
+    wait_for(lambda: "saved" in visitor.text(), "word of it")
+    saved = path.read_bytes()
+    path.unlink()
+    viewer.main(shlex.split(visitor.command_line())[2:])
+    assert path.read_bytes() == saved

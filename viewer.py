@@ -1,0 +1,154 @@
+"""Look around: a page in which one walks around a generated object.
+
+    python viewer.py out/generator.pth
+
+prints the address of the page. With --save_picture it writes one picture into --output_dir instead,
+as the page does: the page shows the command line for what it shows.
+"""
+
+import argparse
+import ipaddress
+import socket
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import flags
+import viewer_request
+import viewer_saving
+import viewing
+from checkpoints import SavedGenerator
+from flags import UsageError
+from viewer_checkpoints import Checkpoints
+from viewer_map import PoseMap
+from viewer_request import Request
+from viewer_session import Shared
+from viewer_turns import Turns
+
+LOOK_SECONDS = 1.0  # between two looks at whether the files have changed
+EXTRA = "requirements-viewer.txt"
+
+
+def build_parser() -> flags.ArgumentParser:
+    """All flags of this command."""
+    parser = flags.ArgumentParser(description="Look around a generated object in the browser.")
+    viewing.add_generator(parser)
+    viewer_request.add_request(parser)
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen at; the default is this machine "
+        "alone, 0.0.0.0 is everybody who can reach it")  # fmt: skip
+    add("--port", type=flags.port_number, default=0, help="0 takes a free one")
+    add("--output_dir", type=Path, default=Path("views"), help="where the page saves; nothing is "
+        "written elsewhere")  # fmt: skip
+    add("--save_picture", action="store_true", help="write the picture and open no page")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write a picture, or serve pages until Ctrl-C."""
+    args = build_parser().parse_args(argv)
+    saved = viewing.open_generator(args)
+    fits = viewing.fitted_objects(saved, args.fit)
+    source = Checkpoints(
+        args.generator,
+        device=flags.resolve_device(args.device),
+        curriculum=saved.curriculum if args.curriculum or args.curriculum_file else None,
+        fits={shown.name: path for shown, path in zip(fits, args.fit, strict=True)},
+    )
+    request = viewer_request.from_args(args, saved, source.newest, fits)
+    max_points = viewing.chunk_size(saved, args)
+    if args.save_picture:
+        path = viewer_saving.save_picture(
+            source, request, args.output_dir, lambda _: None, max_points
+        )
+        print(path)
+        return 0
+    _serve(source, request, saved, args, max_points)
+    return 0
+
+
+def _serve(
+    source: Checkpoints,
+    request: Request,
+    saved: SavedGenerator,
+    args: argparse.Namespace,
+    max_points: int,
+) -> None:
+    """Pages until Ctrl-C."""
+    try:
+        import viewer_page  # here: it needs what --save_picture does not
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"the page needs {error.name}; install it with: pip install -r {EXTRA}"
+        ) from error
+    _check_address(args.host, args.port)
+    output_dir = viewing.output_folder(args.output_dir)
+    turns = Turns()
+    shared = Shared(
+        source=source,
+        turns=turns,
+        start=request,
+        usual=viewer_request.usual_eye(saved),
+        output_dir=output_dir,
+        options=_repeated_options(args),
+        max_points=max_points,
+        saver=ThreadPoolExecutor(1, thread_name_prefix="saver"),
+    )
+    server = viewer_page.Server(shared, PoseMap(saved.curriculum.poses()), args.host, args.port)
+    _announce(args.host, server.port)
+    try:
+        turns.run(seconds=LOOK_SECONDS, look_around=server.look_around)
+    finally:
+        server.stop()
+        shared.saver.shutdown(wait=False, cancel_futures=True)
+
+
+def _repeated_options(args: argparse.Namespace) -> list[str]:
+    """Flags of this command that a picture depends on, besides what the page shows."""
+    words: list[str] = []
+    for name, default in (("curriculum", None), ("curriculum_file", None), ("device", "auto")):
+        value = getattr(args, name)
+        if value != default:
+            words += [f"--{name}", str(value)]
+    return [*words, "--output_dir", str(args.output_dir)]
+
+
+def _check_address(host: str, port: int) -> None:
+    """Refuse an address at which no page could be served.
+
+    Raises:
+        UsageError: it is not of this machine, or in use.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        place = f"--host {host}" if port == 0 else f"--host {host} --port {port}"
+        raise UsageError(f"{place}: no page can be served there ({error.strerror})") from error
+
+
+def _announce(host: str, port: int) -> None:
+    """Print the address, and who can reach it."""
+    if not is_loopback(host):
+        print(
+            f"--host {host}: everybody who can reach this machine over the network can use this "
+            f"page. There is no password and no encryption: they can look at this run's "
+            "generators, keep this machine busy, and write pictures, videos and meshes into "
+            "--output_dir. They can neither read nor write other files.",
+            file=sys.stderr,
+        )
+    shown = f"[{host}]" if ":" in host else host
+    print(f"http://{shown}:{port}  (Ctrl-C ends it)", flush=True)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main))
