@@ -6,8 +6,11 @@ loading one never runs code, and what it says is checked before it is used.
 
 import contextlib
 import hashlib
+import io
 import math
 import os
+import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,18 +40,50 @@ Average = Literal["ema", "ema2", "none"]
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of path when it is complete and on the disk, else never."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A file that takes the place of path when it is complete and on the disk, else never.
+
+    Raises:
+        OSError: it cannot be written; filename is path.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
         _sync_folder(path.parent)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         draft.unlink(missing_ok=True)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what killed processes were writing into folder; nobody else may write there now."""
+    for draft in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", draft.name):
+            shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
+
+
+@contextlib.contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """A folder that takes the place of path when all in it is written, else never."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft, old = (path.with_name(f".{path.name}.{os.getpid()}{end}") for end in (".tmp", "0.tmp"))
+    try:
+        draft.mkdir()
+        yield draft
+        _sync_folder(draft)
+        if path.exists():
+            path.replace(old)
+        draft.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        for leftover in (draft, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -64,8 +99,10 @@ def _sync_folder(folder: Path) -> None:
 def save(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     """Write content as a file of that kind, which read takes back; replaces an earlier one."""
     header = {"format": FORMAT, "version": FORMAT_VERSION, "kind": kind}
+    buffer = io.BytesIO()  # a full disk would otherwise end in an error of torch's own
+    torch.save({**header, **content}, buffer)
     with replaced(path) as file:
-        torch.save({**header, **content}, file)
+        file.write(buffer.getbuffer())
 
 
 def read(path: Path, kind: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ Legend: B images of a batch, N of the data set, H = W = image_size.
 import functools
 import hashlib
 import json
-import sys
+import zlib
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -30,6 +30,7 @@ from image_cache import Block, cached
 from image_decoding import Crop, Framing, Pixels, Resize, decode_all
 from image_files import HOW_TO_GIVE, Listing, Skipped, find_pictures, opened, printable
 from scenes.toy_car_images import toy_car_images
+from screen import Screen
 
 DatasetKind = Literal["CelebA", "Cats", "Carla", "Images", "ToyCars"]
 KINDS: tuple[DatasetKind, ...] = get_args(DatasetKind)
@@ -38,6 +39,7 @@ CACHE_VERSION = 1  # raise it when the same files come to give other pixels
 MAX_SKIPPED_PERCENT = 1  # more unreadable files than this, and a run does not start
 NUM_TOY_CARS = 4000
 NUM_NAMED = 3  # skipped files named on the screen
+NUM_COMPARED = 64  # images by which data sets are told apart
 RENDERED_AT_ONCE = 64  # toy cars per step of the progress bar
 
 _DEFAULTS: dict[str, tuple[Crop, bool]] = {  # crop, flip
@@ -157,6 +159,11 @@ class ImageSet:
         """Pixels per side."""
         return int(self.pixels.shape[-1])
 
+    def checksum(self) -> int:
+        """A number that differs with their number and with the pixels of some of the images."""
+        some = np.linspace(0, len(self) - 1, num=min(len(self), NUM_COMPARED), dtype=np.int64)
+        return zlib.crc32(self.pixels[some].tobytes(), len(self))
+
     def batch(self, indices: NDArray[np.int64] | Tensor) -> Tensor:
         """A fresh (B, 3, H, W) uint8 tensor on the CPU; indices (B,) in 0..N-1."""
         return torch.from_numpy(self.pixels[np.asarray(indices)])
@@ -266,7 +273,7 @@ def _report(
     _refuse_many(skipped, listing, skipped_file)
     _write_skipped(skipped, skipped_file)
     if skipped and is_printed:
-        print(f"left out: {_describe(skipped, listing, skipped_file)}", file=sys.stderr)
+        print(f"left out: {_describe(skipped, listing, skipped_file)}", file=Screen())
 
 
 def _describe(skipped: Sequence[Skipped], listing: Listing, skipped_file: Path | None) -> str:

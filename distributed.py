@@ -7,13 +7,13 @@ ranks in the same order, and costs nothing where there is only one.
 CUDA tensors travel by NCCL and CPU tensors by gloo, both in the one default process group.
 """
 
-import ctypes
+import contextlib
 import errno
 import functools
 import os
-import platform
 import socket
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -23,8 +23,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
 
+import machine
 from flags import UsageError, resolve_device
-from supervisor import StopSignal as StopSignal  # part of what this module offers
+from heartbeat import Heartbeat
+from supervisor import PeerLost as PeerLost  # part of what this module offers
+from supervisor import StopSignal as StopSignal
 from supervisor import supervise
 
 Payload = TypeVar("Payload")
@@ -32,8 +35,10 @@ Payload = TypeVar("Payload")
 LOCALHOST = "127.0.0.1"
 DEFAULT_PORT = 12355  # the published --port
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-# A rank that waits for its peers this long ends the run; rank 0 may be rendering or measuring.
+# A rank that waits for its peers this long ends the run, though they live; rank 0 may be rendering
+# or measuring.
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+LOOK_INTERVAL = timedelta(seconds=1)  # between looks at the peers' signs of life while waiting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +149,14 @@ def launch(
         KeyboardInterrupt: Ctrl-C, before every rank had its StopSignal or for the second time.
     """
     if len(places) == 1:
-        return _work(worker, payload, places[0], None, timeout)
+        try:
+            return _work(worker, payload, places[0], None, timeout)
+        except PeerLost as error:
+            if str(error):
+                print(f"error: rank {places[0].rank}: {error}", file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)  # an orderly end may wait for the peer that is lost
     listener = _listen(port)
     port = listener.getsockname()[1]
     # Held by this process, so that the port is ours from the start and no rank's end closes it.
@@ -213,7 +225,7 @@ def _work(
         torch.cuda.set_device(place.device)
     if place.local_world_size > 1 and not (store is not None and "OMP_NUM_THREADS" in os.environ):
         # torchrun sets that variable to 1 unasked, so there it is no wish of the user's.
-        torch.set_num_threads(max(1, num_cores() // place.local_world_size))
+        torch.set_num_threads(max(1, machine.num_cores() // place.local_world_size))
     if place.world_size == 1:
         return worker(place, payload)
     dist.init_process_group(
@@ -224,20 +236,70 @@ def _work(
         timeout=timeout,
         device_id=place.device if is_cuda else None,
     )
+    global _heartbeat
+    address = (LOCALHOST, store.port) if store is not None else _torchrun_address()
+    _heartbeat = Heartbeat(
+        TCPStore(*address, is_master=False, timeout=timeout), place.rank, place.world_size
+    )
     code = worker(place, payload)
     # Not after a failure: with a peer gone, taking the group down may wait for it.
+    _heartbeat.stop()
+    _heartbeat = None
     dist.destroy_process_group()
     return code
 
 
-def num_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _torchrun_address() -> tuple[str, int]:
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
 
 # What the ranks do together
+
+_heartbeat: Heartbeat | None = None  # of this process, as is torch's process group
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Work inside that takes about as long at every step: a rank that hangs in it is lost."""
+    if _heartbeat is None:
+        yield
+    else:
+        with _heartbeat.watched():
+            yield
+
+
+def _finish(work: dist.Work) -> None:
+    """Wait for an operation on CPU tensors for as long as all ranks live.
+
+    Raises:
+        PeerLost: one has ended, stands still, or cannot be reached.
+    """
+    assert _heartbeat is not None
+    with _heartbeat.waiting():
+        while True:
+            try:
+                work.wait(LOOK_INTERVAL)
+                return
+            except RuntimeError as error:
+                if work.is_completed():
+                    raise PeerLost("the connection to another process broke") from error
+            complaint = _heartbeat.complaint()
+            if complaint is not None:
+                raise PeerLost(complaint)
+
+
+def _all_reduce(values: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
+    if values.is_cuda:
+        dist.all_reduce(values, op=op)  # by NCCL, which does not block this process
+    else:
+        _finish(dist.all_reduce(values, op=op, async_op=True))
+
+
+def _broadcast(values: Tensor, source: int = 0) -> None:
+    if values.is_cuda:
+        dist.broadcast(values, src=source)
+    else:
+        _finish(dist.broadcast(values, src=source, async_op=True))
 
 
 def agree_to_stop(is_asked: bool) -> bool:
@@ -245,7 +307,7 @@ def agree_to_stop(is_asked: bool) -> bool:
     if not dist.is_initialized():
         return is_asked
     answer = torch.tensor(int(is_asked))  # on the CPU, so no rank waits for its device
-    dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+    _all_reduce(answer, dist.ReduceOp.MAX)
     return bool(answer.item())
 
 
@@ -265,20 +327,42 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 
 def _replace_by_mean(values: Tensor) -> None:
-    dist.all_reduce(values)
+    _all_reduce(values)
     values.div_(dist.get_world_size())
 
 
 def add_up(values: Tensor) -> None:
     """Replace values by their sum over the ranks, in place; exact where all but one are 0."""
     if dist.is_initialized():
-        dist.all_reduce(values)
+        _all_reduce(values)
 
 
 def broadcast_state(tensors: Iterable[Tensor]) -> None:
     """Replace tensors (parameters, buffers, averages) on every rank by those of rank 0."""
     if dist.is_initialized():
-        _change_together(list(tensors), functools.partial(dist.broadcast, src=0))
+        _change_together(list(tensors), _broadcast)
+
+
+def values_of_all(value: int) -> list[int]:
+    """The value of each rank, the same list on all."""
+    if not dist.is_initialized():
+        return [value]
+    values = torch.zeros(dist.get_world_size(), dtype=torch.int64)
+    values[dist.get_rank()] = value
+    add_up(values)
+    return values.tolist()
+
+
+def broadcast_bytes(data: bytes, source: int) -> bytes:
+    """The data of rank source, on all ranks; what the others give is not looked at."""
+    if not dist.is_initialized():
+        return data
+    length = values_of_all(len(data))[source]
+    content = torch.zeros(length, dtype=torch.uint8)
+    if dist.get_rank() == source:
+        content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    _broadcast(content, source)
+    return content.numpy().tobytes()
 
 
 @torch.no_grad()
@@ -306,25 +390,3 @@ def mean_over_ranks(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     values = torch.stack([terms[name].detach().float() for name in names])
     _replace_by_mean(values)
     return dict(zip(names, values, strict=True))
-
-
-# glibc's mallopt, malloc.h
-M_TRIM_THRESHOLD = -1
-M_MMAP_MAX = -4
-
-
-def keep_freed_memory() -> bool:
-    """Have the C library keep what PyTorch frees on the CPU; returns whether it could be done.
-
-    By default glibc gives freed tensors of 32 MiB and more back to the kernel, and the next step
-    has the kernel find and clear the same pages again. Measured on a forward and backward pass over
-    tensors of 57 MB on one core: 0.97 s in the kernel before and none after, beside 0.6 s of
-    computing. The price is memory: 2.4 GB at the peak instead of 1.1, as holes are kept as well.
-    """
-    if platform.system() != "Linux":
-        return False
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):  # another C library, such as musl
-        return False
-    # No block is mapped on its own (M_MMAP_THRESHOLD would stop at 32 MiB), none is given back.
-    return bool(library.mallopt(M_MMAP_MAX, 0) and library.mallopt(M_TRIM_THRESHOLD, -1))

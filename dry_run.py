@@ -1,20 +1,24 @@
 """BOUNDARY: what a command would train, as text: curricula, stages, sizes, memory."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 from torch import nn
 
 import curriculums
 import datasets
+import machine
 from curriculum import Curriculum
 from curriculum_schema import StageSettings
 from distributed import Place
+from flags import UsageError
 
 GIB = 2**30
 BYTES = 4  # of a float32 number
 RENDER_ARRAYS = 60  # numbers per point that the renderer keeps for its backward pass
 FIELD_ARRAYS = 4  # numbers per point, layer and feature, where the layers are kept
 CRITIC_ARRAYS = 30  # numbers per pixel and channel of the discriminator, the R1 penalty's included
+ESTIMATE_FACTOR = 2  # how far the estimate may be off
 PROCESS_BYTES = 400 * 2**20  # Python, PyTorch and its libraries
 
 
@@ -77,6 +81,30 @@ def estimated_memory_bytes(curriculum: Curriculum, stage: StageSettings, *, is_c
     )
     numbers = 6 * parameters + points * per_point + stage.batch_size * pixels * CRITIC_ARRAYS
     return BYTES * numbers + (PROCESS_BYTES if not is_cuda else 0)
+
+
+def require_memory(curriculum: Curriculum, places: Sequence[Place]) -> None:
+    """Refuse what cannot possibly fit; the estimate is trusted within a factor of two.
+
+    Raises:
+        UsageError: the largest stage needs far more memory than there is.
+    """
+    device = places[0].device
+    if device.type == "mps":  # shares its memory with the machine by rules of its own
+        return
+    processes = 1 if device.type == "cuda" else places[0].local_world_size
+    there = machine.memory_bytes(device)
+    for start, stage in curriculum.stages:
+        needed = processes * estimated_memory_bytes(
+            curriculum, stage, is_cuda=device.type == "cuda"
+        )
+        if needed > ESTIMATE_FACTOR * there:
+            split = min(stage.batch_size, math.ceil(stage.batch_split * needed / there))
+            raise UsageError(
+                f"curriculum {curriculum.name}, stage {start}: needs about {needed / GIB:.0f} GiB, "
+                f"and there are {there / GIB:.0f}; try --set {start}.batch_split={split}, a "
+                "smaller batch_size, or fewer num_steps"
+            )
 
 
 def report(curriculum: Curriculum, places: Sequence[Place], data: datasets.DatasetOptions) -> str:

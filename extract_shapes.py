@@ -96,8 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     side = args.cube_size or meshing.visible_side(options)
     cube = Cube(center=tuple(args.center), side=side, resolution=args.voxel_resolution)
+    things = viewing.objects_to_show(saved, args)
     folder = viewing.output_folder(args.output_dir)
-    for thing in viewing.objects_to_show(saved, args):
+    for thing in things:
         _extract(saved, thing, cube, options, args, folder)
     return 0
 

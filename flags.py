@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import math
 import os
 import re
@@ -18,6 +19,8 @@ T = TypeVar("T")
 STDOUT = 1  # its file descriptor
 USAGE_EXIT_CODE = 2  # what argparse and most shells' tools use for a wrong command line
 INTERRUPT_EXIT_CODE = 130  # 128 + SIGINT
+DISK_EXIT_CODE = 1
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EFBIG)
 BROKEN_PIPE_EXIT_CODE = 141  # 128 + SIGPIPE
 MAX_SEEDS = 1_000_000  # more in one range is a slip of the finger, and would fill the memory
 
@@ -59,9 +62,9 @@ def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
 def run(main: Callable[[Sequence[str] | None], int]) -> int:
     """The exit code of main on the process's own arguments.
 
-    A UsageError is one line on stderr and exit code 2, Ctrl-C one line and 130. A reader of our
-    output that went away (`| head`) ends the command silently. Anything else is our bug and keeps
-    its traceback.
+    A UsageError is one line on stderr and exit code 2, a disk that is full or broken one line and
+    1, Ctrl-C one line and 130. A reader of our output that went away (`| head`) ends the command
+    silently. Anything else is our bug and keeps its traceback.
     """
     try:
         code = main(None)
@@ -69,13 +72,16 @@ def run(main: Callable[[Sequence[str] | None], int]) -> int:
     except UsageError as error:
         print(f"error: {str(error).strip()}".replace("\n", " "), file=sys.stderr)
         return USAGE_EXIT_CODE
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _is_stdout_gone():
+            return BROKEN_PIPE_EXIT_CODE
+        if error.errno not in DISK_ERRORS or error.filename is None:
+            raise
+        print(f"error: cannot write {error.filename} ({error.strerror})", file=sys.stderr)
+        return DISK_EXIT_CODE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPT_EXIT_CODE
-    except BrokenPipeError:
-        if not _is_stdout_gone():
-            raise
-        return BROKEN_PIPE_EXIT_CODE
     return code
 
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from flags import UsageError
 from image_decoding import Pixels
 from image_files import Skipped, printable
+from screen import Screen
 
 PIXELS_FILE, META_FILE = "pixels.u8", "meta.json"
 
@@ -69,8 +70,10 @@ def cached(
     found = _read(entry, image_size)
     if found is not None:
         return found
-    with _disk_errors(cache_dir), _progress_bar(num_images, image_size, show_progress) as bar:
-        return _make(entry, blocks, image_size, bar)
+    with _disk_errors(cache_dir):
+        entry.parent.mkdir(parents=True, exist_ok=True)  # before there is a bar on the screen
+        with _progress_bar(num_images, image_size, show_progress) as bar:
+            return _make(entry, blocks, image_size, bar)
 
 
 def _progress_bar(num_images: int, image_size: int, is_shown: bool) -> Any:
@@ -79,13 +82,13 @@ def _progress_bar(num_images: int, image_size: int, is_shown: bool) -> Any:
         desc=f"caching at {image_size} px",
         unit="img",
         disable=not is_shown,
+        file=Screen(),
         mininterval=0.2 if sys.stderr.isatty() else 10,  # seconds; a log gets few lines
     )
 
 
 def _make(entry: Path, blocks: MakeBlocks, image_size: int, bar: Any) -> CacheEntry:
     """The entry, written by this process or by one that was faster."""
-    entry.parent.mkdir(parents=True, exist_ok=True)
     with _locked(entry.with_name(f"{entry.name}.lock"), is_silent=bar.disable) as is_alone:
         found = _read(entry, image_size)
         if found is not None:
@@ -169,7 +172,7 @@ def _locked(path: Path, is_silent: bool) -> Iterator[bool]:
             is_locked = True
         except BlockingIOError:
             if not is_silent:
-                print("another process is writing the image cache; waiting", file=sys.stderr)
+                print("another process is writing the image cache; waiting", file=Screen())
             fcntl.flock(file, fcntl.LOCK_EX)
             is_locked = True
         except OSError:

@@ -4,7 +4,6 @@ Legend: H = W = image_size.
 """
 
 import contextlib
-import os
 import threading
 import warnings
 from collections import deque
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+import machine
 from image_files import Skipped, printable
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -59,13 +59,6 @@ class Framing:
     resize: Resize
 
 
-def num_cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # macOS
-
-
 def decode_all(
     open_file: OpenFile, names: Sequence[str], framing: Framing
 ) -> Iterator[list[Pixels | Skipped]]:
@@ -76,11 +69,11 @@ def decode_all(
     """
     starts = range(0, len(names), PICTURES_PER_TASK)
     pending: deque[Future[list[Pixels | Skipped]]] = deque()
-    with _quiet_pillow(), ThreadPoolExecutor(num_cores()) as pool:
+    with _quiet_pillow(), ThreadPoolExecutor(machine.num_cores()) as pool:
         for start in starts:
             some = names[start : start + PICTURES_PER_TASK]
             pending.append(pool.submit(_decode_some, open_file, some, framing))
-            if len(pending) > 4 * num_cores():  # bounds the memory where the disk is slow
+            if len(pending) > 4 * machine.num_cores():  # bounds the memory where the disk is slow
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

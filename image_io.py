@@ -24,11 +24,18 @@ def grid(images: Tensor, columns: int) -> Tensor:
 
 
 def save_png(path: Path, image: Tensor) -> None:
-    """Write a uint8 image (3, H, W) under path, whole or not at all; replaces an earlier one."""
+    """Write a uint8 image (3, H, W) under path, whole or not at all; replaces an earlier one.
+
+    Raises:
+        OSError: it cannot be written; filename is path.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(draft, format="PNG")
         draft.replace(path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         draft.unlink(missing_ok=True)

@@ -1,22 +1,26 @@
-"""BOUNDARY: what a run tells while it trains: progress bars, log.jsonl, TensorBoard, previews."""
+"""BOUNDARY: what a run tells while it trains: progress bars, log.jsonl, TensorBoard, previews.
 
-import json
+Where the disk refuses, that is said once and training goes on.
+"""
+
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
 import image_io
+from append_files import Board, JsonLines
+from screen import Screen
 from training.stage import Stage
 
+LOG_FILE = "log.jsonl"
 LOG_INTERVAL = 10  # steps; reading the loss terms waits for a CUDA device
 BAR_SECONDS = 0.5  # between redraws on a terminal
 QUIET_SECONDS = 30.0  # between redraws in a log file
@@ -36,16 +40,20 @@ class RunLog:
 
     Args:
         folder: of the run.
-        first_step: steps done before.
+        first_step: steps done before. What an earlier process logged of later steps, which will be
+            done once more, is dropped.
         last_step: where training will end.
         device: for the memory figure.
+        keep: how many full log files stay beside the current one.
     """
 
-    def __init__(self, folder: Path, first_step: int, last_step: int, device: torch.device) -> None:
-        self.folder, self.device = folder, device
-        self.file = (folder / "log.jsonl").open("a", buffering=1)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+    def __init__(
+        self, folder: Path, first_step: int, last_step: int, device: torch.device, *, keep: int
+    ) -> None:
+        self.folder, self.device, self.keep = folder, device, keep
+        self.failing: set[str] = set()
         seconds = BAR_SECONDS if sys.stderr.isatty() else QUIET_SECONDS
+        self.screen: Any = Screen()
         self.bar = tqdm(
             total=last_step,
             initial=first_step,
@@ -54,7 +62,10 @@ class RunLog:
             mininterval=seconds,
             maxinterval=seconds,
             smoothing=0.05,
+            file=self.screen,
         )
+        self.file = JsonLines(folder / LOG_FILE, first_step, keep=keep)
+        self.board = Board(folder / "tensorboard", first_step, keep=keep)
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.images, self.steps, self.since = 0, 0, time.perf_counter()
@@ -74,11 +85,26 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """A line above the progress bar."""
-        self.bar.write(text, file=sys.stderr)
+        self.bar.write(text, file=self.screen)
+
+    def attempt(self, what: str, action: Callable[[], object]) -> bool:
+        """Whether action could write what it has to; the first failure in a row is told."""
+        try:
+            action()
+        except OSError as error:
+            if what not in self.failing:
+                self.failing.add(what)
+                reason = error.strerror or str(error)
+                self.say(f"warning: {what} failed ({reason}); training goes on")
+            return False
+        if what in self.failing:
+            self.failing.remove(what)
+            self.say(f"{what} works again")
+        return True
 
     def step(
         self, done: int, stage: Stage, terms: Mapping[str, Tensor], images: int, where: str
-    ) -> None:
+    ) -> dict[str, float] | None:
         """Note one step.
 
         Args:
@@ -87,6 +113,9 @@ class RunLog:
             terms: its loss terms; not read before the next log entry.
             images: real images that all processes saw.
             where: what the bar says of the stage.
+
+        Returns:
+            The means of the terms since the last entry, every LOG_INTERVAL steps.
         """
         for name, term in terms.items():
             self.sums[name] = self.sums.get(name, 0) + term  # on the device, without waiting
@@ -94,11 +123,12 @@ class RunLog:
         self.images += images
         self.steps += 1
         self.bar.update()
-        if done % LOG_INTERVAL == 0:
-            self.bar.set_description_str(where, refresh=False)
-            self._flush(done, stage)
+        if done % LOG_INTERVAL:
+            return None
+        self.bar.set_description_str(where, refresh=False)
+        return self._flush(done, stage)
 
-    def _flush(self, done: int, stage: Stage) -> None:
+    def _flush(self, done: int, stage: Stage) -> dict[str, float]:
         means = {name: float(total / self.counts[name]) for name, total in self.sums.items()}
         seconds = time.perf_counter() - self.since
         figures = {
@@ -116,13 +146,17 @@ class RunLog:
             "topk_share": stage.topk_share,
         }
         self.record({"step": done, **schedule, **means, **figures})
-        for group, values in (("loss", means), ("schedule", schedule), ("speed", figures)):
-            for name, value in values.items():
-                self.board.add_scalar(f"{group}/{name}", value, done)
+        scalars = {
+            f"{group}/{name}": value
+            for group, values in (("loss", means), ("schedule", schedule), ("speed", figures))
+            for name, value in values.items()
+        }
+        self.attempt("writing TensorBoard's files", lambda: self.board.scalars(scalars, done))
         losses = {SHORT_NAMES[n]: f"{v:.3f}" for n, v in means.items() if n in SHORT_NAMES}
         speed = {"img/s": f"{figures['images_per_second']:.0f}"}
         self.bar.set_postfix({**speed, **losses}, refresh=False)
         self.reset_clock()
+        return means
 
     def reset_clock(self) -> None:
         """Start measuring anew, so that saving and previews do not count as training."""
@@ -131,23 +165,26 @@ class RunLog:
 
     def record(self, entry: Mapping[str, Any]) -> None:
         """Append a line to log.jsonl."""
-        self.file.write(json.dumps({key: _plain(value) for key, value in entry.items()}) + "\n")
+        self.attempt(f"writing {LOG_FILE}", lambda: self.file.append(entry))
+
+    def warn(self, step: int, text: str) -> None:
+        """A line on the screen and in log.jsonl."""
+        self.say(f"warning at step {step}: {text}")
+        self.record({"step": step, "warning": text})
 
     def measured(self, done: int, name: str, value: float) -> None:
         """Write a measured figure to log.jsonl, TensorBoard and the screen."""
         self.record({"step": done, name: value})
-        self.board.add_scalar(f"quality/{name}", value, done)
+        scalars = {f"quality/{name}": value}
+        self.attempt("writing TensorBoard's files", lambda: self.board.scalars(scalars, done))
         self.say(f"step {done}: {name} {value:.2f}")
 
     def preview(self, done: int, name: str, images: Tensor, columns: int) -> None:
         """Write the previews (N, 3, H, W) in [-1, 1] as STEP_name.png and into TensorBoard."""
         sheet = image_io.grid(image_io.to_uint8(images), columns)
-        image_io.save_png(self.folder / f"{done:06d}_{name}.png", sheet)
-        self.board.add_image(f"previews/{name}", sheet, done)
-
-
-def _plain(value: object) -> object:
-    """JSON has no infinities: they become text."""
-    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
-        return str(value)
-    return value
+        path = self.folder / f"{done:06d}_{name}.png"
+        self.attempt("writing previews", lambda: image_io.save_png(path, sheet))
+        board = self.board
+        self.attempt(
+            "writing TensorBoard's files", lambda: board.image(f"previews/{name}", sheet, done)
+        )

@@ -4,20 +4,23 @@
 `discriminator.pth` are exported from it; each carries its curriculum.
 """
 
+import io
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
 import checkpoints
+import distributed
 import published_run
 from curriculum import Curriculum
-from flags import UsageError
+from distributed import Place
+from flags import UsageError, nearest_path
 from network_state import (
     StateError,
     checked_state,
@@ -33,6 +36,10 @@ from training.adversarial import AdversarialGame
 STATE_FILE = "training_state.pth"
 AVERAGE_FILES = ("ema.pth", "ema2.pth")  # in the order of the game's averages
 SNAPSHOT_PREFIX = "snapshot_"
+
+
+class NotFinite(Exception):
+    """A state holds infinities or what is no number, and must not be saved."""
 
 
 @dataclass(slots=True)
@@ -56,7 +63,12 @@ def about_run(curriculum: Curriculum, progress: Progress) -> dict[str, Any]:
 def save_state(
     folder: Path, game: AdversarialGame, curriculum: Curriculum, progress: Progress
 ) -> None:
-    """Write the whole state of training into folder, then the networks exported from it."""
+    """Write the whole state of training into folder, then the networks exported from it.
+
+    Raises:
+        NotFinite: it is damaged; nothing was written.
+    """
+    require_finite(game)
     checkpoints.save(
         folder / STATE_FILE,
         "training_state",
@@ -74,6 +86,35 @@ def save_state(
         },
     )
     export(folder, game, curriculum, progress)
+
+
+def require_finite(game: AdversarialGame) -> None:
+    """Check networks, averages and moments.
+
+    Raises:
+        NotFinite: names the first tensor that is damaged.
+    """
+    named: dict[str, object] = {}
+    for name in ("generator", "discriminator"):
+        named[name] = getattr(game, name).state_dict()
+        named[f"{name}'s optimizer"] = getattr(game, f"{name}_optimizer").state_dict()["state"]
+    named["average"] = [average.shadow for average in game.averages]
+    for name, tensors in named.items():
+        for where, tensor in _tensors(tensors, ""):
+            if not tensor.isfinite().all():
+                raise NotFinite(f"{name}: {where.strip('.')} is not finite")
+
+
+def _tensors(value: object, where: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors in nested dicts and lists, with their places."""
+    if isinstance(value, torch.Tensor):
+        yield where, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _tensors(item, f"{where}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _tensors(item, f"{where}.{index}")
 
 
 def export(folder: Path, game: AdversarialGame, curriculum: Curriculum, progress: Progress) -> None:
@@ -95,7 +136,8 @@ def save_snapshot(
 ) -> Path:
     """Write the state once more, into a folder of its own, and drop the oldest beyond keep."""
     snapshot = folder / f"{SNAPSHOT_PREFIX}{progress.step:08d}"
-    save_state(snapshot, game, curriculum, progress)
+    with checkpoints.replaced_folder(snapshot) as draft:
+        save_state(draft, game, curriculum, progress)
     ours = sorted(folder.glob(f"{SNAPSHOT_PREFIX}" + "[0-9]" * 8))
     for old in ours[: max(0, len(ours) - keep)]:
         if old != snapshot:
@@ -103,16 +145,80 @@ def save_snapshot(
     return snapshot
 
 
-def seed_of(path: Path) -> int:
-    """The seed of the run whose state is in path; a published run does not say, and gets 0.
+def find_start(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) -> Path | None:
+    """The training state, or folder of a published run, to go on from; None to start afresh.
 
     Raises:
-        UsageError: the file cannot be read.
+        UsageError: there is none in load_dir, or output_dir holds another run.
     """
-    if path.is_dir():
+    own = output_dir / STATE_FILE
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UsageError(f"--output_dir {output_dir}: is not a folder")
+    if is_resumed and own.exists():
+        return own
+    if own.exists() and (load_dir is None or load_dir.resolve() != output_dir.resolve()):
+        raise UsageError(
+            f"--output_dir {output_dir} holds a run already; go on with --resume, or give another"
+        )
+    if load_dir is None:
+        return None
+    state = load_dir / STATE_FILE
+    if not state.is_file() and published_run.is_one(load_dir):
+        return load_dir
+    if not state.is_file():
+        hint = nearest_path(load_dir) if not load_dir.exists() else ""
+        raise UsageError(f"--load_dir {load_dir}: there is no {STATE_FILE} in it.{hint}")
+    return state
+
+
+def step_of(folder: Path) -> int:
+    """The step of the state in folder, 0 where there is none that can be read."""
+    path = folder / STATE_FILE
+    try:
+        with checkpoints.complaints(path):
+            return count_entry(checkpoints.read(path, "training_state"), "step")
+    except UsageError:
         return 0
-    with checkpoints.complaints(path):
-        return count_entry(checkpoints.read(path, "training_state"), "seed")
+
+
+def agree_on_start(
+    place: Place, path: Path | None, curriculum: Curriculum
+) -> dict[str, Any] | None:
+    """The content of the state that all ranks go on from: the newest of those that ranks found.
+
+    Machines may have disks of their own; then only one of them may hold the last state.
+
+    Raises:
+        UsageError: the file at path, where this rank has one, cannot be read.
+    """
+    content, step = None, -1
+    if path is not None:
+        content = read_state(path, curriculum)
+        with checkpoints.complaints(path):
+            step = count_entry(content, "step")
+    steps = distributed.values_of_all(step)
+    source = steps.index(max(steps))
+    if len(steps) == 1 or steps[source] < 0:
+        return content
+    buffer = io.BytesIO()
+    if place.rank == source:
+        torch.save(content, buffer)
+    data = distributed.broadcast_bytes(buffer.getvalue(), source)
+    return cast(dict[str, Any], torch.load(io.BytesIO(data), weights_only=True))
+
+
+def seed_of(content: Mapping[str, Any]) -> int:
+    """The seed of the run that a state is of; a published run does not say, and gets 0.
+
+    Raises:
+        UsageError: what it says is no seed.
+    """
+    if "seed" not in content:
+        return 0
+    try:
+        return count_entry(content, "seed")
+    except StateError as error:
+        raise UsageError(f"{STATE_FILE}: {error}") from error
 
 
 def read_state(path: Path, curriculum: Curriculum) -> dict[str, Any]:
@@ -151,7 +257,11 @@ def load_state(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
         UsageError: it is damaged, or belongs to other networks than the curriculum's.
     """
     try:
-        return _take_over(content, game)
+        progress = _take_over(content, game)
+        require_finite(game)
+        return progress
+    except NotFinite as error:
+        raise UsageError(f"{STATE_FILE} cannot be gone on from: {error}") from error
     except StateError as error:
         other = shown(str(content.get("curriculum_name")))
         raise UsageError(

@@ -19,10 +19,14 @@ from flags import INTERRUPT_EXIT_CODE, UsageError
 
 POLL_SECONDS = 0.1  # between looks at the ranks
 SETTLE_SECONDS = 0.5  # after a failure, until a rank that failed before has been heard too
-GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL, enough to finish a file
+GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL, enough to save a state
 REPEAT_SECONDS = 1.0  # torchrun passes on the Ctrl-C that the terminal has already sent
 SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class PeerLost(Exception):
+    """Another process of the run has ended or cannot be reached; no text where that is told."""
 
 
 class StopSignal:
@@ -71,7 +75,7 @@ def _is_main_thread() -> bool:
 class _Report:
     """A rank's last word. when: time.monotonic(), which is one clock for all processes."""
 
-    kind: Literal["returned", "usage", "failed"]
+    kind: Literal["returned", "usage", "lost", "failed"]
     code: int = 1
     text: str = ""
     when: float = field(default_factory=time.monotonic)
@@ -169,6 +173,8 @@ def _rank_main(work: Callable[[int], int], index: int, connection: Connection) -
         report = _Report(kind="returned", code=work(index))
     except UsageError as error:
         report = _Report(kind="usage", text=str(error))
+    except PeerLost as error:
+        report = _Report(kind="lost", text=str(error))
     except BaseException:
         report = _Report(kind="failed", text=traceback.format_exc())
     connection.send(report)
@@ -229,11 +235,14 @@ def _verdict(ranks: list[_Rank], stop: StopSignal) -> int:
     wrong = [(report, index) for report, index in spoken if report.code != 0]
     if not wrong:
         return _tell_death(silent[0]) if silent else 0
-    report, index = min(wrong, key=lambda pair: pair[0].when)
+    # A rank that has lost another is a consequence as well, unless that one stands still.
+    report, index = min(wrong, key=lambda pair: (pair[0].kind == "lost", pair[0].when))
     if report.kind == "usage":
         raise UsageError(report.text)
     if report.kind == "failed":
         print(f"rank {index} of {len(ranks)} failed:\n{report.text}", end="", file=sys.stderr)
+    if report.kind == "lost" and report.text:
+        print(f"error: rank {index}: {report.text}", file=sys.stderr)
     return report.code
 
 

@@ -6,6 +6,7 @@ One process per visible CUDA device, or one on the CPU. Ctrl-C and SIGTERM save 
 `--resume` goes on.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -17,11 +18,13 @@ import distributed
 import dry_run
 import flags
 import published_run
+import run_setup
 import run_state
-import training_loop
+from distributed import Place
 from flags import UsageError
+from run_setup import TrainOptions
 from training_fid import FidOptions
-from training_loop import TrainOptions, train
+from training_loop import train
 
 
 def build_parser() -> flags.ArgumentParser:
@@ -48,7 +51,10 @@ def build_parser() -> flags.ArgumentParser:
     add("--sample_interval", type=flags.positive_int, default=200, help="steps between previews")
     add("--model_save_interval", type=flags.positive_int, default=5000, help="steps between "
         "snapshots")  # fmt: skip
-    add("--keep", type=flags.positive_int, default=3, help="snapshots kept, the newest ones")
+    add("--state_seconds", type=flags.positive_float, default=600, help="seconds between saved "
+        "states: what a power cut costs at most")  # fmt: skip
+    add("--keep", type=flags.positive_int, default=3, help="snapshots kept, the newest ones; "
+        "previews of ten times as many steps")  # fmt: skip
     add("--eval_freq", type=flags.positive_int, default=5000, help="steps between FID measurements")
     add("--eval_images", type=flags.positive_int, default=2048, help="images generated for each")
     add("--inception_weights", type=Path, help="FID's network, where it cannot be downloaded")
@@ -77,25 +83,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         curriculum = curriculum.with_dataset_path(args.dataset_path)
     places = distributed.plan(args.device, args.num_processes, os.environ)
     if args.dry_run:
-        print(dry_run.report(curriculum, places, training_loop.dataset_options(curriculum)))
+        print(dry_run.report(curriculum, places, run_setup.dataset_options(curriculum)))
         return 0
-    start_from = _start_from(args.output_dir, args.load_dir, is_resumed=args.resume)
-    if start_from is not None and start_from.is_dir():
-        curriculum = published_run.open_run(start_from).adapt(curriculum)
-    seed = args.seed
-    if seed is None:
-        seed = 0 if start_from is None else run_state.seed_of(start_from)
+    dry_run.require_memory(curriculum, places)
+    start = _start(places[0], args)
+    if start is not None and start.is_dir():
+        curriculum = published_run.open_run(start).adapt(curriculum)
     options = TrainOptions(
         curriculum=curriculum,
         output_dir=args.output_dir,
-        start_from=start_from,
+        load_dir=args.load_dir,
+        is_resumed=args.resume,
         cache_dir=args.cache_dir or args.output_dir / "cache",
-        seed=seed,
+        seed=args.seed,
         n_epochs=args.n_epochs,
         max_steps=args.max_steps,
         set_step=args.set_step,
         sample_interval=args.sample_interval,
         model_save_interval=args.model_save_interval,
+        state_seconds=args.state_seconds,
         keep=args.keep,
         fid=FidOptions(
             interval=args.eval_freq,
@@ -106,31 +112,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         command=["train.py", *(sys.argv[1:] if argv is None else argv)],
     )
     datasets.find_images(
-        training_loop.dataset_options(curriculum)
+        run_setup.dataset_options(curriculum)
     )  # before any process or folder is made
     return distributed.launch(train, options, places, port=args.port)
 
 
-def _start_from(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) -> Path | None:
-    """The training state, or folder of a published run, to go on from; None to start afresh."""
-    own = output_dir / run_state.STATE_FILE
-    if output_dir.exists() and not output_dir.is_dir():
-        raise UsageError(f"--output_dir {output_dir}: is not a folder")
-    if is_resumed and own.exists():
-        return own
-    if own.exists() and (load_dir is None or load_dir.resolve() != output_dir.resolve()):
-        raise UsageError(
-            f"--output_dir {output_dir} holds a run already; go on with --resume, or give another"
-        )
-    if load_dir is None:
+def _start(place: Place, args: argparse.Namespace) -> Path | None:
+    """What is gone on from, as far as it can be told before the folder is locked.
+
+    Machines without the main process need not have it.
+    """
+    try:
+        return run_state.find_start(args.output_dir, args.load_dir, is_resumed=args.resume)
+    except UsageError:
+        if place.is_main:
+            raise
         return None
-    state = load_dir / run_state.STATE_FILE
-    if not state.is_file() and published_run.is_one(load_dir):
-        return load_dir
-    if not state.is_file():
-        hint = flags.nearest_path(load_dir) if not load_dir.exists() else ""
-        raise UsageError(f"--load_dir {load_dir}: there is no {run_state.STATE_FILE} in it.{hint}")
-    return state
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ A command reads top-down: its parser is made of `add_generator`, `add_objects` a
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ import torch
 import checkpoints
 import curriculums
 import flags
+import machine
 from checkpoints import SavedGenerator
 from flags import UsageError
 from generators.cameras import Poses
@@ -26,6 +28,13 @@ from generators.volumetric_rendering import RenderOptions
 from siren.film import Film
 
 MEAN_LATENTS = 10_000  # whose mean is the center of truncation, as published
+# Bytes that commands surely take, at the least: they stop nonsense, not what is only slow.
+PIXEL_BYTES = 100  # per pixel of a finished picture: rays, colors, depths
+SAMPLE_BYTES = 200  # per sample of one ray: rays are what is rendered at least at once
+VOXEL_BYTES = 4
+FRAME_BYTES = 200  # per frame: its camera
+FILM_BYTES = 8  # per feature of an object
+GIB = 2**30
 MEAN_SEED = 0  # of that mean: the same for every picture, so that seeds are reproducible
 CPU_CHUNK, CUDA_CHUNK = 2**17, 2**19  # points in one call of the field; bounds the memory
 
@@ -100,7 +109,41 @@ def open_generator(args: argparse.Namespace) -> SavedGenerator:
     if saved.average != args.ema and saved.average == "none":
         print(f"{saved.path}: no {args.ema}.pth beside it; using the raw parameters",
               file=sys.stderr)  # fmt: skip
+    require_memory(saved, args)
     return saved
+
+
+def require_memory(saved: SavedGenerator, args: argparse.Namespace) -> None:
+    """Refuse numbers that cannot possibly fit; looks at those of a command's flags that it has.
+
+    Raises:
+        UsageError: names the flag that would take the most memory.
+    """
+    of = vars(args)
+    device = next(saved.generator.parameters()).device
+    if device.type == "mps":  # shares its memory with the machine by rules of its own
+        return
+    features = saved.generator.mapping(torch.zeros(1, saved.generator.z_dim, device=device))
+    object_bytes = FILM_BYTES * features.frequencies.numel()
+    at_once = of.get("batch_size", 1)
+    samples = saved.curriculum.stage_settings(0).num_steps * of.get("ray_step_multiplier", 1)
+    needed = {
+        "image_size": PIXEL_BYTES * at_once * of.get("image_size", 0) ** 2,
+        "fit_size": PIXEL_BYTES * (of.get("fit_size") or 0) ** 2,
+        "ray_step_multiplier": SAMPLE_BYTES * at_once * samples,
+        "voxel_resolution": VOXEL_BYTES * of.get("voxel_resolution", 0) ** 3,
+        "num_frames": FRAME_BYTES * (of.get("num_frames") or 0) * len(of.get("seeds", [0])),
+        "seeds": object_bytes * len(of.get("seeds", [])),
+        "candidates": object_bytes * of.get("candidates", 0),
+    }
+    name = max(needed, key=needed.__getitem__)
+    there = machine.memory_bytes(device)
+    if needed[name] > there:
+        value = "" if name == "seeds" else f" {of[name]}"
+        raise UsageError(
+            f"--{name}{value}: needs more than {needed[name] / GIB:.0f} GiB of memory, and there "
+            f"are {there / GIB:.0f}"
+        )
 
 
 def objects_to_show(saved: SavedGenerator, args: argparse.Namespace) -> list[SceneObject]:
@@ -207,4 +250,6 @@ def output_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--output_dir {path}: cannot be made ({error.strerror})") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UsageError(f"--output_dir {path}: cannot be written")
     return path

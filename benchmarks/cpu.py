@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 
 import curriculums
-import distributed
+import machine
 from benchmarks.textbook import twin_of
 from curriculum import Curriculum
 from training.adversarial import AdversarialGame, OptimizerOptions, Precision
@@ -48,7 +48,7 @@ def median_seconds(work: Callable[[], object], repeats: int = REPEATS) -> float:
 def measure(is_textbook: bool) -> dict[str, float]:
     """Seconds of each piece of work in this process."""
     if not is_textbook:
-        distributed.keep_freed_memory()
+        machine.keep_freed_memory()
     seconds: dict[str, float] = {}
     for name in ("Demo", "CelebA"):
         seconds |= _field_seconds(name, is_textbook)
@@ -106,7 +106,7 @@ def main() -> int:
     """Measure both variants and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variant", choices=("textbook", "ours"), help=argparse.SUPPRESS)
-    parser.add_argument("--threads", type=int, default=distributed.num_cores())
+    parser.add_argument("--threads", type=int, default=machine.num_cores())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.variant is not None:
@@ -114,8 +114,8 @@ def main() -> int:
         return 0
     textbook = _in_its_own_process("textbook", args.threads)
     ours = _in_its_own_process("ours", args.threads)
-    machine = platform.processor() or platform.machine()
-    print(f"{machine}, {args.threads} threads, torch {torch.__version__}; milliseconds\n")
+    processor = platform.processor() or platform.machine()
+    print(f"{processor}, {args.threads} threads, torch {torch.__version__}; milliseconds\n")
     print(f"{'':34}{'textbook':>10}{'ours':>10}{'ratio':>8}")
     for name, slow in textbook.items():
         fast = ours[name]

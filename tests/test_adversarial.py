@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import curriculums
+from training import losses
 from training.adversarial import AdversarialGame, OptimizerOptions, Precision
 from training.ema import ExponentialMovingAverage
 from training.seeding import Purpose, step_rng
@@ -149,21 +150,99 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(value):
     assert all(p.isfinite().all() for p in game.generator.parameters())
     assert game.health.skipped.item() == 1
     game.step(real_images(), curriculum.at(1))
-    assert (game.health.skipped.item(), game.health.in_a_row.item()) == (1, 0)
+    assert (game.health.skipped.item(), game.health.in_a_row.tolist()) == (1, [0, 0])
 
 
-def test_bad_updates_in_a_row_are_told_from_bad_updates():
+def test_bad_updates_in_a_row_are_counted_for_each_network():
     game, curriculum = tiny_game()
     nan = torch.full((4, 3, 8, 8), float("nan"))
     for step in range(3):
-        game.step(nan, curriculum.at(step))
-    # The generator's updates in between are fine, so no two bad ones follow each other.
+        game.step(nan, curriculum.at(step))  # the generator's updates in between are fine
     assert game.health.skipped.item() == 3
+    assert game.health.worst() == ("discriminator", 3)
     with torch.no_grad():
         game.discriminator.final_layer.weight.fill_(float("nan"))
     for step in range(3):
         game.step(real_images(), curriculum.at(step))
-    assert game.health.longest_row.item() == 6
+    assert game.health.skipped.item() == 9
+    assert game.health.longest_row.tolist() == [3, 6]
+
+
+def broken_losses(monkeypatch, value, is_flat):
+    """Have the loss of fakes come out as value; is_flat: with gradients that are finite."""
+    logistic = losses.logistic
+
+    def broken(logits, *, is_real):
+        loss = logistic(logits, is_real=is_real)
+        return loss + value if is_flat else loss * value
+
+    monkeypatch.setattr(losses, "logistic", broken)
+
+
+@pytest.mark.parametrize("is_flat", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_skips_the_update_even_if_its_gradient_is(
+    monkeypatch, value, is_flat
+):
+    game, curriculum = tiny_game()
+    before = parameters_of(game.generator) + parameters_of(game.discriminator)
+    with monkeypatch.context() as patched:
+        broken_losses(patched, value, is_flat)
+        game.step(real_images(), curriculum.at(0))
+    after = parameters_of(game.generator) + parameters_of(game.discriminator)
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    assert game.health.skipped.item() == 2
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_damaged_loss_scale_is_not_taken_for_back_off(scale):
+    game, curriculum = tiny_game()
+    game.precision = Precision(is_scaled=True)
+    game.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    before = parameters_of(game.generator) + parameters_of(game.discriminator)
+    for step in range(5):
+        game.step(real_images(), curriculum.at(step))
+    after = parameters_of(game.generator) + parameters_of(game.discriminator)
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    assert game.health.longest_row.tolist() == [5, 5]
+
+
+def test_an_overflow_of_scaled_gradients_alone_is_a_back_off():
+    game, curriculum = tiny_game()
+    game.precision = Precision(is_scaled=True)
+    game.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    for step in range(3):
+        game.step(100 * real_images(), curriculum.at(step))
+    assert game.scaler.get_scale() == 2.0**124
+    assert game.health.skipped.item() == 0
+
+
+@pytest.mark.parametrize("failing_call", [1, 2])
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_a_step_that_loses_a_process_leaves_the_state_before_it(steps_before, failing_call):
+    game, curriculum = tiny_game()
+    calls = []
+
+    def lose(_):
+        calls.append(0)
+        if len(calls) == failing_call:
+            raise ConnectionError
+
+    for step in range(steps_before):
+        game.step(real_images(), curriculum.at(step))
+    whole, _ = tiny_game()
+    for step in range(steps_before + 1):
+        whole.step(real_images(), curriculum.at(step))
+    game.synchronize = lose
+    with pytest.raises(ConnectionError):
+        game.step(real_images(), curriculum.at(steps_before))
+    game.synchronize = None
+    game.step(real_images(), curriculum.at(steps_before))  # as if nothing had been
+    for one, two in zip(game.tensors(), whole.tensors(), strict=True):
+        assert torch.equal(one, two)
+    for name in ("generator_optimizer", "discriminator_optimizer"):
+        moments = [getattr(each, name).state_dict()["state"] for each in (game, whole)]
+        torch.testing.assert_close(*moments, rtol=0, atol=0)
 
 
 def test_r1_is_applied_every_interval_with_its_mean_strength():

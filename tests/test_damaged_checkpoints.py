@@ -94,8 +94,9 @@ class Lab:
         return checkpoints.load_discriminator(path, self.wanted)
 
     def state(self, path):
-        run_state.seed_of(path)
-        return run_state.load_state(run_state.read_state(path, self.wanted), self.game)
+        content = run_state.read_state(path, self.wanted)
+        run_state.seed_of(content)
+        return run_state.load_state(content, self.game)
 
     def run(self, path):
         run = published_run.open_run(path.parent)

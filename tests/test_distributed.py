@@ -271,8 +271,8 @@ class TestStopSignal:
 
 
 COUNT_FAULTS = """
-import resource, distributed, torch
-print(distributed.keep_freed_memory())
+import resource, machine, torch
+print(machine.keep_freed_memory())
 for round in range(8):
     if round == 6:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

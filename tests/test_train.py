@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import checkpoints
+import run_setup
 import train
 from flags import UsageError
 
@@ -214,23 +215,24 @@ def test_the_list_of_curricula(capsys):
 
 
 def test_ten_bad_updates_in_a_row_end_the_run(tiny, tmp_path, capsys, monkeypatch):
+    (tmp_path / "tiny.py").write_text(TINY.replace("    6: {},\n", ""))
     run(tiny, tmp_path / "out", "--max_steps", "1")
     before = (tmp_path / "out" / "training_state.pth").read_bytes()
-    build = train.training_loop.build_game
+    build = run_setup.build_game
 
-    def broken(place, options):
-        game = build(place, options)
+    def broken(place, options, seed):
+        game = build(place, options, seed)
         generate = game.generate
         game.generate = lambda *args, **kwargs: (
             lambda fakes: fakes._replace(images=fakes.images * float("nan"))
         )(generate(*args, **kwargs))
         return game
 
-    monkeypatch.setattr(train.training_loop, "build_game", broken)
+    monkeypatch.setattr(run_setup, "build_game", broken)
     more = ["--set", "3.batch_size=1", "--sample_interval", "50"]
     assert run(tiny, tmp_path / "out", "--resume", "--max_steps", "90", *more) == 1
     message = capsys.readouterr().err
-    assert "10 updates in a row were not finite" in message
+    assert "10 updates of the generator in a row were not finite, up to step 11" in message
     assert "d_fake" in message
     assert "last good state is" in message
     assert (tmp_path / "out" / "training_state.pth").read_bytes() == before

@@ -141,7 +141,7 @@ def test_two_ranks_measure_what_one_does(tiny, weights, tmp_path):
     alone = distributed.Place(device=torch.device("cpu"))
     options = training_fid.FidOptions(interval=1, num_images=70, weights=tmp_path / "weights.pth",
                                       takes_any_weights=True)  # fmt: skip
-    data = train.training_loop.dataset_options(curriculum)
+    data = train.run_setup.dataset_options(curriculum)
     meter, _ = training_fid.open_meter(alone, options, curriculum, data, tmp_path / "cache")
     expected = meter.measure(generator, 1, alone, lambda: False)
     shares = []

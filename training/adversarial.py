@@ -4,7 +4,9 @@ Legend: B images per process, L width of the latent.
 Source: pi-GAN (Chan et al. 2021), section 3.3.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +21,7 @@ from generators.latents import sample_latents
 from siren.fused import fused_field
 from training import losses
 from training.ema import ExponentialMovingAverage
+from training.health import DISCRIMINATOR, GENERATOR, Health, poison
 from training.seeding import Purpose, step_rng
 from training.stage import Stage
 
@@ -59,28 +62,6 @@ class Fakes(NamedTuple):
     images: Tensor
     opacities: Tensor
     scenes: Scenes
-
-
-class Health(NamedTuple):
-    """Counts of skipped updates, on the device: reading them waits for it.
-
-    Ordinary back-off of the loss scale skips an update as well, and is not counted.
-    """
-
-    skipped: Tensor
-    in_a_row: Tensor
-    longest_row: Tensor
-
-    @classmethod
-    def fresh(cls, device: torch.device) -> "Health":
-        """No update skipped yet."""
-        return cls(*(torch.zeros((), dtype=torch.int64, device=device) for _ in cls._fields))
-
-    def note(self, is_bad: Tensor) -> None:
-        """Count one update."""
-        self.skipped.add_(is_bad)
-        self.in_a_row.add_(1).mul_(is_bad)
-        torch.maximum(self.longest_row, self.in_a_row, out=self.longest_row)
 
 
 def build_optimizer(
@@ -176,7 +157,7 @@ class AdversarialGame:
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def step(self, real: Tensor, stage: Stage) -> Terms:
-        """One update of both networks and the averages.
+        """One update of both networks and the averages, or none of them where it raises.
 
         Args:
             real: (B, 3, H, W) in [-1, 1], on the device.
@@ -185,6 +166,10 @@ class AdversarialGame:
         Returns:
             The loss terms by name, detached and on the device: reading one waits for it.
         """
+        with self._whole_or_undone():
+            return self._step(real, stage)
+
+    def _step(self, real: Tensor, stage: Stage) -> Terms:
         cpu = torch.device("cpu")
         scene_rng = step_rng(self.seed, self.rank, stage.step, Purpose.SCENES, cpu)
         sample_rng = step_rng(self.seed, self.rank, stage.step, Purpose.SAMPLES, self.device)
@@ -201,6 +186,32 @@ class AdversarialGame:
         for average in self.averages:
             average.update(self.generator.parameters())
         return terms
+
+    @contextlib.contextmanager
+    def _whole_or_undone(self) -> Iterator[None]:
+        """Put the discriminator back if the generator's update fails, as when a process is lost.
+
+        What is left is then the state between two steps, and can be saved. The generator changes
+        last and cannot fail half-way. Alone nothing fails, and nothing is copied.
+        """
+        if self.synchronize is None:
+            yield
+            return
+        parameters = [p.detach().clone() for p in self.discriminator.parameters()]
+        moments = copy.deepcopy(self.discriminator_optimizer.state_dict())
+        counts = [count.clone() for count in self.health]
+        try:
+            yield
+        except Exception:
+            with torch.no_grad():
+                for parameter, value in zip(
+                    self.discriminator.parameters(), parameters, strict=True
+                ):
+                    parameter.copy_(value)
+            self.discriminator_optimizer.load_state_dict(moments)
+            for count, value in zip(self.health, counts, strict=True):
+                count.copy_(value)
+            raise
 
     def draw_scenes(self, count: int, stage: Stage, *, rng: torch.Generator) -> Scenes:
         """Latents and poses of count images, drawn on the CPU, then moved to the device."""
@@ -241,7 +252,7 @@ class AdversarialGame:
             terms["d_r1"] = 0.5 * stage.r1_lambda * stage.r1_interval * penalty
         self.discriminator_optimizer.zero_grad(set_to_none=True)
         self._backward(sum(terms.values(), real.new_zeros(())))
-        self._update(self.discriminator_optimizer, terms, stage)
+        self._update(DISCRIMINATOR, terms, stage)
         # Detached, not .item(): reading a value waits for the device, so only the logger does it.
         return {name: term.detach() for name, term in terms.items()}
 
@@ -276,7 +287,7 @@ class AdversarialGame:
             self._backward(weight * sum(terms.values(), verdict.logits.new_zeros(())))
             for name, term in terms.items():
                 means[name] = means.get(name, 0) + weight * term.detach()
-        self._update(self.generator_optimizer, means, stage)
+        self._update(GENERATOR, means, stage)
         return means
 
     def _backward(self, loss: Tensor) -> None:
@@ -290,20 +301,23 @@ class AdversarialGame:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["rate_share"]
 
-    def _update(self, optimizer: torch.optim.Adam, terms: Terms, stage: Stage) -> None:
+    def _update(self, network: int, terms: Terms, stage: Stage) -> None:
         """Average the gradients over the processes, clip, and step unless they are not finite."""
+        optimizer = (self.generator_optimizer, self.discriminator_optimizer)[network]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         has_finite_loss = torch.stack(list(terms.values())).detach().isfinite().all().float()
         if self.synchronize is not None:
             # The loss's flag travels along, so that all processes count alike.
             self.synchronize([*gradients, has_finite_loss])
+        poison(gradients, has_finite_loss)
         self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, stage.grad_clip)
         is_bad = ~norm.isfinite()
         if self.precision.is_scaled:  # an overflow of the scaled gradients alone is a back-off
-            can_back_off = self.scaler.scale(norm.new_ones(())) > 1
+            scale = self.scaler.scale(norm.new_ones(()))
+            can_back_off = (scale > 1) & scale.isfinite()
             is_bad = is_bad & ((has_finite_loss < 1) | ~can_back_off)
-        self.health.note(is_bad)
+        self.health.note(network, is_bad)
         if self.scaler.is_enabled() or not is_bad:
             self.scaler.step(optimizer)

@@ -1,0 +1,51 @@
+"""BOUNDARY: the machine that this process is on: its cores and its memory."""
+
+import ctypes
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+
+
+def num_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_bytes(device: torch.device) -> int:
+    """All memory of a CUDA device, or of this machine as far as this process may use it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = int(CGROUP_LIMIT.read_text())
+    except (OSError, ValueError):  # no control group, or no limit ("max")
+        return installed
+    return min(installed, limit)
+
+
+# glibc's mallopt, malloc.h
+M_TRIM_THRESHOLD = -1
+M_MMAP_MAX = -4
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep what PyTorch frees on the CPU; returns whether it could be done.
+
+    By default glibc gives freed tensors of 32 MiB and more back to the kernel, and the next step
+    has the kernel find and clear the same pages again. Measured on a forward and backward pass over
+    tensors of 57 MB on one core: 0.97 s in the kernel before and none after, beside 0.6 s of
+    computing. The price is memory: 2.4 GB at the peak instead of 1.1, as holes are kept as well.
+    """
+    if platform.system() != "Linux":
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):  # another C library, such as musl
+        return False
+    # No block is mapped on its own (M_MMAP_THRESHOLD would stop at 32 MiB), none is given back.
+    return bool(library.mallopt(M_MMAP_MAX, 0) and library.mallopt(M_TRIM_THRESHOLD, -1))

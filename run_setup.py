@@ -1,0 +1,204 @@
+"""BOUNDARY: a training run before its first step: networks, what it goes on from, real images."""
+
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+import checkpoints
+import datasets
+import distributed
+import run_state
+from curriculum import Curriculum
+from datasets import ImageSet
+from distributed import Place
+from flags import UsageError
+from run_state import Progress
+from training.adversarial import AdversarialGame, Precision
+from training_fid import FidOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """What was typed, resolved; the same in every process."""
+
+    curriculum: Curriculum
+    output_dir: Path
+    load_dir: Path | None
+    is_resumed: bool
+    cache_dir: Path
+    seed: int | None  # None is that of the run that is gone on with, else 0
+    n_epochs: int
+    max_steps: int | None
+    set_step: int | None
+    sample_interval: int
+    model_save_interval: int
+    state_seconds: float
+    keep: int
+    fid: FidOptions
+    command: list[str]
+
+
+def dataset_options(curriculum: Curriculum) -> datasets.DatasetOptions:
+    """The data set of a curriculum."""
+    settings = curriculum.settings
+    return datasets.dataset_options(
+        settings.dataset,
+        settings.dataset_path,
+        crop=settings.crop,
+        flip=settings.flip,
+        resize=settings.resize,
+        num_images=settings.num_images,
+    )
+
+
+def choose_precision(
+    wanted: Literal["auto", "fp32", "fp16", "bf16"], device: torch.device, *, is_scaled: bool
+) -> Precision:
+    """Half precision with loss scaling on CUDA, float32 elsewhere, unless asked otherwise."""
+    if wanted == "auto":
+        wanted = "fp16" if device.type == "cuda" else "fp32"
+    if wanted == "fp16" and device.type == "cpu":
+        raise UsageError("precision fp16 needs a CUDA device; on the CPU choose fp32 or bf16")
+    dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[wanted]
+    return Precision(
+        autocast_dtype=dtype, is_scaled=is_scaled and wanted == "fp16" and device.type == "cuda"
+    )
+
+
+def build_game(place: Place, options: TrainOptions, seed: int) -> AdversarialGame:
+    """Networks and optimizers at the start, equal on all ranks."""
+    settings = options.curriculum.settings
+    torch.manual_seed(seed)
+    generator = options.curriculum.build_generator().to(place.device)
+    discriminator = options.curriculum.build_discriminator().to(place.device)
+    return AdversarialGame(
+        generator,
+        discriminator,
+        options.curriculum.optimizer_options(),
+        choose_precision(settings.precision, place.device, is_scaled=not settings.disable_scaler),
+        seed=seed,
+        rank=place.rank,
+        synchronize=distributed.average if place.world_size > 1 else None,
+    )
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Setup:
+    """A run before its next step: networks and optimizers, progress, and images by size."""
+
+    game: AdversarialGame
+    progress: Progress
+    images: dict[int, ImageSet]
+
+
+def set_up(place: Place, options: TrainOptions) -> Setup:
+    """Everything that a process needs before the first step; equal on all ranks.
+
+    The main process must have the output folder for itself.
+
+    Raises:
+        UsageError: there is nothing to go on from, or nothing to learn from, or no room.
+    """
+    start = _find_start(place, options)
+    content = run_state.agree_on_start(place, start, options.curriculum)
+    seed = options.seed
+    if seed is None:
+        seed = 0 if content is None else run_state.seed_of(content)
+    game = build_game(place, options, seed)
+    progress = Progress()
+    if content is not None:
+        progress = run_state.load_state(content, game)
+    if options.set_step is not None:
+        progress.step = options.set_step
+    # Equal already, unless machines differ in how they draw the first parameters.
+    distributed.broadcast_state(game.tensors())
+    images = _open_all(place, options, progress)
+    _require_same_images(images)
+    if place.is_main:
+        try:
+            checkpoints.remove_drafts(options.output_dir)
+            own = options.output_dir / run_state.STATE_FILE
+            if start is not None and start.resolve() == own.resolve():
+                # A kill may have come between the state and what is exported from it.
+                run_state.export(options.output_dir, game, options.curriculum, progress)
+            _write_options(place, options, game, start, progress)
+        except OSError as error:
+            reason = f"cannot be written ({error.strerror})"
+            raise UsageError(f"--output_dir {options.output_dir}: {reason}") from error
+    return Setup(game=game, progress=progress, images=images)
+
+
+def _find_start(place: Place, options: TrainOptions) -> Path | None:
+    """The state that this rank may offer: rank 0, or the first rank of a machine that resumes."""
+    if place.is_main:
+        return run_state.find_start(
+            options.output_dir, options.load_dir, is_resumed=options.is_resumed
+        )
+    own = options.output_dir / run_state.STATE_FILE
+    is_offered = options.is_resumed and place.local_rank == 0 and own.is_file()
+    return own if is_offered else None
+
+
+def _require_same_images(images: dict[int, ImageSet]) -> None:
+    """Machines with disks of their own must hold the same pictures."""
+    for size, image_set in images.items():
+        found = distributed.values_of_all(image_set.checksum())
+        if len(set(found)) > 1:
+            raise UsageError(
+                f"the processes do not see the same pictures at {size} px; copy the data set to "
+                "all machines"
+            )
+
+
+def _open_all(place: Place, options: TrainOptions, progress: Progress) -> dict[int, ImageSet]:
+    """The real images at every size that is still to come."""
+    curriculum = options.curriculum
+    sizes = {curriculum.stage_settings(progress.step).img_size}
+    sizes |= {stage.img_size for start, stage in curriculum.stages if start >= progress.step}
+    if not place.is_main:
+        distributed.wait_for_all()  # the main process decodes, with a progress bar
+    images = {
+        size: datasets.open_images(
+            dataset_options(curriculum),
+            size,
+            cache_dir=options.cache_dir,
+            skipped_file=options.output_dir / "skipped.txt" if place.is_main else None,
+            show_progress=place.is_main,
+        )
+        for size in sorted(sizes)
+    }
+    if place.is_main:
+        distributed.wait_for_all()
+    return images
+
+
+def _write_options(
+    place: Place,
+    options: TrainOptions,
+    game: AdversarialGame,
+    start: Path | None,
+    progress: Progress,
+) -> None:
+    content = {
+        "command": options.command,
+        "curriculum_name": options.curriculum.name,
+        "curriculum": {str(key): value for key, value in options.curriculum.source.items()},
+        "seed": game.seed,
+        "first_step": progress.step,
+        "start_from": str(start) if start else None,
+        "processes": place.world_size,
+        "device": str(place.device),
+        "field": game.field_path(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+    }
+    with checkpoints.replaced(options.output_dir / "options.json") as file:
+        file.write(json.dumps(content, indent=2).encode())

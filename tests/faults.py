@@ -1,0 +1,101 @@
+"""Pieces that the tests of faults share: a tiny curriculum, and runs of the command with faults."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import train
+
+ROOT = Path(train.__file__).parent
+FAULTY = Path(__file__).parent / "faulty_train.py"
+TINY = """
+from curriculums import Demo
+
+Tiny = {key: value for key, value in Demo.items() if not isinstance(key, int)}
+Tiny |= {
+    0: {"batch_size": 3, "num_steps": 3, "img_size": 4, "gen_lr": 1e-3, "disc_lr": 1e-3},
+    STAGE2: {"batch_size": 2, "num_steps": 3, "img_size": 8, "gen_lr": 1e-3, "disc_lr": 1e-3},
+    "hidden_dim": 8, "num_layers": 2, "mapping_hidden_dim": 8, "latent_dim": 4,
+    "discriminator_width": 8, "fade_steps": 2, "num_images": 7, "preview_size": 4,
+    "flip": True,
+}
+"""
+
+
+def tiny_arguments(folder, stage2=3):
+    """What names the tiny curriculum, which has no end, and its cache."""
+    file = folder / "tiny.py"
+    file.write_text(TINY.replace("STAGE2", str(stage2)))
+    return ["--curriculum_file", str(file), "--curriculum", "Tiny", "--cache_dir",
+            str(folder / "cache"), "--device", "cpu", "--port", "0"]  # fmt: skip
+
+
+def start(arguments, faults=None, **options):
+    """The command as a process in a group of its own."""
+    environment = {**os.environ, "FAULTS": json.dumps(faults or {}), "PYTHONPATH": str(ROOT),
+                   "OMP_NUM_THREADS": "1"}  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, str(FAULTY), *map(str, arguments)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+def finish(process, seconds=120):
+    """(exit code, stderr)."""
+    error = process.communicate(timeout=seconds)[1]
+    return process.returncode, error
+
+
+def run(arguments, faults=None, seconds=120):
+    """(exit code, stderr) of the command."""
+    return finish(start(arguments, faults), seconds)
+
+
+def state_of(folder):
+    return torch.load(folder / "training_state.pth", weights_only=True)
+
+
+def entries_of(folder):
+    """The entries of log.jsonl; a torn last line is none."""
+    entries = []
+    for line in (folder / "log.jsonl").read_text().splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            pass
+    return entries
+
+
+def wait_for(is_so, process, seconds=60):
+    """Whether it came to be so before the process ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if is_so():
+            return True
+        if process.poll() is not None:
+            return False
+        time.sleep(0.01)
+    raise AssertionError("nothing happened in time")
+
+
+def differences(first, second, where=""):
+    """Where two states differ, bit for bit."""
+    if isinstance(first, torch.Tensor):
+        return [] if torch.equal(first, second) else [where]
+    if isinstance(first, dict):
+        if list(first) != list(second):
+            return [where]
+        return [x for key in first for x in differences(first[key], second[key], f"{where}/{key}")]
+    if isinstance(first, (list, tuple)):
+        pairs = enumerate(zip(first, second, strict=True))
+        return [x for index, (one, two) in pairs for x in differences(one, two, f"{where}/{index}")]
+    return [] if first == second else [where]

@@ -1,0 +1,160 @@
+"""A disk that is full or broken: the last good state stays, what failed is told once, and the run
+goes on where it can."""
+
+import errno
+import os
+import subprocess
+
+import pytest
+from faults import entries_of, state_of, tiny_arguments
+
+import append_files
+import checkpoints
+import flags
+import image_io
+import run_keeping
+import run_state
+import train
+
+FULL_FROM, FULL_UNTIL = 10, 20  # steps between which the disk takes nothing
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder with a file system of 2 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    try:
+        is_there = subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        is_there = False
+    if not is_there:
+        pytest.skip("a small file system cannot be mounted here (only root may)")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk):
+    """Take all space that is left."""
+    with (disk / "filler").open("wb", buffering=0) as file:
+        for size in (4096, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                pass
+
+
+def at_steps(monkeypatch, actions):
+    """Have actions done before what a run does after these steps."""
+    between = run_keeping.Keeper.between_steps
+
+    def watched(keeper, **kwargs):
+        actions.get(keeper.progress.step, lambda: None)()
+        between(keeper, **kwargs)
+
+    monkeypatch.setattr(run_keeping.Keeper, "between_steps", watched)
+
+
+def trained(tmp_path, out, last, *more):
+    options = ["--sample_interval", "5", "--state_seconds", "1e-9", "--max_steps", str(last)]
+    return train.main([*tiny_arguments(tmp_path), "--output_dir", str(out), *options, *more])
+
+
+def test_a_full_disk(tmp_path, small_disk, monkeypatch, capsys):
+    out = small_disk / "out"
+    seen = {}
+
+    def look():
+        seen["step"] = state_of(out)["step"]
+        (small_disk / "filler").unlink()
+
+    at_steps(monkeypatch, {FULL_FROM: lambda: fill(small_disk), FULL_UNTIL: look})
+    monkeypatch.setattr(run_keeping, "RETRY_SECONDS", 0.0)
+    assert trained(tmp_path, out, 30, "--model_save_interval", "12") == 0
+    message = capsys.readouterr().err
+    assert seen["step"] == FULL_FROM - 1  # what was saved last stays
+    for what in ("training_state.pth", "a snapshot", "previews"):
+        assert message.count(f"writing {what} failed (No space left on device)") == 1
+        assert message.count(f"writing {what} works again") == 1
+    assert state_of(out)["step"] == 30
+    assert not list(out.glob(".*"))
+    assert message.count("writing log.jsonl failed") <= 1  # its last block may have had room
+    assert len(entries_of(out)) == len((out / "log.jsonl").read_text().splitlines())
+
+
+def test_a_disk_that_stays_full_ends_with_the_last_good_state(
+    tmp_path, small_disk, monkeypatch, capsys
+):
+    out = small_disk / "out"
+    at_steps(monkeypatch, {FULL_FROM: lambda: fill(small_disk)})
+    assert trained(tmp_path, out, 15) == 1
+    assert "step 15 could not be saved; the last good state is" in capsys.readouterr().err
+    assert state_of(out)["step"] == FULL_FROM - 1
+    with pytest.raises(flags.UsageError, match="cannot be written .No space left on device"):
+        trained(tmp_path, out, 15, "--resume")
+    monkeypatch.undo()
+    (small_disk / "filler").unlink()
+    assert trained(tmp_path, out, 15, "--resume") == 0
+    assert state_of(out)["step"] == 15
+
+
+@pytest.mark.parametrize(
+    ("owner", "function", "told"),
+    [
+        (os, "fsync", "training_state.pth"),
+        (run_state, "export", "training_state.pth"),
+        (image_io, "save_png", "previews"),
+        (append_files.JsonLines, "append", "log.jsonl"),
+        (append_files.RecordWriter, "write", "TensorBoard's files"),
+    ],
+)
+def test_a_broken_disk(tmp_path, monkeypatch, capsys, owner, function, told):
+    failures = []
+    plain = getattr(owner, function)
+
+    def broken(*_, **__):
+        failures.append(function)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    at_steps(monkeypatch, {
+        FULL_FROM: lambda: setattr(owner, function, broken),
+        FULL_UNTIL: lambda: setattr(owner, function, plain),
+    })  # fmt: skip
+    monkeypatch.setattr(run_keeping, "RETRY_SECONDS", 0.0)
+    try:
+        assert trained(tmp_path, tmp_path / "out", 22) == 0
+    finally:
+        setattr(owner, function, plain)
+    message = capsys.readouterr().err
+    assert message.count(f"writing {told} failed (Input/output error); training goes on") == 1
+    assert message.count(f"writing {told} works again") == 1
+    print(f"{function} failed {len(failures)} times, told once")
+    assert len(failures) > 1
+    assert state_of(tmp_path / "out")["step"] == 22
+    assert checkpoints.read(tmp_path / "out" / "ema.pth", "generator")["step"] == 22
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_command_that_cannot_write_says_so_in_one_line(tmp_path, small_disk, capsys):
+    fill(small_disk)
+
+    def main(_):
+        with checkpoints.replaced(small_disk / "mesh.ply") as file:
+            file.write(bytes(10_000))
+        return 0
+
+    assert flags.run(main) == 1
+    error = capsys.readouterr().err
+    assert error == f"error: cannot write {small_disk / 'mesh.ply'} (No space left on device)\n"
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
+
+
+def test_a_screen_that_cannot_be_written_does_not_stop_a_run(tmp_path, small_disk, monkeypatch):
+    fill(small_disk)
+    with (small_disk / "screen.txt").open("w", buffering=1) as screen:
+        monkeypatch.setattr("sys.stderr", screen)
+        assert trained(tmp_path, tmp_path / "out", 12) == 0
+        monkeypatch.undo()
+        (small_disk / "filler").unlink()  # lets Python close the file

@@ -1,0 +1,246 @@
+"""What a run keeps: bounded previews, logs that are whole, snapshots that are whole, one lock."""
+
+import json
+import os
+
+import pytest
+import torch
+from faults import entries_of, state_of, tiny_arguments
+from hypothesis import given
+from hypothesis import strategies as st
+
+import append_files
+import checkpoints
+import run_keeping
+import run_lock
+import run_state
+import train
+from append_files import Board, JsonLines
+from flags import UsageError
+from run_keeping import SHEETS_PER_KEEP, steps_to_keep
+from training import collapse
+
+
+@given(st.sets(st.integers(1, 10**6), max_size=200), st.integers(1, 1000), st.integers(1, 5))
+def test_previews_are_bounded_and_the_newest_stay(steps, interval, keep):
+    stay = steps_to_keep(steps, interval, keep)
+    assert stay <= steps
+    assert len(stay) <= SHEETS_PER_KEEP * keep
+    assert set(sorted(steps)[-keep:]) <= stay
+    assert stay == steps or len(steps) > SHEETS_PER_KEEP * keep
+
+
+def test_previews_thin_out_evenly_however_long_the_run():
+    there = set()
+    for step in range(200, 200_001, 200):
+        there = steps_to_keep(there | {step}, 200, 1)
+        assert len(there) <= 10
+    ordered = [0, *sorted(there)]
+    assert max(b - a for a, b in zip(ordered, ordered[1:], strict=False)) <= 51_200
+
+
+def test_only_previews_of_the_run_are_removed(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    others = ["000001_mine.png", "000002_fixed.jpg", "notes.txt", "fixed.png", "x000001_fixed.png"]
+    for name in others:
+        (out / name).write_text(name)
+    options = ["--max_steps", "15", "--sample_interval", "1", "--keep", "1"]
+    assert train.main([*tiny_arguments(tmp_path), "--output_dir", str(out), *options]) == 0
+    sheets = {path.name.partition("_")[0] for path in out.glob("??????_random.png")}
+    assert len(sheets) <= SHEETS_PER_KEEP
+    assert "000015" in sheets
+    assert len(list(out.glob("*_*.png"))) == 5 * len(sheets) + 2
+    assert [(out / name).read_text() for name in others] == others
+
+
+def test_a_log_drops_what_was_torn_and_what_comes_again(tmp_path):
+    path = tmp_path / "log.jsonl"
+    lines = [json.dumps({"step": step}) for step in (10, 20, 20, 30)]
+    path.write_text("\n".join(lines) + '\n{"step": 40, "d_re')
+    log = JsonLines(path, 20, keep=1)
+    log.append({"step": 25, "loss": float("inf")})
+    log.close()
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [10, 20, 20, 25]
+    assert entries[-1]["loss"] == "inf"
+
+
+def test_a_log_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(append_files, "LOG_BYTES", 1000)
+    log = JsonLines(tmp_path / "log.jsonl", 0, keep=2)
+    for step in range(500):
+        log.append({"step": step, "text": "x" * 40})
+    log.close()
+    parts = ["log.2.jsonl", "log.1.jsonl", "log.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(parts)
+    steps = [json.loads(line)["step"] for part in parts
+             for line in (tmp_path / part).read_text().splitlines()]  # fmt: skip
+    assert steps == list(range(steps[0], 500))
+    assert len(steps) * 60 > 2000
+
+
+def events_of(folder):
+    """(tag, step, value) of all scalars, as TensorBoard reads them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reader = EventAccumulator(str(folder))
+    reader.Reload()
+    tags = reader.Tags()
+    scalars = [(t, e.step, e.value) for t in tags["scalars"] for e in reader.Scalars(t)]
+    images = [(t, e.step, (e.width, e.height)) for t in tags["images"] for e in reader.Images(t)]
+    return scalars, images
+
+
+def test_tensorboard_reads_what_is_written_also_after_resuming(tmp_path):
+    first = Board(tmp_path, 0, keep=1)
+    for step in (10, 20, 30):
+        first.scalars({"loss/g": step / 10}, step)
+    first.image("previews/fixed", torch.zeros(3, 4, 6, dtype=torch.uint8), 30)
+    first.close()
+    second = Board(tmp_path, 20, keep=1)
+    second.scalars({"loss/g": 7.0}, 30)
+    second.close()
+    scalars, _ = events_of(tmp_path)
+    assert scalars == [("loss/g", 10, 1.0), ("loss/g", 20, 2.0), ("loss/g", 30, 7.0)]
+    third = Board(tmp_path, 30, keep=1)
+    third.image("previews/fixed", torch.zeros(3, 4, 6, dtype=torch.uint8), 40)
+    third.close()
+    assert events_of(tmp_path)[1] == [("previews/fixed", 40, (6, 4))]
+
+
+def test_tensorboards_files_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(append_files, "BOARD_BYTES", 2000)
+    (tmp_path / "mine.txt").write_text("mine")
+    board = Board(tmp_path, 0, keep=2)
+    for step in range(300):
+        board.scalars({"loss/g": 1.0}, step)
+    board.close()
+    files = list(tmp_path.glob("events*"))
+    assert 1 < len(files) <= 3
+    assert sum(path.stat().st_size for path in files) < 3 * 2100
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_one_run_holds_a_folder_and_leaves_nothing_after_an_error(tmp_path):
+    folder = tmp_path / "deep" / "out"
+
+    def work():
+        with run_lock.locked(folder):
+            assert str(os.getpid()) in (folder / "run.lock").read_text()
+            with run_lock.locked(folder):
+                pass
+
+    with pytest.raises(UsageError, match="another run is at work in it .process"):
+        work()
+    assert list(tmp_path.iterdir()) == []
+    folder.mkdir(parents=True)
+    (folder / "run.lock").write_text("process 1 on a machine that was switched off\n")
+    with run_lock.locked(folder):
+        pass
+    assert list(folder.iterdir()) == []
+
+
+def test_a_lock_file_that_is_replaced_meanwhile_is_not_held(tmp_path, monkeypatch):
+    flock, calls = run_lock.fcntl.flock, []
+
+    def late(file, operation):
+        if not calls:
+            (tmp_path / "run.lock").unlink()  # whoever held it has ended in between
+        calls.append(operation)
+        flock(file, operation)
+
+    monkeypatch.setattr(run_lock.fcntl, "flock", late)
+    with run_lock.locked(tmp_path):
+        assert len(calls) == 2
+        assert (tmp_path / "run.lock").exists()
+
+
+def test_a_snapshot_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "snapshot_00000007"
+
+    def write_half():
+        with checkpoints.replaced_folder(path) as draft:
+            (draft / "training_state.pth").write_text("half")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        write_half()
+    assert list(tmp_path.iterdir()) == []
+    for text in ("old", "new"):
+        with checkpoints.replaced_folder(path) as draft:
+            (draft / "training_state.pth").write_text(text)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert (path / "training_state.pth").read_text() == "new"
+
+
+def test_drafts_of_killed_processes_are_removed_and_nothing_else(tmp_path):
+    drafts = [".generator.pth.123.tmp", ".snapshot_00000007.99.tmp"]
+    others = [".hidden.tmp", "x.1.tmp", ".profile", ".a.12x.tmp"]
+    (tmp_path / drafts[1]).mkdir()
+    (tmp_path / drafts[1] / "ema.pth").touch()
+    for name in [drafts[0], *others]:
+        (tmp_path / name).touch()
+    checkpoints.remove_drafts(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(others)
+
+
+@pytest.mark.parametrize("what", ["parameter", "average", "moment"])
+def test_nothing_that_is_not_finite_is_saved_or_gone_on_from(tmp_path, monkeypatch, capsys, what):
+    out = tmp_path / "out"
+    arguments = [*tiny_arguments(tmp_path), "--output_dir", str(out), "--model_save_interval", "5"]
+    assert train.main([*arguments, "--max_steps", "4"]) == 0
+    before = (out / "training_state.pth").read_bytes()
+    between = run_keeping.Keeper.between_steps
+
+    def spoil(keeper, **kwargs):
+        game = keeper.game
+        tensor = {
+            "parameter": next(game.discriminator.parameters()).data,
+            "average": game.averages[1].shadow[0],
+            "moment": next(iter(game.generator_optimizer.state.values()))["exp_avg_sq"],
+        }[what]
+        tensor[(0,) * tensor.ndim] = float("inf")
+        between(keeper, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_keeping.Keeper, "between_steps", spoil)
+        assert train.main([*arguments, "--max_steps", "9", "--resume"]) == 1
+    error = capsys.readouterr().err
+    assert "is not finite" in error
+    assert "the last good state is" in error
+    assert (out / "training_state.pth").read_bytes() == before
+    assert not list(out.glob("snapshot*"))
+    content = state_of(out)
+    content["generator"]["siren.final_layer.bias"][0] = float("nan")
+    checkpoints.save(out / "training_state.pth", "training_state", content)
+    with pytest.raises(UsageError, match="siren.final_layer.bias is not finite"):
+        train.main([*arguments, "--max_steps", "9", "--resume"])
+
+
+def test_signs_of_collapse_are_in_the_log(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_keeping, "PROBE_INTERVAL", 2)
+    monkeypatch.setattr(collapse, "PATIENCE", dict.fromkeys(collapse.PATIENCE, 4))
+    monkeypatch.setattr(collapse, "ALIKE", 1.0)
+    out = tmp_path / "out"
+    assert (
+        train.main([*tiny_arguments(tmp_path), "--output_dir", str(out), "--max_steps", "9"]) == 0
+    )
+    warnings = [entry for entry in entries_of(out) if "warning" in entry]
+    error = capsys.readouterr().err
+    for entry in warnings:
+        assert entry["step"] == 6
+        assert error.count(f"warning at step 6: {entry['warning']}") == 1
+    assert any("looked alike for 4 steps" in entry["warning"] for entry in warnings)
+
+
+def test_exports_are_brought_up_to_date_when_a_run_goes_on(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    arguments = [*tiny_arguments(tmp_path), "--output_dir", str(out)]
+    assert train.main([*arguments, "--max_steps", "2"]) == 0
+    monkeypatch.setattr(run_state, "export", lambda *_: None)  # killed between state and exports
+    assert train.main([*arguments, "--max_steps", "4", "--resume"]) == 0
+    assert checkpoints.read(out / "ema.pth", "generator")["step"] == 2
+    monkeypatch.undo()
+    assert train.main([*arguments, "--max_steps", "4", "--resume"]) == 0  # nothing else to do
+    assert checkpoints.read(out / "ema.pth", "generator")["step"] == 4

@@ -1,0 +1,129 @@
+"""Kill at any instant: a run goes on from its last announced state, as if nothing had been."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from faults import (
+    differences,
+    entries_of,
+    finish,
+    run,
+    start,
+    state_of,
+    tiny_arguments,
+    wait_for,
+)
+
+import checkpoints
+
+NETWORK_FILES = {"generator.pth": "generator", "ema.pth": "generator", "ema2.pth": "generator",
+                 "discriminator.pth": "discriminator"}  # fmt: skip
+
+
+def announced(folder):
+    """The last step that the run called saved."""
+    if not (folder / "log.jsonl").exists():
+        return 0
+    return max((e["step"] for e in entries_of(folder) if e.get("saved")), default=0)
+
+
+def is_saving(folder):
+    return any(folder.glob(".*.tmp"))
+
+
+def kill(process):
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+
+
+def check_files(folder):
+    """Every file is whole under its final name, and no older than what was announced."""
+    state = folder / "training_state.pth"
+    if state.exists():
+        assert checkpoints.read(state, "training_state")["step"] >= announced(folder)
+    for path in folder.glob("*.pth"):
+        if path.name in NETWORK_FILES:
+            checkpoints.read(path, NETWORK_FILES[path.name])
+    for snapshot in folder.glob("snapshot_????????"):
+        assert {p.name for p in snapshot.iterdir()} == {*NETWORK_FILES, "training_state.pth"}
+
+
+def torture(tmp_path, processes, kills, rng):
+    """Kill a run again and again; (kills while saving, steps at which it was found, its folder)."""
+    count = ["--num_processes", str(processes)]
+    tiny = [*tiny_arguments(tmp_path), *count, "--state_seconds", "0.05", "--keep", "1",
+            "--sample_interval", "1000000", "--model_save_interval", "7"]  # fmt: skip
+    out = tmp_path / "out"
+    kills_while_saving, found = 0, []
+    for number in range(kills):
+        way = ["--load_dir", out] if number % 2 and (out / "training_state.pth").exists() else []
+        before = announced(out) if out.exists() else 0
+        process = start([*tiny, "--output_dir", out, *(way or ["--resume"])], {"slow": 0.02})
+        wait_for(lambda log=out / "log.jsonl": log.exists(), process)
+        if number % 5 == 4:  # anywhere, the start included
+            time.sleep(rng.uniform(0, 1.5))
+        else:
+            seen = announced(out)
+            wait_for(lambda seen=seen: announced(out) > seen, process)  # it goes on
+            wait_for(lambda: is_saving(out), process)
+            time.sleep(rng.uniform(0, 0.15))
+        kills_while_saving += is_saving(out)
+        kill(process)
+        check_files(out)
+        assert announced(out) >= before
+        found.append(announced(out))
+    last = found[-1] + 2
+    code, error = run([*tiny, "--output_dir", out, "--resume", "--max_steps", last])
+    assert code == 0, error
+    code, error = run([*tiny, "--output_dir", tmp_path / "whole", "--max_steps", last])
+    assert code == 0, error
+    assert differences(state_of(out), state_of(tmp_path / "whole")) == []
+    assert not is_saving(out)  # what was left half-written is gone
+    steps = [entry["step"] for entry in entries_of(out) if "d_real" in entry]
+    assert steps == sorted(set(steps))  # no step is told twice
+    return kills_while_saving, found
+
+
+def test_two_kills(tmp_path):
+    while_saving, found = torture(tmp_path, 1, 2, random.Random(0))
+    print(f"2 kills, {while_saving} while saving, at steps {found}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_thirty_kills(tmp_path, processes):
+    while_saving, found = torture(tmp_path, processes, 30, random.Random(processes))
+    print(f"{processes} processes: 30 kills, {while_saving} while saving, at steps {found}")
+    assert while_saving >= 10
+
+
+@pytest.mark.slow
+def test_a_preempted_torchrun_job_goes_on_by_the_same_command(tmp_path):
+    import subprocess
+    import sys
+
+    from faults import FAULTY, ROOT
+
+    tiny = [*tiny_arguments(tmp_path), "--output_dir", str(tmp_path / "out"), "--resume"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    steps = []
+    for signum in (signal.SIGTERM, signal.SIGTERM):
+        process = subprocess.Popen(
+            [*command, str(FAULTY), *tiny], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        log = tmp_path / "out" / "log.jsonl"
+        size = log.stat().st_size if log.exists() else 0
+        wait_for(
+            lambda size=size, log=log: log.exists() and log.stat().st_size > size + 99, process
+        )
+        process.send_signal(signum)
+        _, error = finish(process)
+        steps.append(state_of(tmp_path / "out")["step"])
+        assert f"saved at step {steps[-1]}" in error
+    assert steps[0] < steps[1]
+    print(f"torchrun was preempted at steps {steps}")

@@ -1,0 +1,76 @@
+"""A long run: memory, file handles and files stay bounded, stages change at their steps."""
+
+import gc
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faults import entries_of, state_of, tiny_arguments
+
+import append_files
+import run_keeping
+import train
+
+STEPS = 5000
+PARTS = 4  # begun once and resumed three times
+SECOND_STAGE = 2000
+BY_STAGE = ("image_size", "batch_size")
+
+
+def resident_bytes():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_five_thousand_steps(tmp_path, monkeypatch):
+    out, keep = tmp_path / "out", 2
+    monkeypatch.setattr(append_files, "LOG_BYTES", 30_000)
+    monkeypatch.setattr(append_files, "BOARD_BYTES", 100_000)
+    measured = []
+    between = run_keeping.Keeper.between_steps
+
+    def watched(keeper, **kwargs):
+        between(keeper, **kwargs)
+        if keeper.progress.step % 25 == 0:
+            gc.collect()
+            handles = len(os.listdir("/proc/self/fd"))
+            measured.append((keeper.progress.step, resident_bytes(), handles))
+
+    monkeypatch.setattr(run_keeping.Keeper, "between_steps", watched)
+    arguments = [*tiny_arguments(tmp_path, SECOND_STAGE), "--output_dir", str(out), "--keep",
+                 str(keep), "--sample_interval", "40", "--model_save_interval", "300",
+                 "--state_seconds", "5"]  # fmt: skip
+    entries = []
+    for part in range(1, PARTS + 1):
+        last = STEPS * part // PARTS
+        assert train.main([*arguments, "--resume", "--max_steps", str(last)]) == 0
+        entries += entries_of(out)
+        sheets = {path.name[:6] for path in out.glob("??????_fixed.png")}
+        logs = list(out.glob("log*.jsonl"))
+        boards = list((out / "tensorboard").iterdir())
+        assert len(sheets) <= run_keeping.SHEETS_PER_KEEP * keep
+        assert len(list(out.glob("snapshot_*"))) <= keep
+        assert len(logs) <= keep + 1
+        assert sum(path.stat().st_size for path in logs) < (keep + 1) * 31_000
+        assert sum(path.stat().st_size for path in boards) < (keep + 1) * 200_000
+        print(f"step {last}: previews of {len(sheets)} steps, {len(logs)} logs, {len(boards)} "
+              f"TensorBoard files, {len(list(out.iterdir()))} files in all")  # fmt: skip
+    assert state_of(out)["step"] == STEPS
+    for entry in entries:
+        if "image_size" in entry:
+            stage = (4, 3) if entry["step"] <= SECOND_STAGE else (8, 2)
+            assert (entry["image_size"], entry["batch_size"]) == stage
+    # Images seen are counted step by step, so they tell exactly where the stage changed.
+    assert state_of(out)["images_seen"] == SECOND_STAGE * 3 + (STEPS - SECOND_STAGE) * 2
+    steps, memory, handles = np.array(measured).T
+    settled = steps > SECOND_STAGE + 500
+    slope = np.polyfit(steps[settled], memory[settled], 1)[0]
+    print(f"{STEPS} steps: memory {memory[settled][0] / 2**20:.0f} MiB at step "
+          f"{steps[settled][0]}, {memory[-1] / 2**20:.0f} MiB at the end, slope "
+          f"{slope:.0f} bytes per step; file handles {min(handles[settled])} to "
+          f"{max(handles[settled])}")  # fmt: skip
+    assert abs(slope) < 4096  # 200,000 steps would take less than 1 GB more
+    assert max(handles[settled]) <= min(handles[settled]) + 2

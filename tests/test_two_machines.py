@@ -1,0 +1,146 @@
+"""Two machines: hosts in network namespaces with a virtual cable between train as one run."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from faults import FAULTY, ROOT, differences, run, state_of, tiny_arguments, wait_for
+
+PORT = 29_611
+ADDRESSES = ("10.213.77.1", "10.213.77.2")
+
+
+def ip(*words):
+    return subprocess.run(["ip", *words], capture_output=True, text=True)
+
+
+class Network:
+    """Two hosts that see each other, and nothing else."""
+
+    def __init__(self):
+        self.hosts = [f"pigan{os.getpid()}{end}" for end in "ab"]
+        self.cables = [f"pg{os.getpid() % 100_000}{end}" for end in "ab"]
+
+    def set_up(self):
+        """Whether it could be done."""
+        if shutil.which("ip") is None or any(ip("netns", "add", h).returncode for h in self.hosts):
+            return False
+        first, second = self.cables
+        if ip("link", "add", first, "type", "veth", "peer", "name", second).returncode:
+            return False
+        for host, cable, address in zip(self.hosts, self.cables, ADDRESSES, strict=True):
+            ip("link", "set", cable, "netns", host)
+            ip("-n", host, "addr", "add", f"{address}/24", "dev", cable)
+            ip("-n", host, "link", "set", "lo", "up")
+            ip("-n", host, "link", "set", cable, "up")
+        return True
+
+    def plug(self, *, is_in):
+        ip("-n", self.hosts[1], "link", "set", self.cables[1], "up" if is_in else "down")
+
+    def start(self, number, arguments, faults=None):
+        """torchrun on one of the hosts."""
+        command = [
+            *("ip", "netns", "exec", self.hosts[number]),
+            *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"),
+            *(f"--node_rank={number}", f"--master_addr={ADDRESSES[0]}", f"--master_port={PORT}"),
+            *(str(FAULTY), *map(str, arguments)),
+        ]
+        return subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+                 "GLOO_SOCKET_IFNAME": self.cables[number], "FAULTS": json.dumps(faults or {})},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def tear_down(self):
+        for host in self.hosts:
+            ip("netns", "del", host)
+        ip("link", "del", self.cables[0])
+
+
+@pytest.fixture
+def network():
+    made = Network()
+    try:
+        if not made.set_up():
+            pytest.skip("network namespaces cannot be made here (needs root and iproute2)")
+        yield made
+    finally:
+        made.tear_down()
+
+
+def both(network, tmp_path, *more, faults=None):
+    """Both hosts at work, each with a disk, that is a folder, of its own."""
+    return [
+        network.start(number, [*host_arguments(tmp_path, number), *more], faults)
+        for number in (0, 1)
+    ]
+
+
+def host_arguments(tmp_path, number):
+    disk = tmp_path / f"host{number}"
+    disk.mkdir(exist_ok=True)
+    return [*tiny_arguments(disk), "--output_dir", disk / "out", "--resume"]
+
+
+def ended(processes):
+    """(exit codes, what they said)."""
+    errors = [process.communicate(timeout=150)[1] for process in processes]
+    return [process.returncode for process in processes], errors
+
+
+def has_stopped(folder, error):
+    return f"in {folder}; go on with the same command and --resume" in error
+
+
+def kill(process):
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["cable", "host 0", "host 1"])
+def test_two_machines(network, tmp_path, fault):
+    outs = [tmp_path / f"host{number}" / "out" for number in (0, 1)]
+    hosts = both(network, tmp_path)
+    log = outs[0] / "log.jsonl"
+    wait_for(lambda: log.exists() and log.read_text().count("\n") >= 2, hosts[0], 120)
+    if fault == "cable":
+        network.plug(is_in=False)
+        left = [0, 1]
+    else:
+        lost = int(fault[-1])
+        # A machine that is gone says no goodbye: the cable is cut, then all on it ends.
+        network.plug(is_in=False)
+        kill(hosts[lost])
+        left = [1 - lost]
+    began = time.monotonic()
+    for number in left:
+        state = outs[number] / "training_state.pth"
+        wait_for(state.exists, hosts[number], 100)
+        print(f"{fault}: host {number} had saved after {time.monotonic() - began:.0f} s")
+    _, errors = ended([hosts[number] for number in left])
+    seconds = time.monotonic() - began
+    print(f"{fault}: torchrun was over after {seconds:.0f} s")
+    for number, error in zip(left, errors, strict=True):
+        assert has_stopped(outs[number], error)
+    steps = [state_of(outs[number])["step"] for number in left]
+    network.plug(is_in=True)
+    last = max(steps) + 3
+    hosts = both(network, tmp_path, "--max_steps", last)
+    codes, errors = ended(hosts)
+    assert codes == [0, 0], errors
+    code, error = run([*tiny_arguments(tmp_path), "--num_processes", "2", "--max_steps", last,
+                       "--output_dir", tmp_path / "whole"])  # fmt: skip
+    assert code == 0, error
+    assert differences(state_of(outs[0]), state_of(tmp_path / "whole")) == []
+    print(f"{fault}: saved at {steps}, went on to {last}, as one machine with two processes does")
+    assert seconds < 60

@@ -1,0 +1,134 @@
+"""Signs that a run has collapsed, told while there is still time to do something about it.
+
+Two sorts of figures are looked at: the means of the loss terms that the log reads anyway, and a
+probe, a small rendering of some objects from one camera. No step waits for its device.
+
+Legend: K objects, R rays, S samples per ray.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+import torch
+
+from generators.cameras import PoseDistribution, Poses, cast_rays
+from generators.generators import ImplicitGenerator3d
+from generators.volumetric_rendering import (
+    RenderOptions,
+    activated_density,
+    depth_range,
+    query,
+    stratified_depths,
+)
+from siren.film import Film
+from training.stage import Stage
+
+Sign = Literal["loss", "heads", "empty", "full", "alike"]
+
+PROBE_SIZE = 16  # pixels per side
+NOTHING, MATTER = 1e-3, 0.5  # opacity of a sample below which it is air, above which it is solid
+ALMOST_ALL = 0.999  # share of the samples
+ALIKE = 0.5 / 255  # deviation between objects, of colors in [0, 1]: half a step of a png
+LOSS_AT_ZERO = 1e-2  # of the discriminator; one that can tell nothing is at ln 4
+DIVERGED = 3.0  # times the error of heads that answer 0 to everything
+PATIENCE: dict[Sign, int] = {"loss": 500, "heads": 500, "empty": 1000, "full": 500, "alike": 1000}
+REPEAT_STEPS = 2000  # between two lines about the same sign
+
+_TEXTS: dict[Sign, str] = {
+    "loss": "the discriminator's loss has been near zero ({value:.1e}) for {steps} steps: the "
+    "generator learns little from it; raise r1_lambda or lower disc_lr",
+    "heads": "the discriminator's guesses of latent and pose have been {value:.1f} times worse "
+    "than answering zero for {steps} steps; lower disc_lr or pos_lambda",
+    "empty": "space has been empty for {steps} steps ({value:.1%} of the samples have no density); "
+    "lower gen_lr or raise density_scale",
+    "full": "space has been full for {steps} steps ({value:.1%} of the samples are opaque); lower "
+    "gen_lr or density_scale",
+    "alike": "all objects have looked alike for {steps} steps (they differ by {value:.1e} of the "
+    "color range); lower gen_lr, or raise topk_v",
+}
+
+
+class Probe(NamedTuple):
+    """Shares of the samples that are air and that are solid; deviation of colors over objects."""
+
+    empty: float
+    full: float
+    deviation: float
+
+
+@torch.no_grad()
+def probe(
+    generator: ImplicitGenerator3d, film: Film, center: tuple[float, float], options: RenderOptions
+) -> Probe:
+    """What K objects look like from the camera at center (pitch, yaw), and how full space is.
+
+    A sample's opacity is that of its share of the ray. Rays that miss a bounded scene do not count.
+    """
+    options = replace(options, image_size=PROBE_SIZE)
+    frequencies = film.frequencies
+    poses = Poses(*(frequencies.new_full((len(frequencies),), angle) for angle in center))
+    rays = cast_rays(poses, PROBE_SIZE, options.fov_degrees)
+    samples = query(
+        generator.field(film),
+        rays,
+        stratified_depths(rays, options, rng=None),
+        lock_view_dependence=options.lock_view_dependence,
+    )  # (K, R, S, 4)
+    near, far = depth_range(rays, options)
+    spacing = ((far - near) / options.num_steps)[..., None]
+    opacities = -torch.expm1(-activated_density(samples, options, rng=None) * spacing)
+    opacities = opacities[far > near]
+    images = generator.render(film, poses, options).images
+    return Probe(
+        empty=float((opacities < NOTHING).float().mean()),
+        full=float((opacities > MATTER).float().mean()),
+        deviation=float(images.std(dim=0).mean()) / 2,  # images span 2
+    )
+
+
+class CollapseWatch:
+    """Remembers since when each sign has been seen; tells what has lasted, and not too often."""
+
+    def __init__(self) -> None:
+        self._since: dict[Sign, int] = {}
+        self._told: dict[Sign, int] = {}
+
+    def losses(self, step: int, means: Mapping[str, float], stage: Stage) -> list[str]:
+        """Lines to tell, from the means of the loss terms over the steps before step."""
+        critic = means["d_real"] + means["d_fake"]
+        lines = self._note("loss", step, critic, is_seen=critic < LOSS_AT_ZERO)
+        zero_answer = stage.z_lambda + stage.pos_lambda * mean_square(stage.poses)
+        if zero_answer > 0:
+            ratio = means["d_identity"] / zero_answer
+            lines += self._note("heads", step, ratio, is_seen=ratio > DIVERGED)
+        return lines
+
+    def probed(self, step: int, probe: Probe) -> list[str]:
+        """Lines to tell, from a probe after step."""
+        return [
+            *self._note("empty", step, probe.empty, is_seen=probe.empty >= ALMOST_ALL),
+            *self._note("full", step, probe.full, is_seen=probe.full >= ALMOST_ALL),
+            *self._note("alike", step, probe.deviation, is_seen=probe.deviation < ALIKE),
+        ]
+
+    def _note(self, sign: Sign, step: int, value: float, *, is_seen: bool) -> list[str]:
+        if not is_seen:
+            self._since.pop(sign, None)
+            return []
+        steps = step - self._since.setdefault(sign, step)
+        told = self._told.get(sign)
+        if steps < PATIENCE[sign] or (told is not None and step - told < REPEAT_STEPS):
+            return []
+        self._told[sign] = step
+        return [_TEXTS[sign].format(value=value, steps=steps)]
+
+
+def mean_square(poses: PoseDistribution) -> float:
+    """Mean over pitch and yaw of the squared angle, about: the error of a head that answers 0.
+
+    Spreads are taken as deviations, whatever the distribution; only the order of magnitude counts.
+    """
+    pitch, yaw = poses.center()
+    spreads = poses.pitch_spread**2 + poses.yaw_spread**2
+    return (pitch**2 + yaw**2 + spreads) / 2

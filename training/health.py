@@ -1,0 +1,52 @@
+"""Updates that are not finite: skipped, counted, and told apart from the loss scale's back-off."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+GENERATOR, DISCRIMINATOR = 0, 1  # places in the rows of Health
+NAMES = ("generator", "discriminator")
+
+
+class Health(NamedTuple):
+    """Counts of skipped updates, on the device: reading them waits for it.
+
+    Ordinary back-off of the loss scale skips an update as well, and is not counted. The rows are
+    (2,), one number for each network: a critic that is broken while the generator is not is seen.
+    """
+
+    skipped: Tensor
+    in_a_row: Tensor
+    longest_row: Tensor
+
+    @classmethod
+    def fresh(cls, device: torch.device) -> "Health":
+        """No update skipped yet."""
+        return cls(*(torch.zeros(size, dtype=torch.int64, device=device) for size in ((), 2, 2)))
+
+    def note(self, network: int, is_bad: Tensor) -> None:
+        """Count one update of GENERATOR or DISCRIMINATOR."""
+        self.skipped.add_(is_bad)
+        self.in_a_row[network].add_(1).mul_(is_bad)
+        torch.maximum(self.longest_row, self.in_a_row, out=self.longest_row)
+
+    def worst(self) -> tuple[str, int]:
+        """The network with the longest row of skipped updates, and how long it was."""
+        longest = self.longest_row.tolist()
+        network = longest.index(max(longest))
+        return NAMES[network], longest[network]
+
+
+def poison(gradients: list[Tensor], has_finite_loss: Tensor) -> None:
+    """Make gradients NaN, in place, where the loss was not finite although they are.
+
+    Without waiting for the device: what then looks at the gradients skips the update.
+
+    Args:
+        gradients: of one update.
+        has_finite_loss: (), 1 where the loss was finite on all processes, less where not.
+    """
+    if gradients:
+        ones = torch.ones_like(has_finite_loss)
+        torch._foreach_mul_(gradients, torch.where(has_finite_loss < 1, ones * torch.nan, ones))
