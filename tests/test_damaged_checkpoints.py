@@ -325,6 +325,7 @@ def commands(lab, photo):
     """{what is done: (file that is read, the command's main, its arguments)}."""
     tiny = ["--image_size", "4", "--ray_step_multiplier", "1", "--device", "cpu"]
     ours, published = lab.ours / "generator.pth", lab.published / "generator.pth"
+    ema = ours.with_name("ema.pth")  # what the commands read by default
     shape = ["--level", "0", "--voxel_resolution", "8", "--device", "cpu", "--format", "ply"]
     fast = ["--candidates", "2", "--starts", "1", "--latent_steps", "1", "--film_steps", "1"]
     file = lab.folder / "small.py"
@@ -332,13 +333,13 @@ def commands(lab, photo):
     small = ["--curriculum", "Small", "--curriculum_file", file]
     widths = ["--max_steps", "43", "--set", "discriminator_width=None", "--device", "cpu"]
     return {
-        "render": (ours.with_name("ema.pth"), render_multiview_images.main, [ours, "--seeds", "0", *tiny]),
+        "render": (ema, render_multiview_images.main, [ours, "--seeds", "0", *tiny]),
         "render published": (
             published, render_multiview_images.main, [published, "--ema", "none", *tiny]),
         "render a fit": (lab.ours / "fit.pth", render_multiview_images.main,
                          [ours, "--fit", lab.ours / "fit.pth", *tiny]),
-        "shapes": (ours.with_name("ema.pth"), extract_shapes.main, [ours, "--seed", "0", *shape]),
-        "invert": (ours.with_name("ema.pth"), inverse_render.main, [ours, photo, "--fit_size", "4", *fast, *tiny]),
+        "shapes": (ema, extract_shapes.main, [ours, "--seed", "0", *shape]),
+        "invert": (ema, inverse_render.main, [ours, photo, "--fit_size", "4", *fast, *tiny]),
         "convert": (published, convert_checkpoint.main, [published]),
         "go on": (lab.ours / "training_state.pth", train.main,
                   [*small, "--load_dir", lab.ours, "--max_steps", "2", "--device", "cpu"]),
