@@ -10,6 +10,7 @@ texts or numbers, and there are at most MAX_OPCODES operations.
 """
 
 import pickletools
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
@@ -130,7 +131,9 @@ def load(stream: BinaryIO) -> Unpickled:
     """
     machine = _Machine()
     try:
-        root = machine.run(stream)
+        with warnings.catch_warnings():  # pickletools decodes texts even of opcodes refused below
+            warnings.simplefilter("ignore", DeprecationWarning)
+            root = machine.run(stream)
     except BadPickleError:
         raise
     except ValueError as error:  # of pickletools, on bytes that are no pickle

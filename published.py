@@ -60,7 +60,6 @@ class PublishedGenerator:
             "num_layers": None if layers == PUBLISHED_NUM_LAYERS else layers,
             "box_side": self._own_box_side(),
             "density_scale": 1.0,
-            "scene_radius": None,
         }
         return _changed(curriculum, changes)
 

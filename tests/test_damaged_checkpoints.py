@@ -35,7 +35,7 @@ from flags import UsageError
 from run_state import Progress
 from training.adversarial import AdversarialGame, Precision
 
-MAX_SECONDS = 5.0  # for one file; the files here take some milliseconds
+MAX_SECONDS = 20.0  # for one file, on a busy machine; the files here take some milliseconds
 MAX_GROWTH = 300 * 2**20  # bytes of memory, over all mutations
 MAX_LINE = 600
 # ToyCars, so that train.main finds pictures; the rest is what the published fixtures have.
@@ -166,6 +166,8 @@ def change_pickle(change):
 def swap_texts(data, rng):
     """Swap two names, numbers or classes of the same length within the program."""
     words = sorted(set(_words(data)))
+    if not words:
+        return splice(data, rng)
     one, other = rng.choice(words), rng.choice(words)
     if len(one) != len(other):
         other = (other * len(one))[: len(one)]
@@ -258,7 +260,7 @@ MUTATIONS = [flip_bits, truncate, splice, end_of_zip, resize_storage, change_con
              *map(change_pickle, OF_PICKLES)]  # fmt: skip
 
 
-def outcome(use, path):
+def outcome(use, path, seconds=MAX_SECONDS):
     """Whether a reader took the file; its one line where it did not."""
     started = time.monotonic()
     try:
@@ -266,7 +268,7 @@ def outcome(use, path):
         line = ""
     except UsageError as error:
         line = str(error)
-    assert time.monotonic() - started < MAX_SECONDS
+    assert time.monotonic() - started < seconds
     return line
 
 
@@ -323,20 +325,21 @@ def commands(lab, photo):
     """{what is done: (file that is read, the command's main, its arguments)}."""
     tiny = ["--image_size", "4", "--ray_step_multiplier", "1", "--device", "cpu"]
     ours, published = lab.ours / "generator.pth", lab.published / "generator.pth"
-    shape = ["--voxel_resolution", "8", "--device", "cpu", "--format", "ply"]
+    ema = ours.with_name("ema.pth")  # what the commands read by default
+    shape = ["--level", "0", "--voxel_resolution", "8", "--device", "cpu", "--format", "ply"]
     fast = ["--candidates", "2", "--starts", "1", "--latent_steps", "1", "--film_steps", "1"]
     file = lab.folder / "small.py"
     file.write_text(f"Small = {SMALL!r}\n")
     small = ["--curriculum", "Small", "--curriculum_file", file]
     widths = ["--max_steps", "43", "--set", "discriminator_width=None", "--device", "cpu"]
     return {
-        "render": (ours, render_multiview_images.main, [ours, "--seeds", "0", *tiny]),
+        "render": (ema, render_multiview_images.main, [ours, "--seeds", "0", *tiny]),
         "render published": (
             published, render_multiview_images.main, [published, "--ema", "none", *tiny]),
         "render a fit": (lab.ours / "fit.pth", render_multiview_images.main,
                          [ours, "--fit", lab.ours / "fit.pth", *tiny]),
-        "shapes": (ours, extract_shapes.main, [ours, "--seed", "0", *shape]),
-        "invert": (ours, inverse_render.main, [ours, photo, "--fit_size", "4", *fast, *tiny]),
+        "shapes": (ema, extract_shapes.main, [ours, "--seed", "0", *shape]),
+        "invert": (ema, inverse_render.main, [ours, photo, "--fit_size", "4", *fast, *tiny]),
         "convert": (published, convert_checkpoint.main, [published]),
         "go on": (lab.ours / "training_state.pth", train.main,
                   [*small, "--load_dir", lab.ours, "--max_steps", "2", "--device", "cpu"]),
@@ -361,7 +364,7 @@ def test_mutations_through_the_commands(lab, tmp_path, capsys):
             def command(_, main=main, words=words, target=target):
                 assert main([str(word) for word in [*words, *target]]) == 0
 
-            line = outcome(command, path)
+            line = outcome(command, path, seconds=120)
             check_line(line)
             assert not line or not out.exists() or not list(out.glob("*.p*"))
             counts[f"{name}: {'refused' if line else 'done'}"] += 1

@@ -194,6 +194,7 @@ def test_what_is_no_class_has_no_objects(full):
         ([storage(kind="siren.siren.Sine")], "storage is malformed"),
         ([storage(count=4), storage(count=5)], "two sizes or types"),
         ([storage(), storage(kind="torch.HalfStorage")], "two sizes or types"),
+        ([b"S'\\8'\n"], "opcode STRING"),
         ([b"I12345\n"], "opcode INT, which no checkpoint needs"),
         ([b"Pos.system\n"], "opcode PERSID"),
         ([b"ios\nsystem\n"], "opcode INST"),

@@ -130,10 +130,10 @@ def test_the_cameras_are_the_curriculums_and_the_networks_the_files(tmp_path):
     saved = checkpoints.load_generator(tmp_path / "generator.pth", curriculum=carla)
     assert (saved.curriculum.name, saved.curriculum.settings.fov) == ("CARLA", 30)
     assert saved.curriculum.settings.hidden_dim == 8
-    demo = curriculums.load("Demo")  # has a density scale and a scene radius, the file has none
+    demo = curriculums.load("Demo")  # has a density scale of its own
     saved = checkpoints.load_generator(tmp_path / "generator.pth", curriculum=demo)
     assert saved.curriculum.settings.density_scale == 1
-    assert saved.curriculum.settings.scene_radius is None
+    assert saved.curriculum.settings.scene_radius == demo.settings.scene_radius
 
 
 def test_commands_say_which_cameras_they_take(small, capsys):
