@@ -181,9 +181,9 @@ def _pose_accuracy(
 
     It is asked about the generator's own images at the size that it was trained on.
     """
-    path = saved.path.with_name(saved.path.name.replace(saved.average, "discriminator"))
-    if saved.average == "none":
-        path = saved.path.with_name(saved.path.name.replace("generator", "discriminator"))
+    own_name = "generator.pth" if saved.average == "none" else f"{saved.average}.pth"
+    prefix = saved.path.name.removesuffix(own_name)
+    path = saved.path.with_name(f"{prefix}discriminator.pth")
     if saved.curriculum.settings.pos_lambda == 0 or not path.is_file():
         return None
     _, critic = checkpoints.load_discriminator(path, saved.curriculum)
@@ -223,7 +223,8 @@ def save_plot(path: Path, by_yaw: Sequence[Mapping[str, Any]], title: str) -> No
     for axis, (name, heading, unit) in zip(axes.flat, PANELS, strict=True):
         known = [i for i, entry in enumerate(by_yaw) if entry[name] is not None]
         x = [degrees[i] for i in known]
-        low, high = zip(*(by_yaw[i][f"{name}_quartiles"] for i in known), strict=True)
+        bands = [by_yaw[i][f"{name}_quartiles"] for i in known]
+        low, high = ([band[end] for band in bands] for end in (0, 1))
         axis.fill_between(x, low, high, alpha=0.25, linewidth=0)
         axis.plot(x, [by_yaw[i][name] for i in known], marker="o", markersize=4)
         axis.set_title(heading, fontsize=11)

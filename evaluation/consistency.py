@@ -138,6 +138,8 @@ def color_change(
         return torch.zeros(len(offsets), dtype=torch.float64)
     size = here.depths.shape[-1]
     clear = here.is_clear.flatten().nonzero()[:, 0]
+    if not len(clear):
+        return torch.full((len(offsets),), torch.nan, dtype=torch.float64)
     rays = Rays(*(ends[:, clear] for ends in cast_rays(here.poses, size, here.fov_degrees)))
     points = surface_points(here).flatten(1, 2)[:, clear]
     pitch, yaw = here.poses

@@ -195,6 +195,15 @@ def test_a_locked_field_is_shown_one_direction_and_cannot_change():
     assert change(painted_by_direction, locked).tolist() == [0.0] * 4
 
 
+def test_where_nothing_is_seen_there_is_no_figure():
+    def empty(points, directions):
+        return torch.cat([points, torch.full_like(points[..., :1], -1.0)], dim=-1)
+
+    here = surface(field_view(empty, FRONT), FRONT, OPTIONS)
+    assert change(empty).isnan().all()
+    assert all(figure.isnan().all() for figure in consistency.compare(here, here))
+
+
 def test_half_transparent_counts_what_lies_strictly_between():
     opacities = torch.tensor([[[0.0, 0.05], [0.5, 0.95]], [[0.2, 0.3], [0.4, 1.0]]])
     assert consistency.half_transparent(opacities).tolist() == [25.0, 75.0]

@@ -10,8 +10,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from PIL import Image
 
+import checkpoints
+import consistency_report
+import curriculum
 import distributed
 import eval_metrics
 import fid_evaluation
@@ -164,7 +168,7 @@ def test_neither_devices_nor_batches_change_a_figure(small_network, tiny_run, re
 
 
 def test_an_image_depends_on_the_seed_and_its_number_alone(tiny_run):
-    saved = eval_metrics.checkpoints.load_generator(tiny_run / "generator.pth")
+    saved = checkpoints.load_generator(tiny_run / "generator.pth")
     options = samples.SampleOptions(
         seed=3,
         poses=saved.curriculum.poses(),
@@ -382,6 +386,46 @@ def test_consistency_needs_no_real_images(tiny_run, tmp_path, capsys):
     with Image.open(out / "consistency.png") as plot:
         assert plot.width > 500
     assert "half-transparent rays" in capsys.readouterr().out
+
+
+def test_a_pose_head_is_asked_about_known_cameras(tmp_path, monkeypatch):
+    monkeypatch.setattr(consistency_report, "POSE_IMAGES", 12)
+    source = {**TINY, "discriminator": "CCSEncoderDiscriminator", "pos_lambda": 15}
+    posed = curriculum.build("Posed", source)
+    critic, generator = posed.build_discriminator(), posed.build_generator()
+    with torch.no_grad():  # a head that always says pitch 1.5, yaw 1.2
+        critic.final_layer.weight.zero_()
+        critic.final_layer.bias[-2:] = torch.tensor([1.5, 1.2])
+    about = {"curriculum_name": "Posed", "curriculum": source, "step": 6, "versions": {}}
+    for name, kind, network in (
+        ("05--ema", "generator", generator),
+        ("05--discriminator", "discriminator", critic),
+    ):
+        state = {**about, "state": network.state_dict()}
+        checkpoints.save(tmp_path / f"{name}.pth", kind, state)
+    out = tmp_path / "temp"
+    eval_metrics.main(
+        [str(tmp_path / "05--ema.pth"), "--consistency", "--num_objects", "1", "--device", "cpu"]
+        + ["--consistency_size", "8", "--output_dir", str(out)]
+    )
+    found = json.loads((out / "metrics.json").read_text())["consistency"]["pose"]
+    drawn = [
+        samples.sample_scene(
+            index,
+            posed.settings.latent_dim,
+            samples.SampleOptions(
+                seed=0,
+                poses=posed.evaluation_poses(),
+                latent_kind="gaussian",
+                render=posed.evaluation_render(0),
+            ),
+        )[1]
+        for index in range(12)
+    ]
+    yaw = torch.cat([pose.yaw for pose in drawn]).double()
+    expected = float((yaw - 1.2).abs().rad2deg().mean())
+    assert found["yaw_error_degrees"] == pytest.approx(expected, rel=1e-4)
+    assert found["images"] == 12
 
 
 def test_nothing_to_measure_is_said(tiny_run, tmp_path):
