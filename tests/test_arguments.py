@@ -56,7 +56,7 @@ OF_VIEWERS = [
     (["--fit", "FILE"], "is no checkpoint"),
     (["GENERATOR", "nowhere/generator.pth"], "no such file"),
     (["GENERATOR", "FILE"], "is no checkpoint"),
-    (["GENERATOR", "DIR"], "no such file"),
+    (["GENERATOR", "DIR"], "is a folder"),
 ]
 OF_PICTURES = [
     (["--image_size", "0"], "--image_size"),
