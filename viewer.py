@@ -22,7 +22,7 @@ from checkpoints import SavedGenerator
 from flags import UsageError
 from viewer_checkpoints import Checkpoints
 from viewer_map import PoseMap
-from viewer_request import Request
+from viewer_request import Eye, Request
 from viewer_session import Shared
 from viewer_turns import Turns
 
@@ -57,14 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         fits={shown.name: path for shown, path in zip(fits, args.fit, strict=True)},
     )
     request = viewer_request.from_args(args, saved, source.newest, fits)
-    max_points = viewing.chunk_size(saved, args)
+    eyes = {shown.name: Eye(*shown.camera) for shown in fits if shown.camera}
     if args.save_picture:
-        path = viewer_saving.save_picture(
-            source, request, args.output_dir, lambda _: None, max_points
-        )
+        points = viewing.chunk_size(saved, args)
+        path = viewer_saving.save_picture(source, request, args.output_dir, lambda _: None, points)
         print(path)
         return 0
-    _serve(source, request, saved, args, max_points)
+    _serve(source, request, saved, eyes, args)
     return 0
 
 
@@ -72,8 +71,8 @@ def _serve(
     source: Checkpoints,
     request: Request,
     saved: SavedGenerator,
+    fit_eyes: dict[str, Eye],
     args: argparse.Namespace,
-    max_points: int,
 ) -> None:
     """Pages until Ctrl-C."""
     try:
@@ -90,9 +89,10 @@ def _serve(
         turns=turns,
         start=request,
         usual=viewer_request.usual_eye(saved),
+        fit_eyes=fit_eyes,
         output_dir=output_dir,
         options=_repeated_options(args),
-        max_points=max_points,
+        max_points=viewing.chunk_size(saved, args),
         saver=ThreadPoolExecutor(1, thread_name_prefix="saver"),
     )
     server = viewer_page.Server(shared, PoseMap(saved.curriculum.poses()), args.host, args.port)

@@ -14,7 +14,7 @@ import viser
 from viewer_map import PoseMap
 from viewer_pictures import Picture
 from viewer_request import NARROWEST, SHOWS, WIDEST, Eye, Request
-from viewer_session import Session, Shared, distance_of
+from viewer_session import LABELS, Session, Shared, distance_of
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -93,10 +93,10 @@ class Page:
         self.session = Session(shared, self)
         self._fields: dict[str, Any] = {}
         gui = client.gui
-        is_wide = client.camera.image_width >= NARROW
+        is_wide = client.camera.image_width >= NARROW  # else the fields would cover the object
         self._trouble = gui.add_html("")
         self._status = gui.add_html("")
-        with gui.add_folder("Object"):
+        with gui.add_folder("Object", expand_by_default=is_wide):
             self._add_object(shared.start)
         with gui.add_folder("Picture", expand_by_default=is_wide):
             self._add_picture(shared.start)
@@ -105,8 +105,6 @@ class Page:
             self._button("Back to the middle", lambda: self._place(shared.usual))
         with gui.add_folder("Save", expand_by_default=is_wide):
             self._add_saving()
-        if not is_wide:  # the fields would cover the object; a tap on their title shows them
-            gui.main_panel.minimize()
         self._set_camera_limits()
         client.camera.on_update(lambda _: self._moved())
         self._moved()
@@ -124,19 +122,22 @@ class Page:
         gui, source = self._client.gui, self._shared.source
         if source.fits:
             fits = ["", *source.fits]
-            self._field("fit", gui.add_dropdown("Photo's fit", fits, initial_value=start.fit))
-        self._field("seed", gui.add_text("Seed", str(start.seed)))
+            fit = gui.add_dropdown("Photo's fit", fits, initial_value=start.fit)
+            self._field("fit", fit)
+            eyes = self._shared.fit_eyes
+            fit.on_update(lambda _: self._place(eyes.get(fit.value, self._shared.usual)))
+        self._field("seed", gui.add_text(LABELS["seed"], str(start.seed)))
         self._button("Random seed", self._roll)
-        self._field("psi", gui.add_slider("Truncation psi", 0.0, 1.0, 0.01, start.psi))
+        self._field("psi", gui.add_slider(LABELS["psi"], 0.0, 1.0, 0.01, start.psi))
         to_seed = "" if start.to_seed is None else str(start.to_seed)
-        self._field("to_seed", gui.add_text("Second seed", to_seed))
-        self._field("mix", gui.add_slider("Towards it", 0.0, 1.0, 0.01, start.mix))
+        self._field("to_seed", gui.add_text(LABELS["to_seed"], to_seed))
+        self._field("mix", gui.add_slider(LABELS["mix"], 0.0, 1.0, 0.01, start.mix))
 
     def _add_picture(self, start: Request) -> None:
         gui, source = self._client.gui, self._shared.source
         self._field("show", gui.add_dropdown("Show", SHOWS, initial_value=start.show))
-        self._field("image_size", gui.add_text("Pixels", str(start.image_size)))
-        self._field("num_steps", gui.add_text("Samples per ray", str(start.num_steps)))
+        self._field("image_size", gui.add_text(LABELS["image_size"], str(start.image_size)))
+        self._field("num_steps", gui.add_text(LABELS["num_steps"], str(start.num_steps)))
         lock = gui.add_checkbox("Lock view dependence", start.lock_view_dependence)
         self._field("lock_view_dependence", lock)
         names = source.names()
@@ -174,7 +175,8 @@ class Page:
         """Move the page's camera to where eye is."""
         target, place = _page_camera(eye, self._shared.usual)
         with self._client.atomic():
-            self._client.camera.look_at, self._client.camera.position = target, place
+            self._client.camera.position = place  # first: it moves the target along
+            self._client.camera.look_at = target
 
     def look_around(self) -> None:
         """Show snapshots that have come, and what has changed."""

@@ -30,6 +30,15 @@ from viewer_request import (
 from viewer_saving import Cancelled
 from viewer_turns import Turns
 
+LABELS = {  # of the fields in which one can type
+    "seed": "Seed",
+    "psi": "Truncation psi",
+    "to_seed": "Second seed",
+    "mix": "Towards it",
+    "image_size": "Pixels",
+    "num_steps": "Samples per ray",
+}
+
 
 class Screen(Protocol):
     """What a visitor sees."""
@@ -48,7 +57,8 @@ class Screen(Protocol):
 class Shared:
     """What all visitors share.
 
-    start: what a visitor sees first. output_dir: where files are saved. options: words of the
+    start: what a visitor sees first. usual: the middle of the training cameras. fit_eyes: the
+    cameras of fitted objects, by name. output_dir: where files are saved. options: words of the
     command line that every command of the page repeats. max_points: in one call of the field.
     """
 
@@ -56,6 +66,7 @@ class Shared:
     turns: Turns
     start: Request
     usual: Eye
+    fit_eyes: Mapping[str, Eye]
     output_dir: Path
     options: Sequence[str]
     max_points: int
@@ -112,7 +123,7 @@ class Session:
                 self._check(request)
                 self._request = request
         except UsageError as error:
-            self._screen.complain(str(error).removeprefix("--"))
+            self._screen.complain(_as_labelled(str(error)))
             return
         self._screen.complain("")
         self._shared.turns.want(self)
@@ -216,7 +227,14 @@ def _read(name: str, value: Any) -> Any:
     try:
         return READERS[name](str(value).strip())
     except argparse.ArgumentTypeError as error:
-        raise UsageError(f"{name.replace('_', ' ')} {error}") from None
+        raise UsageError(f"--{name} {error}") from None
+
+
+def _as_labelled(text: str) -> str:
+    """A complaint that begins with a flag, beginning with the label of its field."""
+    flag, _, rest = text.partition(" ")
+    name = flag.removeprefix("--")
+    return f"{LABELS.get(name, name)} {rest}"
 
 
 def eye_from(place: Sequence[float], target: Sequence[float], usual_fov: float) -> Eye:

@@ -73,6 +73,7 @@ def visit(tiny_run, tmp_path):
         turns=turns,
         start=request_of(image_size=80),
         usual=EYE,
+        fit_eyes={},
         output_dir=tmp_path / "views",
         options=["--output_dir", str(tmp_path / "views")],
         max_points=MANY,
@@ -283,13 +284,14 @@ def test_who_has_gone_is_shown_nothing(visit):
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"seed": "three"}, "seed must be a whole number of at least 0, not 'three'"),
-        ({"seed": str(2**64)}, "seed 18446744073709551616: must be from 0"),
-        ({"psi": "nan"}, "psi must be a number from 0 to 1"),
-        ({"image_size": "9999"}, "image_size 9999: must be from 1 to 1024"),
+        ({"seed": "three"}, "Seed must be a whole number of at least 0, not 'three'"),
+        ({"seed": str(2**64)}, "Seed 18446744073709551616: must be from 0"),
+        ({"psi": "nan"}, "Truncation psi must be a number from 0 to 1"),
+        ({"image_size": "9999"}, "Pixels 9999: must be from 1 to 1024"),
         ({"checkpoint": "../../etc/passwd"}, "no checkpoint '../../etc/passwd' in this run"),
         ({"ema": "ema3"}, "generator.pth has no ema3 parameters"),
         ({"fit": "/etc/passwd"}, "no fit '/etc/passwd'"),
+        ({"num_steps": "1"}, "Samples per ray 1: must be from 3 to 512"),
         ({"show": "<b>"}, "show <b>: choose one of color"),
     ],
 )
