@@ -110,20 +110,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--held_out_cars: {args.generator} learned from {saved.curriculum.settings.dataset}, "
             "not from ToyCars"
         )
-    folder = viewing.output_folder(args.output_dir)
-    path = folder / "metrics.json"
+    folder, path = args.output_dir, args.output_dir / "metrics.json"
     if args.real_image_dir is not None:
         real = real_images.open_real_set(args.real_image_dir)
         weights = inception.find_weights(
             args.inception_weights, takes_any=args.any_inception_weights
         )
         inception.fidelity()
+        viewing.output_folder(folder)
         job = Job(args=args, real=real, weights=weights)
         places = distributed.plan(args.device, args.num_processes, os.environ)
         code = distributed.launch(measure_images, job, places, port=args.port)
         if code or not places[0].is_main:
             return code
     if args.consistency:
+        viewing.output_folder(folder)
         _update(path, _about(saved, args), {"consistency": _consistency(saved, args, folder)})
     print(f"in {folder}: metrics.json")
     return 0

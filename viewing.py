@@ -33,6 +33,7 @@ PIXEL_BYTES = 100  # per pixel of a finished picture: rays, colors, depths
 SAMPLE_BYTES = 200  # per sample of one ray: rays are what is rendered at least at once
 VOXEL_BYTES = 4
 FRAME_BYTES = 200  # per frame: its camera
+IMAGE_BYTES = 2**13  # per image that is measured: its features
 FILM_BYTES = 8  # per feature of an object
 GIB = 2**30
 MEAN_SEED = 0  # of that mean: the same for every picture, so that seeds are reproducible
@@ -125,7 +126,7 @@ def require_memory(saved: SavedGenerator, args: argparse.Namespace) -> None:
     Raises:
         UsageError: names the flag that would take the most memory.
     """
-    of = vars(args)
+    of = {key: value for key, value in vars(args).items() if value is not None}
     device = next(saved.generator.parameters()).device
     if device.type == "mps":  # shares its memory with the machine by rules of its own
         return
@@ -135,17 +136,18 @@ def require_memory(saved: SavedGenerator, args: argparse.Namespace) -> None:
     samples = saved.curriculum.stage_settings(0).num_steps * of.get("ray_step_multiplier", 1)
     needed = {
         "image_size": PIXEL_BYTES * at_once * of.get("image_size", 0) ** 2,
-        "fit_size": PIXEL_BYTES * (of.get("fit_size") or 0) ** 2,
+        "fit_size": PIXEL_BYTES * of.get("fit_size", 0) ** 2,
         "ray_step_multiplier": SAMPLE_BYTES * at_once * samples,
         "voxel_resolution": VOXEL_BYTES * of.get("voxel_resolution", 0) ** 3,
-        "num_frames": FRAME_BYTES * (of.get("num_frames") or 0) * len(of.get("seeds", [0])),
+        "num_frames": FRAME_BYTES * of.get("num_frames", 0) * len(of.get("seeds", [0])),
         "seeds": object_bytes * len(of.get("seeds", [])),
+        "num_images": IMAGE_BYTES * of.get("num_images", 0),
         "candidates": object_bytes * of.get("candidates", 0),
     }
     name = max(needed, key=needed.__getitem__)
     there = machine.memory_bytes(device)
     if needed[name] > there:
-        value = "" if name == "seeds" else f" {of[name]}"
+        value = "" if name == "seeds" else f" {of.get(name, '')}"
         raise UsageError(
             f"--{name}{value}: needs more than {needed[name] / GIB:.0f} GiB of memory, and there "
             f"are {there / GIB:.0f}"

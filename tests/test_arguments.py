@@ -7,16 +7,21 @@ import pytest
 import torch
 from PIL import Image
 
+import convert_checkpoint
 import curriculums
 import dry_run
+import eval_metrics
 import extract_shapes
+import fid_evaluation
 import flags
 import inverse_render
 import machine
+import plot_run
 import render_multiview_images
 import render_video
 import render_video_interpolation
 import train
+import viewer
 
 VIEWERS = {
     "render_multiview_images": render_multiview_images,
@@ -48,10 +53,10 @@ OF_VIEWERS = [
     (["--curriculum", "CelebB"], "Did you mean 'CelebA'?"),
     (["--curriculum_file", "nowhere.py"], "no such file"),
     (["--fit", "nowhere.pth"], "no such file"),
-    (["--fit", "FILE"], "cannot be read"),
+    (["--fit", "FILE"], "is no checkpoint"),
     (["GENERATOR", "nowhere/generator.pth"], "no such file"),
-    (["GENERATOR", "FILE"], "cannot be read"),
-    (["GENERATOR", "DIR"], "no such file"),
+    (["GENERATOR", "FILE"], "is no checkpoint"),
+    (["GENERATOR", "DIR"], "is a folder"),
 ]
 OF_PICTURES = [
     (["--image_size", "0"], "--image_size"),
@@ -176,6 +181,50 @@ def snapshot():
 def without_root(cases):
     """Root may write where nobody else may."""
     return [case for case in cases if os.geteuid() or "LOCKED/below" not in case[0]]
+
+
+OF_OTHERS = [
+    (eval_metrics, ["GENERATOR", "--num_images", "0"], "--num_images"),
+    (
+        eval_metrics,
+        ["GENERATOR", "--consistency", "--num_images", "99999999999"],
+        "--num_images 99999999999: needs",
+    ),
+    (eval_metrics, ["GENERATOR", "--psi", "2"], "--psi"),
+    (eval_metrics, ["GENERATOR", "--seed", "-1"], "--seed"),
+    (eval_metrics, ["GENERATOR", "--protocol", "fast"], "--protocol"),
+    (eval_metrics, ["GENERATOR", "--real_image_dir", "nowhere"], "nowhere"),
+    (eval_metrics, ["GENERATOR", "--consistency", "--held_out_cars", "-1"], "--held_out_cars"),
+    (eval_metrics, ["nowhere/generator.pth", "--consistency"], "no such file"),
+    (eval_metrics, ["FILE", "--consistency"], "is no checkpoint"),
+    (eval_metrics, ["GENERATOR", "--no_such_flag"], "unknown flag"),
+    (fid_evaluation, ["--dataset", "CelebB"], "Did you mean 'CelebA'?"),
+    (fid_evaluation, ["--dataset", "CelebA", "--dataset_path", "nowhere"], "nowhere"),
+    (fid_evaluation, ["--img_size", "0"], "--img_size"),
+    (fid_evaluation, ["--num_imgs", "-1"], "--num_imgs"),
+    (fid_evaluation, ["--no_such_flag"], "unknown flag"),
+    (convert_checkpoint, ["--no_such_flag"], "unknown flag"),
+    (convert_checkpoint, [], "required"),
+    (convert_checkpoint, ["nowhere", "out"], "nowhere"),
+    (plot_run, ["--no_such_flag"], "unknown flag"),
+    (plot_run, [], "required"),
+    (plot_run, ["nowhere"], "nowhere"),
+    (plot_run, ["DIR"], "DIR"),
+    (viewer, ["GENERATOR", "--no_such_flag"], "unknown flag"),
+    (viewer, ["GENERATOR", "--port", "99999"], "--port"),
+    (viewer, ["GENERATOR", "--image_size", "0"], "--image_size"),
+    (viewer, ["GENERATOR", "--mix", "x"], "--mix"),
+    (viewer, ["nowhere/generator.pth"], "no such file"),
+    (viewer, ["FILE"], "is no checkpoint"),
+]
+
+
+def test_the_other_commands(place, tiny_run, monkeypatch, capsys):
+    for module, words, expected in OF_OTHERS:
+        generator = str(tiny_run / "generator.pth")
+        words = [generator if word == "GENERATOR" else word for word in words]
+        refused(monkeypatch, capsys, module, words, expected)
+    print(f"others: {len(OF_OTHERS)} wrong command lines, one line each")
 
 
 @pytest.mark.parametrize("name", VIEWERS)

@@ -214,7 +214,7 @@ def test_nothing_that_is_not_finite_is_saved_or_gone_on_from(tmp_path, monkeypat
     content = state_of(out)
     content["generator"]["siren.final_layer.bias"][0] = float("nan")
     checkpoints.save(out / "training_state.pth", "training_state", content)
-    with pytest.raises(UsageError, match="siren.final_layer.bias is not finite"):
+    with pytest.raises(UsageError, match="not finite, in siren.final_layer.bias"):
         train.main([*arguments, "--max_steps", "9", "--resume"])
 
 

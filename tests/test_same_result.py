@@ -6,6 +6,11 @@ import json
 import pytest
 from faults import run, tiny_arguments
 
+import extract_shapes
+import render_multiview_images
+import render_video
+import render_video_interpolation
+
 TIMES = ("images_per_second", "seconds_per_step", "memory_bytes")
 
 
@@ -41,3 +46,27 @@ def test_training_and_previews(tmp_path, processes):
     assert differing == []
     print(f"{processes} processes: {len(found[0])} files are the same, byte for byte")
     assert len(found[0]) >= 5 + 10 + 2 * 5
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (render_multiview_images, ["--seeds", "0", "1", "--image_size", "16", "--depth_map"]),
+        (render_video, ["--seeds", "1", "--image_size", "8", "--num_frames", "3"]),
+        (render_video_interpolation, ["--image_size", "8", "--num_frames", "2"]),
+        (extract_shapes, ["--seed", "0", "--voxel_resolution", "24", "--level", "0",
+                          "--format", "mrc,ply,obj,stl,glb"]),
+    ],
+)  # fmt: skip
+def test_renders_frames_and_meshes(tmp_path, tiny_run, command, words):
+    if command in (render_video, render_video_interpolation):
+        words = [*words, "--format", "frames"]
+    found = []
+    for name in ("a", "b"):
+        out = tmp_path / name
+        arguments = [str(tiny_run / "generator.pth"), "--output_dir", str(out), *words]
+        assert command.main(arguments) == 0
+        found.append(contents(out))
+    assert found[0] == found[1]
+    print(f"{command.__name__}: {len(found[0])} files are the same, byte for byte")
+    assert found[0]
