@@ -1,5 +1,6 @@
 """The viewer without a browser: what is asked for, shown, saved and refused."""
 
+import http.client
 import math
 import os
 import shlex
@@ -11,10 +12,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from PIL import Image
 
 import checkpoints
+import curriculum
 import viewer
+import viewer_page
 import viewer_pictures
 import viewer_request
 import viewer_saving
@@ -30,6 +34,7 @@ from viewer_request import Eye, Request
 from viewer_session import Session, Shared, distance_of, eye_from
 from viewer_turns import Turns
 
+POSES = curriculum.build("Tiny", TINY).poses()
 EYE = Eye(1.3, 1.1, 12.0)
 MANY = 10**6  # points in one call of the field
 
@@ -64,21 +69,24 @@ class Screen:
             self.saved.set()
 
 
-@pytest.fixture
-def visit(tiny_run, tmp_path):
-    """A function that lets a visitor come; with the turns of all."""
-    turns, saver = Turns(), ThreadPoolExecutor(1)
-    shared = Shared(
-        source=source_of(tiny_run),
-        turns=turns,
+def shared_of(run, output_dir):
+    return Shared(
+        source=source_of(run),
+        turns=Turns(),
         start=request_of(image_size=80),
         usual=EYE,
         fit_eyes={},
-        output_dir=tmp_path / "views",
-        options=["--output_dir", str(tmp_path / "views")],
+        output_dir=output_dir,
+        options=["--output_dir", str(output_dir)],
         max_points=MANY,
-        saver=saver,
+        saver=ThreadPoolExecutor(1),
     )
+
+
+@pytest.fixture
+def visit(tiny_run, tmp_path):
+    """A function that lets a visitor come; with the turns of all."""
+    shared = shared_of(tiny_run, tmp_path / "views")
 
     def come():
         screen = Screen()
@@ -86,8 +94,8 @@ def visit(tiny_run, tmp_path):
         session.begin()
         return session, screen
 
-    yield come, turns
-    saver.shutdown()
+    yield come, shared.turns
+    shared.saver.shutdown()
 
 
 def run_out(turns):
@@ -454,9 +462,8 @@ def test_one_thing_is_saved_at_a_time_and_nothing_for_who_has_gone(visit, tmp_pa
 # The command
 
 
-def test_the_map_knows_the_training_cameras(tiny_run):
-    distribution = source_of(tiny_run).open("generator.pth", "ema").saved.curriculum.poses()
-    pose_map = PoseMap(distribution)
+def test_the_map_knows_the_training_cameras():
+    pose_map = PoseMap(POSES)
     middle = Eye(math.pi / 2, math.pi / 2, 12.0)
     assert pose_map.is_familiar(middle)
     assert "as in training" in pose_map.svg(middle)
@@ -483,6 +490,25 @@ def test_which_addresses_others_can_reach(host, is_loopback, capsys):
     said = capsys.readouterr()
     assert ("no password" in said.err) != is_loopback
     assert ":81 " in said.out
+
+
+def test_the_page_is_served_and_nothing_else(tiny_run, tmp_path):
+    shared = shared_of(tiny_run, tmp_path)
+    server = viewer_page.Server(shared, PoseMap(POSES), "127.0.0.1", 0)
+    try:
+        link = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        link.request("GET", "/")
+        page = link.getresponse()
+        assert page.status == 200
+        assert b"<script" in page.read()
+        link.close()
+        for path in ("/../../../../etc/passwd", "/%2e%2e/%2e%2e/_viser.py", "/etc/passwd"):
+            link.request("GET", path)
+            assert link.getresponse().status == 404
+            link.close()
+        assert server._viser.request_share_url() is None
+    finally:
+        server.stop()
 
 
 def test_a_port_in_use_is_one_line(tiny_run, tmp_path):
