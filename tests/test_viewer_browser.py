@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageChops
-from test_viewer import POSES, shared_of
+from viewer_visits import POSES, shared_of
 
 import viewer
 import viewer_page
