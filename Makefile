@@ -63,6 +63,6 @@ clean:  ## remove .venv and the caches of tools, never runs/
 	    'import importlib.metadata as m; print(m.version("torch"))')"
 	@touch $@
 
-.venv/installed-dev: requirements-dev.txt .venv/installed-eval
+.venv/installed-dev: requirements-dev.txt requirements-viewer.txt .venv/installed-eval
 	$(PIP_INSTALL) -r requirements-dev.txt
 	@touch $@

@@ -14,7 +14,7 @@ import viser
 from viewer_map import PoseMap
 from viewer_pictures import Picture
 from viewer_request import NARROWEST, SHOWS, WIDEST, Eye, Request
-from viewer_session import LABELS, Session, Shared, distance_of
+from viewer_session import LABELS, NO_FIT, Session, Shared, distance_of
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -121,8 +121,8 @@ class Page:
     def _add_object(self, start: Request) -> None:
         gui, source = self._client.gui, self._shared.source
         if source.fits:
-            fits = ["", *source.fits]
-            fit = gui.add_dropdown("Photo's fit", fits, initial_value=start.fit)
+            fits = [NO_FIT, *source.fits]
+            fit = gui.add_dropdown("Photo's fit", fits, initial_value=start.fit or NO_FIT)
             self._field("fit", fit)
             eyes = self._shared.fit_eyes
             fit.on_update(lambda _: self._place(eyes.get(fit.value, self._shared.usual)))

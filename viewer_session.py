@@ -30,6 +30,7 @@ from viewer_request import (
 from viewer_saving import Cancelled
 from viewer_turns import Turns
 
+NO_FIT = "none, the seed"  # in the list of fits
 LABELS = {  # of the fields in which one can type
     "seed": "Seed",
     "psi": "Truncation psi",
@@ -218,6 +219,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "image_size": flags.positive_int,
     "psi": flags.fraction,
     "mix": flags.fraction,
+    "fit": lambda text: "" if text == NO_FIT else text,
 }
 
 

@@ -5,13 +5,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageChops
+from viewer_visits import POSES, shared_of
 
 import viewer
+import viewer_page
+from viewer_map import PoseMap
+from viewer_session import LABELS
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 WIDTH, HEIGHT = 1280, 800
@@ -65,7 +70,7 @@ class Visitor:
         return self.driver.find_elements("css selector", selector)
 
     def text(self):
-        return self.driver.find_element("tag name", "body").text
+        return self.driver.execute_script("return document.body.innerText")
 
     def screen(self):
         self.count += 1
@@ -96,12 +101,17 @@ class Visitor:
         field.send_keys(text)
 
     def command_line(self):
-        (field,) = self.find("textarea[aria-label='command line']")
-        return field.get_attribute("value")
+        """Read in one go: the page replaces the field whenever something changes."""
+        found = "document.querySelector(\"textarea[aria-label='command line']\")"
+        return self.driver.execute_script(f"return {found}?.value ?? ''")
+
+    def complaint(self):
+        found = "document.querySelector('[data-trouble]')"
+        return self.driver.execute_script(f"return {found}?.innerText ?? ''")
 
 
 @pytest.fixture
-def visitor(address, tmp_path):
+def driver(tmp_path):
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
@@ -112,9 +122,14 @@ def visitor(address, tmp_path):
         "Emulation.setDeviceMetricsOverride",
         {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False},
     )
-    driver.get(address)
-    yield Visitor(driver, tmp_path)
+    yield driver
     driver.quit()
+
+
+@pytest.fixture
+def visitor(driver, address, tmp_path):
+    driver.get(address)
+    return Visitor(driver, tmp_path)
 
 
 def differ(one, other):
@@ -146,11 +161,10 @@ def test_a_visitor_looks_drags_types_and_saves(visitor, tmp_path):
     visitor.picture_unlike(turned)
 
     visitor.type("Seed", "many")
-    wait_for(lambda: visitor.find("[data-trouble]"), "complaint")
-    assert "must be a whole number" in visitor.find("[data-trouble]")[0].text
+    wait_for(lambda: "must be a whole number" in visitor.complaint(), "complaint")
     assert "--seed 7 " in visitor.command_line()
     visitor.type("Seed", "7")
-    wait_for(lambda: not visitor.find("[data-trouble]"), "end of the complaint")
+    wait_for(lambda: not visitor.complaint(), "end of the complaint")
 
     visitor.driver.find_element("xpath", "//button[contains(., 'Save picture')]").click()
     path = tmp_path / "views" / "7.png"
@@ -160,3 +174,30 @@ def test_a_visitor_looks_drags_types_and_saves(visitor, tmp_path):
     path.unlink()
     viewer.main(shlex.split(visitor.command_line())[2:])
     assert path.read_bytes() == saved
+
+
+def test_two_tabs_are_two_visitors_and_a_closed_one_leaves_no_work(driver, tiny_run, tmp_path):
+    shared = shared_of(tiny_run, tmp_path / "views")
+    server = viewer_page.Server(shared, PoseMap(POSES), "127.0.0.1", 0)
+    painter = threading.Thread(
+        target=shared.turns.run, kwargs={"seconds": 1, "look_around": server.look_around}
+    )
+    painter.start()
+    address = f"http://127.0.0.1:{server.port}"
+    driver.get(address)
+    first = Visitor(driver, tmp_path)
+    wait_for(first.is_finished, "picture")
+    driver.switch_to.new_window("tab")
+    driver.get(address)
+    second = Visitor(driver, tmp_path)
+    wait_for(second.is_finished, "picture")
+    second.type(LABELS["seed"], "9")
+    wait_for(lambda: "--seed 9 " in second.command_line(), "new seed")
+    seeds = sorted(page.session.request.seed for page in server._pages.values())
+    assert seeds == [0, 9]
+    driver.close()
+    wait_for(lambda: len(shared.turns._works) == 1, "end of the closed tab's work")
+    assert [page.session.request.seed for page in server._pages.values()] == [0]
+    shared.turns.close()
+    painter.join()
+    server.stop()

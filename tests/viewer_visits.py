@@ -1,0 +1,66 @@
+"""Visitors of the viewer, without a browser: what the tests of it share."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from conftest import TINY
+
+import curriculum
+from viewer_checkpoints import Checkpoints
+from viewer_request import Eye, Request
+from viewer_session import Shared
+from viewer_turns import Turns
+
+POSES = curriculum.build("Tiny", TINY).poses()
+EYE = Eye(1.3, 1.1, 12.0)
+MANY = 10**6  # points in one call of the field
+
+
+def source_of(run, **changes):
+    return Checkpoints(
+        run / "generator.pth", device=torch.device("cpu"), curriculum=None, **changes
+    )
+
+
+def request_of(**changes):
+    wanted = {"checkpoint": "generator.pth", "ema": "ema", "eye": EYE, "num_steps": 4}
+    return Request(**{**wanted, "image_size": 8, **changes})
+
+
+class Screen:
+    """Remembers what a visitor would see."""
+
+    def __init__(self):
+        self.pictures, self.troubles, self.steps = [], [], []
+        self.saved = threading.Event()
+
+    def show(self, picture):
+        self.pictures.append(picture)
+
+    def complain(self, text):
+        self.troubles.append(text)
+
+    def progress(self, text, share):
+        self.steps.append((text, share))
+        if share is None:
+            self.saved.set()
+
+
+def shared_of(run, output_dir):
+    return Shared(
+        source=source_of(run),
+        turns=Turns(),
+        start=request_of(image_size=80),
+        usual=EYE,
+        fit_eyes={},
+        output_dir=output_dir,
+        options=["--output_dir", str(output_dir)],
+        max_points=MANY,
+        saver=ThreadPoolExecutor(1),
+    )
+
+
+def run_out(turns):
+    while turns.step():
+        pass
