@@ -354,7 +354,6 @@ def training_images(images: Tensor, *, flip: bool, rng: torch.Generator | None =
     """
     if flip and rng is not None:
         coins = torch.rand(len(images), 1, 1, 1, generator=rng, device=rng.device) < 0.5
-        images = torch.where(
-            generators.cameras.moved(coins, images.device), images.flip(-1), images
-        )
-    return images.to(torch.float32) / 127.5 - 1
+        mirrored = generators.cameras.moved(coins.flatten().nonzero()[:, 0], images.device)
+        images = images.index_copy(0, mirrored, images[mirrored].flip(-1))
+    return images.to(torch.float32).div_(127.5).sub_(1)

@@ -1,28 +1,36 @@
-"""How fast this machine trains on its processor; run as python -m benchmarks.cpu.
+"""How fast this machine's processor is; run as python -m benchmarks.cpu.
 
 Each variant runs in a process of its own: the textbook one as PyTorch comes out of the box, ours
-with freed memory kept. Prints one table; ratios are of medians.
+with freed memory kept, in float32 and with bfloat16 operands. Prints tables and writes
+benchmarks/results/DATE-MACHINE.json. Seconds are medians, of the wall or, with --clock cpu, of the
+process on all its cores: the figure to take where others use the machine too.
 """
 
 import argparse
+import functools
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 import curriculums
 import machine
+from benchmarks import data, results, sizes, table, view
 from benchmarks.textbook import twin_of
 from curriculum import Curriculum
+from siren.fused.arithmetic import product
 from training.adversarial import AdversarialGame, OptimizerOptions, Precision
 
 FIELD_POINTS = 16_384
-REPEATS = 7
+REPEATS = 5
+VARIANTS = ("textbook", "exact", "bf16")
+LIMIT_SIZE = 2048  # of the square matrices whose product is the machine's limit
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 STEPS: dict[str, tuple[str, list[str], int]] = {  # name: curriculum, overrides, step
     "Demo step, first stage": ("Demo", [], 500),
     "Demo step, last stage": ("Demo", [], 10**6),
@@ -34,92 +42,112 @@ STEPS: dict[str, tuple[str, list[str], int]] = {  # name: curriculum, overrides,
 }
 
 
-def median_seconds(work: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Median wall time of work after one warm-up call, seconds."""
+def median_seconds(work: Callable[[], object], clock: str, repeats: int = REPEATS) -> float:
+    """Median time of work after one warm-up call, seconds."""
     work()
     seconds = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = CLOCKS[clock]()
         work()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(CLOCKS[clock]() - start)
     return statistics.median(seconds)
 
 
-def measure(is_textbook: bool) -> dict[str, float]:
+def measure(variant: str, clock: str) -> dict[str, float]:
     """Seconds of each piece of work in this process."""
-    if not is_textbook:
+    if variant != "textbook":
         machine.keep_freed_memory()
     seconds: dict[str, float] = {}
     for name in ("Demo", "CelebA"):
-        seconds |= _field_seconds(name, is_textbook)
+        seconds |= _field_seconds(name, variant, clock)
     for title, (name, overrides, step) in STEPS.items():
-        seconds[title] = _step_seconds(
-            curriculums.load(name, overrides=overrides), step, is_textbook
-        )
+        curriculum = curriculums.load(name, overrides=overrides)
+        seconds[title] = _step_seconds(curriculum, step, variant, clock)
     return seconds
 
 
-def _field_seconds(name: str, is_textbook: bool) -> dict[str, float]:
+def _field_seconds(name: str, variant: str, clock: str) -> dict[str, float]:
     """Evaluation of one object's field at FIELD_POINTS points, with and without gradients."""
     curriculum = curriculums.load(name)
     siren = curriculum.build_generator().siren
-    siren = twin_of(siren) if is_textbook else siren
-    z = torch.randn(1, siren.z_dim)
+    siren = twin_of(siren) if variant == "textbook" else siren
+    film = siren.mapping_network(torch.randn(1, siren.z_dim))
     points = torch.rand(1, FIELD_POINTS, 3) * 0.2 - 0.1
     direction = torch.tensor([[[0.0, 0.0, -1.0]]])
 
     def evaluate() -> torch.Tensor:
-        samples: torch.Tensor = siren(points, direction, siren.mapping_network(z))
+        with torch.autocast("cpu", torch.bfloat16, enabled=variant == "bf16"):
+            samples: torch.Tensor = siren(points, direction, film)
         return samples
 
     with torch.no_grad():
-        forward = median_seconds(evaluate)
-    return {
-        f"{name} field, forward": forward,
-        f"{name} field, with gradient": median_seconds(lambda: evaluate().sum().backward()),
-    }
+        forward = median_seconds(evaluate, clock)
+    title = f"{name} field, {FIELD_POINTS:,} points"
+    both = median_seconds(lambda: evaluate().sum().backward(retain_graph=True), clock)
+    return {title: forward, f"{title}, with gradient": both}
 
 
-def _step_seconds(curriculum: Curriculum, step: int, is_textbook: bool) -> float:
+def _step_seconds(curriculum: Curriculum, step: int, variant: str, clock: str) -> float:
     """One update of both networks on random pictures, untrained networks."""
     torch.manual_seed(0)
     generator, stage = curriculum.build_generator(), curriculum.at(step)
-    if is_textbook:
+    if variant == "textbook":
         generator.siren = twin_of(generator.siren)
+    precision = Precision(autocast_dtype=torch.bfloat16 if variant == "bf16" else None)
     game = AdversarialGame(
-        generator, curriculum.build_discriminator(), OptimizerOptions(), Precision(), seed=0
+        generator, curriculum.build_discriminator(), OptimizerOptions(), precision, seed=0
     )
     size = stage.render.image_size
     real = torch.rand(stage.batch_size, 3, size, size) * 2 - 1
-    return median_seconds(lambda: game.step(real, stage))
+    return median_seconds(lambda: game.step(real, stage), clock)
 
 
-def _in_its_own_process(variant: str, threads: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.cpu", "--variant", variant]
-    command += ["--threads", str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    seconds: dict[str, float] = json.loads(done.stdout)
-    return seconds
+def limits(clock: str) -> dict[str, float]:
+    """GFLOP/s of a large matrix product, by PyTorch's default library and the fastest it has."""
+    flops = 2 * LIMIT_SIZE**3
+    one = torch.randn(LIMIT_SIZE, LIMIT_SIZE)
+    half = one.bfloat16()
+    work = {
+        "float32, torch.mm": lambda: one @ one,
+        "float32, oneDNN": lambda: product(one, one),
+        "bfloat16": lambda: half @ half,
+    }
+    return {name: flops / median_seconds(call, clock) / 1e9 for name, call in work.items()}
+
+
+def _in_its_own_process(part: str, args: argparse.Namespace) -> Any:
+    command = [sys.executable, "-m", "benchmarks.cpu", "--part", part]
+    command += ["--threads", str(args.threads), "--clock", args.clock]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+PARTS: dict[str, Callable[[str], Any]] = {
+    "limits": limits,
+    "data": lambda clock: data.measure(),
+    "sizes": lambda clock: sizes.measure(),
+    "view exact": lambda clock: view.measure("exact"),
+    "view fast": lambda clock: view.measure("fast"),
+    **{variant: functools.partial(measure, variant) for variant in VARIANTS},
+}
 
 
 def main() -> int:
-    """Measure both variants and print the table."""
+    """Measure every part in a process of its own, print the tables and keep them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--variant", choices=("textbook", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--threads", type=int, default=machine.num_cores())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.variant is not None:
-        print(json.dumps(measure(args.variant == "textbook")))
+    if args.part is not None:
+        print(json.dumps(PARTS[args.part](args.clock)))
         return 0
-    textbook = _in_its_own_process("textbook", args.threads)
-    ours = _in_its_own_process("ours", args.threads)
-    processor = platform.processor() or platform.machine()
-    print(f"{processor}, {args.threads} threads, torch {torch.__version__}; milliseconds\n")
-    print(f"{'':34}{'textbook':>10}{'ours':>10}{'ratio':>8}")
-    for name, slow in textbook.items():
-        fast = ours[name]
-        print(f"{name:34}{slow * 1e3:10.1f}{fast * 1e3:10.1f}{slow / fast:8.1f}")
+    found = {part: _in_its_own_process(part, args) for part in PARTS}
+    content = {"threads": args.threads, "clock": args.clock, **found}
+    path = results.write(content, results.processor())
+    print(table.of_file(path))
+    print(f"\n{path}")
     return 0
 
 

@@ -1,7 +1,8 @@
 """The generator: latent codes and camera poses in, images out."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +29,16 @@ class View(NamedTuple):
 
 
 class ImplicitGenerator3d(nn.Module):
-    """A conditioned radiance field and the camera that looks at it."""
+    """A conditioned radiance field and the camera that looks at it.
+
+    field_dtype: what the field's products round their operands to; None is the field's own
+    precision, or that of an autocast around the call. Everything else stays as it is.
+    """
 
     def __init__(self, siren: FilmSiren) -> None:
         super().__init__()
         self.siren = siren
+        self.field_dtype: torch.dtype | None = None
 
     @property
     def z_dim(self) -> int:
@@ -54,10 +60,17 @@ class ImplicitGenerator3d(nn.Module):
         """The radiance field of the objects that film describes."""
 
         def evaluate(points: Tensor, directions: Tensor) -> Tensor:
-            samples: Tensor = self.siren(points, directions, film)
+            with self._field_precision():
+                samples: Tensor = self.siren(points, directions, film)
             return at_least_float32(samples)  # the integral's tail overflows float16
 
         return chunked(evaluate, points_per_chunk)
+
+    def _field_precision(self) -> AbstractContextManager[Any]:
+        if self.field_dtype is None:
+            return nullcontext()
+        device = next(self.parameters()).device.type
+        return torch.autocast(device, dtype=self.field_dtype)
 
     def density(
         self, film: Film, *, points_per_chunk: int | None = None
@@ -67,7 +80,8 @@ class ImplicitGenerator3d(nn.Module):
         @torch.no_grad()
         def evaluate(points: Tensor) -> Tensor:
             parts = points.to(film.frequencies)[None].split(points_per_chunk or len(points), dim=1)
-            found = torch.cat([self.siren.density(part, film)[0] for part in parts])
+            with self._field_precision():
+                found = torch.cat([self.siren.density(part, film)[0] for part in parts])
             return at_least_float32(found).to(points.device)
 
         return evaluate
