@@ -206,6 +206,7 @@ def test_the_flags_are_a_promise():
         *("--seeds", "--seed", "--fit", "--psi", "--output_dir", "--format"),
         *("--voxel_resolution", "--cube_size", "--center", "--level", "--dense"),
         *("--all_components", "--visible_only", "--max_batch_size", "--lock_view_dependence"),
+        "--precision",
     }
     args = extract_shapes.build_parser().parse_args(["generator.pth"])
     assert (args.psi, args.voxel_resolution, args.seeds) == (0.5, 256, [0, 1, 2])

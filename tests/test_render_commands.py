@@ -25,7 +25,7 @@ from viewing import SceneObject
 SMALL = ("--image_size", "10", "--ray_step_multiplier", "1", "--device", "cpu")
 COMMON = ["--batch_size", "--curriculum", "--curriculum_file", "--depth_map", "--device", "--ema",
           "--fit", "--image_size", "--lock_view_dependence", "--max_batch_size", "--output_dir",
-          "--psi", "--ray_step_multiplier", "--seeds"]  # fmt: skip
+          "--precision", "--psi", "--ray_step_multiplier", "--seeds"]  # fmt: skip
 OF_VIDEOS = ["--format", "--fps", "--num_frames", "--trajectory"]
 
 

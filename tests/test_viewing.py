@@ -111,3 +111,20 @@ def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "imgs").write_text("mine")
     with pytest.raises(UsageError, match="cannot be made"):
         viewing.output_folder(tmp_path / "imgs")
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_fast_rounds_what_the_field_multiplies_and_the_picture_stays(tiny_run, precision):
+    args = parse(tiny_run / "generator.pth", "--image_size", 8)
+    exact = viewing.open_generator(args)
+    args.precision = precision
+    saved = viewing.open_generator(args)
+    (thing,) = viewing.objects_of_seeds(exact, [0], psi=1.0)
+    pictures = [
+        viewing.look(
+            one, thing.film, 1.3, 1.6, viewing.render_options(one, args), points_per_chunk=500
+        ).images
+        for one in (exact, saved)
+    ]
+    error = (pictures[0] - pictures[1]).abs().max()
+    assert error == 0 if precision == "exact" else 0 < error < 0.02
