@@ -43,7 +43,7 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the place of path when it is complete and on the disk, else never.
 
     Raises:
-        OSError: it cannot be written; filename is path.
+        OSError: it cannot be written; filename is path where the system says why.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -55,7 +55,8 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
         draft.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        error.filename = str(path)
+        if error.errno is not None:  # else its text would be lost
+            error.filename = str(path)
         raise
     finally:
         draft.unlink(missing_ok=True)

@@ -263,7 +263,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
 
     path = tmp_path / "hostile.pth"
     path.write_bytes(pickle.dumps(Hostile()))
-    with pytest.raises(UsageError, match="does not hold the weights"):
+    with pytest.raises(UsageError, match="nothing in it was run"):
         inception.fidelity_network(Weights(path=path, sha256="0"), torch.device("cpu"))
 
 
