@@ -1,11 +1,12 @@
 """BOUNDARY: image tensors to picture files."""
 
-import os
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+from checkpoints import replaced
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -27,15 +28,7 @@ def save_png(path: Path, image: Tensor) -> None:
     """Write a uint8 image (3, H, W) under path, whole or not at all; replaces an earlier one.
 
     Raises:
-        OSError: it cannot be written; filename is path.
+        OSError: it cannot be written; filename is path where the system says why.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(draft, format="PNG")
-        draft.replace(path)
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    finally:
-        draft.unlink(missing_ok=True)
+    with replaced(path) as file:
+        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, format="PNG")

@@ -36,7 +36,7 @@ def test_a_failed_write_leaves_the_elder(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def fail(self, file, **options):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", fail)
