@@ -200,16 +200,14 @@ Demo: dict[str | int, Any] = {
         "img_size": 32,
         "gen_lr": 4e-4,
         "disc_lr": 8e-4,
-        "opacity_lambda": 0.5,  # clears the air around the cars
     },
-    2600: {  # smaller steps at the end calm both networks
+    3400: {  # smaller steps at the end calm both networks
         **_DEMO_STAGE,
         "img_size": 32,
         "gen_lr": 1.5e-4,
         "disc_lr": 3e-4,
-        "opacity_lambda": 0.5,
     },
-    3000: {},
+    4000: {},
     **_HEMISPHERE,
     "dataset": "ToyCars",
     "model": "SPATIALSIRENBASELINE",
@@ -229,6 +227,7 @@ Demo: dict[str | int, Any] = {
     "topk_v": 1,
     "r1_lambda": 0.2,
     "r1_interval": 2,
+    "opacity_lambda": 0.5,  # clears the air around the cars
     "grad_clip": 10,
     "preview_size": 64,
 }

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from siren.film import Film
-from siren.fused import arithmetic, cpu, workers
+from siren.fused import arithmetic, cpu
 from siren.siren import FIELDS, TALLSIREN
 
 
@@ -87,18 +87,6 @@ def test_two_threads_give_what_one_gives(rays, monkeypatch):
     assert torch.equal(one[0], two[0])
     assert max(relative_errors(two, one)) < 1e-5  # partial sums are added in another order
     assert all(torch.equal(a, b) for a, b in zip(two, again, strict=True))
-
-
-@pytest.mark.parametrize("num_tasks", [0, 1, 2, 7])
-def test_work_is_spread_in_order_without_gradients(num_tasks):
-    torch.set_num_threads(2)
-    try:
-        shares = workers.spread(lambda share: (list(share), torch.is_grad_enabled()), num_tasks)
-    finally:
-        torch.set_num_threads(1)
-    assert [task for share, _ in shares for task in share] == list(range(num_tasks))
-    assert len(shares) == max(1, min(2, num_tasks))
-    assert not any(has_gradients for _, has_gradients in shares)
 
 
 def test_under_autocast_operands_are_bfloat16_and_the_rest_float32():

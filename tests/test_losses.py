@@ -63,6 +63,12 @@ def test_half_transparency_is_zero_for_surfaces_and_one_for_half_a_fog():
     assert half_transparency(torch.full((2, 4, 4), 0.5)).item() == 1
 
 
+def test_half_transparency_clears_and_never_hardens():
+    opacities = torch.tensor([0.1, 0.4, 0.6, 0.9], requires_grad=True)
+    half_transparency(opacities).backward()
+    torch.testing.assert_close(opacities.grad, torch.tensor([0.8, 0.2, 0.0, 0.0]))
+
+
 def test_identity_is_zero_without_heads():
     poses = Poses(torch.ones(2), torch.ones(2))
     loss = identity(Verdict(torch.zeros(2)), torch.zeros(2, 3), poses, z_lambda=1, pos_lambda=1)

@@ -50,13 +50,22 @@ def _dense(matrix: Tensor) -> Tensor:
 
 def sine_(x: Tensor) -> Tensor:
     """Input x, replaced by its sine."""
+    if _has_many_threads():
+        return x.sin_()
     np.sin(x.numpy(), out=x.numpy())
     return x
 
 
 def sine_and_cosine_(x: Tensor) -> tuple[Tensor, Tensor]:
     """The sine of x, and x replaced by its cosine."""
+    if _has_many_threads():
+        return x.sin(), x.cos_()
     sine = torch.empty_like(x)
     np.sin(x.numpy(), out=sine.numpy())
     np.cos(x.numpy(), out=x.numpy())
     return sine, x
+
+
+def _has_many_threads() -> bool:
+    """NumPy computes on one core: from three on, PyTorch's sine is faster."""
+    return torch.get_num_threads() > 2

@@ -3,7 +3,7 @@
 The textbook evaluation is bound by memory: each layer writes four arrays of all points. Here a
 chunk of points goes through all layers before the next one starts, and only the output is kept. The
 backward pass repeats the layers of those points alone whose output received a gradient: with the
-ReLU density of the paper, empty space receives none. Each core works on chunks of its own.
+ReLU density of the paper, empty space receives none.
 
 Under autocast to bfloat16 the square products take operands rounded to it; phases, sines, sums, the
 first layer and the heads stay float32.
@@ -12,7 +12,6 @@ Legend: B objects, P points per object, G directions per object, H hidden width,
 n points of a chunk.
 """
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,13 +19,10 @@ from torch import Tensor
 
 from siren.fused.arithmetic import product, sine_
 from siren.fused.cpu_backward import add_gradients, rows
-from siren.fused.cpu_weights import Inputs, Weights, add_, zeros_like
+from siren.fused.cpu_weights import Inputs, Weights
 from siren.fused.folded import FoldedField
-from siren.fused.workers import spread
 
 CHUNK_NUMBERS = 2**17  # of one layer's output in one chunk: half a mebibyte, a few fit in L2
-
-Chunk = Any  # a slice or the indices (n,) of points
 
 
 def is_supported(encoded: Tensor) -> bool:
@@ -68,16 +64,12 @@ def density(field: FoldedField, encoded: Tensor) -> Tensor:
     inputs = Inputs.of(_tensors(field, field.color_bias[:, None]))
     operands = _operands(encoded)
     output = encoded.new_empty(encoded.shape[:2])
-    chunks = _chunks(encoded, inputs)
-
-    def work(share: range) -> None:
-        for index, parts in _by_object(chunks, share):
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        for index in range(len(encoded)):
             weights = inputs.one(index, operands)
-            for part in parts:
+            for part in _chunks(encoded.shape[1], inputs):
                 features, _ = _trunk_chunk(encoded[index, part], weights)
                 _density_chunk(features, weights, output[index, part])
-
-    spread(work, len(chunks))
     return output
 
 
@@ -90,15 +82,10 @@ def _tensors(field: FoldedField, color_bias: Tensor) -> list[Tensor]:
     return [color_bias, field.color_weight, *heads, *field.trunk_weights, *field.trunk_biases]
 
 
-def _chunks(encoded: Tensor, inputs: Inputs) -> list[tuple[int, Chunk]]:
-    """All points, as (object, slice of its points)."""
-    num_objects, num_points, _ = encoded.shape
+def _chunks(num_points: int, inputs: Inputs) -> list[slice]:
+    """The points of one object."""
     size = max(1, CHUNK_NUMBERS // inputs.color.shape[-1])
-    return [
-        (index, slice(start, min(start + size, num_points)))
-        for index in range(num_objects)
-        for start in range(0, num_points, size)
-    ]
+    return [slice(start, min(start + size, num_points)) for start in range(0, num_points, size)]
 
 
 def _trunk_chunk(x: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
@@ -131,16 +118,11 @@ class _FieldFunction(torch.autograd.Function):
         inputs = Inputs.of(rest)
         num_objects, num_points, _ = encoded.shape
         output = encoded.new_empty(num_objects, num_points, 4)
-        chunks = _chunks(encoded, inputs)
-
-        def work(share: range) -> None:
-            for index, parts in _by_object(chunks, share):
-                weights = inputs.one(index, operands)
-                for part in parts:
-                    bias = rows(weights.color_bias, part, num_points)
-                    _forward_chunk(encoded[index, part], bias, weights, output[index, part])
-
-        spread(work, len(chunks))
+        for index in range(num_objects):
+            weights = inputs.one(index, operands)
+            for part in _chunks(num_points, inputs):
+                bias = rows(weights.color_bias, part, num_points)
+                _forward_chunk(encoded[index, part], bias, weights, output[index, part])
         ctx.operands = operands
         ctx.save_for_backward(output, encoded, *rest)
         return output
@@ -156,38 +138,14 @@ class _FieldFunction(torch.autograd.Function):
         chunk = max(1, CHUNK_NUMBERS // inputs.color.shape[-1])
         # Exact: a point whose output received no gradient adds nothing to any other gradient.
         needed = (gradient != 0).any(-1)
-        chunks = [
-            (index, points)
-            for index in range(len(encoded))
-            for points in needed[index].nonzero()[:, 0].split(chunk)
-        ]
-
-        def work(share: range) -> dict[int, Weights]:
-            gradients = {}
-            for index, parts in _by_object(chunks, share):
+        with torch.autocast("cpu", enabled=False):
+            for index in range(len(encoded)):
                 weights = inputs.one(index, ctx.operands)
                 squares = [*(matrix for matrix, _ in weights.trunk[1:]), weights.color]
                 both = (weights, [matrix.t().contiguous() for matrix in squares])
-                gradients[index] = into = zeros_like(inputs.one(index))
                 arrays = (encoded[index], output[index], gradient[index])
-                for points in parts:
-                    of_first = add_gradients(arrays, points, both, into)
+                for points in needed[index].nonzero()[:, 0].split(chunk):
+                    of_first = add_gradients(arrays, points, both, total.one(index))
                     if of_encoded is not None:
                         of_encoded[index, points] = of_first.t() @ weights.trunk[0][0]
-            return gradients
-
-        for gradients in spread(work, len(chunks)):
-            for index, part in gradients.items():
-                add_(total.one(index), part)
         return (None, of_encoded, *total.flat())
-
-
-def _by_object(
-    chunks: Sequence[tuple[int, Chunk]], share: range
-) -> Iterator[tuple[int, list[Chunk]]]:
-    """The chunks of share, object by object."""
-    grouped: dict[int, list[Chunk]] = {}
-    for task in share:
-        index, part = chunks[task]
-        grouped.setdefault(index, []).append(part)
-    yield from grouped.items()

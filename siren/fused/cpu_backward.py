@@ -8,10 +8,15 @@ Legend: G directions per object, H hidden width, n points of a chunk.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from siren.fused.arithmetic import product, sine_and_cosine_
 from siren.fused.cpu_weights import Weights
+
+# oneDNN makes machine code for each shape that it meets: how many points have a gradient is another
+# number every time, and making it took longer than computing.
+POINTS_MULTIPLE = 64
 
 
 def rows(color_bias: Tensor, points: Tensor | slice, num_points: int) -> Tensor:
@@ -91,8 +96,10 @@ def add_gradients(
 
     arrays: the object's encoded points, output and gradient of the output, (P, ...) each.
     """
-    num_points = len(arrays[0])
+    num_points, count = len(arrays[0]), len(points)
+    points = F.pad(points, (0, -count % POINTS_MULTIPLE))
     x, output, upstream = (array.index_select(0, points) for array in arrays)
+    upstream[count:] = 0  # what fills up adds nothing
     rgb = output[:, :3]
     color_bias = rows(weights[0].color_bias, points, num_points)
     color_phase, first = _backward_chunk(
@@ -107,4 +114,4 @@ def add_gradients(
     else:
         share = num_points // len(into.color_bias)
         into.color_bias.index_add_(0, points // share, color_phase.t())
-    return first
+    return first[:, :count]

@@ -1,4 +1,4 @@
-"""The weights of a folded field, one object at a time, and sums of their gradients.
+"""The weights of a folded field, one object at a time, and their gradients.
 
 Legend: B objects, P points per object, G directions per object, H hidden width, L trunk layers.
 """
@@ -56,26 +56,3 @@ class Inputs(NamedTuple):
             (self.heads[2], self.heads[3]),
             self.color_bias[index],
         )
-
-
-def _flat(weights: Weights) -> list[Tensor]:
-    trunk = [tensor for layer in weights.trunk for tensor in layer]
-    heads = [*weights.density_head, *weights.color_head]
-    return [*trunk, weights.color, *heads, weights.color_bias]
-
-
-def zeros_like(weights: Weights) -> Weights:
-    """Gradients to add to."""
-    return Weights(
-        [(torch.zeros_like(matrix), torch.zeros_like(vector)) for matrix, vector in weights.trunk],
-        torch.zeros_like(weights.color),
-        (torch.zeros_like(weights.density_head[0]), torch.zeros_like(weights.density_head[1])),
-        (torch.zeros_like(weights.color_head[0]), torch.zeros_like(weights.color_head[1])),
-        torch.zeros_like(weights.color_bias),
-    )
-
-
-def add_(total: Weights, part: Weights) -> None:
-    """Add part to total, in place."""
-    for one, other in zip(_flat(total), _flat(part), strict=True):
-        one.add_(other)
