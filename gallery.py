@@ -80,6 +80,7 @@ PICTURES: dict[str, Picture] = {  # in this order: a later one may read an earli
     "demo/metrics.json": Picture(_CONSISTENCY, "metrics.json"),
     "run.png": Picture("plot_run.py assets/demo", "run.png"),
 }
+BY_HAND = ("viewer.png",)  # a browser's window, which no command can show
 
 
 def build_parser() -> flags.ArgumentParser:
