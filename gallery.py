@@ -69,7 +69,8 @@ PICTURES: dict[str, Picture] = {  # in this order: a later one may read an earli
         "fid_evaluation.py --dataset ToyCars --img_size 64 --num_imgs 2", "00001.png"
     ),
     "fit.png": Picture(
-        f"inverse_render.py {_GENERATOR} assets/photo.png --fit_size 64 --num_frames 2 --image_size 64",
+        f"inverse_render.py {_GENERATOR} assets/photo.png --fit_size 64 --num_frames 2 "
+        "--image_size 64",
         "fit.png",
     ),
     "normals.png": Picture(

@@ -24,8 +24,9 @@ MARKED = re.compile(r"(<!-- speed: begin .*?-->\n).*?(<!-- speed: end -->)", re.
 def steps(found: dict[str, Any]) -> str:
     """Markdown: the field and training steps, textbook and ours."""
     what = "wall time" if found["clock"] == "wall" else "processor time"
+    threads = "one thread" if found["threads"] == 1 else f"{found['threads']} threads"
     lines = [
-        f"| {found['machine']}, {found['threads']} thread(s), PyTorch {found['torch']}; {what}, ms |"
+        f"| {found['machine']}, {threads}, PyTorch {found['torch']}; {what}, ms |"
         " textbook | exact | ratio | bf16 | ratio |",
         "|---|---|---|---|---|---|",
     ]
