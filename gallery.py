@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import checkpoints
 import flags
-import run_state
 from flags import UsageError
 
 ASSETS = Path("assets")
@@ -165,13 +164,12 @@ def take_over(run: Path) -> None:
     missing = [path for path in wanted if not path.is_file()]
     if missing:
         raise UsageError(f"--run {run}: there is no {missing[0].name} in it")
-    seed = run_state.seed_of(run / run_state.STATE_FILE)
-    options = {"seed": seed, **json.loads((run / OPTIONS).read_text("utf-8"))}
+    options = json.loads((run / OPTIONS).read_text("utf-8"))
     for name in (*NETWORKS, *RECORDS):
         _write(DEMO / name, (run / name).read_bytes())
     _write(DEMO / PREVIEW, previews[-1].read_bytes())
     # Without the command, whose paths mean nothing elsewhere.
-    kept = {key: options[key] for key in KEPT_OPTIONS if key in options}
+    kept = {key: options[key] for key in KEPT_OPTIONS}
     _write(DEMO / OPTIONS, (json.dumps(kept, indent=1) + "\n").encode())
 
 
