@@ -169,7 +169,7 @@ def take_over(run: Path) -> None:
         _write(DEMO / name, (run / name).read_bytes())
     _write(DEMO / PREVIEW, previews[-1].read_bytes())
     # Without the command, whose paths mean nothing elsewhere.
-    kept = {key: options[key] for key in KEPT_OPTIONS}
+    kept = {key: options[key] for key in KEPT_OPTIONS if key in options}
     _write(DEMO / OPTIONS, (json.dumps(kept, indent=1) + "\n").encode())
 
 
