@@ -178,7 +178,7 @@ def test_every_command_of_the_readme_does_what_it_says(place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", documented.DOCUMENTS)
+@pytest.mark.parametrize("document", ["README.md", "docs/commands.md", "docs/faq.md"])
 def test_every_line_of_a_document_does_what_it_says(document, place):
     for line in RUN:
         if line.document == document:
