@@ -154,7 +154,7 @@ DEFAULT = [
     ("render_video", "vids/6.mp4"),
     ("render_video_interpolation", "vids/interp.mp4"),
     ("extract_shapes", "shapes/5.glb"),
-    ("inverse_render", "assets/photo_fit/fit.pth"),
+    ("inverse_render", "photo_fit/fit.pth"),
     ("eval_metrics", "temp/consistency.png"),
     ("viewer", "views/0.png"),
     ("plot_run", "run.png"),
