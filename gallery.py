@@ -105,7 +105,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(f"no {DEMO / NETWORKS[0]} here; start in the repository's root")
     names = args.pictures or list(PICTURES)
     manifest = json.loads(MANIFEST.read_text("utf-8")) if MANIFEST.is_file() else {}
-    manifest = {name: manifest[name] for name in PICTURES if name in manifest}
     for name, content in render(names):
         _write(ASSETS / name, content)
         manifest[name] = {
@@ -114,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "sha256": hashlib.sha256(content).hexdigest(),
         }
         print(ASSETS / name, flush=True)
+    manifest = {name: manifest[name] for name in PICTURES if name in manifest}
     _write(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     _write(DEMO / "README.md", about_demo().encode())
     return 0
