@@ -12,7 +12,7 @@ PIP_INSTALL = $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check
 PYTEST = $(VENV_PYTHON) -m pytest
 DEMO = runs/demo
 
-.PHONY: help venv venv-eval demo test test-slow test-gpu lint bench clean
+.PHONY: help venv venv-eval demo gallery assets test test-slow test-gpu lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -24,9 +24,23 @@ venv-eval: .venv/installed-eval  ## add what FID needs (requirements-eval.txt)
 
 demo: .venv/installed  ## train on the built-in toy cars, about 15 minutes on two cores
 	$(VENV_PYTHON) train.py --curriculum Demo --output_dir $(DEMO) --resume
+	$(VENV_PYTHON) render_multiview_images.py $(DEMO)/generator.pth --seeds 0-5 --image_size 128 \
+	    --output_dir $(DEMO)/imgs
+	$(VENV_PYTHON) render_video.py $(DEMO)/generator.pth --seeds 0 --trajectory orbit \
+	    --output_dir $(DEMO)/vids
+	$(VENV_PYTHON) extract_shapes.py $(DEMO)/generator.pth --seed 0 --format glb \
+	    --output_dir $(DEMO)/shapes
+	$(VENV_PYTHON) plot_run.py $(DEMO)
 	@echo
 	@echo "The demo is in $(DEMO):"
-	@find $(DEMO) -name '*.png' | sort -V | tail -n 5
+	@find $(DEMO) -maxdepth 1 -name '*_*.png' | sort -V | tail -n 5
+	@ls $(DEMO)/run.png $(DEMO)/imgs/sheet.png $(DEMO)/vids/0.mp4 $(DEMO)/shapes/0.glb
+
+gallery: .venv/installed  ## rebuild the pictures of the documents from assets/demo
+	$(VENV_PYTHON) gallery.py
+
+assets: .venv/installed  ## take the generator of RUN=runs/demo into assets, and rebuild them
+	$(VENV_PYTHON) gallery.py --run $(or $(RUN),$(DEMO))
 
 test: .venv/installed-dev  ## run the default tests, at most 5 minutes on two cores
 	$(PYTEST) -n $(WORKERS) --dist worksteal

@@ -1,19 +1,32 @@
-"""The README's tables of speed on processors, from benchmarks/results/*.json.
+"""The documents' tables of speed on processors, from benchmarks/results/*.json.
 
 python -m benchmarks.table benchmarks/results/DATE-MACHINE.json
+python -m benchmarks.table --write benchmarks/results/DATE-MACHINE.json
+
+The first prints all of one result; the second puts its tables between the markers of the documents.
 """
 
+import argparse
 import json
-import sys
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from benchmarks.results import FOLDER
+
+# Documents, and what stands between their markers.
+SHORT = ("README.md", "README.zh-CN.md")
+FULL = ("docs/speed.md",)
+MARKED = re.compile(r"(<!-- speed: begin .*?-->\n).*?(<!-- speed: end -->)", re.DOTALL)
 
 
-def of_file(path: Path) -> str:
-    """Markdown of one result of benchmarks.cpu."""
-    found = json.loads(path.read_text())
+def steps(found: dict[str, Any]) -> str:
+    """Markdown: the field and training steps, textbook and ours."""
     what = "wall time" if found["clock"] == "wall" else "processor time"
+    threads = "one thread" if found["threads"] == 1 else f"{found['threads']} threads"
     lines = [
-        f"| {found['machine']}, {found['threads']} threads, PyTorch {found['torch']}; {what}, ms |"
+        f"| {found['machine']}, {threads}, PyTorch {found['torch']}; {what}, ms |"
         " textbook | exact | ratio | bf16 | ratio |",
         "|---|---|---|---|---|---|",
     ]
@@ -23,25 +36,79 @@ def of_file(path: Path) -> str:
             f"| {name} | {slow * 1e3:.0f} | {exact * 1e3:.0f} | {slow / exact:.1f} "
             f"| {half * 1e3:.0f} | {slow / half:.1f} |"
         )
-    rates = ", ".join(f"{name} {rate:.0f}" for name, rate in found["limits"].items())
-    lines += ["", f"Largest matrix product, GFLOP/s: {rates}.", ""]
+    return "\n".join(lines)
+
+
+def views(found: dict[str, Any]) -> str:
+    """Markdown: time and memory of one finished picture."""
+    lines = []
     for precision in ("exact", "fast"):
         view = found[f"view {precision}"]
         lines.append(
-            f"A 256 px view of CelebA's networks, 24 + 24 samples, {precision}: "
-            f"{view['seconds']:.1f} s ({view['cpu_seconds']:.1f} s of processor time), "
-            f"{view['peak_mb']:.0f} MB."
-        )
-    cache, pil = found["data"]["cache"], found["data"]["PIL"]
-    lines += ["", f"Images/s: {cache:.0f} from the cache, {pil:.0f} by PIL ({cache / pil:.0f} x)."]
-    lines += ["", "| size | samples | objects | ns per point | peak MB |", "|---|---|---|---|---|"]
-    for row in found["sizes"]:
-        lines.append(
-            f"| {row['image_size']} | {row['steps']} + {row['steps']} | {row['objects']} "
-            f"| {row['ns_per_point']:.0f} | {row['peak_mb']:.0f} |"
+            f"A 256 px view of CelebA's networks, 24 + 24 samples, `--precision {precision}`:\n"
+            f"{view['cpu_seconds']:.1f} s of processor time, {view['peak_mb']:.0f} MB."
         )
     return "\n".join(lines)
 
 
+def limits(found: dict[str, Any]) -> str:
+    """Markdown: what the machine gives at most, and the image cache beside PIL."""
+    rates = ", ".join(f"{name} {rate:.0f}" for name, rate in found["limits"].items())
+    cache, pil = found["data"]["cache"], found["data"]["PIL"]
+    return (
+        f"Largest matrix product, GFLOP/s: {rates}.\n"
+        f"Images/s: {cache:.0f} from the cache, {pil:.0f} by PIL ({cache / pil:.0f} x)."
+    )
+
+
+def sizes(found: dict[str, Any]) -> str:
+    """Markdown: cost per point over picture sizes and samples."""
+    lines = ["| size | samples | objects | ns per point | peak MB |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {row['image_size']} | {row['steps']} + {row['steps']} | {row['objects']} "
+        f"| {row['ns_per_point']:.0f} | {row['peak_mb']:.0f} |"
+        for row in found["sizes"]
+    ]
+    return "\n".join(lines)
+
+
+def short(path: Path) -> str:
+    """Markdown of one result, as the README shows it."""
+    found = json.loads(path.read_text("utf-8"))
+    return f"{steps(found)}\n\n{views(found)}"
+
+
+def of_file(path: Path) -> str:
+    """Markdown of all of one result of benchmarks.cpu."""
+    found = json.loads(path.read_text("utf-8"))
+    return "\n\n".join([short(path), limits(found), sizes(found)])
+
+
+def is_of_processors(path: Path) -> bool:
+    """Whether this is a result of benchmarks.cpu, and not of benchmarks/gpu.py."""
+    return "textbook" in json.loads(path.read_text("utf-8"))
+
+
+def written(document: str, text: str) -> str:
+    """The document with text between its markers."""
+    return MARKED.sub(lambda match: f"{match[1]}{text}\n{match[2]}", document)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the tables, or write them into the documents."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", nargs="*", type=Path, help="default: the newest one")
+    parser.add_argument("--write", action="store_true", help="into the documents, of the last one")
+    args = parser.parse_args(argv)
+    results = args.results or sorted(filter(is_of_processors, FOLDER.glob("*.json")))[-1:]
+    if not args.write:
+        print("\n\n".join(of_file(path) for path in results))
+        return
+    for names, text in ((SHORT, short(results[-1])), (FULL, of_file(results[-1]))):
+        for name in names:
+            document = FOLDER.parent.parent / name
+            document.write_text(written(document.read_text("utf-8"), text), "utf-8")
+
+
 if __name__ == "__main__":
-    print("\n\n".join(of_file(Path(name)) for name in sys.argv[1:]))
+    main()

@@ -13,8 +13,10 @@ import curriculums
 import datasets
 import discriminators.discriminators
 import siren.siren
+from benchmarks import table
 
 ROOT = Path(__file__).parent.parent
+LANGUAGES = ("README.md", "README.zh-CN.md")
 METHOD = (ROOT / "docs" / "method.md").read_text("utf-8")
 
 
@@ -82,3 +84,47 @@ def test_the_networks_of_the_contributing_guide(monkeypatch):
     assert (field.hidden_dim, field.spatial_embeddings.shape[1]) == (128, 8)
     verdict = changed.build_discriminator()(torch.zeros(2, 3, 64, 64), 1.0)
     assert verdict.logits.shape == (2,)
+
+
+def test_the_readme_is_the_same_in_both_languages():
+    outlines = [outline((ROOT / name).read_text("utf-8")) for name in LANGUAGES]
+    for key in outlines[0]:
+        assert outlines[0][key] == outlines[1][key], key
+
+
+def outline(text):
+    """What both languages must have in common."""
+    blocks = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    commands = [re.sub(r" +#.*", "", code) if kind == "sh" else code for kind, code in blocks]
+    links = re.findall(r"\]\(([^)\s]+)\)", prose)
+    return {
+        "headings": [len(level) for level in re.findall(r"^(#+) ", prose, re.MULTILINE)],
+        "code": commands,
+        "links": sorted(link for link in links if link not in LANGUAGES),
+        "pictures": re.findall(r'src="([^"]+)" width="(\d+)"', prose),
+        "rows": [line.count(" | ") for line in prose.splitlines() if line.startswith("|")],
+        "items": len(re.findall(r"^- ", prose, re.MULTILINE)),
+        "words of code": sorted(re.findall(r"`([^`]+)`", prose)),
+    }
+
+
+def test_a_change_in_one_language_alone_is_noticed():
+    text = (ROOT / LANGUAGES[0]).read_text("utf-8")
+    changes = {
+        "## Training": "### Training",
+        "--seeds 0 1 2 3": "--seeds 0",
+        "(docs/faq.md)": "(docs/speed.md)",
+        "`--resume`": "`--again`",
+    }
+    for old, new in changes.items():
+        assert outline(text.replace(old, new, 1)) != outline(text)
+
+
+def test_the_speed_tables_are_those_of_the_results():
+    newest = sorted(filter(table.is_of_processors, table.FOLDER.glob("*.json")))[-1]
+    for names, tables in ((table.SHORT, table.short(newest)), (table.FULL, table.of_file(newest))):
+        for name in names:
+            text = (ROOT / name).read_text("utf-8")
+            assert tables in text
+            assert table.written(text, tables) == text, "python -m benchmarks.table --write"

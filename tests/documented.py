@@ -1,0 +1,71 @@
+"""The command lines that the documents show."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = (
+    "README.md",
+    "README.zh-CN.md",
+    "CONTRIBUTING.md",
+    "docs/commands.md",
+    "docs/faq.md",
+    "docs/speed.md",
+    "docs/promises.md",
+    "assets/demo/README.md",
+)
+PROGRAMS = ("python", "torchrun", "make", "pip", "bash")
+
+
+class Line(NamedTuple):
+    """One command line, as words, and the document that shows it."""
+
+    document: str
+    words: tuple[str, ...]
+
+    def __str__(self):
+        return f"{self.document}: {shlex.join(self.words)}"
+
+    def command(self):
+        """(module, its arguments) of a line that starts one of the root's commands, else None."""
+        if self.words[0] not in ("python", "torchrun"):
+            return None
+        found = [i for i, word in enumerate(self.words) if re.fullmatch(r"\w+\.py", word)]
+        if not found:
+            return None
+        return self.words[found[0]].removesuffix(".py"), list(self.words[found[0] + 1 :])
+
+
+def text_of(document):
+    return (ROOT / document).read_text("utf-8")
+
+
+def shell_text(text):
+    """The lines of ```sh blocks and of indented ones, long lines joined."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    without = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    lines = "\n".join(blocks).splitlines()
+    lines += [line for line in without.splitlines() if re.match(r" {4,}\S", line)]
+    return re.sub(r"\\\n\s*", "", "\n".join(lines))
+
+
+def lines(document):
+    """All command lines of a document, in its order: blocks first, then those within a sentence."""
+    text = text_of(document)
+    found = shell_text(text).splitlines()
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    found += [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose)]
+    for line in found:
+        words = shlex.split(line, comments=True) if starts(line) else []
+        if len(words) > 1 and "COMMAND.py" not in words:
+            yield Line(document, tuple(words))
+
+
+def starts(line):
+    return line.strip().split(" ")[0] in PROGRAMS
+
+
+def all_lines():
+    return [line for document in DOCUMENTS for line in lines(document)]
