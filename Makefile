@@ -11,6 +11,11 @@ VENV_PYTHON = .venv/bin/python
 PIP_INSTALL = $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check
 PYTEST = $(VENV_PYTHON) -m pytest
 DEMO = runs/demo
+# On processors the demo trains in two processes of half a batch each: they meet once per update, where
+# threads would meet after every small operation. With a GPU, or on one core, it is one process.
+HALVES = 0.batch_size=8 1500.batch_size=8 3400.batch_size=8
+DEMO_FLAGS ?= $(shell nvidia-smi -L >/dev/null 2>&1 || test "$$(nproc 2>/dev/null || echo 1)" -lt 2 \
+    || echo --num_processes 2 $(addprefix --set ,$(HALVES)))
 
 .PHONY: help venv venv-eval demo gallery assets test test-slow test-gpu lint bench clean
 .DEFAULT_GOAL := help
@@ -23,7 +28,7 @@ venv: .venv/installed  ## make .venv and install requirements.txt into it
 venv-eval: .venv/installed-eval  ## add what FID needs (requirements-eval.txt)
 
 demo: .venv/installed  ## train on the built-in toy cars, about 15 minutes on two cores
-	$(VENV_PYTHON) train.py --curriculum Demo --output_dir $(DEMO) --resume
+	$(VENV_PYTHON) train.py --curriculum Demo --output_dir $(DEMO) --resume $(DEMO_FLAGS)
 	$(VENV_PYTHON) render_multiview_images.py $(DEMO)/generator.pth --seeds 0-5 --image_size 128 \
 	    --output_dir $(DEMO)/imgs
 	$(VENV_PYTHON) render_video.py $(DEMO)/generator.pth --seeds 0 --trajectory orbit \

@@ -133,6 +133,10 @@ class Curriculum:
             pitch_spread=poses.pitch_spread if pitch is None else pitch,
         )
 
+    def field_width(self) -> int:
+        """Features of the field's layers."""
+        return self.settings.hidden_dim or FIELDS[self.settings.model].default_hidden_dim
+
     def build_generator(self) -> ImplicitGenerator3d:
         """A generator with fresh parameters."""
         settings = self.settings

@@ -34,6 +34,8 @@ def train(place: Place, options: TrainOptions) -> int:
     machine.keep_freed_memory()
     if place.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # a stage's shapes stay the same
+    else:
+        machine.use_one_thread_for(options.curriculum.field_width())
     with run_lock.locked(options.output_dir) if place.is_main else contextlib.nullcontext():
         setup = run_setup.set_up(place, options)
         return TrainingRun(place, options, setup).run()
