@@ -1,0 +1,31 @@
+"""How many threads a training takes."""
+
+import pytest
+import torch
+
+import curriculums
+import machine
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """The numbers of threads that were asked for; nothing is changed."""
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    return asked
+
+
+def test_narrow_networks_take_one_thread_unless_told_otherwise(threads, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert machine.use_one_thread_for(curriculums.load("Demo").field_width())
+    assert not machine.use_one_thread_for(curriculums.load("CelebA").field_width())
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert not machine.use_one_thread_for(64)
+    assert threads == [1]
+
+
+def test_the_width_of_a_field_is_the_curriculums_or_its_classs():
+    assert curriculums.load("Demo").field_width() == 64
+    assert curriculums.load("CelebA").field_width() == 256
+    small = curriculums.load("CelebA", overrides=["model=EmbeddingPiGAN128"])
+    assert small.field_width() == 128
