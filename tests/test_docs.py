@@ -128,3 +128,17 @@ def test_the_speed_tables_are_those_of_the_results():
             text = (ROOT / name).read_text("utf-8")
             assert tables in text
             assert table.written(text, tables) == text, "python -m benchmarks.table --write"
+
+
+@pytest.mark.parametrize("document", LANGUAGES)
+def test_the_table_of_curricula_is_right(document):
+    row = re.compile(r"^\| (`\w+`(?:, `\w+`)*) \| [^|]+ \| ([\d, ]+) \| ([\d,]+) \|", re.MULTILINE)
+    found = {}
+    for names, sizes, steps in row.findall((ROOT / document).read_text("utf-8")):
+        for name in re.findall(r"\w+", names):
+            found[name] = [int(size) for size in sizes.split(", ")], int(steps.replace(",", ""))
+    wanted = {}
+    for name in curriculums.PRESETS:
+        preset = curriculums.load(name)
+        wanted[name] = sorted({stage.img_size for _, stage in preset.stages}), preset.end
+    assert found == wanted
