@@ -115,6 +115,8 @@ def open_generator(args: argparse.Namespace) -> SavedGenerator:
         print(f"{saved.path}: no {args.ema}.pth beside it; using the raw parameters",
               file=sys.stderr)  # fmt: skip
     require_memory(saved, args)
+    if device.type == "cpu":
+        machine.use_one_thread_for(saved.generator.siren.hidden_dim)
     if getattr(args, "precision", "exact") == "fast":  # not every command renders by flags
         saved.generator.field_dtype = FAST_DTYPES.get(device.type)
     return saved
