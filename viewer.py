@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=flags.resolve_device(args.device),
         curriculum=saved.curriculum if args.curriculum or args.curriculum_file else None,
         fits={shown.name: path for shown, path in zip(fits, args.fit, strict=True)},
+        field_dtype=saved.generator.field_dtype,  # as --precision says
     )
     request = viewer_request.from_args(args, saved, source.newest, fits)
     eyes = {shown.name: Eye(*shown.camera) for shown in fits if shown.camera}
@@ -107,7 +108,8 @@ def _serve(
 def _repeated_options(args: argparse.Namespace) -> list[str]:
     """Flags of this command that a picture depends on, besides what the page shows."""
     words: list[str] = []
-    for name, default in (("curriculum", None), ("curriculum_file", None), ("device", "auto")):
+    defaults = {"curriculum": None, "curriculum_file": None, "device": "auto", "precision": "exact"}
+    for name, default in defaults.items():
         value = getattr(args, name)
         if value != default:
             words += [f"--{name}", str(value)]
