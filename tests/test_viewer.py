@@ -10,6 +10,7 @@ import torch
 from viewer_visits import EYE, MANY, POSES, request_of, shared_of, source_of
 
 import viewer
+import viewer_checkpoints
 import viewer_page
 import viewer_pictures
 import viewer_request
@@ -224,3 +225,16 @@ def test_a_missing_library_is_one_line(tiny_run, monkeypatch):
     monkeypatch.setitem(viewer.sys.modules, "viewer_page", None)
     with pytest.raises(UsageError, match="pip install -r requirements-viewer.txt"):
         viewer.main([str(tiny_run / "generator.pth")])
+
+
+def test_the_precision_of_the_command_is_that_of_every_checkpoint(tiny_run):
+    rough = viewer_checkpoints.Checkpoints(
+        tiny_run / "generator.pth",
+        device=torch.device("cpu"),
+        curriculum=None,
+        field_dtype=torch.bfloat16,
+    )
+    request = request_of(aspect=1.5)
+    exact = finished_picture(source_of(tiny_run), request, max_points=MANY)
+    assert rough.open("generator.pth", "ema").saved.generator.field_dtype == torch.bfloat16
+    assert not torch.equal(finished_picture(rough, request, max_points=MANY), exact)
