@@ -160,7 +160,7 @@ def _shape(
     """What is odd about the mesh of an object, at the level that agrees best with its renders."""
     z, _ = samples.sample_scene(index, saved.generator.z_dim, sampling)
     thing = SceneObject(str(index), samples.sample_film(saved.generator, z, sampling))
-    side = meshing.visible_side(render)
+    side = render.visible_side
     cube = Cube(center=(0.0, 0.0, 0.0), side=side, resolution=SHAPE_RESOLUTION)
     try:
         shape = meshing.take_shape(

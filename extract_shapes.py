@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = replace(
         options, lock_view_dependence=options.lock_view_dependence or args.lock_view_dependence
     )
-    side = args.cube_size or meshing.visible_side(options)
+    side = args.cube_size or options.visible_side
     cube = Cube(center=tuple(args.center), side=side, resolution=args.voxel_resolution)
     things = viewing.objects_to_show(saved, args)
     folder = viewing.output_folder(args.output_dir)

@@ -1,6 +1,5 @@
 """BOUNDARY: the shape of an object, and its picture: what extract_shapes and the viewer share."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,18 +44,6 @@ class Shape(NamedTuple):
     values: Array
     level: float
     mesh: Mesh
-
-
-def visible_side(options: RenderOptions) -> float:
-    """Side of the cube around the origin that holds what rays can see, scene units.
-
-    In a bounded scene the ball; else all of the ray range, and at least the ball that lies in the
-    picture of every camera. For the published curricula that is the ray range: 0.24 for faces.
-    """
-    if options.scene_radius is not None:
-        return 2 * options.scene_radius
-    in_picture = math.sin(math.radians(options.fov_degrees) / 2)
-    return 2 * max(1 - options.near, options.far - 1, in_picture)
 
 
 def take_shape(

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=flags.resolve_device(args.device),
         curriculum=saved.curriculum if args.curriculum or args.curriculum_file else None,
         fits={shown.name: path for shown, path in zip(fits, args.fit, strict=True)},
-        field_dtype=saved.generator.field_dtype,  # as --precision says
+        precision=args.precision,
     )
     request = viewer_request.from_args(args, saved, source.newest, fits)
     eyes = {shown.name: Eye(*shown.camera) for shown in fits if shown.camera}

@@ -46,7 +46,7 @@ class Checkpoints:
         device: where generators live.
         curriculum: what they were trained with; None takes what the files say.
         fits: files of fitted objects by name.
-        field_dtype: what the field multiplies in; None is its own precision.
+        precision: exact or fast, as --precision says.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class Checkpoints:
         device: torch.device,
         curriculum: Curriculum | None,
         fits: Mapping[str, Path] | None = None,
-        field_dtype: torch.dtype | None = None,
+        precision: viewing.Precision = "exact",
     ) -> None:
         self.newest = generator.name
         self._folder = generator.parent
         self._device, self._curriculum = device, curriculum
-        self._field_dtype = field_dtype
+        self._precision = precision
         self.fits = dict(fits or {})
         self._opened: dict[tuple[str, Average], Opened] = {}
         self._lock = threading.Lock()
@@ -120,7 +120,7 @@ class Checkpoints:
         saved = checkpoints.load_generator(
             self.path(name), ema=ema, device=self._device, curriculum=self._curriculum
         )
-        saved.generator.field_dtype = self._field_dtype
+        viewing.set_precision(saved.generator, self._precision)
         return Opened(saved=saved, mean=viewing.mean_film(saved), stamp=stamp)
 
     def film(self, opened: Opened, request: Request) -> Film:

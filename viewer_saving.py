@@ -83,7 +83,7 @@ def save_mesh(
     usual = saved.curriculum.evaluation_render(saved.step)
     locked = usual.lock_view_dependence or request.lock_view_dependence
     options = replace(usual, lock_view_dependence=locked)
-    side = meshing.visible_side(options)
+    side = options.visible_side
     shape = meshing.take_shape(
         saved,
         SceneObject(name, source.film(opened, request)),

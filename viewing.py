@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -21,12 +21,13 @@ import machine
 from checkpoints import SavedGenerator
 from flags import UsageError
 from generators.cameras import Poses
-from generators.generators import View
+from generators.generators import ImplicitGenerator3d, View
 from generators.latents import sample_latents
 from generators.trajectories import Camera
 from generators.volumetric_rendering import RenderOptions
 from siren.film import Film
 
+Precision = Literal["exact", "fast"]
 MEAN_LATENTS = 10_000  # whose mean is the center of truncation, as published
 # Bytes that commands surely take, at the least: they stop nonsense, not what is only slow.
 PIXEL_BYTES = 100  # per pixel of a finished picture: rays, colors, depths
@@ -89,8 +90,8 @@ def add_field_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--max_batch_size", type=flags.positive_int, default=2_400_000, help="the most points in "
         "one call of the field; a smaller number is chosen by itself")  # fmt: skip
-    add("--precision", choices=["exact", "fast"], default="exact", help="fast rounds what the "
-        "field multiplies to half precision")  # fmt: skip
+    add("--precision", choices=get_args(Precision), default="exact", help="fast rounds what the "
+        "field multiplies to half precision, and leaves out empty space")  # fmt: skip
     add("--lock_view_dependence", action="store_true", help="show the field one viewing direction "
         "for all rays")  # fmt: skip
 
@@ -117,9 +118,16 @@ def open_generator(args: argparse.Namespace) -> SavedGenerator:
     require_memory(saved, args)
     if device.type == "cpu":
         machine.use_one_thread_for(saved.generator.siren.hidden_dim)
-    if getattr(args, "precision", "exact") == "fast":  # not every command renders by flags
-        saved.generator.field_dtype = FAST_DTYPES.get(device.type)
+    set_precision(saved.generator, getattr(args, "precision", "exact"))  # not every command has it
     return saved
+
+
+def set_precision(generator: ImplicitGenerator3d, precision: Precision) -> None:
+    """How faithfully a generator that does not learn any more renders; see docs/speed.md."""
+    is_fast = precision == "fast"
+    device = next(generator.parameters()).device.type
+    generator.field_dtype = FAST_DTYPES.get(device) if is_fast else None
+    generator.skips_empty_space = is_fast
 
 
 def require_memory(saved: SavedGenerator, args: argparse.Namespace) -> None:

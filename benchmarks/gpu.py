@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 import curriculums
+from benchmarks import view
 from benchmarks.bench import Bench, Sizes
 from benchmarks.textbook import twin_of
 from curriculum import Curriculum
@@ -252,8 +253,13 @@ def count_waits(bench: Bench) -> None:
     bench.note("waits for the device in a step", places, f"{len(places)} {sorted(set(places))}")
 
 
+def decibels_between(one: Tensor, other: Tensor) -> float:
+    """PSNR of pictures in [-1, 1]; 126 and more where they are equal."""
+    return (10 * torch.log10(4 / (one - other).square().mean().clamp(min=1e-12))).item()
+
+
 def measure_picture(bench: Bench) -> None:
-    """One picture, 24 + 24 samples, under autocast; and its difference from float32's."""
+    """One picture, 24 + 24 samples, under autocast, dense and skipping; and what changes in it."""
     torch.manual_seed(0)
     generator = ImplicitGenerator3d(FIELDS["SPATIALSIRENBASELINE"]()).to(bench.device).eval()
     poses = Poses(torch.tensor([1.5]), torch.tensor([1.6]))
@@ -267,15 +273,24 @@ def measure_picture(bench: Bench) -> None:
         )  # fmt: skip
         film: Film = generator.mapping(latent)
         with torch.autocast(bench.device.type, dtype=bench.half, enabled=is_half):
-            view = generator.render(film, poses, options, points_per_chunk=sizes.picture_chunk)
-        return view.images
+            seen = generator.render(film, poses, options, points_per_chunk=sizes.picture_chunk)
+        return seen.images
 
     latent = torch.randn(1, 256).to(bench.device)
+    with torch.no_grad():
+        view.empty_all_but(generator, generator.mapping(latent), view.SHARE)
     taken = bench.seconds(lambda: render(sizes.picture))
     bench.note("picture, images/s", 1 / taken, f"{1 / taken:.2f} at {sizes.picture} px, dense")
+    generator.skips_empty_space = True  # as in a video: the warm-up finds where it is
+    taken = bench.seconds(lambda: render(sizes.picture))
+    bench.note("picture, skipping, images/s", 1 / taken,
+               f"{1 / taken:.2f} where a third of space holds density")  # fmt: skip
+    skipped = render(sizes.picture)
+    generator.skips_empty_space = False
+    change = decibels_between(skipped, render(sizes.picture))
+    bench.note("picture, dB of skipping", change, f"{change:.1f} against dense")
     small = sizes.picture // 4
-    squares = (render(small) - render(small, is_half=False)).square().mean()
-    decibels = (10 * torch.log10(4 / squares.clamp(min=1e-12))).item()
+    decibels = decibels_between(render(small), render(small, is_half=False))
     bench.note("picture, dB against float32", decibels, f"{decibels:.1f} at {small} px, untrained")
 
 

@@ -25,7 +25,6 @@ from torch import Tensor
 
 import checkpoints
 import curriculums
-import meshing
 import viewing
 from benchmarks.textbook import TextbookField
 from geometry import level, surface
@@ -88,7 +87,7 @@ def trained(path: Path, seed: int) -> Subject:
     saved = checkpoints.load_generator(path)
     film = viewing.objects_of_seeds(saved, [seed], psi=0.5)[0].film
     options = saved.curriculum.evaluation_render(saved.step)
-    cube = Cube(center=(0, 0, 0), side=meshing.visible_side(options), resolution=COARSEST)
+    cube = Cube(center=(0, 0, 0), side=options.visible_side, resolution=COARSEST)
     density = saved.generator.density(film)
     grid = DensityGrid(density, cube, radius=options.scene_radius, progress=_silent)
     lattice = level.Lattice(grid.evaluate_first(), cube.first, cube.spacing)

@@ -2,12 +2,21 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from generators.cameras import Poses, Rays, cast_rays, moved
+from generators.occupancy import (
+    Occupancy,
+    OccupancyMemory,
+    find_occupancy,
+    has_empty_space,
+    rays_that_may_hit,
+    skipping,
+)
 from generators.volumetric_rendering import (
     Field,
     Rendering,
@@ -33,12 +42,16 @@ class ImplicitGenerator3d(nn.Module):
 
     field_dtype: what the field's products round their operands to; None is the field's own
     precision, or that of an autocast around the call. Everything else stays as it is.
+    skips_empty_space: pictures without randomness leave out what generators.occupancy finds empty.
+    It is found once per object, so the parameters must not change any more.
     """
 
     def __init__(self, siren: FilmSiren) -> None:
         super().__init__()
         self.siren = siren
         self.field_dtype: torch.dtype | None = None
+        self.skips_empty_space = False
+        self._remembered = OccupancyMemory()
 
     @property
     def z_dim(self) -> int:
@@ -65,6 +78,19 @@ class ImplicitGenerator3d(nn.Module):
             return at_least_float32(samples)  # the integral's tail overflows float16
 
         return chunked(evaluate, points_per_chunk)
+
+    def _occupancies(
+        self, film: Film, options: RenderOptions, *, points_per_chunk: int
+    ) -> list[Occupancy]:
+        """Where each object of film may hold density; nothing where all of space has to be seen."""
+        if not self.skips_empty_space or not has_empty_space(options):
+            return []
+        found = []
+        for thing in (film[i : i + 1] for i in range(len(film))):
+            density = self.density(thing, points_per_chunk=points_per_chunk)
+            find = partial(find_occupancy, density, options, film.frequencies.device)
+            found.append(self._remembered.recall(thing, options, find))
+        return found
 
     def _field_precision(self) -> AbstractContextManager[Any]:
         if self.field_dtype is None:
@@ -135,10 +161,18 @@ class ImplicitGenerator3d(nn.Module):
 
         A part has at most points_per_chunk samples. Who stops asking for parts saves their work.
         """
-        field = self.field(film, points_per_chunk=points_per_chunk)
+        occupancies = self._occupancies(film, options, points_per_chunk=points_per_chunk)
+        if occupancies:
+            things = (film[i : i + 1] for i in range(len(film)))
+            fields = [self.field(thing, points_per_chunk=points_per_chunk) for thing in things]
+            field = skipping(fields, occupancies)
+        else:
+            field = self.field(film, points_per_chunk=points_per_chunk)
         rays_per_part = max(1, points_per_chunk // (len(film) * options.num_steps))
-        for part in zip(*(ends.split(rays_per_part, 1) for ends in rays), strict=True):
-            yield render_rays(field, Rays(*part), options, rng=None)
+        for ends in zip(*(ends.split(rays_per_part, 1) for ends in rays), strict=True):
+            part = Rays(*ends)
+            hits = rays_that_may_hit(occupancies, part, options) if occupancies else None
+            yield render_rays(field, part, options, rng=None, hits=hits)
 
     def forward(
         self,

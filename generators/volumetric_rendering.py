@@ -71,6 +71,19 @@ class RenderOptions:
         if self.background == "last_sample":
             raise ValueError("need a black or white background around a scene_radius")
 
+    @property
+    def visible_side(self) -> float:
+        """Side of the cube around the origin that holds what rays can see, scene units.
+
+        In a bounded scene the ball; else all of the ray range, and at least the ball that lies in
+        the picture of every camera. For the published curricula that is the ray range: 0.24 for
+        faces.
+        """
+        if self.scene_radius is not None:
+            return 2 * self.scene_radius
+        in_picture = math.sin(math.radians(self.fov_degrees) / 2)
+        return 2 * max(1 - self.near, self.far - 1, in_picture)
+
 
 class Rendering(NamedTuple):
     """rgb (B, R, 3) in [0, 1], depth (B, R) in scene units, opacity (B, R) in [0, 1].
@@ -252,16 +265,18 @@ def render_rays(
 ) -> Rendering:
     """Colors, depths and opacities of rays through field, coarse to fine (NeRF, section 5.2).
 
-    hits: indices of the rays that meet a bounded scene; None finds them in rays, for which the host
-    waits for a CUDA device.
+    hits: indices of the rays that can meet anything, the others show a black or white background;
+    None is all of them, in a bounded scene those that meet it, for which the host waits for a CUDA
+    device.
     """
-    if options.scene_radius is None:
-        return _render_hits(field, rays, None, options, rng=rng)
     near, far = depth_range(rays, options)
-    if hits is None:  # any of the images: angles of view may differ
+    if options.scene_radius is not None and hits is None:  # in any image: angles of view may differ
         hits = (far > near).any(dim=0).nonzero()[:, 0]
+    if hits is None:
+        return _render_hits(field, rays, None, options, rng=rng)
+    end = far[:, hits] if options.scene_radius is not None else None
     seen = Rays(rays.origins[:, hits], rays.directions[:, hits])
-    rendering = _render_hits(field, seen, far[:, hits], options, rng=rng)
+    rendering = _render_hits(field, seen, end, options, rng=rng)
     background = 1.0 if options.background == "white" else 0.0
     rgb = torch.full_like(rays.origins, background).index_copy(1, hits, rendering.rgb)
     empty = torch.zeros_like(near)
@@ -276,7 +291,7 @@ def _render_hits(
     *,
     rng: torch.Generator | None,
 ) -> Rendering:
-    """render_rays for rays that meet the scene and leave it at depths end (B, R)."""
+    """render_rays for rays that meet something; end (B, R) is where they leave a bounded scene."""
     is_locked = options.lock_view_dependence
     depths = stratified_depths(rays, options, rng=rng)  # (B, R, S)
     samples = query(field, rays, depths, lock_view_dependence=is_locked)  # (B, R, S, 4)

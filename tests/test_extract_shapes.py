@@ -106,7 +106,7 @@ def test_the_cube_is_what_the_rays_see_unless_given(a_ball, tmp_path):
 )
 def test_the_side_of_the_cube(changes, side):
     options = curriculum.build("Tiny", TINY).evaluation_render(0)
-    assert meshing.visible_side(dataclasses.replace(options, **changes)) == pytest.approx(side)
+    assert dataclasses.replace(options, **changes).visible_side == pytest.approx(side)
 
 
 def test_the_raw_density_is_what_the_field_says(a_ball, tmp_path):

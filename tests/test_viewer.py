@@ -232,7 +232,7 @@ def test_the_precision_of_the_command_is_that_of_every_checkpoint(tiny_run):
         tiny_run / "generator.pth",
         device=torch.device("cpu"),
         curriculum=None,
-        field_dtype=torch.bfloat16,
+        precision="fast",
     )
     request = request_of(aspect=1.5)
     exact = finished_picture(source_of(tiny_run), request, max_points=MANY)

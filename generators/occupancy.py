@@ -1,0 +1,160 @@
+"""Empty space, found once per object and then left out of its pictures.
+
+A density that is clamped by ReLU is exactly zero where its raw value is negative: in the air around
+a thing and often inside of it. A sample there needs no field. Which cells of a cube may hold
+density is read off the corners of a lattice; a cell is empty where all corners of it and of its 26
+neighbors are. What is smaller than a cell can be missed, so this is for fast pictures; see
+docs/speed.md for what it changes.
+
+Legend: B objects, P points per object, G directions per object, C cells along each axis.
+Source: occupancy grids of Instant NGP (Müller et al. 2022), section 5.1 and appendix E; here the
+field itself says where it is empty, so no threshold and no running average is needed.
+"""
+
+import collections
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from generators.cameras import Rays
+from generators.volumetric_rendering import Field, RenderOptions, depth_range, stratified_depths
+from siren.film import Film
+
+PIXELS_PER_CELL = 4  # of a picture that the cube fills
+FEWEST_CELLS, MOST_CELLS = (
+    24,
+    128,
+)  # along each axis: below, things are missed; above, finding costs
+MOST_KNOWN = 8  # objects whose occupancy is remembered, 2 MB each at the most
+EMPTY = -1.0  # raw density of what is left out; any negative number is no density
+
+
+@dataclass(frozen=True, eq=False)
+class Occupancy:
+    """Which cells of a cube around the origin may hold density.
+
+    cells: (C + 2, C + 2, C + 2) bool [ix, iy, iz]; the outermost stand for what lies outside of the
+    cube, which is not known to be empty. side: of the cube, scene units.
+    """
+
+    cells: Tensor
+    side: float
+
+    def may_hold(self, points: Tensor) -> Tensor:
+        """Bool (...) of points (..., 3): False where the field is known to be empty."""
+        count = len(self.cells)
+        place = points * ((count - 2) / self.side) + count / 2
+        place = place.floor_().clamp_(0, count - 1)
+        # One number per cell: exact, as there are fewer than 2^24 cells.
+        index = place @ place.new_tensor((count**2, count, 1.0))
+        return self.cells.view(-1)[index.long()]
+
+
+def has_empty_space(options: RenderOptions) -> bool:
+    """Whether a density can be exactly zero; a softplus never is."""
+    return options.density_activation == "relu"
+
+
+def _num_cells(options: RenderOptions) -> int:
+    wanted = math.ceil(options.image_size / PIXELS_PER_CELL)
+    return min(max(wanted, FEWEST_CELLS), MOST_CELLS)
+
+
+def find_occupancy(
+    density: Callable[[Tensor], Tensor], options: RenderOptions, device: torch.device
+) -> Occupancy:
+    """The occupancy of one object, in cells of a few pixels of the picture.
+
+    Args:
+        density: raw densities (P,) of points (P, 3).
+        options: of the picture; its clamp is ReLU.
+        device: where the occupancy is used.
+    """
+    side = options.visible_side
+    count = _num_cells(options)
+    ends = (torch.arange(count + 1, device=device) / count - 0.5) * side
+    corners = torch.stack(torch.meshgrid(ends, ends, ends, indexing="ij"), dim=-1)
+    raw = torch.full((count + 1,) * 3, EMPTY, device=device)
+    is_seen = torch.ones_like(raw, dtype=torch.bool)
+    if options.scene_radius is not None:  # and the corners of cells that the ball cuts
+        is_seen = corners.norm(dim=-1) <= options.scene_radius + math.sqrt(3) * side / count
+    raw[is_seen] = density(corners[is_seen]).to(raw)
+    holds = raw > 0
+    if options.scene_radius is None:
+        # The last sample of a ray stands for all that follows, so the faintest density there is a
+        # wall. It is at least this far from the origin, whatever the camera.
+        holds |= corners.norm(dim=-1) >= options.far - 1
+    of_cells = F.max_pool3d(holds.float()[None, None], 2, stride=1)  # a cell's eight corners
+    cells = F.max_pool3d(of_cells, 3, stride=1, padding=1)[0, 0] > 0
+    return Occupancy(F.pad(cells, (1,) * 6, value=True), side)
+
+
+def rays_that_may_hit(
+    occupancies: Sequence[Occupancy], rays: Rays, options: RenderOptions
+) -> Tensor | None:
+    """Indices of the rays (B, R, 3) that pass cells with density in any of B objects.
+
+    Looked up at the coarse samples and half-way between them. None is all of them: where the
+    background takes its color from the last sample, empty rays have one too.
+    """
+    if options.background == "last_sample":
+        return None
+    between = replace(options, num_steps=2 * options.num_steps)
+    depths = stratified_depths(rays, between, rng=None)[..., None]
+    points = rays.origins[..., None, :] + rays.directions[..., None, :] * depths  # (B, R, 2S, 3)
+    may_hit = [seen.may_hold(p).any(-1) for seen, p in zip(occupancies, points, strict=True)]
+    near, far = depth_range(rays, options)
+    return (torch.stack(may_hit) & (far > near)).any(0).nonzero()[:, 0]
+
+
+def skipping(fields: Sequence[Field], occupancies: Sequence[Occupancy]) -> Field:
+    """The field of B objects, asked only where they may hold density; black air elsewhere.
+
+    Args:
+        fields: of one object each: they are called with points (1, P, 3), directions (1, G, 3).
+        occupancies: of the same objects.
+    """
+
+    def evaluate(points: Tensor, directions: Tensor) -> Tensor:
+        each = zip(fields, occupancies, points.split(1), directions.split(1), strict=True)
+        return torch.cat([_evaluate_occupied(*of_one) for of_one in each])
+
+    return evaluate
+
+
+def _evaluate_occupied(
+    field: Field, occupancy: Occupancy, points: Tensor, directions: Tensor
+) -> Tensor:
+    samples = F.pad(torch.zeros_like(points), (0, 1), value=EMPTY)  # (1, P, 4)
+    index = occupancy.may_hold(points[0]).nonzero()[:, 0]
+    if not len(index):
+        return samples
+    if directions.shape[1] > 1:  # each served P / G points in a row
+        directions = directions[:, index // (points.shape[1] // directions.shape[1])]
+    return samples.index_copy(1, index, field(points[:, index], directions))
+
+
+class OccupancyMemory:
+    """The occupancies of the objects that were looked at last, so that a video finds each once."""
+
+    def __init__(self) -> None:
+        self._known: collections.OrderedDict[tuple[object, ...], Occupancy] = (
+            collections.OrderedDict()
+        )
+
+    def recall(
+        self, film: Film, options: RenderOptions, find: Callable[[], Occupancy]
+    ) -> Occupancy:
+        """What find gives for the object film (1, F), found at most once."""
+        values = torch.cat([film.frequencies, film.phase_shifts]).detach().cpu().numpy().tobytes()
+        key = (values, _num_cells(options), options.visible_side)
+        if key not in self._known:
+            self._known[key] = find()
+        self._known.move_to_end(key)
+        if len(self._known) > MOST_KNOWN:
+            self._known.popitem(last=False)
+        return self._known[key]
