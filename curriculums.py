@@ -200,12 +200,14 @@ Demo: dict[str | int, Any] = {
         "img_size": 32,
         "gen_lr": 4e-4,
         "disc_lr": 8e-4,
+        "opacity_lambda": 2,
     },
     3400: {  # smaller steps at the end calm both networks
         **_DEMO_STAGE,
         "img_size": 32,
         "gen_lr": 1.5e-4,
         "disc_lr": 3e-4,
+        "opacity_lambda": 6,  # sweeps up the last specks; 20 takes the cars along
     },
     4000: {},
     **_HEMISPHERE,

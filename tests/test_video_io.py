@@ -4,6 +4,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
 import video_io
@@ -24,7 +25,15 @@ def noise(count, size=16):
 def decoded(path):
     with av.open(str(path)) as file:
         stream = file.streams.video[0]
-        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(stream)]
+        # As the stream's tags say; av heeds them by itself from 17 on.
+        frames = [
+            frame.reformat(
+                format="rgb24",
+                src_colorspace=Colorspace.ITU709, dst_colorspace=Colorspace.ITU709,
+                src_color_range=ColorRange.MPEG, dst_color_range=ColorRange.JPEG,
+            ).to_ndarray()
+            for frame in file.decode(stream)
+        ]  # fmt: skip
         return stream, frames
 
 

@@ -10,7 +10,6 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from siren.fused import kernels, packing
@@ -166,8 +165,10 @@ def _high_and_low(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def _padded(x: Tensor, num_rows: int, num_columns: int = 0) -> Tensor:
     """X (B, n, c) with zeros up to (B, num_rows, at least num_columns)."""
-    columns = max(0, num_columns - x.shape[2])
-    return F.pad(x, (0, columns, 0, num_rows - x.shape[1])).contiguous()
+    # Not F.pad, which refuses what is empty up to PyTorch 2.6.
+    padded = x.new_zeros(len(x), num_rows, max(num_columns, x.shape[2]))
+    padded[:, : x.shape[1], : x.shape[2]] = x
+    return padded
 
 
 def _beside(points: Tensor, directions: Tensor, dtype: torch.dtype, num_rows: int) -> Tensor:
