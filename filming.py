@@ -33,20 +33,24 @@ class Shot(NamedTuple):
     camera: Camera
 
 
-def add_video(
-    parser: argparse.ArgumentParser, trajectories: Mapping[str, Trajectory], *, default: str
-) -> None:
+def add_video(parser: argparse.ArgumentParser, trajectories: Mapping[str, Trajectory]) -> None:
     """Add the flags of videos; for cameras and save."""
     add = parser.add_argument
-    add("--trajectory", default=default, metavar="|".join([*trajectories, "FILE"]),
-        help="the camera's way; FILE is csv or json with pitch, yaw (radians) and fov (degrees) "
-        "of each frame")  # fmt: skip
+    add("--trajectory", metavar="|".join([*trajectories, "FILE"]), help="the camera's way; FILE is "
+        "csv or json with pitch, yaw (radians) and fov (degrees) of each frame; default: orbit "
+        "where the training cameras were all around, else front")  # fmt: skip
     add("--num_frames", type=flags.positive_int, help=f"frames of the camera's way; default: "
         f"{NUM_FRAMES}, or as many as FILE has")  # fmt: skip
     add("--fps", type=flags.positive_int, default=25, help="frames per second")
     add("--format", choices=video_io.FORMATS, default="mp4", help="frames is a folder of png")
     add("--depth_map", action="store_true", help="show the depth beside the colors")
     add("--batch_size", type=flags.positive_int, default=1, help="frames rendered at once")
+
+
+def usual_trajectory(saved: SavedGenerator) -> str:
+    """The way that stays where the training cameras were: from below a toy car has no floor."""
+    is_around = saved.curriculum.settings.sample_dist == "spherical_uniform"
+    return "orbit" if is_around else "front"
 
 
 def cameras(

@@ -22,7 +22,7 @@ def build_parser() -> flags.ArgumentParser:
     parser = flags.ArgumentParser(description="Film each object.")
     viewing.add_generator(parser)
     viewing.add_objects(parser, psi=0.7)
-    filming.add_video(parser, TRAJECTORIES, default="front")
+    filming.add_video(parser, TRAJECTORIES)
     viewing.add_rendering(parser)
     parser.add_argument("--output_dir", type=Path, default=Path("vids"))
     return parser
@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = viewing.render_options(saved, args)
     objects = viewing.objects_to_show(saved, args)
     usual = [viewing.usual_camera(saved, shown) for shown in objects]
+    args.trajectory = args.trajectory or filming.usual_trajectory(saved)
     ways = filming.cameras(args, TRAJECTORIES, usual)
     paths = [
         filming.destination(args, args.output_dir, shown.name, len(way))

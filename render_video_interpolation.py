@@ -24,7 +24,7 @@ def build_parser() -> flags.ArgumentParser:
     parser = flags.ArgumentParser(description="Film objects that turn into each other.")
     viewing.add_generator(parser)
     viewing.add_objects(parser, psi=0.7)
-    filming.add_video(parser, INTERPOLATION_TRAJECTORIES, default="front")
+    filming.add_video(parser, INTERPOLATION_TRAJECTORIES)
     viewing.add_rendering(parser)
     parser.add_argument("--output_dir", type=Path, default=Path("vids"))
     return parser
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     saved = viewing.open_generator(args)
     options = viewing.render_options(saved, args)
     objects = viewing.objects_to_show(saved, args)
+    args.trajectory = args.trajectory or filming.usual_trajectory(saved)
     ways = filming.cameras(
         args, INTERPOLATION_TRAJECTORIES, [viewing.usual_camera(saved, shown) for shown in objects]
     )

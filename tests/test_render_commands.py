@@ -1,6 +1,7 @@
 """The three render commands on a tiny generator, as a person runs them."""
 
 import math
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 import checkpoints
 import contact_sheet
+import curriculums
 import filming
 import image_io
 import render_multiview_images
@@ -298,3 +300,9 @@ def test_the_bar_counts_all_rays(command, capsys, module, num_views, texts):
     last = capsys.readouterr().err.split("\r")[-1]
     assert "100%" in last
     assert f"{num_views * 100}/{num_views * 100} " in last
+
+
+@pytest.mark.parametrize(("name", "way"), [("CARLA", "orbit"), ("CelebA", "front")])
+def test_without_a_trajectory_the_camera_stays_where_training_looked_from(name, way):
+    saved = SimpleNamespace(curriculum=curriculums.load(name))
+    assert filming.usual_trajectory(saved) == way
