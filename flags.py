@@ -20,7 +20,10 @@ STDOUT = 1  # its file descriptor
 USAGE_EXIT_CODE = 2  # what argparse and most shells' tools use for a wrong command line
 INTERRUPT_EXIT_CODE = 130  # 128 + SIGINT
 DISK_EXIT_CODE = 1
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EFBIG)
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG),  # something is in the way
+)
 BROKEN_PIPE_EXIT_CODE = 141  # 128 + SIGPIPE
 MAX_SEEDS = 1_000_000  # more in one range is a slip of the finger, and would fill the memory
 
@@ -75,14 +78,24 @@ def run(main: Callable[[Sequence[str] | None], int]) -> int:
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _is_stdout_gone():
             return BROKEN_PIPE_EXIT_CODE
-        if error.errno not in DISK_ERRORS or error.filename is None:
+        if not is_of_disk(error):
             raise
-        print(f"error: cannot write {error.filename} ({error.strerror})", file=sys.stderr)
+        print(f"error: {disk_complaint(error)}", file=sys.stderr)
         return DISK_EXIT_CODE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPT_EXIT_CODE
     return code
+
+
+def is_of_disk(error: OSError) -> bool:
+    """Whether a disk that is full or broken refused a file that is known."""
+    return error.errno in DISK_ERRORS and error.filename is not None
+
+
+def disk_complaint(error: OSError) -> str:
+    """One line about an error that is_of_disk."""
+    return f"cannot write {error.filename} ({error.strerror})"
 
 
 def _is_stdout_gone() -> bool:

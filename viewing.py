@@ -258,8 +258,8 @@ def look(
     return saved.generator.render(film, poses, options, points_per_chunk=points_per_chunk)
 
 
-def output_folder(path: Path) -> Path:
-    """The folder of --output_dir, made where it is missing.
+def output_folder(path: Path, *, flag: str = "--output_dir") -> Path:
+    """The folder that flag names, made where it is missing.
 
     Raises:
         UsageError: it cannot be made or is no folder.
@@ -267,7 +267,7 @@ def output_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--output_dir {path}: cannot be made ({error.strerror})") from error
+        raise UsageError(f"{flag} {path}: cannot be made ({error.strerror})") from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise UsageError(f"--output_dir {path}: cannot be written")
+        raise UsageError(f"{flag} {path}: cannot be written")
     return path

@@ -99,3 +99,15 @@ def differences(first, second, where=""):
         pairs = enumerate(zip(first, second, strict=True))
         return [x for index, (one, two) in pairs for x in differences(one, two, f"{where}/{index}")]
     return [] if first == second else [where]
+
+
+def fill(disk, spare=0):
+    """Take all space that is left, but for spare bytes."""
+    with (disk / "filler").open("wb", buffering=0) as file:
+        for size in (4096, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                pass
+        file.truncate(file.tell() - spare)
