@@ -34,6 +34,7 @@ Payload = TypeVar("Payload")
 
 LOCALHOST = "127.0.0.1"
 DEFAULT_PORT = 12355  # the published --port
+MAX_PROCESSES = 256  # on one machine: more is a slip of the finger
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # A rank that waits for its peers this long ends the run, though they live; rank 0 may be rendering
 # or measuring.
@@ -75,6 +76,8 @@ def plan(device: str, num_processes: int | None, environ: Mapping[str, str]) -> 
         return (_joined_place(device, num_processes, environ),)
     first = resolve_device(device)
     count = num_processes or 1
+    if count > MAX_PROCESSES:
+        raise UsageError(f"--num_processes {count}: at most {MAX_PROCESSES} on one machine")
     if first.type == "cuda" and device in ("auto", "cuda"):
         count = num_processes or torch.cuda.device_count()
         if count > torch.cuda.device_count():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start, and read when torch loads
@@ -20,6 +21,9 @@ import inception
 import quality
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So a shell starts what is to run in the background; the commands that tests start inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

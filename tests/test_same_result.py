@@ -92,8 +92,11 @@ def measured(tiny_run, folder, weights, *more):
 
 def test_image_metrics(tmp_path, tiny_run, small_network, reals):
     weights, _ = small_network
-    first, second = (measured(tiny_run, tmp_path / name, weights) for name in ("a", "b"))
-    assert first == second
+    first, second, chunked = (
+        measured(tiny_run, tmp_path / name, weights, *more)
+        for name, more in (("a", []), ("b", []), ("c", ["--max_batch_size", "100"]))
+    )
+    assert first == second == chunked
     assert len(first) == 40 + 1 + 2
     print(f"image metrics: {len(first)} files are the same, byte for byte")
 
