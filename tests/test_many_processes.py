@@ -103,14 +103,14 @@ def test_a_data_set_smaller_than_a_batch(tmp_path, processes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["image", "gradient", "loss"])
+@pytest.mark.parametrize("what", ["image", "gradient", "loss", "scaler"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_bad_numbers_on_one_rank_of_two(tmp_path, rank, what):
     """Skipped and counted on both ranks, and stopped after ten with the cause."""
     tiny, out = [*tiny_arguments(tmp_path), *TWO], tmp_path / "out"
     code, error = run([*tiny, "--output_dir", out], {"nan": [rank, 20, what]})
     assert code == 1
-    network = {"image": "discriminator", "gradient": "generator", "loss": "generator"}[what]
+    network = "discriminator" if what == "image" else "generator"
     assert f"error: 10 updates of the {network} in a row were not finite, up to step 30" in error
     assert "no state was saved" in error
     assert "Traceback" not in error
