@@ -35,6 +35,25 @@ def pytest_collection_modifyitems(items):
             item.add_marker(skip)
 
 
+@pytest.fixture
+def counted(record_property):
+    """Takes a line about what a test has counted or measured, to be shown after all tests."""
+    return lambda line: record_property("counted", line)
+
+
+def pytest_terminal_summary(terminalreporter):
+    found = [
+        (report.nodeid, value)
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+        if name == "counted"
+    ]
+    if found:
+        terminalreporter.section("what was counted")
+    for _, line in sorted(found):
+        terminalreporter.line(line)
+
+
 @pytest.fixture(autouse=True)
 def _repeatable(request):
     """Same numbers in every run; on the CPU also NaN in memory that nobody has written yet."""

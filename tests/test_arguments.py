@@ -68,7 +68,7 @@ def without_root(cases):
 
 
 @pytest.mark.parametrize("module", OF_OTHERS, ids=lambda module: module.__name__)
-def test_the_other_commands(place, tiny_run, monkeypatch, capsys, module):
+def test_the_other_commands(place, tiny_run, monkeypatch, capsys, module, counted):
     published_files.write_run(place / "published")
     (place / "run").mkdir()
     (place / "run" / "log.jsonl").write_text('{"step": 10, "d_real": 0.5}\n')
@@ -83,7 +83,7 @@ def test_the_other_commands(place, tiny_run, monkeypatch, capsys, module):
             generator, words = words[1], []
         typed = [generator if word == "GENERATOR" else word for word in [*known, *words]]
         refused(monkeypatch, capsys, module, typed, expected)
-    print(f"{module.__name__}: {len(lines)} wrong command lines, one line each")
+    counted(f"{module.__name__}: {len(lines)} wrong command lines, one line each")
 
 
 def test_every_command_is_among_them():
@@ -94,7 +94,7 @@ def test_every_command_is_among_them():
 
 
 @pytest.mark.parametrize("name", VIEWERS)
-def test_viewing_commands(place, tiny_run, monkeypatch, capsys, name):
+def test_viewing_commands(place, tiny_run, monkeypatch, capsys, name, counted):
     cases = without_root([*OF_ALL, *OF_VIEWERS, *OF_COMMAND[name]])
     for words, expected in cases:
         generator = str(tiny_run / "generator.pth")
@@ -102,10 +102,10 @@ def test_viewing_commands(place, tiny_run, monkeypatch, capsys, name):
             generator, words = words[1], []
         refused(monkeypatch, capsys, VIEWERS[name], [generator, *words], expected)
     refused(monkeypatch, capsys, VIEWERS[name], [], "generator.pth")
-    print(f"{name}: {len(cases) + 1} wrong command lines, one line each")
+    counted(f"{name}: {len(cases) + 1} wrong command lines, one line each")
 
 
-def test_inverse_render(place, tiny_run, monkeypatch, capsys):
+def test_inverse_render(place, tiny_run, monkeypatch, capsys, counted):
     cases = without_root([*OF_ALL, *OF_INVERSION])
     for words, expected in cases:
         photo = "photo.png"
@@ -113,16 +113,16 @@ def test_inverse_render(place, tiny_run, monkeypatch, capsys):
             photo, words = words[1], []
         generator = str(tiny_run / "generator.pth")
         refused(monkeypatch, capsys, inverse_render, [generator, photo, *words], expected)
-    print(f"inverse_render: {len(cases)} wrong command lines, one line each")
+    counted(f"inverse_render: {len(cases)} wrong command lines, one line each")
 
 
-def test_train(place, monkeypatch, capsys):
+def test_train(place, monkeypatch, capsys, counted):
     cases = without_root([*OF_ALL, *OF_TRAINING])
     for words, expected in cases:
         usual = ["--curriculum", "Demo", "--set", "num_images=4"]
         refused(monkeypatch, capsys, train, [*usual, *words], expected)
     refused(monkeypatch, capsys, train, [], "--curriculum is missing")
-    print(f"train: {len(cases) + 1} wrong command lines, one line each")
+    counted(f"train: {len(cases) + 1} wrong command lines, one line each")
 
 
 def test_ten_times_more_samples_than_memory(place, monkeypatch, capsys):

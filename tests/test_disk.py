@@ -82,7 +82,7 @@ def test_a_disk_that_stays_full_ends_with_the_last_good_state(
         (append_files.RecordWriter, "write", "TensorBoard's files"),
     ],
 )
-def test_a_broken_disk(tmp_path, monkeypatch, capsys, owner, function, told):
+def test_a_broken_disk(tmp_path, monkeypatch, capsys, owner, function, told, counted):
     failures = []
     plain = getattr(owner, function)
 
@@ -102,7 +102,7 @@ def test_a_broken_disk(tmp_path, monkeypatch, capsys, owner, function, told):
     message = capsys.readouterr().err
     assert message.count(f"writing {told} failed (Input/output error); training goes on") == 1
     assert message.count(f"writing {told} works again") == 1
-    print(f"{function} failed {len(failures)} times, told once")
+    counted(f"{function} failed {len(failures)} times, told once")
     assert len(failures) > 1
     assert state_of(tmp_path / "out")["step"] == 22
     assert checkpoints.read(tmp_path / "out" / "ema.pth", "generator")["step"] == 22

@@ -142,7 +142,7 @@ def limited(num_bytes):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_files_that_cannot_grow(name, place, request, monkeypatch, capsys):
+def test_files_that_cannot_grow(name, place, request, monkeypatch, capsys, counted):
     needed(request, name)
     case, out = COMMANDS[name], place / "out"
     assert run(monkeypatch, case, place / "good") == 0
@@ -161,12 +161,12 @@ def test_files_that_cannot_grow(name, place, request, monkeypatch, capsys):
     for line in refused:
         assert line.startswith(f"error: cannot write {out}/")
         assert line.endswith(" (File too large)")
-    print(f"{name}: {len(refused)} limits, {len(set(refused))} files named")
+    counted(f"{name}: {len(refused)} limits, {len(set(refused))} files named")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_full_disk(name, place, small_disk, request, monkeypatch, capsys):
+def test_a_full_disk(name, place, small_disk, request, monkeypatch, capsys, counted):
     needed(request, name)
     case, out = COMMANDS[name], small_disk / "out"
     assert run(monkeypatch, case, place / "good") == 0
@@ -185,11 +185,10 @@ def test_a_full_disk(name, place, small_disk, request, monkeypatch, capsys):
         refused += 1
     assert refused
     assert not line
-    with capsys.disabled():
-        print(f"\n{name}: refused with room for less than {room} pages")
+    counted(f"{name}: refused with room for less than {room} pages")
 
 
-def test_a_video_of_many_blocks(small_disk):
+def test_a_video_of_many_blocks(small_disk, counted):
     """The encoder writes as frames come, and the index at the end: any of these may fail."""
     rng = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (12, 3, 64, 64), generator=rng).to(torch.uint8)
@@ -205,5 +204,5 @@ def test_a_video_of_many_blocks(small_disk):
         assert path.read_bytes() == b"earlier"
         (small_disk / "filler").unlink()
         assert list(small_disk.iterdir()) == [path]
-    print(f"a video of {needed} pages: no room at any of them")
+    counted(f"a video of {needed} pages: no room at any of them")
     assert needed > 4

@@ -34,7 +34,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_training_and_previews(tmp_path, processes):
+def test_training_and_previews(tmp_path, processes, counted):
     found = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -48,7 +48,7 @@ def test_training_and_previews(tmp_path, processes):
     differing = [name for name in found[0] if found[0][name] != found[1].get(name)]
     assert set(found[0]) == set(found[1])
     assert differing == []
-    print(f"{processes} processes: {len(found[0])} files are the same, byte for byte")
+    counted(f"{processes} processes: {len(found[0])} files are the same, byte for byte")
     assert len(found[0]) >= 5 + 10 + 2 * 5
 
 
@@ -63,7 +63,9 @@ def test_training_and_previews(tmp_path, processes):
         (eval_metrics, ["--consistency", "--num_objects", "2", "--consistency_size", "12"]),
     ],
 )  # fmt: skip
-def test_renders_frames_meshes_and_3d_figures(tmp_path, tiny_run, monkeypatch, command, words):
+def test_renders_frames_meshes_and_3d_figures(
+    tmp_path, tiny_run, monkeypatch, command, words, counted
+):
     monkeypatch.setattr(meshing, "PREVIEW_SIZE", 24)  # of a mesh, which would take long
     if command in (render_video, render_video_interpolation):
         words = [*words, "--format", "frames"]
@@ -74,7 +76,7 @@ def test_renders_frames_meshes_and_3d_figures(tmp_path, tiny_run, monkeypatch, c
         assert command.main(arguments) == 0
         found.append(contents(out))
     assert found[0] == found[1]
-    print(f"{command.__name__}: {len(found[0])} files are the same, byte for byte")
+    counted(f"{command.__name__}: {len(found[0])} files are the same, byte for byte")
     assert found[0]
 
 
@@ -90,7 +92,7 @@ def measured(tiny_run, folder, weights, *more):
     return contents(folder)
 
 
-def test_image_metrics(tmp_path, tiny_run, small_network, reals):
+def test_image_metrics(tmp_path, tiny_run, small_network, reals, counted):
     weights, _ = small_network
     first, second, chunked = (
         measured(tiny_run, tmp_path / name, weights, *more)
@@ -98,11 +100,11 @@ def test_image_metrics(tmp_path, tiny_run, small_network, reals):
     )
     assert first == second == chunked
     assert len(first) == 40 + 1 + 2
-    print(f"image metrics: {len(first)} files are the same, byte for byte")
+    counted(f"image metrics: {len(first)} files are the same, byte for byte")
 
 
 @pytest.mark.slow
-def test_image_metrics_by_inception_itself(tmp_path, tiny_run, reals):
+def test_image_metrics_by_inception_itself(tmp_path, tiny_run, reals, counted):
     """With seeded random weights; two processes find what one does."""
     needs_libraries()
     from pytorch_fid import inception as library
@@ -123,4 +125,4 @@ def test_image_metrics_by_inception_itself(tmp_path, tiny_run, reals):
     figures = json.loads((tmp_path / "a" / "metrics.json").read_text())["images"]
     assert figures["fid"] > 1e-3
     assert figures["kid_std"] > 0
-    print(f"Inception: {len(found[0])} files are the same, also of two processes")
+    counted(f"Inception: {len(found[0])} files are the same, also of two processes")
