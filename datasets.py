@@ -11,6 +11,7 @@ Legend: B images of a batch, N of the data set, H = W = image_size.
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -291,11 +292,15 @@ def _write_skipped(skipped: Sequence[Skipped], path: Path | None) -> None:
     """Name every skipped file; a list that an earlier start left is brought up to date."""
     if path is None or not (skipped or path.exists()):
         return
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{name}\t{reason}\n" for name, reason in skipped))
+        draft.write_text("".join(f"{name}\t{reason}\n" for name, reason in skipped))
+        draft.replace(path)
     except OSError as error:
         raise UsageError(f"cannot write '{printable(str(path))}': {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 @functools.lru_cache(maxsize=4)  # neighbouring epochs of a training and an evaluation set

@@ -43,15 +43,15 @@ def counted(record_property):
 
 def pytest_terminal_summary(terminalreporter):
     found = [
-        (report.nodeid, value)
+        (report.nodeid.partition(".py")[0], value)
         for report in terminalreporter.getreports("passed")
         for name, value in report.user_properties
         if name == "counted"
     ]
     if found:
         terminalreporter.section("what was counted")
-    for _, line in sorted(found):
-        terminalreporter.line(line)
+    for test, line in found:
+        terminalreporter.line(f"{test}: {line}")
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,9 @@
 """Pieces that the tests of faults share: a tiny curriculum, and runs of the command with faults."""
 
+import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -111,3 +113,14 @@ def fill(disk, spare=0):
             except OSError:
                 pass
         file.truncate(file.tell() - spare)
+
+
+@contextlib.contextmanager
+def limited(num_bytes):
+    """No file of this process can become larger than that, which root can do and others."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,9 +1,7 @@
 """A disk that has no room, for every command that writes: one line that names the file, exit code
 1, no half file and no draft; what was there before, and what the person has there, stays."""
 
-import contextlib
 import errno
-import resource
 import shutil
 import sys
 from typing import NamedTuple
@@ -11,9 +9,10 @@ from typing import NamedTuple
 import published_files
 import pytest
 import torch
-from faults import fill
+from faults import fill, limited
 from PIL import Image
 
+import consistency_report
 import convert_checkpoint
 import eval_metrics
 import extract_shapes
@@ -28,7 +27,7 @@ import render_video_interpolation
 import video_io
 import viewer
 
-LIMITS = [0, 300, 3000, 30_000, 10**6]  # bytes of one file
+LIMITS = [0, 3000, 10**6]  # bytes of one file
 ROOMS = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256]  # pages of a file system
 PAGE = 4096
 DIARY = "diary"  # a file of the person's; without a suffix, as fid_evaluation.py looks at those
@@ -78,6 +77,7 @@ def place(tmp_path, tiny_run, monkeypatch):
     lines = [f'{{"step": {step}, "d_real": 0.5, "g_fake": 0.7}}\n' for step in (10, 20)]
     (tmp_path / "run" / "log.jsonl").write_text("".join(lines))
     monkeypatch.setattr(meshing, "PREVIEW_SIZE", 24)
+    monkeypatch.setattr(consistency_report, "SHAPE_RESOLUTION", 12)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -128,17 +128,6 @@ def complaint(monkeypatch, capsys, case, out, good):
     lines = [line for line in error.replace("\r", "\n").splitlines() if line.startswith("error: ")]
     assert (code, len(lines), "Traceback" in error) == (1, 1, False), error
     return lines[0]
-
-
-@contextlib.contextmanager
-def limited(num_bytes):
-    """No file of this process can become larger than that, which root can do and others."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
