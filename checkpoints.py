@@ -228,7 +228,7 @@ def curriculum_of(path: Path, content: Mapping[str, Any]) -> Curriculum:
     try:
         return curricula.build(shown(name), source)
     except (UsageError, OverflowError, ValueError, TypeError) as error:
-        reason = str(error)[:MAX_REASON]
+        reason = " ".join(str(error).split())[:MAX_REASON]  # a tensor's text has lines
         raise UsageError(f"{path}: carries a curriculum that cannot be used ({reason})") from error
 
 

@@ -11,6 +11,7 @@ from faults import run, tiny_arguments
 import consistency_report
 import eval_metrics
 import extract_shapes
+import inception
 import meshing
 import render_multiview_images
 import render_video
@@ -109,6 +110,7 @@ def test_image_metrics(tmp_path, tiny_run, small_network, reals, counted):
 def test_image_metrics_by_inception_itself(tmp_path, tiny_run, reals, counted):
     """With seeded random weights; two processes find what one does."""
     needs_libraries()
+    inception.require_torchvision()
     from pytorch_fid import inception as library
 
     torch.manual_seed(0)
