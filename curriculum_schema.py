@@ -120,7 +120,7 @@ class Settings:
     preview_size: Count = 128
     # The game
     fade_steps: NonNegative = 10000.0
-    topk_interval: Positive
+    topk_interval: Annotated[float, Range(1, includes_low=True)]  # steps
     topk_v: Share
     r1_lambda: NonNegative
     r1_interval: Count = 1  # steps between penalties, each that many times stronger
