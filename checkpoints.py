@@ -39,8 +39,12 @@ Average = Literal["ema", "ema2", "none"]
 
 
 @contextlib.contextmanager
-def replaced(path: Path) -> Iterator[BinaryIO]:
+def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
     """A file that takes the place of path when it is complete and on the disk, else never.
+
+    Args:
+        path: its folder is made where it is missing.
+        is_synced: wait until it is on the disk; else a power cut may leave it empty.
 
     Raises:
         OSError: it cannot be written; filename is path where the system says why.
@@ -50,14 +54,17 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if is_synced:
+                file.flush()
+                os.fsync(file.fileno())
         draft.replace(path)
-        _sync_folder(path.parent)
+        if is_synced:
+            _sync_folder(path.parent)
     except OSError as error:
-        if error.errno is not None:  # else its text would be lost
-            error.filename = str(path)
-        raise
+        if error.errno is None:  # its text would be lost
+            raise
+        # Another error, as not every library's one lets its filename be changed.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         draft.unlink(missing_ok=True)
 
@@ -221,7 +228,7 @@ def curriculum_of(path: Path, content: Mapping[str, Any]) -> Curriculum:
     try:
         return curricula.build(shown(name), source)
     except (UsageError, OverflowError, ValueError, TypeError) as error:
-        reason = str(error)[:MAX_REASON]
+        reason = " ".join(str(error).split())[:MAX_REASON]  # a tensor's text has lines
         raise UsageError(f"{path}: carries a curriculum that cannot be used ({reason})") from error
 
 

@@ -57,11 +57,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     there = [name for name in files if (args.target / name).exists()]
     if there:  # whoever wrote it
         raise UsageError(f"{args.target}: holds {there[0]} already; give a new folder")
-    folder = viewing.output_folder(args.target)
-    for name, (kind, content) in files.items():
-        checkpoints.save(folder / name, kind, content)
+    folder = viewing.output_folder(args.target, flag="OUT")
+    _write(folder, files)
     print(f"in {folder}: {' '.join(files)}")
     return 0
+
+
+def _write(folder: Path, files: Files) -> None:
+    """Write all files or none: where some are there already, this command refuses to begin."""
+    written: list[Path] = []
+    try:
+        for name, (kind, content) in files.items():
+            checkpoints.save(folder / name, kind, content)
+            written.append(folder / name)
+    except OSError:
+        for path in written:
+            path.unlink()
+        raise
 
 
 def _of_run(source: Path, curriculum: Curriculum) -> Files:

@@ -49,7 +49,9 @@ class OneOf:
 Positive = Annotated[float, Range(0)]
 NonNegative = Annotated[float, Range(0, includes_low=True)]
 Share = Annotated[float, Range(0, 1)]
-Count = Annotated[int, Range(1, includes_low=True)]
+Count = Annotated[int, Range(1, 2**31 - 1, includes_low=True)]
+Width = Annotated[int, Range(1, 2**20, includes_low=True)]
+Layers = Annotated[int, Range(1, 1000, includes_low=True)]
 FieldName = Annotated[str, OneOf(FIELDS)]
 DiscriminatorName = Annotated[str, OneOf(DISCRIMINATORS)]
 
@@ -59,7 +61,7 @@ class StageSettings:
     """One stage. Batch sizes are per process; None means the global value."""
 
     batch_size: Count
-    num_steps: Annotated[int, Range(3, includes_low=True)]  # coarse samples per ray
+    num_steps: Annotated[int, Range(3, 2**31 - 1, includes_low=True)]  # coarse samples per ray
     img_size: Annotated[int, Range(2, includes_low=True)]
     batch_split: Count = 1
     gen_lr: Positive
@@ -78,18 +80,18 @@ class Settings:
     model: FieldName
     generator: Literal["ImplicitGenerator3d"] = "ImplicitGenerator3d"
     discriminator: DiscriminatorName
-    latent_dim: Count = 256
+    latent_dim: Width = 256
     z_dist: LatentKind = "gaussian"
-    hidden_dim: Count | None = None  # width of the field; None: the class's published width
-    num_layers: Count | None = None  # of the field's trunk; None: 8
-    mapping_hidden_dim: Count = 256
+    hidden_dim: Width | None = None  # width of the field; None: the class's published width
+    num_layers: Layers | None = None  # of the field's trunk; None: 8
+    mapping_hidden_dim: Width = 256
     box_side: Positive | None = None  # cube that the field scales to [-1, 1]; None: the class's own
     density_scale: Positive = 1.0  # factor on the raw density
-    discriminator_width: Count | None = None  # the most channels of a layer; None: 400
+    discriminator_width: Width | None = None  # the most channels of a layer; None: 400
     # On what
     dataset: DatasetKind
     dataset_path: str | None = None
-    num_images: Count = 4000  # ToyCars only
+    num_images: Annotated[int, Range(1, 10**6, includes_low=True)] = 4000  # ToyCars only
     crop: Count | Literal["none", "center"] | None = None  # None: the data set's own
     flip: bool | None = None  # None: the data set's own
     resize: Literal["antialias", "nearest"] = "antialias"
@@ -118,7 +120,7 @@ class Settings:
     preview_size: Count = 128
     # The game
     fade_steps: NonNegative = 10000.0
-    topk_interval: Positive
+    topk_interval: Annotated[float, Range(1, includes_low=True)]  # steps
     topk_v: Share
     r1_lambda: NonNegative
     r1_interval: Count = 1  # steps between penalties, each that many times stronger
@@ -208,7 +210,7 @@ def _literal(text: str) -> object:
         return words[text.strip().lower()]
     try:
         return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 

@@ -11,7 +11,7 @@ Legend: B images of a batch, N of the data set, H = W = image_size.
 import functools
 import hashlib
 import json
-import zlib
+import os
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -39,7 +39,6 @@ CACHE_VERSION = 1  # raise it when the same files come to give other pixels
 MAX_SKIPPED_PERCENT = 1  # more unreadable files than this, and a run does not start
 NUM_TOY_CARS = 4000
 NUM_NAMED = 3  # skipped files named on the screen
-NUM_COMPARED = 64  # images by which data sets are told apart
 RENDERED_AT_ONCE = 64  # toy cars per step of the progress bar
 
 _DEFAULTS: dict[str, tuple[Crop, bool]] = {  # crop, flip
@@ -144,12 +143,14 @@ class ImageSet:
         options: what they were made from.
         skipped: files left out because they could not be read.
         fingerprint: changes with the files, the framing and the size.
+        checksum: of all pixels; the same wherever the same pictures lie.
     """
 
     pixels: Pixels
     options: DatasetOptions
     skipped: tuple[Skipped, ...]
     fingerprint: str
+    checksum: int
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -158,11 +159,6 @@ class ImageSet:
     def image_size(self) -> int:
         """Pixels per side."""
         return int(self.pixels.shape[-1])
-
-    def checksum(self) -> int:
-        """A number that differs with their number and with the pixels of some of the images."""
-        some = np.linspace(0, len(self) - 1, num=min(len(self), NUM_COMPARED), dtype=np.int64)
-        return zlib.crc32(self.pixels[some].tobytes(), len(self))
 
     def batch(self, indices: NDArray[np.int64] | Tensor) -> Tensor:
         """A fresh (B, 3, H, W) uint8 tensor on the CPU; indices (B,) in 0..N-1."""
@@ -211,7 +207,13 @@ def open_images(
     )
     skipped = listing.skipped + entry.skipped
     _report(skipped, listing, skipped_file, show_progress)
-    return ImageSet(pixels=entry.pixels, options=options, skipped=skipped, fingerprint=key)
+    return ImageSet(
+        pixels=entry.pixels,
+        options=options,
+        skipped=skipped,
+        fingerprint=key,
+        checksum=entry.checksum,
+    )
 
 
 def _key(options: DatasetOptions, listing: Listing, framing: Framing) -> str:
@@ -290,11 +292,15 @@ def _write_skipped(skipped: Sequence[Skipped], path: Path | None) -> None:
     """Name every skipped file; a list that an earlier start left is brought up to date."""
     if path is None or not (skipped or path.exists()):
         return
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{name}\t{reason}\n" for name, reason in skipped))
+        draft.write_text("".join(f"{name}\t{reason}\n" for name, reason in skipped))
+        draft.replace(path)
     except OSError as error:
         raise UsageError(f"cannot write '{printable(str(path))}': {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 @functools.lru_cache(maxsize=4)  # neighbouring epochs of a training and an evaluation set

@@ -13,16 +13,18 @@ import functools
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
 
+import flags
 import machine
 from flags import UsageError, resolve_device
 from heartbeat import Heartbeat
@@ -34,6 +36,7 @@ Payload = TypeVar("Payload")
 
 LOCALHOST = "127.0.0.1"
 DEFAULT_PORT = 12355  # the published --port
+MAX_PROCESSES = 256  # on one machine: more is a slip of the finger
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # A rank that waits for its peers this long ends the run, though they live; rank 0 may be rendering
 # or measuring.
@@ -75,6 +78,8 @@ def plan(device: str, num_processes: int | None, environ: Mapping[str, str]) -> 
         return (_joined_place(device, num_processes, environ),)
     first = resolve_device(device)
     count = num_processes or 1
+    if count > MAX_PROCESSES:
+        raise UsageError(f"--num_processes {count}: at most {MAX_PROCESSES} on one machine")
     if first.type == "cuda" and device in ("auto", "cuda"):
         count = num_processes or torch.cuda.device_count()
         if count > torch.cuda.device_count():
@@ -151,12 +156,10 @@ def launch(
     if len(places) == 1:
         try:
             return _work(worker, payload, places[0], None, timeout)
-        except PeerLost as error:
-            if str(error):
-                print(f"error: rank {places[0].rank}: {error}", file=sys.stderr)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(1)  # an orderly end may wait for the peer that is lost
+        except BaseException as error:
+            if places[0].world_size == 1:
+                raise
+            _end_at_once(error, places[0].rank)
     listener = _listen(port)
     port = listener.getsockname()[1]
     # Held by this process, so that the port is ours from the start and no rank's end closes it.
@@ -174,6 +177,29 @@ def launch(
         return supervise(work, len(places))
     finally:
         del store
+
+
+def _end_at_once(error: BaseException, rank: int) -> NoReturn:
+    """End this process, which has peers elsewhere, as flags.run would after the same error.
+
+    An orderly end may wait for a peer that is lost; and threads that wait for peers abort it.
+    """
+
+    def fail(_: Sequence[str] | None) -> int:
+        raise error
+
+    code = 1
+    if isinstance(error, PeerLost):
+        if str(error):
+            print(f"error: rank {rank}: {error}", file=sys.stderr)
+    else:
+        try:
+            code = flags.run(fail)
+        except BaseException:
+            traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _listen(port: int) -> socket.socket:

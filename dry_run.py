@@ -12,13 +12,16 @@ from curriculum import Curriculum
 from curriculum_schema import StageSettings
 from distributed import Place
 from flags import UsageError
+from machine import GIB
+from network_state import unfilled
+from training.previews import COUNT as PREVIEWS
 
-GIB = 2**30
 BYTES = 4  # of a float32 number
 RENDER_ARRAYS = 60  # numbers per point that the renderer keeps for its backward pass
 FIELD_ARRAYS = 4  # numbers per point, layer and feature, where the layers are kept
 CRITIC_ARRAYS = 30  # numbers per pixel and channel of the discriminator, the R1 penalty's included
 ESTIMATE_FACTOR = 2  # how far the estimate may be off
+PREVIEW_BYTES = 3 * BYTES * PREVIEWS  # per pixel: as many as are shown at once
 PROCESS_BYTES = 400 * 2**20  # Python, PyTorch and its libraries
 
 
@@ -65,8 +68,8 @@ def estimated_memory_bytes(curriculum: Curriculum, stage: StageSettings, *, is_c
     layer where its layers are kept for the backward pass (CUDA), and those of the discriminator
     per pixel and channel. Fitted to a few measured runs; meant to be within a factor of two.
     """
-    generator = curriculum.build_generator()
-    discriminator = curriculum.build_discriminator()
+    generator = unfilled(curriculum.build_generator)
+    discriminator = unfilled(curriculum.build_discriminator)
     parameters = sum(p.numel() for p in [*generator.parameters(), *discriminator.parameters()])
     images = -(-stage.batch_size // stage.batch_split)
     points = images * stage.img_size**2 * samples_per_ray(curriculum, stage)
@@ -87,7 +90,7 @@ def require_memory(curriculum: Curriculum, places: Sequence[Place]) -> None:
     """Refuse what cannot possibly fit; the estimate is trusted within a factor of two.
 
     Raises:
-        UsageError: the largest stage needs far more memory than there is.
+        UsageError: the largest stage, or a preview, needs far more memory than there is.
     """
     device = places[0].device
     if device.type == "mps":  # shares its memory with the machine by rules of its own
@@ -105,6 +108,9 @@ def require_memory(curriculum: Curriculum, places: Sequence[Place]) -> None:
                 f"and there are {there / GIB:.0f}; try --set {start}.batch_split={split}, a "
                 "smaller batch_size, or fewer num_steps"
             )
+    size = curriculum.settings.preview_size
+    what = f"curriculum {curriculum.name}: preview_size {size}"
+    machine.require_memory(what, PREVIEW_BYTES * size**2, device)
 
 
 def report(curriculum: Curriculum, places: Sequence[Place], data: datasets.DatasetOptions) -> str:

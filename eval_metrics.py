@@ -117,7 +117,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.inception_weights, takes_any=args.any_inception_weights
         )
         inception.fidelity()
-        viewing.output_folder(folder)
         job = Job(args=args, real=real, weights=weights)
         places = distributed.plan(args.device, args.num_processes, os.environ)
         code = distributed.launch(measure_images, job, places, port=args.port)
@@ -138,6 +137,7 @@ def measure_images(place: Place, job: Job) -> int:
     size = args.image_size or job.real.image_size
     sampling = _sampling(saved, args, size)
     network = inception.fidelity_network(job.weights, place.device)
+    viewing.output_folder(args.output_dir)  # now that nothing is missing
     chunk = viewing.chunk_size(saved, args)
     protocol: Protocol = args.protocol
 

@@ -26,6 +26,7 @@ from meshing import Wanted
 from viewing import SceneObject
 
 FORMATS = ("mrc", *mesh_io.MESH_WRITERS)
+FARTHEST = 1e6  # scene units: cameras are at distance 1, and float32 is coarse far out
 
 
 def build_parser() -> flags.ArgumentParser:
@@ -39,9 +40,9 @@ def build_parser() -> flags.ArgumentParser:
     add("--format", type=_formats, default=["mrc", "glb"], metavar="LIST",
         help=f"what to write, of {','.join(FORMATS)}")  # fmt: skip
     add("--voxel_resolution", type=_resolution, default=256, help="voxels along each axis")
-    add("--cube_size", type=flags.positive_float, help="side of the cube in scene units; default: "
+    add("--cube_size", type=_size, help="side of the cube in scene units; default: "
         "what the curriculum's rays see")  # fmt: skip
-    add("--center", type=_coordinate, nargs=3, default=[0.0, 0.0, 0.0], metavar=("X", "Y", "Z"),
+    add("--center", type=_place, nargs=3, default=[0.0, 0.0, 0.0], metavar=("X", "Y", "Z"),
         help="of the cube")  # fmt: skip
     add("--level", type=_coordinate, help="raw density at which the surface lies; default: where "
         "it agrees best with the renders")  # fmt: skip
@@ -68,6 +69,20 @@ def _resolution(text: str) -> int:
     value = flags.positive_int(text)
     if value < 8:
         raise argparse.ArgumentTypeError(f"must be at least 8, not {value}")
+    return value
+
+
+def _size(text: str) -> float:
+    value = flags.positive_float(text)
+    if not 1 / FARTHEST <= value <= FARTHEST:
+        raise argparse.ArgumentTypeError(f"must be from {1 / FARTHEST:g} to {FARTHEST:g}")
+    return value
+
+
+def _place(text: str) -> float:
+    value = _coordinate(text)
+    if abs(value) > FARTHEST:
+        raise argparse.ArgumentTypeError(f"must be from {-FARTHEST:g} to {FARTHEST:g}")
     return value
 
 

@@ -11,11 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 import curriculums
 import datasets
 import flags
+import machine
 import real_images
 import viewing
 from datasets import DatasetOptions
@@ -44,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Choose, then write what is not there yet."""
     args = build_parser().parse_args(argv)
     options = _options(args)
+    needed = viewing.PIXEL_BYTES * args.img_size**2
+    machine.require_memory(f"--img_size {args.img_size}", needed, torch.device("cpu"))
     listing = datasets.find_images(options)
     choice = Choice(
         options=options,

@@ -20,8 +20,12 @@ STDOUT = 1  # its file descriptor
 USAGE_EXIT_CODE = 2  # what argparse and most shells' tools use for a wrong command line
 INTERRUPT_EXIT_CODE = 130  # 128 + SIGINT
 DISK_EXIT_CODE = 1
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EFBIG)
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG),
+)
+NAME_ERRORS = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)  # of what a person typed
 BROKEN_PIPE_EXIT_CODE = 141  # 128 + SIGPIPE
+MAX_INT = 2**63 - 1  # what PyTorch and files can hold
 MAX_SEEDS = 1_000_000  # more in one range is a slip of the finger, and would fill the memory
 
 
@@ -75,14 +79,24 @@ def run(main: Callable[[Sequence[str] | None], int]) -> int:
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _is_stdout_gone():
             return BROKEN_PIPE_EXIT_CODE
-        if error.errno not in DISK_ERRORS or error.filename is None:
+        if not is_of_disk(error):
             raise
-        print(f"error: cannot write {error.filename} ({error.strerror})", file=sys.stderr)
-        return DISK_EXIT_CODE
+        print(f"error: {disk_complaint(error)}", file=sys.stderr)
+        return USAGE_EXIT_CODE if error.errno in NAME_ERRORS else DISK_EXIT_CODE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPT_EXIT_CODE
     return code
+
+
+def is_of_disk(error: OSError) -> bool:
+    """Whether a disk that is full or broken, or a name, is why a known file cannot be written."""
+    return error.errno in (*DISK_ERRORS, *NAME_ERRORS) and error.filename is not None
+
+
+def disk_complaint(error: OSError) -> str:
+    """One line about an error that is_of_disk."""
+    return f"cannot write {error.filename} ({error.strerror})"
 
 
 def _is_stdout_gone() -> bool:
@@ -161,14 +175,23 @@ def _number(text: str, kind: Callable[[str], T], is_valid: Callable[[T], bool], 
     return value
 
 
+def _whole(text: str, lowest: int) -> int:
+    number = _number(
+        text, int, lambda value: value >= lowest, f"a whole number of at least {lowest}"
+    )
+    if number > MAX_INT:
+        raise argparse.ArgumentTypeError(f"must be at most {MAX_INT}, not {text!r}")
+    return number
+
+
 def positive_int(text: str) -> int:
-    """An argparse type: 1, 2, 3, ..."""
-    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
+    """An argparse type: 1, 2, 3, ..., MAX_INT."""
+    return _whole(text, 1)
 
 
 def non_negative_int(text: str) -> int:
-    """An argparse type: 0, 1, 2, ..."""
-    return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
+    """An argparse type: 0, 1, 2, ..., MAX_INT."""
+    return _whole(text, 0)
 
 
 def positive_float(text: str) -> float:
@@ -234,10 +257,12 @@ def parse_seeds(texts: Iterable[str]) -> list[int]:
     """
     seeds: list[int] = []
     for part in (part.strip() for text in texts for part in text.split(",")):
-        match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part)
+        match = re.fullmatch(r"([0-9]{1,19})(?:-([0-9]{1,19}))?", part)
         if match is None:
             raise UsageError(f"--seeds: {part!r} is no seed; write 0 1 2, 0-15 or 0,3,7-9")
         first, last = int(match[1]), int(match[2] or match[1])
+        if max(first, last) > MAX_INT:
+            raise UsageError(f"--seeds: {part} is more than {MAX_INT}")
         if last < first:
             raise UsageError(f"--seeds: {part} runs backwards; write {last}-{first}")
         if len(seeds) + last - first >= MAX_SEEDS:

@@ -3,7 +3,7 @@
 Legend: N images, H = W = image_size. The entry of a key is a folder of that name in the cache:
 
     pixels.u8    N * 3 * H * W bytes
-    meta.json    N, H and the files that were skipped
+    meta.json    N, H, a checksum of the pixels, and the files that were skipped
 
 It is written under another name and renamed when complete, so it is there whole or not at all. A
 lock, which the system drops when its process dies, lets one process do the work while the others
@@ -18,6 +18,7 @@ import os
 import secrets
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -37,10 +38,14 @@ MakeBlocks = Callable[[], Generator[Block, None, None]]
 
 
 class CacheEntry(NamedTuple):
-    """Images (N, 3, H, W) uint8, read-only and mapped from disk, and what was left out."""
+    """Images (N, 3, H, W) uint8, read-only and mapped from disk, and what was left out.
+
+    checksum: of all pixels when they were written.
+    """
 
     pixels: Pixels
     skipped: tuple[Skipped, ...]
+    checksum: int
 
 
 def cached(
@@ -107,17 +112,24 @@ def _write(entry: Path, blocks: Iterable[Block], image_size: int, bar: Any) -> C
     draft = entry.with_name(f"{entry.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     draft.mkdir()
     try:
-        count, skipped = 0, []
+        count, checksum, skipped = 0, 0, []
         with _synced(draft / PIXELS_FILE) as file:
             for block in blocks:
                 for item in block:
                     if isinstance(item, Skipped):
                         skipped.append(item)
                     else:
-                        file.write(item.tobytes())
+                        data = item.tobytes()
+                        file.write(data)
+                        checksum = zlib.crc32(data, checksum)
                         count += 1
                 bar.update(len(block))
-        meta = {"count": count, "image_size": image_size, "skipped": skipped}
+        meta = {
+            "count": count,
+            "image_size": image_size,
+            "checksum": checksum,
+            "skipped": skipped,
+        }
         with _synced(draft / META_FILE) as file:
             file.write(json.dumps(meta, indent=1).encode())
         return _publish(draft, entry, image_size)
@@ -146,12 +158,13 @@ def _read(entry: Path, image_size: int) -> CacheEntry | None:
         meta = json.loads((entry / META_FILE).read_text())
         shape = (int(meta["count"]), 3, image_size, image_size)
         skipped = tuple(Skipped(str(name), str(reason)) for name, reason in meta["skipped"])
+        checksum = int(meta["checksum"])
         path = entry / PIXELS_FILE
         is_whole = path.stat().st_size == math.prod(shape)
         pixels = np.memmap(path, np.uint8, "r", shape=shape) if is_whole else None
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
-    return None if pixels is None else CacheEntry(np.asarray(pixels), skipped)
+    return None if pixels is None else CacheEntry(np.asarray(pixels), skipped, checksum)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import torch
 
+from flags import UsageError
+
+GIB = 2**30
 NARROW = 128  # features: a field of less has operations of some 50 microseconds
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 
@@ -42,6 +45,22 @@ def memory_bytes(device: torch.device) -> int:
     except (OSError, ValueError):  # no control group, or no limit ("max")
         return installed
     return min(installed, limit)
+
+
+def require_memory(what: str, num_bytes: int, device: torch.device) -> None:
+    """Refuse what takes more memory than there is.
+
+    Raises:
+        UsageError: begins with what, such as a flag and its value.
+    """
+    if device.type == "mps":  # shares its memory with the machine by rules of its own
+        return
+    there = memory_bytes(device)
+    if num_bytes > there:
+        raise UsageError(
+            f"{what}: needs more than {num_bytes / GIB:.0f} GiB of memory, and there are "
+            f"{there / GIB:.0f}"
+        )
 
 
 # glibc's mallopt, malloc.h

@@ -6,39 +6,19 @@ every run and glTF wants linear colors; the tests read them with trimesh and mrc
 """
 
 import json
-import os
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from flags import UsageError
+import checkpoints
 from geometry.density_grid import Cube
 from geometry.surface import Array, Mesh
 
 TITLE = b"pi-GAN, done right"
 ROWS_PER_WRITE = 2**15  # of text; bounds the memory
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under path when it is complete, or not at all.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            yield file
-        draft.replace(path)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def save_mrc(path: Path, values: Array, cube: Cube) -> None:
@@ -47,8 +27,11 @@ def save_mrc(path: Path, values: Array, cube: Cube) -> None:
     mrcfile reads the array back as it is, [ix, iy, iz]. The header says that x is the slowest axis
     and z the fastest, so that viewers show the scene's own axes, not mirrored. The length unit
     (Angstrom in the format's own field) is the scene unit.
+
+    Raises:
+        OSError: it cannot be written; filename is path where the system says why.
     """
-    with _whole(path) as file:
+    with checkpoints.replaced(path) as file:
         file.write(_mrc_header(values, cube))
         for plane in values:  # one at a time: no second copy of the grid
             file.write(np.ascontiguousarray(plane, "<f4").tobytes())
@@ -195,6 +178,10 @@ MESH_WRITERS: dict[str, Callable[[BinaryIO, Mesh], None]] = {
 
 
 def save_mesh(path: Path, mesh: Mesh) -> None:
-    """Write a mesh in the format that path ends in, one of MESH_WRITERS."""
-    with _whole(path) as file:
+    """Write a mesh in the format that path ends in, one of MESH_WRITERS.
+
+    Raises:
+        OSError: it cannot be written; filename is path where the system says why.
+    """
+    with checkpoints.replaced(path) as file:
         MESH_WRITERS[path.suffix.removeprefix(".")](file, mesh)

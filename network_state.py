@@ -114,7 +114,7 @@ def build_generator(curriculum: Curriculum, state: object) -> ImplicitGenerator3
     count = sum(is_layer(name) for name in names)
     if count != (curriculum.settings.num_layers or PUBLISHED_NUM_LAYERS):  # before making so many
         raise StateError(f"has {count} layers in its field")
-    return _filled(_unfilled(curriculum.build_generator), state)
+    return _filled(unfilled(curriculum.build_generator), state)
 
 
 def build_discriminator(curriculum: Curriculum, state: object) -> PyramidDiscriminator:
@@ -123,7 +123,7 @@ def build_discriminator(curriculum: Curriculum, state: object) -> PyramidDiscrim
     Raises:
         StateError: state does not fit the curriculum's networks.
     """
-    return _filled(_unfilled(curriculum.build_discriminator), state)
+    return _filled(unfilled(curriculum.build_discriminator), state)
 
 
 def is_layer(name: object) -> bool:
@@ -152,8 +152,12 @@ class _NoStart(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _unfilled(make: Callable[[], Network]) -> Network:
-    """A network without memory: widths that do not fit the file then cost nothing."""
+def unfilled(make: Callable[[], Network]) -> Network:
+    """A network without memory: widths that do not fit a file, or this machine, cost nothing.
+
+    Raises:
+        StateError: it is too large even so.
+    """
     try:
         with torch.device("meta"), _NoStart():
             return make()

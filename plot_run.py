@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 import checkpoints
 import flags
+import viewing
 from flags import UsageError, nearest_path
 
 LOG_FILE, PICTURE = "log.jsonl", "run.png"
@@ -68,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     entries = read_log(args.run)
     path = args.output or args.run / PICTURE
+    if path.is_dir():
+        raise UsageError(f"--output {path}: is a folder")
+    viewing.output_folder(path.parent, flag="--output")
     _draw(entries, args.run.resolve().name, path)
     print(path)
     return 0

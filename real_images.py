@@ -9,7 +9,6 @@ Legend: N images, H = W = image_size.
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -131,13 +130,13 @@ def file_path(folder: Path, number: int, protocol: Protocol) -> Path:
 
 
 def put(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Not forced to the disk: there are thousands of them."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    """Write a file whole or not at all. Not forced to the disk: there are thousands of them.
+
+    Raises:
+        OSError: it cannot be written; filename is path.
+    """
+    with checkpoints.replaced(path, is_synced=False) as file:
+        file.write(content)
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:

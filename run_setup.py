@@ -2,6 +2,8 @@
 
 import json
 import platform
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -104,6 +106,7 @@ def set_up(place: Place, options: TrainOptions) -> Setup:
     Raises:
         UsageError: there is nothing to go on from, or nothing to learn from, or no room.
     """
+    _require_same_start(options)
     start = _find_start(place, options)
     content = run_state.agree_on_start(place, start, options.curriculum)
     seed = options.seed
@@ -144,15 +147,56 @@ def _find_start(place: Place, options: TrainOptions) -> Path | None:
     return own if is_offered else None
 
 
-def _require_same_images(images: dict[int, ImageSet]) -> None:
-    """Machines with disks of their own must hold the same pictures."""
-    for size, image_set in images.items():
-        found = distributed.values_of_all(image_set.checksum())
-        if len(set(found)) > 1:
+def _require_same_start(options: TrainOptions) -> None:
+    """Machines must have been given the same command; paths may differ.
+
+    Raises:
+        UsageError: names what differs, on all ranks.
+    """
+    source = {str(k): v for k, v in options.curriculum.source.items() if k != "dataset_path"}
+    given = {
+        "--curriculum, --set or published --load_dir": [options.curriculum.name, source],
+        "--seed": options.seed,
+        "--n_epochs": options.n_epochs,
+        "--max_steps": options.max_steps,
+        "--set_step": options.set_step,
+        "--eval_freq": options.fid.interval,
+        "--eval_images": options.fid.num_images,
+    }
+    for flag, value in given.items():
+        text = json.dumps(value, sort_keys=True, default=str)
+        found = distributed.values_of_all(zlib.crc32(text.encode()))
+        rank = _first_other(found)
+        if rank is not None:
             raise UsageError(
-                f"the processes do not see the same pictures at {size} px; copy the data set to "
-                "all machines"
+                f"rank {rank} was started with another {flag} than rank 0; give all machines the "
+                "same command"
             )
+
+
+def _require_same_images(images: dict[int, ImageSet]) -> None:
+    """Machines with disks of their own must hold the same pictures.
+
+    Raises:
+        UsageError: says which ranks differ, on all ranks.
+    """
+    for size, image_set in images.items():
+        counts = distributed.values_of_all(len(image_set))
+        checksums = distributed.values_of_all(image_set.checksum)
+        rank = _first_other(list(zip(counts, checksums, strict=True)))
+        if rank is None:
+            continue
+        numbers = f"{counts[rank]} pictures and rank 0 {counts[0]}"
+        if counts[rank] == counts[0]:
+            numbers = f"{counts[0]} pictures as rank 0, but not the same ones"
+        raise UsageError(
+            f"rank {rank} has {numbers}, at {size} px; copy the data set to all machines"
+        )
+
+
+def _first_other(values: Sequence[object]) -> int | None:
+    """The first rank whose value is not that of rank 0."""
+    return next((rank for rank, value in enumerate(values) if value != values[0]), None)
 
 
 def _open_all(place: Place, options: TrainOptions, progress: Progress) -> dict[int, ImageSet]:

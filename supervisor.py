@@ -15,7 +15,8 @@ from multiprocessing.context import SpawnProcess
 from types import FrameType
 from typing import Literal
 
-from flags import INTERRUPT_EXIT_CODE, UsageError
+import flags
+from flags import DISK_EXIT_CODE, INTERRUPT_EXIT_CODE, UsageError
 
 POLL_SECONDS = 0.1  # between looks at the ranks
 SETTLE_SECONDS = 0.5  # after a failure, until a rank that failed before has been heard too
@@ -75,7 +76,7 @@ def _is_main_thread() -> bool:
 class _Report:
     """A rank's last word. when: time.monotonic(), which is one clock for all processes."""
 
-    kind: Literal["returned", "usage", "lost", "failed"]
+    kind: Literal["returned", "usage", "disk", "lost", "failed"]
     code: int = 1
     text: str = ""
     when: float = field(default_factory=time.monotonic)
@@ -112,7 +113,8 @@ class _Rank:
 def supervise(work: Callable[[int], int], count: int) -> int:
     """The exit code of work(rank), run in count new processes at once.
 
-    The first rank to fail ends the others; its traceback goes to stderr and the exit code is 1, or
+    The first rank to fail ends the others; its traceback (one line, where the disk has failed it)
+    goes to stderr and the exit code is 1, or
     128 + n where signal n ended it. The first code other than 0 that a rank returns is passed on.
     The first Ctrl-C or SIGTERM reaches the ranks as SIGTERM, for their StopSignal.
 
@@ -175,8 +177,11 @@ def _rank_main(work: Callable[[int], int], index: int, connection: Connection) -
         report = _Report(kind="usage", text=str(error))
     except PeerLost as error:
         report = _Report(kind="lost", text=str(error))
-    except BaseException:
-        report = _Report(kind="failed", text=traceback.format_exc())
+    except BaseException as error:
+        if isinstance(error, OSError) and flags.is_of_disk(error):
+            report = _Report(kind="disk", code=DISK_EXIT_CODE, text=flags.disk_complaint(error))
+        else:
+            report = _Report(kind="failed", text=traceback.format_exc())
     connection.send(report)
     if report.kind != "returned":
         sys.stdout.flush()
@@ -239,6 +244,8 @@ def _verdict(ranks: list[_Rank], stop: StopSignal) -> int:
     report, index = min(wrong, key=lambda pair: (pair[0].kind == "lost", pair[0].when))
     if report.kind == "usage":
         raise UsageError(report.text)
+    if report.kind == "disk":
+        print(f"error: {report.text}", file=sys.stderr)
     if report.kind == "failed":
         print(f"rank {index} of {len(ranks)} failed:\n{report.text}", end="", file=sys.stderr)
     if report.kind == "lost" and report.text:

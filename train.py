@@ -17,9 +17,12 @@ import datasets
 import distributed
 import dry_run
 import flags
+import inception
+import machine
 import published_run
 import run_setup
 import run_state
+import viewing
 from distributed import Place
 from flags import UsageError
 from run_setup import TrainOptions
@@ -82,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dataset_path is not None:
         curriculum = curriculum.with_dataset_path(args.dataset_path)
     places = distributed.plan(args.device, args.num_processes, os.environ)
+    _check_fid(places[0], args)
     if args.dry_run:
         print(dry_run.report(curriculum, places, run_setup.dataset_options(curriculum)))
         return 0
@@ -115,6 +119,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_setup.dataset_options(curriculum)
     )  # before any process or folder is made
     return distributed.launch(train, options, places, port=args.port)
+
+
+def _check_fid(place: Place, args: argparse.Namespace) -> None:
+    """Refuse what measuring FID, hours later, would stumble over."""
+    needed = viewing.IMAGE_BYTES * args.eval_images
+    machine.require_memory(f"--eval_images {args.eval_images}", needed, place.device)
+    if args.inception_weights is not None:
+        inception.find_weights(args.inception_weights, takes_any=args.any_inception_weights)
 
 
 def _start(place: Place, args: argparse.Namespace) -> Path | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 import checkpoints
@@ -144,19 +145,23 @@ def _real_statistics(
     made = json.dumps(real_images.manifest(choice, listing, "clean"))
     key = hashlib.sha256(f"{made} {weights.sha256} pytorch-fid".encode()).hexdigest()[:32]
     path = cache_dir / f"fid-{key}.pth"
-    if place.is_main and not path.is_file():
-        total = len(choice.indices(listing.count))
-        blocks = real_images.chosen_images(choice, listing)
-        readable = (item for block in blocks for item in block if not isinstance(item, Skipped))
-        features = quality.features_of_stream(readable, network, total=total, title="real images")
-        checkpoints.save(path, "real_statistics", fitted_gaussian(features)._asdict())
-    distributed.wait_for_all()
-    content, size = checkpoints.read(path, "real_statistics"), NUM_FEATURES
-    with checkpoints.complaints(path):
-        return Gaussian(
-            tensor_entry(content, "mean", (size,)),
-            tensor_entry(content, "covariance", (size, size)),
-        )
+    size = NUM_FEATURES
+    real = Gaussian(torch.zeros(size).double(), torch.zeros(size, size).double())
+    if place.is_main:
+        if not path.is_file():
+            total = len(choice.indices(listing.count))
+            blocks = real_images.chosen_images(choice, listing)
+            readable = (item for block in blocks for item in block if not isinstance(item, Skipped))
+            found = quality.features_of_stream(readable, network, total=total, title="real images")
+            checkpoints.save(path, "real_statistics", fitted_gaussian(found)._asdict())
+        content = checkpoints.read(path, "real_statistics")
+        with checkpoints.complaints(path):
+            real = Gaussian(
+                tensor_entry(content, "mean", (size,)).double(),
+                tensor_entry(content, "covariance", (size, size)).double(),
+            )
+    distributed.broadcast_state(real)  # other machines have disks of their own
+    return real
 
 
 def note(folder: Path, step: int, fid: float) -> bool:

@@ -35,8 +35,8 @@ SAMPLE_BYTES = 200  # per sample of one ray: rays are what is rendered at least 
 VOXEL_BYTES = 4
 FRAME_BYTES = 200  # per frame: its camera
 IMAGE_BYTES = 2**13  # per image that is measured: its features
+OBJECT_BYTES = 2**12  # per object that is compared with itself: its figures
 FILM_BYTES = 8  # per feature of an object
-GIB = 2**30
 MEAN_SEED = 0  # of that mean: the same for every picture, so that seeds are reproducible
 # What --precision fast rounds operands to: float16 is eight times finer, processors have bfloat16.
 FAST_DTYPES = {"cpu": torch.bfloat16, "cuda": torch.float16}
@@ -138,14 +138,14 @@ def require_memory(saved: SavedGenerator, args: argparse.Namespace) -> None:
     """
     of = {key: value for key, value in vars(args).items() if value is not None}
     device = next(saved.generator.parameters()).device
-    if device.type == "mps":  # shares its memory with the machine by rules of its own
-        return
     features = saved.generator.mapping(torch.zeros(1, saved.generator.z_dim, device=device))
     object_bytes = FILM_BYTES * features.frequencies.numel()
     at_once = of.get("batch_size", 1)
     samples = saved.curriculum.stage_settings(0).num_steps * of.get("ray_step_multiplier", 1)
     needed = {
         "image_size": PIXEL_BYTES * at_once * of.get("image_size", 0) ** 2,
+        "consistency_size": PIXEL_BYTES * of.get("consistency_size", 0) ** 2,
+        "num_objects": OBJECT_BYTES * of.get("num_objects", 0),
         "fit_size": PIXEL_BYTES * of.get("fit_size", 0) ** 2,
         "ray_step_multiplier": SAMPLE_BYTES * at_once * samples,
         "voxel_resolution": VOXEL_BYTES * of.get("voxel_resolution", 0) ** 3,
@@ -155,13 +155,8 @@ def require_memory(saved: SavedGenerator, args: argparse.Namespace) -> None:
         "candidates": object_bytes * of.get("candidates", 0),
     }
     name = max(needed, key=needed.__getitem__)
-    there = machine.memory_bytes(device)
-    if needed[name] > there:
-        value = "" if name == "seeds" else f" {of.get(name, '')}"
-        raise UsageError(
-            f"--{name}{value}: needs more than {needed[name] / GIB:.0f} GiB of memory, and there "
-            f"are {there / GIB:.0f}"
-        )
+    value = "" if name == "seeds" else f" {of.get(name, '')}"
+    machine.require_memory(f"--{name}{value}", needed[name], device)
 
 
 def objects_to_show(saved: SavedGenerator, args: argparse.Namespace) -> list[SceneObject]:
@@ -258,8 +253,8 @@ def look(
     return saved.generator.render(film, poses, options, points_per_chunk=points_per_chunk)
 
 
-def output_folder(path: Path) -> Path:
-    """The folder of --output_dir, made where it is missing.
+def output_folder(path: Path, *, flag: str = "--output_dir") -> Path:
+    """The folder that flag names, made where it is missing.
 
     Raises:
         UsageError: it cannot be made or is no folder.
@@ -267,7 +262,7 @@ def output_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--output_dir {path}: cannot be made ({error.strerror})") from error
+        raise UsageError(f"{flag} {path}: cannot be made ({error.strerror})") from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise UsageError(f"--output_dir {path}: cannot be written")
+        raise UsageError(f"{flag} {path}: cannot be written")
     return path

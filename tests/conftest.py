@@ -1,6 +1,9 @@
 """What all tests share: one thread each, repeatable arithmetic, and no GPU tests without a GPU."""
 
+import importlib.util
 import os
+import signal
+import subprocess
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start, and read when torch loads
 
@@ -12,8 +15,15 @@ if not torch.cuda.is_available():  # read when Triton loads: kernels then run in
 
 import checkpoints
 import curriculum
+import eval_metrics
+import fid_evaluation
+import inception
+import quality
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So a shell starts what is to run in the background; the commands that tests start inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
@@ -25,6 +35,25 @@ def pytest_collection_modifyitems(items):
             item.add_marker(skip)
 
 
+@pytest.fixture
+def counted(record_property):
+    """Takes a line about what a test has counted or measured, to be shown after all tests."""
+    return lambda line: record_property("counted", line)
+
+
+def pytest_terminal_summary(terminalreporter):
+    found = [
+        (report.nodeid.partition(".py")[0], value)
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+        if name == "counted"
+    ]
+    if found:
+        terminalreporter.section("what was counted")
+    for test, line in found:
+        terminalreporter.line(f"{test}: {line}")
+
+
 @pytest.fixture(autouse=True)
 def _repeatable(request):
     """Same numbers in every run; on the CPU also NaN in memory that nobody has written yet."""
@@ -32,6 +61,8 @@ def _repeatable(request):
     torch.use_deterministic_algorithms(request.node.get_closest_marker("gpu") is None)
 
 
+NUM_FEATURES, NUM_LOGITS = 40, 10  # in place of Inception's 2048 and 1008, which take long
+WIDTH = NUM_FEATURES + NUM_LOGITS
 TINY = {
     0: {"batch_size": 3, "num_steps": 4, "img_size": 8, "gen_lr": 1e-3, "disc_lr": 1e-3},
     6: {},
@@ -76,4 +107,66 @@ def tiny_run(tmp_path):
             "state": state,
         }
         checkpoints.save(folder / f"{name}.pth", "generator", content)
+    return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder with a file system of 2 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    try:
+        is_there = subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        is_there = False
+    if not is_there:
+        pytest.skip("a small file system cannot be mounted here (only root may)")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def needs_libraries():
+    for name in ("torchvision", "torch_fidelity", "pytorch_fid"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed; pip install -r requirements-eval.txt")
+
+
+@pytest.fixture
+def few_features(monkeypatch):
+    for module in (quality, eval_metrics):
+        monkeypatch.setattr(module, "NUM_FEATURES", NUM_FEATURES)
+        monkeypatch.setattr(module, "NUM_LOGITS", NUM_LOGITS)
+
+
+@pytest.fixture
+def small_network(monkeypatch, tmp_path, few_features):
+    """A network in Inception's place: fixed random projections of the pixels, and its calls."""
+    needs_libraries()
+    seen = []
+    rng = torch.Generator().manual_seed(0)
+    projection = torch.randn(3 * 64, WIDTH, generator=rng) / 100
+
+    def network(images):
+        seen.append(len(images))
+        small = torch.nn.functional.adaptive_avg_pool2d(images.float(), 8) / 255
+        return torch.tanh(small.flatten(1) @ projection)
+
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"stands for a file of weights")
+    monkeypatch.setattr(inception, "fidelity_network", lambda weights, device: network)
+    monkeypatch.setattr(
+        inception,
+        "pytorch_fid_network",
+        lambda weights, device: lambda images: network(images)[:, :NUM_FEATURES],
+    )
+    return path, seen
+
+
+@pytest.fixture
+def reals(tmp_path):
+    """A folder of 10 real images as fid_evaluation.py writes them."""
+    folder = tmp_path / "reals"
+    command = ["--dataset", "toycars", "--img_size", "8", "--num_imgs", "10"]
+    assert fid_evaluation.main([*command, "--output_dir", str(folder)]) == 0
     return folder

@@ -1,7 +1,9 @@
 """Pieces that the tests of faults share: a tiny curriculum, and runs of the command with faults."""
 
+import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -99,3 +101,26 @@ def differences(first, second, where=""):
         pairs = enumerate(zip(first, second, strict=True))
         return [x for index, (one, two) in pairs for x in differences(one, two, f"{where}/{index}")]
     return [] if first == second else [where]
+
+
+def fill(disk, spare=0):
+    """Take all space that is left, but for spare bytes."""
+    with (disk / "filler").open("wb", buffering=0) as file:
+        for size in (4096, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                pass
+        file.truncate(file.tell() - spare)
+
+
+@contextlib.contextmanager
+def limited(num_bytes):
+    """No file of this process can become larger than that, which root can do and others."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -5,6 +5,7 @@ kill finds files half-written; {"hang": [rank, step]} and {"die": [rank, step]} 
 {"nan": [rank, step, what]} puts numbers that are none into what a rank computes.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -60,6 +61,9 @@ def slow_down(seconds):
 def spoil(game, place):
     """Have the game of this rank go wrong at the steps that FAULTS names."""
     step = game.step
+    if FAULTS.get("nan", [None])[-1] == "scaler":  # all ranks have one, as on CUDA
+        game.precision = dataclasses.replace(game.precision, is_scaled=True)
+        game.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
 
     def faulty_step(real, stage):
         for kind, number in (("hang", signal.SIGSTOP), ("die", signal.SIGKILL)):
@@ -81,6 +85,9 @@ def spoil(game, place):
                 return step(real, stage)
             finally:
                 losses.logistic = logistic
+        if what == "scaler":
+            game.scaler._scale.fill_(float("nan"))
+            return step(real, stage)
         assert what == "gradient"
         weight = next(game.generator.parameters())
         handle = weight.register_hook(lambda gradient: gradient * float("nan"))

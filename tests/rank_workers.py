@@ -3,6 +3,7 @@
 As a command, `python tests/rank_workers.py COUNT FOLDER`: ranks that step until they are stopped.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -68,6 +69,8 @@ def fail(place, kind):
         raise UsageError("no pictures in 'cats'")
     if kind == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "disk":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "cat.png")
     raise ZeroDivisionError("the failure itself")
 
 

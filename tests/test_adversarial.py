@@ -207,6 +207,27 @@ def test_a_damaged_loss_scale_is_not_taken_for_back_off(scale):
     assert game.health.longest_row.tolist() == [5, 5]
 
 
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_damaged_loss_scale_counts_alike_on_all_processes(scale):
+    sent, counts = [], []
+    for own in (scale, 1024.0):  # the second process gets the mean with what the first has sent
+        game, curriculum = tiny_game()
+        game.precision = Precision(is_scaled=True)
+        game.scaler = torch.amp.GradScaler("cpu", init_scale=own)
+        others = iter(sent)
+
+        def synchronize(tensors, others=others):
+            sent.append([tensor.clone() for tensor in tensors])
+            for tensor, other in zip(tensors, next(others, tensors), strict=True):
+                tensor.add_(other).div_(2)
+
+        game.synchronize = synchronize
+        for step in range(2):
+            game.step(real_images(), curriculum.at(step))
+        counts.append((game.health.skipped.item(), game.health.longest_row.tolist()))
+    assert counts == [(4, [2, 2])] * 2
+
+
 def test_an_overflow_of_scaled_gradients_alone_is_a_back_off():
     game, curriculum = tiny_game()
     game.precision = Precision(is_scaled=True)

@@ -2,145 +2,29 @@
 
 import os
 import sys
+from pathlib import Path
 
+import published_files
 import pytest
 import torch
 from PIL import Image
+from wrong_arguments import (
+    OF_ALL,
+    OF_COMMAND,
+    OF_INVERSION,
+    OF_OTHERS,
+    OF_TRAINING,
+    OF_VIEWERS,
+    VIEWERS,
+    WITHOUT_A_SOURCE,
+)
 
-import convert_checkpoint
 import curriculums
 import dry_run
-import eval_metrics
-import extract_shapes
-import fid_evaluation
 import flags
 import inverse_render
 import machine
-import plot_run
-import render_multiview_images
-import render_video
-import render_video_interpolation
 import train
-import viewer
-
-VIEWERS = {
-    "render_multiview_images": render_multiview_images,
-    "render_video": render_video,
-    "render_video_interpolation": render_video_interpolation,
-    "extract_shapes": extract_shapes,
-}
-OF_ALL = [
-    (["--no_such_flag"], "unknown flag --no_such_flag"),
-    (["--output_dirr", "x"], "Did you mean '--output_dir'?"),
-    (["--device", "gpu"], "--device gpu"),
-    (["--device", "cuda:99"], "--device cuda:99"),
-    (["--output_dir"], "--output_dir: expected one argument"),
-    (["--output_dir", "FILE"], "--output_dir"),
-    (["--output_dir", "FILE/below"], "--output_dir"),
-    (["--output_dir", "LOCKED/below"], "--output_dir"),
-]
-OF_VIEWERS = [
-    (["--seeds", "x"], "--seeds: 'x' is no seed"),
-    (["--seeds"], "--seeds: expected at least one argument"),
-    (["--seeds", "-1"], "--seeds"),
-    (["--seeds", "9-1"], "runs backwards"),
-    (["--seeds", "0-99999999999"], "makes more than"),
-    (["--psi", "nan"], "--psi: must be a number from 0 to 1"),
-    (["--psi", "-1"], "--psi"),
-    (["--ema", "ema3"], "--ema"),
-    (["--max_batch_size", "0"], "--max_batch_size"),
-    (["--max_batch_size", "-5"], "--max_batch_size"),
-    (["--curriculum", "CelebB"], "Did you mean 'CelebA'?"),
-    (["--curriculum_file", "nowhere.py"], "no such file"),
-    (["--fit", "nowhere.pth"], "no such file"),
-    (["--fit", "FILE"], "is no checkpoint"),
-    (["GENERATOR", "nowhere/generator.pth"], "no such file"),
-    (["GENERATOR", "FILE"], "is no checkpoint"),
-    (["GENERATOR", "DIR"], "is a folder"),
-]
-OF_PICTURES = [
-    (["--image_size", "0"], "--image_size"),
-    (["--image_size", "-3"], "--image_size"),
-    (["--image_size", "1e3"], "--image_size"),
-    (["--image_size", "10000000"], "--image_size 10000000: needs more than"),
-    (["--ray_step_multiplier", "0"], "--ray_step_multiplier"),
-    (["--ray_step_multiplier", "1000000000000"], "--ray_step_multiplier 1000000000000: needs"),
-]
-OF_VIDEOS = [
-    (["--num_frames", "0"], "--num_frames"),
-    (["--num_frames", "100000000000"], "--num_frames 100000000000: needs more than"),
-    (["--fps", "-1"], "--fps"),
-    (["--format", "avi"], "--format"),
-    (["--trajectory", "orbitt"], "--trajectory"),
-    (["--trajectory", "nowhere.csv"], "nowhere.csv"),
-    (["--batch_size", "0"], "--batch_size"),
-    (["--batch_size", "100000000000"], "needs more than"),
-]
-OF_COMMAND = {
-    "render_multiview_images": [
-        *OF_PICTURES,
-        (["--yaws", "left"], "--yaws"),
-        (["--yaws", "inf"], "--yaws"),
-        (["--pitches"], "--pitches"),
-    ],
-    "render_video": [*OF_PICTURES, *OF_VIDEOS],
-    "render_video_interpolation": [*OF_PICTURES, *OF_VIDEOS],
-    "extract_shapes": [
-        (["--voxel_resolution", "-1"], "--voxel_resolution"),
-        (["--voxel_resolution", "1000000"], "--voxel_resolution"),
-        (["--cube_size", "0"], "--cube_size"),
-        (["--cube_size", "nan"], "--cube_size"),
-        (["--format", "dwg"], "--format"),
-        (["--level", "x"], "--level"),
-        (["--center", "0", "0"], "--center"),
-    ],
-}
-OF_INVERSION = [
-    *OF_PICTURES,
-    (["--fit_size", "0"], "--fit_size"),
-    (["--fit_size", "9999999"], "--fit_size 9999999: needs more than"),
-    (["--candidates", "99999999999999"], "--candidates 99999999999999: needs more than"),
-    (["--fov", "0"], "--fov"),
-    (["--fov", "200"], "--fov"),
-    (["--crop", "big"], "--crop"),
-    (["--mask", "nowhere.png"], "nowhere.png"),
-    (["--mask", "FILE"], "FILE"),
-    (["PHOTO", "nowhere.jpg"], "nowhere.jpg"),
-    (["PHOTO", "FILE"], "FILE"),
-    (["PHOTO", "DIR"], "DIR"),
-]
-OF_TRAINING = [
-    (["--set", "img_size=64x"], "img_size"),
-    (["--set", "0.img_size=3"], "has levels for"),
-    (["--set", "0.img_size=4096"], "has levels for"),
-    (["--set", "0.batch_size=-1"], "batch_size"),
-    (["--set", "0.num_steps=1"], "num_steps"),
-    (["--set", "0.num_steps=100000000"], "and there are"),
-    (["--set", "0.gen_lr=nan"], "gen_lr"),
-    (["--set", "0.batch_split=99"], "batch_split"),
-    (["--set", "fov=999"], "fov"),
-    (["--set", "no_such_key=1"], "unknown key"),
-    (["--set", "fov"], "expected KEY=VALUE"),
-    (["--set", "7.gen_lr=1"], "has no stage 7"),
-    (["--max_steps", "-1"], "--max_steps"),
-    (["--n_epochs", "0"], "--n_epochs"),
-    (["--sample_interval", "0"], "--sample_interval"),
-    (["--keep", "0"], "--keep"),
-    (["--state_seconds", "-1"], "--state_seconds"),
-    (["--state_seconds", "inf"], "--state_seconds"),
-    (["--seed", "-1"], "--seed"),
-    (["--port", "99999"], "--port"),
-    (["--num_processes", "0"], "--num_processes"),
-    (["--dataset_path", "nowhere"], "nowhere"),
-    (["--dataset_path", "DIR"], "no pictures"),
-    (["--dataset_path", "FILE"], "no .zip"),
-    (["--cache_dir", "FILE"], "--cache_dir"),
-    (["--load_dir", "nowhere"], "--load_dir"),
-    (["--load_dir", "DIR"], "no training_state.pth"),
-    (["--load_dir", "FILE"], "--load_dir"),
-    (["--curriculum", "Demmo"], "Did you mean 'Demo'?"),
-    (["--curriculum_file", "FILE"], "--curriculum_file"),
-]
 
 
 @pytest.fixture
@@ -180,55 +64,37 @@ def snapshot():
 
 def without_root(cases):
     """Root may write where nobody else may."""
-    return [case for case in cases if os.geteuid() or "LOCKED/below" not in case[0]]
+    return [c for c in cases if os.geteuid() or not any("LOCKED" in word for word in c[0])]
 
 
-OF_OTHERS = [
-    (eval_metrics, ["GENERATOR", "--num_images", "0"], "--num_images"),
-    (
-        eval_metrics,
-        ["GENERATOR", "--consistency", "--num_images", "99999999999"],
-        "--num_images 99999999999: needs",
-    ),
-    (eval_metrics, ["GENERATOR", "--psi", "2"], "--psi"),
-    (eval_metrics, ["GENERATOR", "--seed", "-1"], "--seed"),
-    (eval_metrics, ["GENERATOR", "--protocol", "fast"], "--protocol"),
-    (eval_metrics, ["GENERATOR", "--real_image_dir", "nowhere"], "nowhere"),
-    (eval_metrics, ["GENERATOR", "--consistency", "--held_out_cars", "-1"], "--held_out_cars"),
-    (eval_metrics, ["nowhere/generator.pth", "--consistency"], "no such file"),
-    (eval_metrics, ["FILE", "--consistency"], "is no checkpoint"),
-    (eval_metrics, ["GENERATOR", "--no_such_flag"], "unknown flag"),
-    (fid_evaluation, ["--dataset", "CelebB"], "Did you mean 'CelebA'?"),
-    (fid_evaluation, ["--dataset", "CelebA", "--dataset_path", "nowhere"], "nowhere"),
-    (fid_evaluation, ["--img_size", "0"], "--img_size"),
-    (fid_evaluation, ["--num_imgs", "-1"], "--num_imgs"),
-    (fid_evaluation, ["--no_such_flag"], "unknown flag"),
-    (convert_checkpoint, ["--no_such_flag"], "unknown flag"),
-    (convert_checkpoint, [], "required"),
-    (convert_checkpoint, ["nowhere", "out"], "nowhere"),
-    (plot_run, ["--no_such_flag"], "unknown flag"),
-    (plot_run, [], "required"),
-    (plot_run, ["nowhere"], "nowhere"),
-    (plot_run, ["DIR"], "DIR"),
-    (viewer, ["GENERATOR", "--no_such_flag"], "unknown flag"),
-    (viewer, ["GENERATOR", "--port", "99999"], "--port"),
-    (viewer, ["GENERATOR", "--image_size", "0"], "--image_size"),
-    (viewer, ["GENERATOR", "--mix", "x"], "--mix"),
-    (viewer, ["nowhere/generator.pth"], "no such file"),
-    (viewer, ["FILE"], "is no checkpoint"),
-]
-
-
-def test_the_other_commands(place, tiny_run, monkeypatch, capsys):
-    for module, words, expected in OF_OTHERS:
+@pytest.mark.parametrize("module", OF_OTHERS, ids=lambda module: module.__name__)
+def test_the_other_commands(place, tiny_run, monkeypatch, capsys, module, counted):
+    published_files.write_run(place / "published")
+    (place / "run").mkdir()
+    (place / "run" / "log.jsonl").write_text('{"step": 10, "d_real": 0.5}\n')
+    (place / "reals").mkdir()
+    Image.new("RGB", (8, 8)).save(place / "reals" / "0.png")
+    usual, cases = OF_OTHERS[module]
+    lines = [(usual, words, expected) for words, expected in without_root(cases)]
+    lines += [([], words, expected) for own, words, expected in WITHOUT_A_SOURCE if own is module]
+    for known, words, expected in lines:
         generator = str(tiny_run / "generator.pth")
-        words = [generator if word == "GENERATOR" else word for word in words]
-        refused(monkeypatch, capsys, module, words, expected)
-    print(f"others: {len(OF_OTHERS)} wrong command lines, one line each")
+        if words and words[0] == "GENERATOR" and known:
+            generator, words = words[1], []
+        typed = [generator if word == "GENERATOR" else word for word in [*known, *words]]
+        refused(monkeypatch, capsys, module, typed, expected)
+    counted(f"{module.__name__}: {len(lines)} wrong command lines, one line each")
+
+
+def test_every_command_is_among_them():
+    root = Path(flags.__file__).parent
+    commands = {path.stem for path in root.glob("*.py") if "def build_parser" in path.read_text()}
+    tried = {module.__name__ for module in [*VIEWERS.values(), *OF_OTHERS, inverse_render, train]}
+    assert tried == commands
 
 
 @pytest.mark.parametrize("name", VIEWERS)
-def test_viewing_commands(place, tiny_run, monkeypatch, capsys, name):
+def test_viewing_commands(place, tiny_run, monkeypatch, capsys, name, counted):
     cases = without_root([*OF_ALL, *OF_VIEWERS, *OF_COMMAND[name]])
     for words, expected in cases:
         generator = str(tiny_run / "generator.pth")
@@ -236,10 +102,10 @@ def test_viewing_commands(place, tiny_run, monkeypatch, capsys, name):
             generator, words = words[1], []
         refused(monkeypatch, capsys, VIEWERS[name], [generator, *words], expected)
     refused(monkeypatch, capsys, VIEWERS[name], [], "generator.pth")
-    print(f"{name}: {len(cases) + 1} wrong command lines, one line each")
+    counted(f"{name}: {len(cases) + 1} wrong command lines, one line each")
 
 
-def test_inverse_render(place, tiny_run, monkeypatch, capsys):
+def test_inverse_render(place, tiny_run, monkeypatch, capsys, counted):
     cases = without_root([*OF_ALL, *OF_INVERSION])
     for words, expected in cases:
         photo = "photo.png"
@@ -247,16 +113,16 @@ def test_inverse_render(place, tiny_run, monkeypatch, capsys):
             photo, words = words[1], []
         generator = str(tiny_run / "generator.pth")
         refused(monkeypatch, capsys, inverse_render, [generator, photo, *words], expected)
-    print(f"inverse_render: {len(cases)} wrong command lines, one line each")
+    counted(f"inverse_render: {len(cases)} wrong command lines, one line each")
 
 
-def test_train(place, monkeypatch, capsys):
+def test_train(place, monkeypatch, capsys, counted):
     cases = without_root([*OF_ALL, *OF_TRAINING])
     for words, expected in cases:
         usual = ["--curriculum", "Demo", "--set", "num_images=4"]
         refused(monkeypatch, capsys, train, [*usual, *words], expected)
     refused(monkeypatch, capsys, train, [], "--curriculum is missing")
-    print(f"train: {len(cases) + 1} wrong command lines, one line each")
+    counted(f"train: {len(cases) + 1} wrong command lines, one line each")
 
 
 def test_ten_times_more_samples_than_memory(place, monkeypatch, capsys):

@@ -201,18 +201,18 @@ def tree_of(folder):
     return sorted(os.listdir(folder)), sum(len(files) for _, _, files in os.walk(folder))
 
 
-def test_one_of_each_kind(tmp_path):
+def test_one_of_each_kind(tmp_path, counted):
     wanted = write_folder(tmp_path / "photos", 1)
     counts = verify(*outcomes(tmp_path / "photos"), wanted)
-    print(dict(counts))
+    counted(f"one of each kind: {dict(counts)}")
 
 
 @pytest.mark.slow
-def test_a_thousand_of_all_kinds(tmp_path):
+def test_a_thousand_of_all_kinds(tmp_path, counted):
     wanted = write_folder(tmp_path / "photos", ROUNDS)
     before = tree_of(tmp_path / "photos")
     counts = verify(*outcomes(tmp_path / "photos"), wanted)
-    print(f"{len(wanted)} damaged pictures in a folder: {dict(counts)}")
+    counted(f"{len(wanted)} damaged pictures in a folder: {dict(counts)}")
     assert len(wanted) >= 1000
     assert tree_of(tmp_path / "photos") == before
 
@@ -232,12 +232,12 @@ def hostile_members(rounds):
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(ROUNDS, marks=pytest.mark.slow)])
-def test_a_zip_whose_names_lead_out(tmp_path, rounds):
+def test_a_zip_whose_names_lead_out(tmp_path, rounds, counted):
     members, wanted = hostile_members(rounds)
     (tmp_path / "photos.zip").write_bytes(zip_of(members))
     before = sorted(str(path) for path in tmp_path.parent.rglob("*"))
     counts = verify(*outcomes(tmp_path / "photos.zip"), wanted)
-    print(f"{len(wanted)} members of a .zip: {dict(counts)}")
+    counted(f"{len(wanted)} members of a .zip: {dict(counts)}")
     assert sorted(str(path) for path in tmp_path.parent.rglob("*")) == before
     assert not any(Path("/tmp").glob("absolute[0-9]*"))
 
@@ -274,7 +274,7 @@ except datasets.UsageError as error:
 
 
 @pytest.mark.slow
-def test_memory_stays_bounded_and_nothing_is_written_outside_of_the_cache(tmp_path):
+def test_memory_stays_bounded_and_nothing_is_written_outside_of_the_cache(tmp_path, counted):
     photos, cache = tmp_path / "photos", tmp_path / "cache"
     write_folder(photos, ROUNDS)
     rng = np.random.default_rng(0)
@@ -286,7 +286,7 @@ def test_memory_stays_bounded_and_nothing_is_written_outside_of_the_cache(tmp_pa
     done = subprocess.run([sys.executable, "-c", MEASURE, str(photos), str(cache)], cwd=ROOT,
                           capture_output=True, text=True, check=True)  # fmt: skip
     kilobytes, message = json.loads(done.stdout)
-    print(f"at most {kilobytes / 1024:.0f} MiB in memory, PyTorch included; {message}")
+    counted(f"at most {kilobytes / 1024:.0f} MiB in memory, PyTorch included; {message}")
     assert kilobytes / 1024 < 1500
     assert "cannot be read" in message
     assert "a run starts with at most 1 in 100" in message

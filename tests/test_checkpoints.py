@@ -77,6 +77,23 @@ def test_wrong_shapes_are_one_line(tiny_run):
         checkpoints.load_generator(tiny_run / "generator.pth")
 
 
+def test_a_curriculum_of_tensors_is_one_line(tiny_run):
+    content = checkpoints.read(tiny_run / "ema.pth", "generator")
+    content["curriculum"][0]["gen_lr"] = torch.zeros(2, 2)
+    checkpoints.save(tiny_run / "ema.pth", "generator", content)
+    with pytest.raises(UsageError, match="gen_lr is tensor.*it must be a number") as caught:
+        checkpoints.load_generator(tiny_run / "generator.pth")
+    assert str(caught.value).isprintable()
+
+
+def test_networks_without_end_in_a_file_are_refused_at_once(tiny_run):
+    content = checkpoints.read(tiny_run / "ema.pth", "generator")
+    content["curriculum"]["num_layers"] = 10**9
+    checkpoints.save(tiny_run / "ema.pth", "generator", content)
+    with pytest.raises(UsageError, match="num_layers is 1000000000, it must be .* at most 1000"):
+        checkpoints.load_generator(tiny_run / "generator.pth")
+
+
 def test_a_fit_comes_back_and_only_with_its_generator(tiny_run, tmp_path):
     saved = checkpoints.load_generator(tiny_run / "generator.pth")
     film = saved.generator.mapping(torch.randn(1, 6))

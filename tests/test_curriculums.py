@@ -97,6 +97,7 @@ def test_overrides_are_typed_by_the_schema():
         ("r1_lambda=-1", "must be at least 0"),
         ("r1_lambda=inf", "must be a"),
         ("0.batch_size=0", "must be at least 1"),
+        ("topk_interval=0.3", "must be at least 1"),
         ("0.batch_size=1.5", "must be a whole number"),
         ("0.num_steps=2", "must be at least 3"),
         ("0.img_size=48", "has levels for 2, 4, 8"),

@@ -4,6 +4,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from faults import limited
 from PIL import Image
 
 import datasets
@@ -163,6 +164,20 @@ def test_one_unreadable_picture_in_a_hundred_is_left_out_and_named(tmp_path, cap
         (folder / name).unlink()
     open_at(folder, tmp_path, skipped_file=listed)
     assert listed.read_text() == ""
+
+
+def test_a_list_of_them_that_cannot_be_written_leaves_the_earlier_one(tmp_path):
+    folder = write_pictures(tmp_path / "set", 200)
+    (folder / "0050.png").write_bytes(b"")
+    listed = tmp_path / "run" / "skipped.txt"
+    open_at(folder, tmp_path, skipped_file=listed)
+    before = listed.read_text()
+    (folder / "0051.png").write_bytes(b"")
+    open_at(folder, tmp_path)  # is cached
+    with limited(20), pytest.raises(UsageError, match="cannot write .*skipped.txt': File too"):
+        open_at(folder, tmp_path, skipped_file=listed)
+    assert listed.read_text() == before
+    assert list(listed.parent.iterdir()) == [listed]
 
 
 @pytest.mark.parametrize("count", [100, 299])

@@ -3,10 +3,9 @@ goes on where it can."""
 
 import errno
 import os
-import subprocess
 
 import pytest
-from faults import entries_of, state_of, tiny_arguments
+from faults import entries_of, fill, state_of, tiny_arguments
 
 import append_files
 import checkpoints
@@ -17,33 +16,6 @@ import run_state
 import train
 
 FULL_FROM, FULL_UNTIL = 10, 20  # steps between which the disk takes nothing
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder with a file system of 2 MB of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    try:
-        is_there = subprocess.run(command, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        is_there = False
-    if not is_there:
-        pytest.skip("a small file system cannot be mounted here (only root may)")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(disk):
-    """Take all space that is left."""
-    with (disk / "filler").open("wb", buffering=0) as file:
-        for size in (4096, 1):
-            try:
-                while True:
-                    file.write(bytes(size))
-            except OSError:
-                pass
 
 
 def at_steps(monkeypatch, actions):
@@ -110,7 +82,7 @@ def test_a_disk_that_stays_full_ends_with_the_last_good_state(
         (append_files.RecordWriter, "write", "TensorBoard's files"),
     ],
 )
-def test_a_broken_disk(tmp_path, monkeypatch, capsys, owner, function, told):
+def test_a_broken_disk(tmp_path, monkeypatch, capsys, owner, function, told, counted):
     failures = []
     plain = getattr(owner, function)
 
@@ -130,7 +102,7 @@ def test_a_broken_disk(tmp_path, monkeypatch, capsys, owner, function, told):
     message = capsys.readouterr().err
     assert message.count(f"writing {told} failed (Input/output error); training goes on") == 1
     assert message.count(f"writing {told} works again") == 1
-    print(f"{function} failed {len(failures)} times, told once")
+    counted(f"{function} failed {len(failures)} times, told once")
     assert len(failures) > 1
     assert state_of(tmp_path / "out")["step"] == 22
     assert checkpoints.read(tmp_path / "out" / "ema.pth", "generator")["step"] == 22

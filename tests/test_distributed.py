@@ -129,7 +129,11 @@ class TestTwoProcesses:
 
     @pytest.mark.parametrize(
         ("kind", "code", "message"),
-        [("bug", 1, "ZeroDivisionError: the failure itself"), ("killed", 137, "rank 1 was ended")],
+        [
+            ("bug", 1, "ZeroDivisionError: the failure itself"),
+            ("killed", 137, "rank 1 was ended"),
+            ("disk", 1, "error: cannot write cat.png (No space left on device)\n"),
+        ],
     )
     def test_one_failure_ends_the_run(self, capfd, kind, code, message):
         start = time.monotonic()

@@ -10,7 +10,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import NUM_FEATURES, TINY, WIDTH, needs_libraries
 from PIL import Image
 
 import checkpoints
@@ -27,55 +27,7 @@ from evaluation.frechet import fitted_gaussian, frechet_distance
 from flags import UsageError
 from inception import Weights
 
-NUM_FEATURES, NUM_LOGITS = 40, 10  # in place of Inception's 2048 and 1008, which take long
-WIDTH = NUM_FEATURES + NUM_LOGITS
-
-
-@pytest.fixture(autouse=True)
-def _few_features(monkeypatch):
-    for module in (quality, eval_metrics):
-        monkeypatch.setattr(module, "NUM_FEATURES", NUM_FEATURES)
-        monkeypatch.setattr(module, "NUM_LOGITS", NUM_LOGITS)
-
-
-def needs_libraries():
-    for name in ("torchvision", "torch_fidelity", "pytorch_fid"):
-        spec = __import__("importlib.util").util.find_spec(name)
-        if spec is None:
-            pytest.skip(f"{name} is not installed; pip install -r requirements-eval.txt")
-
-
-@pytest.fixture
-def small_network(monkeypatch, tmp_path):
-    """A network in Inception's place: fixed random projections of the pixels, and its calls."""
-    needs_libraries()
-    seen = []
-    rng = torch.Generator().manual_seed(0)
-    projection = torch.randn(3 * 64, WIDTH, generator=rng) / 100
-
-    def network(images):
-        seen.append(len(images))
-        small = torch.nn.functional.adaptive_avg_pool2d(images.float(), 8) / 255
-        return torch.tanh(small.flatten(1) @ projection)
-
-    path = tmp_path / "weights.pth"
-    path.write_bytes(b"stands for a file of weights")
-    monkeypatch.setattr(inception, "fidelity_network", lambda weights, device: network)
-    monkeypatch.setattr(
-        inception,
-        "pytorch_fid_network",
-        lambda weights, device: lambda images: network(images)[:, :NUM_FEATURES],
-    )
-    return path, seen
-
-
-@pytest.fixture
-def reals(tmp_path):
-    """A folder of 10 real images as fid_evaluation.py writes them."""
-    folder = tmp_path / "reals"
-    command = ["--dataset", "toycars", "--img_size", "8", "--num_imgs", "10"]
-    assert fid_evaluation.main([*command, "--output_dir", str(folder)]) == 0
-    return folder
+pytestmark = pytest.mark.usefixtures("few_features")
 
 
 def evaluate(tiny_run, reals, weights, out, *more):

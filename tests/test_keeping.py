@@ -13,12 +13,13 @@ import append_files
 import checkpoints
 import run_keeping
 import run_lock
+import run_setup
 import run_state
 import train
 from append_files import Board, JsonLines
 from flags import UsageError
 from run_keeping import SHEETS_PER_KEEP, steps_to_keep
-from training import collapse
+from training import collapse, losses
 
 
 @given(st.sets(st.integers(1, 10**6), max_size=200), st.integers(1, 1000), st.integers(1, 5))
@@ -218,20 +219,56 @@ def test_nothing_that_is_not_finite_is_saved_or_gone_on_from(tmp_path, monkeypat
         train.main([*arguments, "--max_steps", "9", "--resume"])
 
 
-def test_signs_of_collapse_are_in_the_log(tmp_path, monkeypatch, capsys):
+def fill_space(game, density):
+    game.generator.siren.final_layer.bias.data.fill_(density)
+
+
+def make_alike(game):
+    for parameter in game.generator.siren.mapping_network.parameters():
+        parameter.data.zero_()
+
+
+def misguess(game):
+    game.discriminator.final_layer.bias.data[-2:] = 1000.0
+
+
+COLLAPSES = {  # what is done to a game, and a piece of the line
+    "empty": (lambda game: fill_space(game, -1e4), "space has been empty for "),
+    "full": (lambda game: fill_space(game, 1e4), "space has been full for "),
+    "alike": (make_alike, "all objects have looked alike for "),
+    "heads": (misguess, "the discriminator's guesses of latent and pose have been "),
+    "loss": (None, "the discriminator's loss has been near zero "),
+}
+
+
+@pytest.mark.parametrize("sign", COLLAPSES)
+def test_signs_of_collapse_are_in_the_log(tmp_path, monkeypatch, capsys, sign):
+    """Once each, while they happen: on the screen and in log.jsonl."""
+    spoil, words = COLLAPSES[sign]
     monkeypatch.setattr(run_keeping, "PROBE_INTERVAL", 2)
-    monkeypatch.setattr(collapse, "PATIENCE", dict.fromkeys(collapse.PATIENCE, 4))
-    monkeypatch.setattr(collapse, "ALIKE", 1.0)
+    monkeypatch.setattr(collapse, "PATIENCE", dict.fromkeys(collapse.PATIENCE, 10))
+    build = run_setup.build_game
+
+    def spoiled(*args):
+        game = build(*args)
+        if spoil is not None:
+            spoil(game)
+        return game
+
+    monkeypatch.setattr(run_setup, "build_game", spoiled)
+    if sign == "loss":
+        logistic = losses.logistic
+        monkeypatch.setattr(losses, "logistic", lambda *args, **kw: 1e-3 * logistic(*args, **kw))
     out = tmp_path / "out"
-    assert (
-        train.main([*tiny_arguments(tmp_path), "--output_dir", str(out), "--max_steps", "9"]) == 0
-    )
-    warnings = [entry for entry in entries_of(out) if "warning" in entry]
+    arguments = [*tiny_arguments(tmp_path, stage2=1000), "--output_dir", str(out)]
+    arguments += ["--set", "discriminator=CCSEncoderDiscriminator", "--set", "pos_lambda=15"]
+    assert train.main([*arguments, "--max_steps", "30"]) == 0
+    entries = [entry for entry in entries_of(out) if words in entry.get("warning", "")]
     error = capsys.readouterr().err
-    for entry in warnings:
-        assert entry["step"] == 6
-        assert error.count(f"warning at step 6: {entry['warning']}") == 1
-    assert any("looked alike for 4 steps" in entry["warning"] for entry in warnings)
+    assert len(entries) == 1
+    assert entries[0]["step"] in (12, 20)  # losses are looked at every ten steps
+    line = f"warning at step {entries[0]['step']}: {entries[0]['warning']}"
+    assert error.count(line) == error.count(words) == 1
 
 
 def test_exports_are_brought_up_to_date_when_a_run_goes_on(tmp_path, monkeypatch):

@@ -88,21 +88,21 @@ def torture(tmp_path, processes, kills, rng):
     return kills_while_saving, found
 
 
-def test_two_kills(tmp_path):
+def test_two_kills(tmp_path, counted):
     while_saving, found = torture(tmp_path, 1, 2, random.Random(0))
-    print(f"2 kills, {while_saving} while saving, at steps {found}")
+    counted(f"2 kills, {while_saving} while saving, at steps {found}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_thirty_kills(tmp_path, processes):
+def test_thirty_kills(tmp_path, processes, counted):
     while_saving, found = torture(tmp_path, processes, 30, random.Random(processes))
-    print(f"{processes} processes: 30 kills, {while_saving} while saving, at steps {found}")
+    counted(f"{processes} processes: 30 kills, {while_saving} while saving, at steps {found}")
     assert while_saving >= 10
 
 
 @pytest.mark.slow
-def test_a_preempted_torchrun_job_goes_on_by_the_same_command(tmp_path):
+def test_a_preempted_torchrun_job_goes_on_by_the_same_command(tmp_path, counted):
     import subprocess
     import sys
 
@@ -126,4 +126,4 @@ def test_a_preempted_torchrun_job_goes_on_by_the_same_command(tmp_path):
         steps.append(state_of(tmp_path / "out")["step"])
         assert f"saved at step {steps[-1]}" in error
     assert steps[0] < steps[1]
-    print(f"torchrun was preempted at steps {steps}")
+    counted(f"torchrun was preempted at steps {steps}")

@@ -25,7 +25,7 @@ def resident_bytes():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
-def test_five_thousand_steps(tmp_path, monkeypatch):
+def test_five_thousand_steps(tmp_path, monkeypatch, counted):
     out, keep = tmp_path / "out", 2
     monkeypatch.setattr(append_files, "LOG_BYTES", 30_000)
     monkeypatch.setattr(append_files, "BOARD_BYTES", 100_000)
@@ -56,7 +56,7 @@ def test_five_thousand_steps(tmp_path, monkeypatch):
         assert len(logs) <= keep + 1
         assert sum(path.stat().st_size for path in logs) < (keep + 1) * 31_000
         assert sum(path.stat().st_size for path in boards) < (keep + 1) * 200_000
-        print(f"step {last}: previews of {len(sheets)} steps, {len(logs)} logs, {len(boards)} "
+        counted(f"step {last}: previews of {len(sheets)} steps, {len(logs)} logs, {len(boards)} "
               f"TensorBoard files, {len(list(out.iterdir()))} files in all")  # fmt: skip
     assert state_of(out)["step"] == STEPS
     for entry in entries:
@@ -68,7 +68,7 @@ def test_five_thousand_steps(tmp_path, monkeypatch):
     steps, memory, handles = np.array(measured).T
     settled = steps > SECOND_STAGE + 500
     slope = np.polyfit(steps[settled], memory[settled], 1)[0]
-    print(f"{STEPS} steps: memory {memory[settled][0] / 2**20:.0f} MiB at step "
+    counted(f"{STEPS} steps: memory {memory[settled][0] / 2**20:.0f} MiB at step "
           f"{steps[settled][0]}, {memory[-1] / 2**20:.0f} MiB at the end, slope "
           f"{slope:.0f} bytes per step; file handles {min(handles[settled])} to "
           f"{max(handles[settled])}")  # fmt: skip

@@ -69,7 +69,7 @@ def test_two_runs_share_a_cache(tmp_path):
         ("sleep", "gave no sign of life for 20 s"),
     ],
 )
-def test_a_rank_that_is_lost_is_noticed_within_a_minute(tmp_path, kind, told, rank):
+def test_a_rank_that_is_lost_is_noticed_within_a_minute(tmp_path, kind, told, rank, counted):
     """die: SIGKILL; hang: SIGSTOP; sleep: its main thread stands still and its others live."""
     tiny, out = [*tiny_arguments(tmp_path), *TWO], tmp_path / "out"
     last = 40
@@ -89,7 +89,7 @@ def test_a_rank_that_is_lost_is_noticed_within_a_minute(tmp_path, kind, told, ra
     code, error = run([*tiny, "--output_dir", tmp_path / "whole", "--max_steps", last + 3])
     assert code == 0, error
     assert differences(state_of(out), state_of(tmp_path / "whole")) == []
-    print(f"rank {rank} {kind}: all over {seconds:.0f} s after step 30, saved at {last}")
+    counted(f"rank {rank} {kind}: all over {seconds:.0f} s after step 30, saved at {last}")
     assert seconds < 70  # ten steps, up to a minute, and the end of the processes
 
 
@@ -103,17 +103,17 @@ def test_a_data_set_smaller_than_a_batch(tmp_path, processes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["image", "gradient", "loss"])
+@pytest.mark.parametrize("what", ["image", "gradient", "loss", "scaler"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_bad_numbers_on_one_rank_of_two(tmp_path, rank, what):
+def test_bad_numbers_on_one_rank_of_two(tmp_path, rank, what, counted):
     """Skipped and counted on both ranks, and stopped after ten with the cause."""
     tiny, out = [*tiny_arguments(tmp_path), *TWO], tmp_path / "out"
     code, error = run([*tiny, "--output_dir", out], {"nan": [rank, 20, what]})
     assert code == 1
-    network = {"image": "discriminator", "gradient": "generator", "loss": "generator"}[what]
+    network = "discriminator" if what == "image" else "generator"
     assert f"error: 10 updates of the {network} in a row were not finite, up to step 30" in error
     assert "no state was saved" in error
     assert "Traceback" not in error
     assert not (out / "training_state.pth").exists()
     assert "were not finite" in entries_of(out)[-1]["error"]
-    print(f"rank {rank}, {what}: stopped at step 30 on both ranks")
+    counted(f"rank {rank}, {what}: stopped at step 30 on both ranks")

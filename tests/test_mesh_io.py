@@ -9,7 +9,6 @@ import pytest
 import trimesh
 
 import mesh_io
-from flags import UsageError
 from geometry.density_grid import Cube
 from geometry.surface import Mesh, vertex_normals
 
@@ -125,6 +124,10 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, values, monkeypatch):
     assert (tmp_path / "a.mrc").read_text() == "earlier"
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path, tetrahedron):
-    with pytest.raises(UsageError, match="cannot be written"):
-        mesh_io.save_mesh(tmp_path / "missing" / "a.ply", tetrahedron)
+def test_a_place_that_cannot_be_written_is_named(tmp_path, tetrahedron):
+    path = tmp_path / "a.ply"
+    path.mkdir()
+    with pytest.raises(OSError, match="Is a directory") as caught:
+        mesh_io.save_mesh(path, tetrahedron)
+    assert caught.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == [path]

@@ -157,3 +157,23 @@ def test_two_ranks_measure_what_one_does(tiny, weights, tmp_path):
     both = fitted_gaussian(shares[0] + shares[1])
     assert frechet_distance(both, meter.real) == expected
     assert meter.measure(generator, 1, alone, lambda: True) is None  # asked to stop
+
+
+def test_a_machine_with_a_disk_of_its_own_gets_the_statistics(tiny, weights, tmp_path, monkeypatch):
+    curriculum = load("Tiny", file=tmp_path / "tiny.py")
+    options = training_fid.FidOptions(interval=1, num_images=9, weights=tmp_path / "weights.pth",
+                                      takes_any_weights=True)  # fmt: skip
+    data = train.run_setup.dataset_options(curriculum)
+    main, other = (
+        distributed.Place(device=torch.device("cpu"), rank=r, world_size=2) for r in (0, 1)
+    )
+    meter, _ = training_fid.open_meter(main, options, curriculum, data, tmp_path / "cache")
+
+    def from_main(tensors):
+        for tensor, value in zip(tensors, meter.real, strict=True):
+            tensor.copy_(value)
+
+    monkeypatch.setattr(distributed, "broadcast_state", from_main)
+    found, _ = training_fid.open_meter(other, options, curriculum, data, tmp_path / "empty")
+    assert all(torch.equal(*pair) for pair in zip(found.real, meter.real, strict=True))
+    assert list((tmp_path / "empty").iterdir()) == []

@@ -60,6 +60,12 @@ class Network:
             start_new_session=True,
         )  # fmt: skip
 
+    def kill(self, number, process):
+        """End all that runs on a host at once: torchrun alone would leave its ranks behind."""
+        for pid in ip("netns", "pids", self.hosts[number]).stdout.split():
+            os.kill(int(pid), signal.SIGKILL)
+        process.communicate()
+
     def tear_down(self):
         for host in self.hosts:
             ip("netns", "del", host)
@@ -101,35 +107,27 @@ def has_stopped(folder, error):
     return f"in {folder}; go on with the same command and --resume" in error
 
 
-def kill(process):
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["cable", "host 0", "host 1"])
-def test_two_machines(network, tmp_path, fault):
+def test_two_machines(network, tmp_path, fault, counted):
     outs = [tmp_path / f"host{number}" / "out" for number in (0, 1)]
     hosts = both(network, tmp_path)
     log = outs[0] / "log.jsonl"
     wait_for(lambda: log.exists() and log.read_text().count("\n") >= 2, hosts[0], 120)
-    if fault == "cable":
-        network.plug(is_in=False)
-        left = [0, 1]
-    else:
-        lost = int(fault[-1])
-        # A machine that is gone says no goodbye: the cable is cut, then all on it ends.
-        network.plug(is_in=False)
-        kill(hosts[lost])
-        left = [1 - lost]
     began = time.monotonic()
+    network.plug(is_in=False)
+    left = [0, 1]
+    if fault != "cable":  # a machine that is gone says no goodbye: all on it ends behind the cut
+        lost = int(fault[-1])
+        network.kill(lost, hosts[lost])
+        left = [1 - lost]
     for number in left:
         state = outs[number] / "training_state.pth"
         wait_for(state.exists, hosts[number], 100)
-        print(f"{fault}: host {number} had saved after {time.monotonic() - began:.0f} s")
+        counted(f"{fault}: host {number} had saved after {time.monotonic() - began:.0f} s")
     _, errors = ended([hosts[number] for number in left])
     seconds = time.monotonic() - began
-    print(f"{fault}: torchrun was over after {seconds:.0f} s")
+    counted(f"{fault}: torchrun was over after {seconds:.0f} s")
     for number, error in zip(left, errors, strict=True):
         assert has_stopped(outs[number], error)
     steps = [state_of(outs[number])["step"] for number in left]
@@ -142,5 +140,5 @@ def test_two_machines(network, tmp_path, fault):
                        "--output_dir", tmp_path / "whole"])  # fmt: skip
     assert code == 0, error
     assert differences(state_of(outs[0]), state_of(tmp_path / "whole")) == []
-    print(f"{fault}: saved at {steps}, went on to {last}, as one machine with two processes does")
+    counted(f"{fault}: saved at {steps}, went on to {last}, as one machine with two processes does")
     assert seconds < 60

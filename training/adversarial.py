@@ -306,18 +306,21 @@ class AdversarialGame:
         optimizer = (self.generator_optimizer, self.discriminator_optimizer)[network]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        has_finite_loss = torch.stack(list(terms.values())).detach().isfinite().all().float()
+        figures = [term.detach().float() for term in terms.values()]
+        if self.precision.is_scaled:
+            figures.append(self.scaler.scale(figures[0].new_ones(())))
+        is_sound = torch.stack(figures).isfinite().all().float()
         if self.synchronize is not None:
-            # The loss's flag travels along, so that all processes count alike.
-            self.synchronize([*gradients, has_finite_loss])
-        poison(gradients, has_finite_loss)
+            # Whether loss and scale are finite travels along, so that all processes count alike.
+            self.synchronize([*gradients, is_sound])
+        poison(gradients, is_sound)
         self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, stage.grad_clip)
         is_bad = ~norm.isfinite()
         if self.precision.is_scaled:  # an overflow of the scaled gradients alone is a back-off
             scale = self.scaler.scale(norm.new_ones(()))
             can_back_off = (scale > 1) & scale.isfinite()
-            is_bad = is_bad & ((has_finite_loss < 1) | ~can_back_off)
+            is_bad = is_bad & ((is_sound < 1) | ~can_back_off)
         self.health.note(network, is_bad)
         if self.scaler.is_enabled() or not is_bad:
             self.scaler.step(optimizer)
