@@ -275,7 +275,7 @@ def test_more_frames_than_the_file_has_are_refused(command, tmp_path):
 
 
 def test_a_zoom_beyond_half_a_turn_is_refused():
-    args = render_video.build_parser().parse_args(["generator.pth"])
+    args = render_video.build_parser().parse_args(["generator.pth", "--trajectory", "front"])
     with pytest.raises(UsageError, match="would reach 180 degrees"):
         filming.cameras(args, TRAJECTORIES, [Camera(1.0, 1.0, 170.0)])
 
