@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEAKY_SLOPE = 0.2
+from discriminators.linearized import AS_THEY_ARE, LEAKY_SLOPE, AsTheyAre, Kernel
 
 
 class CoordConv(nn.Module):
@@ -23,8 +23,8 @@ class CoordConv(nn.Module):
             in_channels + 2, out_channels, kernel_size, stride=stride, padding=kernel_size // 2
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features of x (B, in_channels, H, W).
+    def kernel(self, x: Tensor) -> Kernel:
+        """The convolution as one of x (B, in_channels, H, W) alone.
 
         A convolution is linear in its channels, and what the coordinates add is the same for all
         images: it is computed once, which is faster than two more channels in every image.
@@ -35,10 +35,22 @@ class CoordConv(nn.Module):
         coordinates = torch.stack(
             [rows[:, None].expand(height, width), columns.expand(height, width)]
         )
-        of_x, of_coordinates = self.conv.weight.split([x.shape[1], 2], dim=1)
-        stride, padding = self.conv.stride, self.conv.padding
-        everywhere = F.conv2d(coordinates[None], of_coordinates, self.conv.bias, stride, padding)
-        return F.conv2d(x, of_x, None, stride, padding) + everywhere
+        whole = Kernel.of(self.conv)
+        of_x, of_coordinates = whole.weight.split([x.shape[1], 2], dim=1)
+        everywhere = AS_THEY_ARE.convolve(coordinates[None], whole._replace(weight=of_coordinates))
+        return whole._replace(weight=of_x, constant=everywhere)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of x (B, in_channels, H, W)."""
+        return AS_THEY_ARE.convolve(x, self.kernel(x))
+
+
+def kernel_of(layer: nn.Module, x: Tensor) -> Kernel:
+    """The convolution of a module for the input x."""
+    if isinstance(layer, CoordConv):
+        return layer.kernel(x)
+    assert isinstance(layer, nn.Conv2d)  # for the type checker
+    return Kernel.of(layer)
 
 
 class AdapterBlock(nn.Module):
@@ -48,10 +60,9 @@ class AdapterBlock(nn.Module):
         super().__init__()
         self.model = nn.Sequential(nn.Conv2d(3, channels, 1), nn.LeakyReLU(LEAKY_SLOPE))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Features of images."""
-        features: Tensor = self.model(images)
-        return features
+    def forward(self, images: Tensor, layers: AsTheyAre = AS_THEY_ARE) -> Tensor:
+        """Features of images; layers says how convolution and rectifier act."""
+        return layers.rectify(layers.convolve(images, kernel_of(self.model[0], images)))
 
 
 class ResidualBlock(nn.Module):
@@ -88,11 +99,16 @@ class ResidualBlock(nn.Module):
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features (B, out_channels, H / 2, W / 2) of x (B, in_channels, H, W)."""
-        y: Tensor = self.network(x)
+    def forward(self, x: Tensor, layers: AsTheyAre = AS_THEY_ARE) -> Tensor:
+        """Features (B, out_channels, H / 2, W / 2) of x (B, in_channels, H, W).
+
+        layers says how convolutions and rectifiers act.
+        """
+        y = x
+        for convolution in (self.network[0], self.network[2]):  # a rectifier follows each
+            y = layers.rectify(layers.convolve(y, kernel_of(convolution, y)))
         if not self.is_strided:
             y, x = F.avg_pool2d(y, 2), F.avg_pool2d(x, 2)
         if self.proj is not None:
-            x = self.proj(x)
+            x = layers.convolve(x, Kernel.of(self.proj))
         return (y + x) / math.sqrt(2)
