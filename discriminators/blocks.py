@@ -2,55 +2,11 @@
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from discriminators.linearized import AS_THEY_ARE, LEAKY_SLOPE, AsTheyAre, Kernel
-
-
-class CoordConv(nn.Module):
-    """A convolution that also sees where each pixel is: row, then column, each from -1 to 1.
-
-    Source: CoordConv (Liu et al. 2018). The order, row before column, is that of the checkpoints.
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels + 2, out_channels, kernel_size, stride=stride, padding=kernel_size // 2
-        )
-
-    def kernel(self, x: Tensor) -> Kernel:
-        """The convolution as one of x (B, in_channels, H, W) alone.
-
-        A convolution is linear in its channels, and what the coordinates add is the same for all
-        images: it is computed once, which is faster than two more channels in every image.
-        """
-        _, _, height, width = x.shape
-        rows = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
-        columns = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)
-        coordinates = torch.stack(
-            [rows[:, None].expand(height, width), columns.expand(height, width)]
-        )
-        whole = Kernel.of(self.conv)
-        of_x, of_coordinates = whole.weight.split([x.shape[1], 2], dim=1)
-        everywhere = AS_THEY_ARE.convolve(coordinates[None], whole._replace(weight=of_coordinates))
-        return whole._replace(weight=of_x, constant=everywhere)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features of x (B, in_channels, H, W)."""
-        return AS_THEY_ARE.convolve(x, self.kernel(x))
-
-
-def kernel_of(layer: nn.Module, x: Tensor) -> Kernel:
-    """The convolution of a module for the input x."""
-    if isinstance(layer, CoordConv):
-        return layer.kernel(x)
-    assert isinstance(layer, nn.Conv2d)  # for the type checker
-    return Kernel.of(layer)
+from discriminators.convolutions import CoordConv
+from discriminators.linearized import AS_THEY_ARE, LEAKY_SLOPE, AsTheyAre
 
 
 class AdapterBlock(nn.Module):
@@ -62,7 +18,7 @@ class AdapterBlock(nn.Module):
 
     def forward(self, images: Tensor, layers: AsTheyAre = AS_THEY_ARE) -> Tensor:
         """Features of images; layers says how convolution and rectifier act."""
-        return layers.rectify(layers.convolve(images, kernel_of(self.model[0], images)))
+        return layers.rectify(layers.convolve(self.model[0], images))
 
 
 class ResidualBlock(nn.Module):
@@ -106,9 +62,9 @@ class ResidualBlock(nn.Module):
         """
         y = x
         for convolution in (self.network[0], self.network[2]):  # a rectifier follows each
-            y = layers.rectify(layers.convolve(y, kernel_of(convolution, y)))
+            y = layers.rectify(layers.convolve(convolution, y))
         if not self.is_strided:
             y, x = F.avg_pool2d(y, 2), F.avg_pool2d(x, 2)
         if self.proj is not None:
-            x = layers.convolve(x, Kernel.of(self.proj))
+            x = layers.convolve(self.proj, x)
         return (y + x) / math.sqrt(2)

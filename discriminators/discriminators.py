@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from discriminators.blocks import AdapterBlock, ResidualBlock
-from discriminators.linearized import AS_THEY_ARE, AsTheyAre, Kernel
+from discriminators.linearized import AS_THEY_ARE, AsTheyAre
 
 PUBLISHED_WIDTH = 400  # channels of the widest layers
 
@@ -94,7 +94,7 @@ class PyramidDiscriminator(nn.Module):
                 halved = F.interpolate(images, scale_factor=0.5, mode="nearest")
                 x = alpha * x + (1 - alpha) * self.fromRGB[level](halved, layers)
             x = self.layers[level](x, layers)
-        return self._verdict(layers.convolve(x, Kernel.of(self.final_layer)).flatten(1))
+        return self._verdict(layers.convolve(self.final_layer, x).flatten(1))
 
     def _verdict(self, outputs: Tensor) -> Verdict:
         outputs = outputs.float() if outputs.dtype.itemsize < 4 else outputs

@@ -7,40 +7,22 @@ so is the gradient of a penalty on it: neither needs a second derivative of the 
 Legend: B images, C channels, H x W pixels.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from discriminators.convolutions import kernel_of
+
 LEAKY_SLOPE = 0.2
-
-
-class Kernel(NamedTuple):
-    """A convolution: weight (C, in, k, k), and what it adds, (C,) or a map (1, C, H, W)."""
-
-    weight: Tensor
-    constant: Tensor
-    stride: int
-    padding: int
-
-    @classmethod
-    def of(cls, conv: nn.Conv2d) -> "Kernel":
-        """That of a module with a bias, strides and paddings equal in both directions."""
-        assert conv.bias is not None  # for the type checker
-        assert isinstance(conv.padding, tuple)
-        return cls(conv.weight, conv.bias, conv.stride[0], conv.padding[0])
 
 
 class AsTheyAre:
     """The layers of a network as they are."""
 
-    def convolve(self, x: Tensor, kernel: Kernel) -> Tensor:
+    def convolve(self, convolution: nn.Module, x: Tensor) -> Tensor:
         """Features (B, C, H, W) of x (B, in, ...)."""
-        weight, constant, stride, padding = kernel
-        if constant.ndim == 1:
-            return F.conv2d(x, weight, constant, stride, padding)
-        return F.conv2d(x, weight, None, stride, padding) + constant
+        features: Tensor = convolution(x)
+        return features
 
     def rectify(self, x: Tensor) -> Tensor:
         """LeakyReLU."""
@@ -75,14 +57,11 @@ class Affine(AsTheyAre):
         self.signs = iter(watched.rectified)
         self.shares = shares[:, None, None, None]
 
-    def convolve(self, x: Tensor, kernel: Kernel) -> Tensor:
+    def convolve(self, convolution: nn.Module, x: Tensor) -> Tensor:
         """Features (B, C, H, W) of x (B, in, ...)."""
-        weight, constant, stride, padding = kernel
+        weight, constant, stride, padding = kernel_of(convolution, x)
         linear = F.conv2d(x, weight, None, stride, padding)
-        constant = constant.to(linear.dtype)
-        if constant.ndim == 1:
-            constant = constant[None, :, None, None]
-        return torch.addcmul(linear, self.shares.to(linear.dtype), constant)
+        return torch.addcmul(linear, self.shares.to(linear.dtype), constant.to(linear.dtype))
 
     def rectify(self, x: Tensor) -> Tensor:
         """X, scaled where the rectifier scaled what was watched; LeakyReLU of the other images."""
