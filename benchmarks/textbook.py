@@ -13,8 +13,10 @@ from siren.siren import FilmSiren
 class TextbookField(FilmSiren):
     """FilmSiren that never takes a fast path and repeats each direction for every point."""
 
-    def forward(self, points: Tensor, directions: Tensor, film: Film) -> Tensor:
-        """As FilmSiren.forward."""
+    def forward(
+        self, points: Tensor, directions: Tensor, film: Film, *, skips_clear: bool = False
+    ) -> Tensor:
+        """As FilmSiren.forward; colors all points."""
         directions = directions.repeat_interleave(points.shape[1] // directions.shape[1], dim=1)
         *trunk, (color_frequencies, color_phases) = film.layers(self.hidden_dim)
         x = self.encode(points)

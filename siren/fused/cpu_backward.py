@@ -19,6 +19,11 @@ from siren.fused.cpu_weights import Weights
 POINTS_MULTIPLE = 64
 
 
+def filled_up(points: Tensor) -> Tensor:
+    """Indices, and zeros up to the next multiple of POINTS_MULTIPLE."""
+    return F.pad(points, (0, -len(points) % POINTS_MULTIPLE))
+
+
 def rows(color_bias: Tensor, points: Tensor | slice, num_points: int) -> Tensor:
     """The color bias (n, H) or (H,) of the points of one object; color_bias is (G, H)."""
     if len(color_bias) == 1:
@@ -97,7 +102,7 @@ def add_gradients(
     arrays: the object's encoded points, output and gradient of the output, (P, ...) each.
     """
     num_points, count = len(arrays[0]), len(points)
-    points = F.pad(points, (0, -count % POINTS_MULTIPLE))
+    points = filled_up(points)
     x, output, upstream = (array.index_select(0, points) for array in arrays)
     upstream[count:] = 0  # what fills up adds nothing
     rgb = output[:, :3]
