@@ -25,7 +25,7 @@ from siren.fused.folded import FoldedField
 # Of one layer's output in one chunk. Forward: two mebibytes; smaller ones are closer to the core,
 # but each operation costs some ten microseconds more. Backward all layers of a chunk are kept.
 CHUNK_NUMBERS = 2**19
-BACKWARD_NUMBERS = 2**17
+BACKWARD_NUMBERS = 2**18
 # Share of a chunk's points from which on all are colored: choosing them costs as much.
 MANY = 0.85
 
