@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,8 +22,7 @@ import torch
 import curriculums
 import machine
 from benchmarks import data, results, sizes, table, view
-from benchmarks.textbook import twin_of
-from curriculum import Curriculum
+from benchmarks.textbook import TextbookGame, twin_of
 from siren.fused.arithmetic import product
 from training.adversarial import AdversarialGame, OptimizerOptions, Precision
 
@@ -31,13 +31,29 @@ REPEATS = 5
 VARIANTS = ("textbook", "exact", "bf16")
 LIMIT_SIZE = 2048  # of the square matrices whose product is the machine's limit
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-STEPS: dict[str, tuple[str, list[str], int]] = {  # name: curriculum, overrides, step
-    "Demo step, first stage": ("Demo", [], 500),
-    "Demo step, last stage": ("Demo", [], 10**6),
-    "CelebA step, batch 2, 32 px": (
-        "CelebA",
-        ["0.batch_size=2", "0.batch_split=1", "0.img_size=32"],
-        6000,
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """A training step: curriculum, changes of it, number of the step, whose generator.
+
+    is_trained: the generator that the repository ships, in whose space most is empty; else a fresh
+    one, in whose space hardly anything is.
+    """
+
+    curriculum: str
+    step: int
+    overrides: tuple[str, ...] = ()
+    is_trained: bool = False
+
+
+STEPS = {
+    "Demo step, 16 px, untrained": StepCase("Demo", 500),
+    "Demo step, 16 px, trained generator": StepCase("Demo", 500, is_trained=True),
+    "Demo step, 32 px, untrained": StepCase("Demo", 10**6),
+    "Demo step, 32 px, trained generator": StepCase("Demo", 10**6, is_trained=True),
+    "CelebA step, batch 2, 32 px, untrained": StepCase(
+        "CelebA", 6000, ("0.batch_size=2", "0.batch_split=1", "0.img_size=32")
     ),
 }
 
@@ -60,9 +76,8 @@ def measure(variant: str, clock: str) -> dict[str, float]:
     seconds: dict[str, float] = {}
     for name in ("Demo", "CelebA"):
         seconds |= _field_seconds(name, variant, clock)
-    for title, (name, overrides, step) in STEPS.items():
-        curriculum = curriculums.load(name, overrides=overrides)
-        seconds[title] = _step_seconds(curriculum, step, variant, clock)
+    for title, case in STEPS.items():
+        seconds[title] = _step_seconds(case, variant, clock)
     return seconds
 
 
@@ -87,19 +102,30 @@ def _field_seconds(name: str, variant: str, clock: str) -> dict[str, float]:
     return {title: forward, f"{title}, with gradient": both}
 
 
-def _step_seconds(curriculum: Curriculum, step: int, variant: str, clock: str) -> float:
-    """One update of both networks on random pictures, untrained networks."""
+def _step_seconds(case: StepCase, variant: str, clock: str) -> float:
+    """One update of both networks on random pictures, with its share of the R1 penalties."""
     torch.manual_seed(0)
-    generator, stage = curriculum.build_generator(), curriculum.at(step)
-    if variant == "textbook":
-        generator.siren = twin_of(generator.siren)
+    curriculum = curriculums.load(case.curriculum, overrides=case.overrides)
+    generator = view.trained().generator if case.is_trained else curriculum.build_generator()
     precision = Precision(autocast_dtype=torch.bfloat16 if variant == "bf16" else None)
-    game = AdversarialGame(
-        generator, curriculum.build_discriminator(), OptimizerOptions(), precision, seed=0
+    kind = TextbookGame if variant == "textbook" else AdversarialGame
+    game = kind(
+        generator.requires_grad_(True),
+        curriculum.build_discriminator(),
+        OptimizerOptions(),
+        precision,
+        seed=0,
     )
+    # Without a learning rate the updates cost the same, and all are of the same networks.
+    stage = replace(curriculum.at(case.step), generator_lr=0.0, discriminator_lr=0.0)
     size = stage.render.image_size
     real = torch.rand(stage.batch_size, 3, size, size) * 2 - 1
-    return median_seconds(lambda: game.step(real, stage), clock)
+
+    def steps() -> None:
+        for later in range(stage.r1_interval):
+            game.step(real, replace(stage, step=stage.step + later))
+
+    return median_seconds(steps, clock) / stage.r1_interval
 
 
 def limits(clock: str) -> dict[str, float]:
@@ -128,6 +154,7 @@ PARTS: dict[str, Callable[[str], Any]] = {
     "sizes": lambda clock: sizes.measure(),
     "view exact": lambda clock: view.measure("exact"),
     "view fast": lambda clock: view.measure("fast"),
+    "trained view": lambda clock: view.measure_trained(),
     **{variant: functools.partial(measure, variant) for variant in VARIANTS},
 }
 

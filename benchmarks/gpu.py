@@ -26,7 +26,7 @@ from torch import Tensor
 import curriculums
 from benchmarks import view
 from benchmarks.bench import Bench, Sizes
-from benchmarks.textbook import twin_of
+from benchmarks.textbook import TextbookGame, twin_of
 from curriculum import Curriculum
 from generators.cameras import Poses
 from generators.generators import ImplicitGenerator3d
@@ -157,14 +157,12 @@ def measure_field(bench: Bench) -> None:
 
 
 def game_of(bench: Bench, curriculum: Curriculum, *, is_textbook: bool) -> AdversarialGame:
-    """CelebA's game under autocast, with the textbook's field or with ours."""
+    """CelebA's game under autocast, the textbook's or ours."""
     torch.manual_seed(0)
-    generator = curriculum.build_generator()
-    if is_textbook:
-        generator.siren = twin_of(generator.siren)
     is_cuda = bench.device.type == "cuda"
-    return AdversarialGame(
-        generator.to(bench.device),
+    kind = TextbookGame if is_textbook else AdversarialGame
+    return kind(
+        curriculum.build_generator().to(bench.device),
         curriculum.build_discriminator().to(bench.device),
         OptimizerOptions(),
         Precision(autocast_dtype=bench.half, is_scaled=is_cuda),

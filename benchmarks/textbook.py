@@ -1,20 +1,31 @@
-"""The plain evaluation of the field: linear, multiply, add, sine, one array after the other.
+"""The plain way to do what this project does fast: a baseline for benchmarks, nothing else.
 
-A baseline for benchmarks only, shaped like the published code; nothing else may import it.
+The field: linear, multiply, add, sine, one array after the other, all points colored. The
+discriminator: coordinates as two more channels of every image, images in PyTorch's own layout, a
+pass of its own for each kind of image, R1 by differentiating the gradient. As the published code.
 """
 
 import torch
 from torch import Tensor, nn
 
+from discriminators.convolutions import CoordConv
+from discriminators.discriminators import PyramidDiscriminator
+from generators.generators import ImplicitGenerator3d
 from siren.film import Film
 from siren.siren import FilmSiren
+from training import losses
+from training.adversarial import AdversarialGame, Fakes, OptimizerOptions, Precision, Scenes, Terms
+from training.health import DISCRIMINATOR
+from training.stage import Stage
 
 
 class TextbookField(FilmSiren):
     """FilmSiren that never takes a fast path and repeats each direction for every point."""
 
-    def forward(self, points: Tensor, directions: Tensor, film: Film) -> Tensor:
-        """As FilmSiren.forward."""
+    def forward(
+        self, points: Tensor, directions: Tensor, film: Film, *, skips_clear: bool = False
+    ) -> Tensor:
+        """As FilmSiren.forward; colors all points."""
         directions = directions.repeat_interleave(points.shape[1] // directions.shape[1], dim=1)
         *trunk, (color_frequencies, color_phases) = film.layers(self.hidden_dim)
         x = self.encode(points)
@@ -28,7 +39,7 @@ class TextbookField(FilmSiren):
 
 
 def twin_of(siren: FilmSiren) -> TextbookField:
-    """A textbook field with the sizes and parameters of siren, on the CPU."""
+    """A textbook field with the sizes and parameters of siren, on its device."""
     first = siren.mapping_network.network[0]
     assert isinstance(first, nn.Linear)  # for the type checker
     twin = TextbookField(
@@ -40,4 +51,81 @@ def twin_of(siren: FilmSiren) -> TextbookField:
         density_scale=siren.density_scale,
     )
     twin.load_state_dict(siren.state_dict())
-    return twin
+    return twin.to(next(siren.parameters()).device)
+
+
+class TextbookCoordConv(nn.Module):
+    """CoordConv with the coordinates beside the channels of every image."""
+
+    def __init__(self, ours: CoordConv) -> None:
+        super().__init__()
+        self.conv = ours.conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As CoordConv.forward."""
+        count, _, height, width = x.shape
+        rows = torch.linspace(-1, 1, height).to(x)[:, None].expand(count, 1, height, width)
+        columns = torch.linspace(-1, 1, width).to(x).expand(count, 1, height, width)
+        features: Tensor = self.conv(torch.cat([x, rows, columns], dim=1))
+        return features
+
+
+class TextbookGame(AdversarialGame):
+    """The game with the textbook's field, layout of images, and discriminator's update.
+
+    Args:
+        generator: gets the textbook's field.
+        discriminator: gets the textbook's convolutions.
+        options: of both optimizers.
+        precision: of the networks.
+        seed: of every random stream.
+    """
+
+    def __init__(
+        self,
+        generator: ImplicitGenerator3d,
+        discriminator: PyramidDiscriminator,
+        options: OptimizerOptions,
+        precision: Precision,
+        *,
+        seed: int,
+    ) -> None:
+        generator.siren = twin_of(generator.siren)
+        for module in list(discriminator.modules()):
+            for name, layer in module.named_children():
+                if isinstance(layer, CoordConv):
+                    setattr(module, name, TextbookCoordConv(layer))
+        super().__init__(generator, discriminator, options, precision, seed=seed)
+        discriminator.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+    def generate(self, scenes: Scenes, stage: Stage, *, rng: torch.Generator) -> Fakes:
+        """As AdversarialGame.generate."""
+        fakes = super().generate(scenes, stage, rng=rng)
+        return fakes._replace(images=fakes.images.contiguous())
+
+    def discriminator_step(self, real: Tensor, fakes: Fakes, stage: Stage) -> Terms:
+        """As AdversarialGame.discriminator_step."""
+        self.discriminator.requires_grad_(True)
+        has_penalty = stage.r1_lambda > 0 and stage.step % stage.r1_interval == 0
+        real = real.detach().requires_grad_(has_penalty)
+        with self.autocast():
+            on_real = self.discriminator(real, stage.alpha)
+            on_fake = self.discriminator(fakes.images, stage.alpha)
+        terms = {
+            "d_real": losses.logistic(on_real.logits, is_real=True),
+            "d_fake": losses.logistic(on_fake.logits, is_real=False),
+            "d_identity": losses.identity(
+                on_fake, *fakes.scenes, z_lambda=stage.z_lambda, pos_lambda=stage.pos_lambda
+            ),
+        }
+        if has_penalty:
+            scale = self.scaler.scale(real.new_ones(())) if self.scaler.is_enabled() else None
+            outputs = on_real.logits.sum() if scale is None else on_real.logits.sum() * scale
+            (gradient,) = torch.autograd.grad(outputs, real, create_graph=True)
+            gradient = gradient if scale is None else gradient / scale
+            penalty = gradient.flatten(1).square().sum(1).mean()
+            terms["d_r1"] = 0.5 * stage.r1_lambda * stage.r1_interval * penalty
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        self._backward(sum(terms.values(), real.new_zeros(())))
+        self._update(DISCRIMINATOR, terms, stage)
+        return {name: term.detach() for name, term in terms.items()}

@@ -2,43 +2,11 @@
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEAKY_SLOPE = 0.2
-
-
-class CoordConv(nn.Module):
-    """A convolution that also sees where each pixel is: row, then column, each from -1 to 1.
-
-    Source: CoordConv (Liu et al. 2018). The order, row before column, is that of the checkpoints.
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels + 2, out_channels, kernel_size, stride=stride, padding=kernel_size // 2
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features of x (B, in_channels, H, W).
-
-        A convolution is linear in its channels, and what the coordinates add is the same for all
-        images: it is computed once, which is faster than two more channels in every image.
-        """
-        _, _, height, width = x.shape
-        rows = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
-        columns = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)
-        coordinates = torch.stack(
-            [rows[:, None].expand(height, width), columns.expand(height, width)]
-        )
-        of_x, of_coordinates = self.conv.weight.split([x.shape[1], 2], dim=1)
-        stride, padding = self.conv.stride, self.conv.padding
-        everywhere = F.conv2d(coordinates[None], of_coordinates, self.conv.bias, stride, padding)
-        return F.conv2d(x, of_x, None, stride, padding) + everywhere
+from discriminators.convolutions import CoordConv
+from discriminators.linearized import AS_THEY_ARE, LEAKY_SLOPE, AsTheyAre
 
 
 class AdapterBlock(nn.Module):
@@ -48,10 +16,9 @@ class AdapterBlock(nn.Module):
         super().__init__()
         self.model = nn.Sequential(nn.Conv2d(3, channels, 1), nn.LeakyReLU(LEAKY_SLOPE))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Features of images."""
-        features: Tensor = self.model(images)
-        return features
+    def forward(self, images: Tensor, layers: AsTheyAre = AS_THEY_ARE) -> Tensor:
+        """Features of images; layers says how convolution and rectifier act."""
+        return layers.rectify(layers.convolve(self.model[0], images))
 
 
 class ResidualBlock(nn.Module):
@@ -88,11 +55,16 @@ class ResidualBlock(nn.Module):
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features (B, out_channels, H / 2, W / 2) of x (B, in_channels, H, W)."""
-        y: Tensor = self.network(x)
+    def forward(self, x: Tensor, layers: AsTheyAre = AS_THEY_ARE) -> Tensor:
+        """Features (B, out_channels, H / 2, W / 2) of x (B, in_channels, H, W).
+
+        layers says how convolutions and rectifiers act.
+        """
+        y = x
+        for convolution in (self.network[0], self.network[2]):  # a rectifier follows each
+            y = layers.rectify(layers.convolve(convolution, y))
         if not self.is_strided:
             y, x = F.avg_pool2d(y, 2), F.avg_pool2d(x, 2)
         if self.proj is not None:
-            x = self.proj(x)
+            x = layers.convolve(self.proj, x)
         return (y + x) / math.sqrt(2)

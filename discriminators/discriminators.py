@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from discriminators.blocks import AdapterBlock, ResidualBlock
+from discriminators.linearized import AS_THEY_ARE, AsTheyAre
 
 PUBLISHED_WIDTH = 400  # channels of the widest layers
 
@@ -22,6 +23,14 @@ class Verdict(NamedTuple):
     logits: Tensor
     latent: Tensor | None = None
     pose: Tensor | None = None
+
+    def split(self, count: int) -> tuple["Verdict", "Verdict"]:
+        """The verdicts on the first count images, and on the others."""
+        logits, *heads = self
+        return (
+            Verdict(logits[:count], *(head if head is None else head[:count] for head in heads)),
+            Verdict(logits[count:], *(head if head is None else head[count:] for head in heads)),
+        )
 
 
 class PyramidDiscriminator(nn.Module):
@@ -64,12 +73,13 @@ class PyramidDiscriminator(nn.Module):
         """Sizes of images that the pyramid has a level for, pixels, ascending."""
         return tuple(2**level for level in range(1, len(cls.widths) + 1))
 
-    def forward(self, images: Tensor, alpha: float) -> Verdict:
+    def forward(self, images: Tensor, alpha: float, layers: AsTheyAre = AS_THEY_ARE) -> Verdict:
         """Judge images.
 
         Args:
             images: (B, 3, size, size) in [-1, 1], size one of image_sizes().
             alpha: share in [0, 1] of the newest level; the rest comes from the half-size image.
+            layers: how convolutions and rectifiers act.
 
         Raises:
             ValueError: there is no level for the size.
@@ -78,13 +88,13 @@ class PyramidDiscriminator(nn.Module):
         if size not in self.image_sizes():
             raise ValueError(f"no level for images of {size} px; have {self.image_sizes()}")
         start = len(self.layers) + 1 - (size.bit_length() - 1)  # the last level sees 2 x 2 pixels
-        x: Tensor = self.fromRGB[start](images)
+        x: Tensor = self.fromRGB[start](images, layers)
         for level in range(start, len(self.layers)):
             if level == start + 1 and alpha < 1:
                 halved = F.interpolate(images, scale_factor=0.5, mode="nearest")
-                x = alpha * x + (1 - alpha) * self.fromRGB[level](halved)
-            x = self.layers[level](x)
-        return self._verdict(self.final_layer(x).flatten(1))
+                x = alpha * x + (1 - alpha) * self.fromRGB[level](halved, layers)
+            x = self.layers[level](x, layers)
+        return self._verdict(layers.convolve(self.final_layer, x).flatten(1))
 
     def _verdict(self, outputs: Tensor) -> Verdict:
         outputs = outputs.float() if outputs.dtype.itemsize < 4 else outputs

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from evaluation.surfaces import Surface, is_inside, project, sampled, surface_points
 from generators.cameras import Poses, Rays, camera_origins, cast_rays
-from generators.volumetric_rendering import Field, RenderOptions, chunked, render_rays
+from generators.fields import Field, chunked
+from generators.volumetric_rendering import RenderOptions, render_rays
 
 TOLERANCE = 0.01  # of the depth range: within it two depths are the same surface
 MIN_SQUARE = 1e-10  # of a color error; bounds the PSNR at 100 dB

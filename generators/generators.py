@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from generators.cameras import Poses, Rays, cast_rays, moved
+from generators.fields import TwofoldField, chunked
 from generators.occupancy import (
     Occupancy,
     OccupancyMemory,
@@ -18,10 +19,8 @@ from generators.occupancy import (
     skipping,
 )
 from generators.volumetric_rendering import (
-    Field,
     Rendering,
     RenderOptions,
-    chunked,
     rays_that_hit,
     render_rays,
 )
@@ -69,15 +68,16 @@ class ImplicitGenerator3d(nn.Module):
         film = self.mapping(latents.to(next(self.parameters()).device))
         return Film(film.frequencies.mean(0, keepdim=True), film.phase_shifts.mean(0, keepdim=True))
 
-    def field(self, film: Film, *, points_per_chunk: int | None = None) -> Field:
+    def field(self, film: Film, *, points_per_chunk: int | None = None) -> TwofoldField:
         """The radiance field of the objects that film describes."""
 
-        def evaluate(points: Tensor, directions: Tensor) -> Tensor:
+        def evaluate(points: Tensor, directions: Tensor, *, skips_clear: bool = False) -> Tensor:
             with self._field_precision():
-                samples: Tensor = self.siren(points, directions, film)
+                samples: Tensor = self.siren(points, directions, film, skips_clear=skips_clear)
             return at_least_float32(samples)  # the integral's tail overflows float16
 
-        return chunked(evaluate, points_per_chunk)
+        visible = partial(evaluate, skips_clear=True)
+        return TwofoldField(*(chunked(each, points_per_chunk) for each in (evaluate, visible)))
 
     def _occupancies(
         self, film: Film, options: RenderOptions, *, points_per_chunk: int
@@ -165,7 +165,10 @@ class ImplicitGenerator3d(nn.Module):
         if occupancies:
             things = (film[i : i + 1] for i in range(len(film)))
             fields = [self.field(thing, points_per_chunk=points_per_chunk) for thing in things]
-            field = skipping(fields, occupancies)
+            field = TwofoldField(
+                skipping([each.whole for each in fields], occupancies),
+                skipping([each.visible for each in fields], occupancies),
+            )
         else:
             field = self.field(film, points_per_chunk=points_per_chunk)
         rays_per_part = max(1, points_per_chunk // (len(film) * options.num_steps))

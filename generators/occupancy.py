@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from generators.cameras import Rays
-from generators.volumetric_rendering import Field, RenderOptions, depth_range, stratified_depths
+from generators.fields import Field
+from generators.volumetric_rendering import RenderOptions, depth_range, stratified_depths
 from siren.film import Film
 
 PIXELS_PER_CELL = 4  # of a picture that the cube fills

@@ -1,8 +1,7 @@
 """From a field to pixels: where to sample along the rays, and the volume rendering integral.
 
 Legend: B images, R rays, S samples per ray. Depths are distances along unit-length rays, in scene
-units. A field maps points (B, P, 3) and directions (B, G, 3), each serving P / G consecutive
-points, to colors in [0, 1] and raw densities (B, P, 4).
+units.
 
 Randomness: rng is a stream or None. With None nothing is random: depths are evenly spaced,
 importance samples are evenly spaced quantiles, and there is no density noise. With a stream the
@@ -13,7 +12,6 @@ Sources: pi-GAN (Chan et al. 2021), section 3.2; NeRF (Mildenhall et al. 2020), 
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -22,12 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from generators.cameras import Poses, Rays, cast_rays, moved
+from generators.fields import Field, TwofoldField
 
 TAIL_LENGTH = 1e10  # scene units; the last sample stands for the rest of the ray (NeRF, section 4)
 WEIGHT_FLOOR = 1e-5  # added twice before the distribution function, as published
 LOCKED_DIRECTION = (0.0, 0.0, -1.0)  # what the field sees as every ray's direction under view lock
-
-Field = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +80,14 @@ class RenderOptions:
             return 2 * self.scene_radius
         in_picture = math.sin(math.radians(self.fov_degrees) / 2)
         return 2 * max(1 - self.near, self.far - 1, in_picture)
+
+    @property
+    def hides_clear(self) -> bool:
+        """Whether a sample whose raw density is not positive has a weight of exactly zero.
+
+        And a gradient of zero; the farthest sample excepted, if the background takes its color.
+        """
+        return self.density_activation == "relu" and self.density_noise == 0
 
 
 class Rendering(NamedTuple):
@@ -294,7 +299,8 @@ def _render_hits(
     """render_rays for rays that meet something; end (B, R) is where they leave a bounded scene."""
     is_locked = options.lock_view_dependence
     depths = stratified_depths(rays, options, rng=rng)  # (B, R, S)
-    samples = query(field, rays, depths, lock_view_dependence=is_locked)  # (B, R, S, 4)
+    samples = _coarse_samples(field, rays, depths, options)  # (B, R, S, 4)
+    field = _visible(field, options)
     if options.hierarchical:
         with torch.no_grad():
             density = activated_density(samples, options, rng=rng)
@@ -305,23 +311,19 @@ def _render_hits(
     return composite(samples, depths, options, rng=rng, end=end)
 
 
-def chunked(field: Field, points_per_chunk: int | None) -> Field:
-    """The same field, evaluated at most points_per_chunk points per call, all objects together.
+def _visible(field: Field, options: RenderOptions) -> Field:
+    """The field as far as pixels show it: colors that get no weight are saved where they can be."""
+    if isinstance(field, TwofoldField) and options.hides_clear:
+        return field.visible
+    return field
 
-    A chunk holds whole directions, so it is larger where one direction serves more points.
-    """
-    if points_per_chunk is None:
-        return field
 
-    def evaluate(points: Tensor, directions: Tensor) -> Tensor:
-        num_objects, num_points, _ = points.shape
-        num_directions = directions.shape[1]
-        limit = max(1, points_per_chunk // max(1, num_objects))
-        if num_directions == 1:
-            return torch.cat([field(part, directions) for part in points.split(limit, 1)], dim=1)
-        share = num_points // num_directions
-        per_chunk = max(1, limit // share)
-        parts = zip(points.split(per_chunk * share, 1), directions.split(per_chunk, 1), strict=True)
-        return torch.cat([field(p, d) for p, d in parts], dim=1)
-
-    return evaluate
+def _coarse_samples(field: Field, rays: Rays, depths: Tensor, options: RenderOptions) -> Tensor:
+    """Visible samples (B, R, S, 4) at depths (B, R, S), and those of the background."""
+    is_locked = options.lock_view_dependence
+    visible = _visible(field, options)
+    if visible is field or options.background != "last_sample":
+        return query(visible, rays, depths, lock_view_dependence=is_locked)
+    near, far = depths.split([options.num_steps - 1, 1], dim=-1)  # fine samples are before the last
+    samples = query(visible, rays, near, lock_view_dependence=is_locked)
+    return torch.cat([samples, query(field, rays, far, lock_view_dependence=is_locked)], dim=-2)

@@ -103,7 +103,9 @@ class FilmSiren(nn.Module):
         beside = features[0, :, 0, 0].t().unflatten(0, points.shape[:2])
         return torch.cat([beside, points], dim=-1)
 
-    def forward(self, points: Tensor, directions: Tensor, film: Film) -> Tensor:
+    def forward(
+        self, points: Tensor, directions: Tensor, film: Film, *, skips_clear: bool = False
+    ) -> Tensor:
         """Colors in [0, 1] and raw densities, (B, P, 4).
 
         The fast path where there is one for the device and precision, else the reference.
@@ -112,10 +114,14 @@ class FilmSiren(nn.Module):
             points: (B, P, 3), scene units.
             directions: (B, G, 3) unit vectors; each serves P / G consecutive points.
             film: conditioning of the B objects.
+            skips_clear: points whose raw density is not positive may be left black, which saves
+                their color layer.
         """
         encoded = self.encode(points)
         if fused_field.is_supported(encoded):
-            return fused_field.evaluate(self.folded(film), encoded, directions)
+            return fused_field.evaluate(
+                self.folded(film), encoded, directions, skips_clear=skips_clear
+            )
         return self.reference(encoded, directions, film)
 
     def reference(self, encoded: Tensor, directions: Tensor, film: Film) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from discriminators.blocks import CoordConv
+from discriminators.convolutions import CoordConv
 from discriminators.discriminators import DISCRIMINATORS
 
 PROGRESSIVE = [16, 32, 64, 128, 256, 400, 400, 400, 400]

@@ -48,6 +48,7 @@ def exact(field, inputs, upstream):
     [
         ("TALLSIREN", 256, cpu.CHUNK_NUMBERS // 256 + 1),
         ("TALLSIREN", 128, 3),
+        ("TALLSIREN", 256, cpu.BACKWARD_NUMBERS // 256 + 1),
         ("TALLSIREN", 64, cpu.CHUNK_NUMBERS // 64 + 1),
         ("EmbeddingPiGAN128", None, 7),
         ("EmbeddingPiGAN256", None, 1),
@@ -76,7 +77,8 @@ def test_strong_modulation_as_of_a_trained_mapping_network_stays_exact():
 
 @pytest.mark.parametrize("rays", [1, 6])
 def test_two_threads_give_what_one_gives(rays, monkeypatch):
-    monkeypatch.setattr(cpu, "CHUNK_NUMBERS", 16 * 4)
+    for limit in ("CHUNK_NUMBERS", "BACKWARD_NUMBERS"):
+        monkeypatch.setattr(cpu, limit, 16 * 4)
     case = setting(width=16, points=18, batch=3, rays=rays)
     one = results(*case)
     torch.set_num_threads(2)

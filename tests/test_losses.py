@@ -7,7 +7,7 @@ import torch
 
 from discriminators.discriminators import Verdict
 from generators.cameras import Poses
-from training.losses import half_transparency, identity, logistic, r1_penalty, top_k
+from training.losses import half_transparency, identity, logistic, top_k
 
 
 def test_logistic_of_an_undecided_critic_is_log_two():
@@ -21,21 +21,6 @@ def test_logistic_is_minus_the_log_of_the_probability():
     fake = -torch.log(1 - torch.sigmoid(logits)).mean()
     torch.testing.assert_close(logistic(logits, is_real=True), real)
     torch.testing.assert_close(logistic(logits, is_real=False), fake)
-
-
-def test_r1_of_a_linear_critic_is_its_squared_weight_norm():
-    kernel = torch.randn(48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    images = torch.randn(5, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    penalty = r1_penalty(images.flatten(1) @ kernel[:, None], images)
-    torch.testing.assert_close(penalty, kernel.square().sum())
-
-
-def test_r1_does_not_depend_on_the_loss_scale_and_has_a_gradient():
-    kernel = torch.randn(48, dtype=torch.float64, requires_grad=True)
-    images = torch.randn(5, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    penalty = r1_penalty(images.flatten(1) @ kernel, images, scale=torch.tensor(1024.0))
-    (gradient,) = torch.autograd.grad(penalty, kernel)
-    torch.testing.assert_close(gradient, 2 * kernel)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from generators.cameras import Poses, cast_rays
+from generators.fields import chunked
 from generators.volumetric_rendering import (
     Rendering,
     RenderOptions,
-    chunked,
     composite,
     compositing_weights,
     depth_range,

@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from discriminators.discriminators import PyramidDiscriminator
+from discriminators.discriminators import PyramidDiscriminator, Verdict
+from discriminators.linearized import AS_THEY_ARE, Affine
 from generators.cameras import Poses, moved, sample_poses
 from generators.generators import ImplicitGenerator3d
 from generators.latents import sample_latents
 from siren.fused import fused_field
 from training import losses
 from training.ema import ExponentialMovingAverage
+from training.gradient_penalty import PenalizedReals, penalized_reals
 from training.health import DISCRIMINATOR, GENERATOR, Health, poison
 from training.seeding import Purpose, step_rng
 from training.stage import Stage
@@ -234,27 +236,52 @@ class AdversarialGame:
         """Update the discriminator on real (B, 3, H, W) and on fakes; returns its terms."""
         self.discriminator.requires_grad_(True)
         has_penalty = stage.r1_lambda > 0 and stage.step % stage.r1_interval == 0
-        real = real.detach().contiguous(memory_format=torch.channels_last)
-        real.requires_grad_(has_penalty)
+        reals = self._penalized(real, stage) if has_penalty else None
         with self.autocast():
-            on_real = self.discriminator(real, stage.alpha)
-            on_fake = self.discriminator(fakes.images.detach(), stage.alpha)
+            on_real, on_fake = self._judge(real, fakes, stage, reals)
         terms = {
-            "d_real": losses.logistic(on_real.logits, is_real=True),
             "d_fake": losses.logistic(on_fake.logits, is_real=False),
             "d_identity": losses.identity(
                 on_fake, *fakes.scenes, z_lambda=stage.z_lambda, pos_lambda=stage.pos_lambda
             ),
         }
-        if has_penalty:
-            scale = self.scaler.scale(real.new_ones(())) if self.scaler.is_enabled() else None
-            penalty = losses.r1_penalty(on_real.logits, real, scale=scale)
-            terms["d_r1"] = 0.5 * stage.r1_lambda * stage.r1_interval * penalty
+        if reals is None:
+            terms["d_real"] = losses.logistic(on_real.logits, is_real=True)
+            loss = sum(terms.values(), real.new_zeros(()))
+        else:
+            loss = sum(terms.values(), (reals.factors * on_real.logits).sum())
+            terms |= {"d_real": reals.logistic, "d_r1": reals.penalty}
         self.discriminator_optimizer.zero_grad(set_to_none=True)
-        self._backward(sum(terms.values(), real.new_zeros(())))
+        self._backward(loss)
         self._update(DISCRIMINATOR, terms, stage)
         # Detached, not .item(): reading a value waits for the device, so only the logger does it.
         return {name: term.detach() for name, term in terms.items()}
+
+    def _penalized(self, real: Tensor, stage: Stage) -> PenalizedReals:
+        with self.autocast():
+            return penalized_reals(
+                self.discriminator,
+                real.contiguous(memory_format=torch.channels_last),
+                stage.alpha,
+                strength=0.5 * stage.r1_lambda * stage.r1_interval,
+                scale=self.scaler.scale(real.new_ones(())) if self.scaler.is_enabled() else None,
+            )
+
+    def _judge(
+        self, real: Tensor, fakes: Fakes, stage: Stage, reals: PenalizedReals | None
+    ) -> tuple[Verdict, Verdict]:
+        """Verdicts on real (or what stands for them) and fake images.
+
+        In one pass, as no layer mixes images.
+        """
+        layers = AS_THEY_ARE
+        if reals is not None:
+            real = reals.images
+            shares = torch.cat([reals.shares, real.new_ones(len(fakes.images))])
+            layers = Affine(reals.watched, shares)
+        images = torch.cat([real, fakes.images.detach()])
+        images = images.contiguous(memory_format=torch.channels_last)
+        return self.discriminator(images, stage.alpha, layers).split(len(real))
 
     def generator_step(self, scenes: Scenes, stage: Stage, *, rng: torch.Generator) -> Terms:
         """Update the generator; returns its terms, mean over the splits of the batch.

@@ -1,8 +1,8 @@
 """The terms of the adversarial game.
 
 Legend: B images, L width of the latent.
-Source: pi-GAN (Chan et al. 2021), section 3.3; R1 from Mescheder et al. 2018; top-k training from
-Sinha et al. 2020; the identity terms come with the published code.
+Source: pi-GAN (Chan et al. 2021), section 3.3; top-k training from Sinha et al. 2020; the identity
+terms come with the published code. R1 is in gradient_penalty.
 """
 
 import math
@@ -21,25 +21,6 @@ def logistic(logits: Tensor, *, is_real: bool) -> Tensor:
     The generator's loss is that of a fake judged as if real.
     """
     return F.softplus(-logits if is_real else logits).mean()
-
-
-def r1_penalty(logits: Tensor, images: Tensor, *, scale: Tensor | None = None) -> Tensor:
-    """Mean over images of the squared gradient of their logits, |grad D(x)|^2.
-
-    Args:
-        logits: (B,) or (B, 1), computed from images.
-        images: (B, ...) requiring gradients.
-        scale: what to multiply the logits by before differentiation, and the gradient after by its
-            inverse; keeps half-precision gradients from vanishing.
-
-    Source: Mescheder et al. 2018, equation 9, without the factor gamma / 2.
-    """
-    outputs = logits.sum() if scale is None else logits.sum() * scale
-    (gradient,) = torch.autograd.grad(outputs, images, create_graph=True)
-    gradient = gradient.float() if gradient.dtype.itemsize < 4 else gradient
-    if scale is not None:
-        gradient = gradient / scale
-    return gradient.flatten(1).square().sum(dim=1).mean()
 
 
 def half_transparency(opacities: Tensor) -> Tensor:

@@ -18,11 +18,16 @@ import torch
 from torch import Tensor
 
 from siren.fused.arithmetic import product, sine_
-from siren.fused.cpu_backward import add_gradients, rows
+from siren.fused.cpu_backward import add_gradients, filled_up, rows
 from siren.fused.cpu_weights import Inputs, Weights
 from siren.fused.folded import FoldedField
 
-CHUNK_NUMBERS = 2**17  # of one layer's output in one chunk: half a mebibyte, a few fit in L2
+# Of one layer's output in one chunk. Forward: two mebibytes; smaller ones are closer to the core,
+# but each operation costs some ten microseconds more. Backward all layers of a chunk are kept.
+CHUNK_NUMBERS = 2**19
+BACKWARD_NUMBERS = 2**18
+# Share of a chunk's points from which on all are colored: choosing them costs as much.
+MANY = 0.85
 
 
 def is_supported(encoded: Tensor) -> bool:
@@ -37,7 +42,9 @@ def is_supported(encoded: Tensor) -> bool:
     return encoded.dtype == torch.float32 and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
-def evaluate(field: FoldedField, encoded: Tensor, directions: Tensor) -> Tensor:
+def evaluate(
+    field: FoldedField, encoded: Tensor, directions: Tensor, *, skips_clear: bool = False
+) -> Tensor:
     """Colors in [0, 1] and raw densities (B, P, 4); differentiable once.
 
     Differentiating twice (create_graph=True) raises a RuntimeError.
@@ -46,6 +53,7 @@ def evaluate(field: FoldedField, encoded: Tensor, directions: Tensor) -> Tensor:
         field: folded weights of B objects.
         encoded: (B, P, in) what the first layer sees.
         directions: (B, G, 3); each serves P / G consecutive points.
+        skips_clear: points whose raw density is not positive may be left black.
     """
     operands = _operands(encoded)
     with torch.autocast("cpu", enabled=False):
@@ -54,7 +62,7 @@ def evaluate(field: FoldedField, encoded: Tensor, directions: Tensor) -> Tensor:
             field.color_bias[:, None], directions, field.direction_weight.transpose(1, 2)
         )  # (B, G, H)
         output: Tensor = _FieldFunction.apply(  # type: ignore[no-untyped-call]
-            operands, encoded, *_tensors(field, color_bias)
+            (operands, skips_clear), encoded, *_tensors(field, color_bias)
         )
     return output
 
@@ -101,28 +109,48 @@ def _density_chunk(features: Tensor, weights: Weights, out: Tensor) -> None:
     torch.add(features @ weights.density_head[0][0], weights.density_head[1], out=out)
 
 
-def _forward_chunk(x: Tensor, color_bias: Tensor, weights: Weights, out: Tensor) -> None:
-    """Fill out (n, 4) with colors and densities of x (n, in)."""
-    features, x = _trunk_chunk(x, weights)
-    _density_chunk(features, weights, out[:, 3])
+def _color_chunk(x: Tensor, color_bias: Tensor, weights: Weights, out: Tensor) -> None:
+    """Fill out (n, 3) with colors of features x (n, H), operands; color_bias (H,) or (n, H)."""
     features = sine_(product(x, weights.color, color_bias))
-    torch.addmm(weights.color_head[1], features, weights.color_head[0].t(), out=out[:, :3])
-    out[:, :3].sigmoid_()
+    torch.addmm(weights.color_head[1], features, weights.color_head[0].t(), out=out)
+    out.sigmoid_()
+
+
+def _forward_part(
+    encoded: Tensor, part: slice, weights: Weights, out: Tensor, skips_clear: bool
+) -> None:
+    """Fill out (P, 4) with colors and densities of a part of one object's points (P, in)."""
+    num_points, chosen = len(encoded), out[part]
+    features, x = _trunk_chunk(encoded[part], weights)
+    _density_chunk(features, weights, chosen[:, 3])
+    if skips_clear:
+        dense = (chosen[:, 3] > 0).nonzero()[:, 0]
+        if len(dense) < MANY * len(x):
+            chosen[:, :3] = 0
+            indices = filled_up(dense)
+            colors = x.new_empty(len(indices), 3, dtype=out.dtype)
+            bias = rows(weights.color_bias, indices + part.start, num_points)
+            _color_chunk(x.index_select(0, indices), bias, weights, colors)
+            chosen[:, :3].index_copy_(0, dense, colors[: len(dense)])
+            return
+    _color_chunk(x, rows(weights.color_bias, part, num_points), weights, chosen[:, :3])
 
 
 class _FieldFunction(torch.autograd.Function):
     """The whole field as one operation; its inputs are those that evaluate lists."""
 
     @staticmethod
-    def forward(ctx: Any, operands: torch.dtype, encoded: Tensor, *rest: Tensor) -> Tensor:  # noqa: D102
+    def forward(  # noqa: D102
+        ctx: Any, how: tuple[torch.dtype, bool], encoded: Tensor, *rest: Tensor
+    ) -> Tensor:
+        operands, skips_clear = how
         inputs = Inputs.of(rest)
         num_objects, num_points, _ = encoded.shape
         output = encoded.new_empty(num_objects, num_points, 4)
         for index in range(num_objects):
             weights = inputs.one(index, operands)
             for part in _chunks(num_points, inputs):
-                bias = rows(weights.color_bias, part, num_points)
-                _forward_chunk(encoded[index, part], bias, weights, output[index, part])
+                _forward_part(encoded[index], part, weights, output[index], skips_clear)
         ctx.operands = operands
         ctx.save_for_backward(output, encoded, *rest)
         return output
@@ -135,11 +163,11 @@ class _FieldFunction(torch.autograd.Function):
         inputs = Inputs.of(rest)
         of_encoded = torch.zeros_like(encoded) if ctx.needs_input_grad[1] else None
         total = Inputs.of([torch.zeros_like(tensor) for tensor in rest])
-        chunk = max(1, CHUNK_NUMBERS // inputs.color.shape[-1])
+        chunk = max(1, BACKWARD_NUMBERS // inputs.color.shape[-1])
         # Exact: a point whose output received no gradient adds nothing to any other gradient.
         needed = (gradient != 0).any(-1)
         with torch.autocast("cpu", enabled=False):
-            for index in range(len(encoded)):
+            for index in needed.any(-1).nonzero()[:, 0].tolist():
                 weights = inputs.one(index, ctx.operands)
                 squares = [*(matrix for matrix, _ in weights.trunk[1:]), weights.color]
                 both = (weights, [matrix.t().contiguous() for matrix in squares])

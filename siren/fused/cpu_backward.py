@@ -19,6 +19,11 @@ from siren.fused.cpu_weights import Weights
 POINTS_MULTIPLE = 64
 
 
+def filled_up(points: Tensor) -> Tensor:
+    """Indices, and zeros up to the next multiple of POINTS_MULTIPLE."""
+    return F.pad(points, (0, -len(points) % POINTS_MULTIPLE))
+
+
 def rows(color_bias: Tensor, points: Tensor | slice, num_points: int) -> Tensor:
     """The color bias (n, H) or (H,) of the points of one object; color_bias is (G, H)."""
     if len(color_bias) == 1:
@@ -68,7 +73,7 @@ def _backward_chunk(
     color_logits, density = upstream
     into.color_head[0].addmm_(color_logits, sines[-1].to(x.dtype).t())
     into.color_head[1].add_(color_logits.sum(1))
-    color_phase = (forward.color_head[0].t() @ color_logits).mul_(cosines[-1])
+    color_phase = product(forward.color_head[0].t(), color_logits.t()).mul_(cosines[-1])
     phase = color_phase.to(operands)
     into.color.add_(product(phase, sines[-2]))
     into.density_head[0][0].addmv_(sines[-2].to(x.dtype), density)
@@ -81,7 +86,7 @@ def _backward_chunk(
         into.trunk[i][1].add_(exact.sum(1))
         gradient = product(transposed[i - 1], phase.t())
     first = gradient.mul_(cosines[0])
-    into.trunk[0][0].add_((x.t() @ first.t()).t())  # three rows are faster than three columns
+    into.trunk[0][0].add_(product(x.t(), first).t())  # three rows are faster than three columns
     into.trunk[0][1].add_(first.sum(1))
     return color_phase, first
 
@@ -97,7 +102,7 @@ def add_gradients(
     arrays: the object's encoded points, output and gradient of the output, (P, ...) each.
     """
     num_points, count = len(arrays[0]), len(points)
-    points = F.pad(points, (0, -count % POINTS_MULTIPLE))
+    points = filled_up(points)
     x, output, upstream = (array.index_select(0, points) for array in arrays)
     upstream[count:] = 0  # what fills up adds nothing
     rgb = output[:, :3]

@@ -24,11 +24,16 @@ def path_name(device: torch.device, width: int) -> str:
     return "folded" if cpu.is_supported(torch.empty(0, device=device)) else "reference"
 
 
-def evaluate(field: FoldedField, encoded: Tensor, directions: Tensor) -> Tensor:
-    """Colors and raw densities (B, P, 4) of encoded (B, P, in) seen along directions (B, G, 3)."""
+def evaluate(
+    field: FoldedField, encoded: Tensor, directions: Tensor, *, skips_clear: bool = False
+) -> Tensor:
+    """Colors and raw densities (B, P, 4) of encoded (B, P, in) seen along directions (B, G, 3).
+
+    skips_clear: points whose raw density is not positive may be left black.
+    """
     if encoded.is_cuda:
         return cuda.evaluate(field, encoded, directions)
-    return cpu.evaluate(field, encoded, directions)
+    return cpu.evaluate(field, encoded, directions, skips_clear=skips_clear)
 
 
 def is_density_supported(encoded: Tensor) -> bool:

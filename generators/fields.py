@@ -1,0 +1,47 @@
+"""Fields, and how they are evaluated a part at a time.
+
+Legend: B images, P points, G directions, each serving P / G consecutive points.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Points (B, P, 3) and directions (B, G, 3) to colors in [0, 1] and raw densities (B, P, 4).
+Field = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class TwofoldField:
+    """A field, and the same where points whose raw density is not positive may be black."""
+
+    whole: Field
+    visible: Field
+
+    def __call__(self, points: Tensor, directions: Tensor) -> Tensor:
+        """All colors, as of any field."""
+        return self.whole(points, directions)
+
+
+def chunked(field: Field, points_per_chunk: int | None) -> Field:
+    """The same field, evaluated at most points_per_chunk points per call, all objects together.
+
+    A chunk holds whole directions, so it is larger where one direction serves more points.
+    """
+    if points_per_chunk is None:
+        return field
+
+    def evaluate(points: Tensor, directions: Tensor) -> Tensor:
+        num_objects, num_points, _ = points.shape
+        num_directions = directions.shape[1]
+        limit = max(1, points_per_chunk // max(1, num_objects))
+        if num_directions == 1:
+            return torch.cat([field(part, directions) for part in points.split(limit, 1)], dim=1)
+        share = num_points // num_directions
+        per_chunk = max(1, limit // share)
+        parts = zip(points.split(per_chunk * share, 1), directions.split(per_chunk, 1), strict=True)
+        return torch.cat([field(p, d) for p, d in parts], dim=1)
+
+    return evaluate

@@ -1,0 +1,39 @@
+"""What benchmarks compare with computes the same, and --precision fast what it promises."""
+
+import pytest
+import torch
+
+import curriculums
+from benchmarks import view
+from benchmarks.textbook import TextbookGame
+from training.adversarial import AdversarialGame, OptimizerOptions, Precision
+
+TINY = ["hidden_dim=8", "num_layers=2", "mapping_hidden_dim=8", "latent_dim=4", "0.num_steps=3",
+        "discriminator_width=8", "0.img_size=8", "0.batch_size=4", "0.batch_split=2",
+        "r1_interval=2", "density_noise_steps=0", "fade_steps=0", "grad_clip=1e9"]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("name", ["Demo", "CelebA"])
+def test_the_textbook_step_has_the_terms_and_gradients_of_ours(name, step):
+    curriculum = curriculums.load(name, overrides=TINY)
+    real = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    results = []
+    for kind in (AdversarialGame, TextbookGame):
+        torch.manual_seed(0)
+        networks = curriculum.build_generator(), curriculum.build_discriminator()
+        game = kind(*networks, OptimizerOptions(), Precision(), seed=0)
+        terms = game.step(real, curriculum.at(step))
+        grown = [p.grad for network in networks for p in network.parameters() if p.grad is not None]
+        results.append((terms, grown))
+    (terms, ours), (textbook_terms, textbook) = results
+    assert set(terms) == set(textbook_terms)
+    for key, value in textbook_terms.items():
+        torch.testing.assert_close(terms[key], value, rtol=1e-4, atol=1e-6)
+    assert len(ours) == len(textbook)
+    for one, other in zip(ours, textbook, strict=True):
+        assert (one - other).norm() <= 2e-3 * other.norm() + 1e-6
+
+
+def test_fast_pictures_of_the_shipped_generator_agree_with_exact_ones():
+    assert view.measure_trained(size=32)["psnr_db"] > 45
