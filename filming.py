@@ -33,12 +33,18 @@ class Shot(NamedTuple):
     camera: Camera
 
 
-def add_video(parser: argparse.ArgumentParser, trajectories: Mapping[str, Trajectory]) -> None:
-    """Add the flags of videos; for cameras and save."""
+def add_video(
+    parser: argparse.ArgumentParser,
+    trajectories: Mapping[str, Trajectory],
+    *,
+    default: str | None = None,
+) -> None:
+    """Add the flags of videos; for cameras and save. Without a default see usual_trajectory."""
     add = parser.add_argument
-    add("--trajectory", metavar="|".join([*trajectories, "FILE"]), help="the camera's way; FILE is "
-        "csv or json with pitch, yaw (radians) and fov (degrees) of each frame; default: orbit "
-        "where the training cameras were all around, else front")  # fmt: skip
+    usual = default or "orbit where the training cameras were all around, else front"
+    add("--trajectory", default=default, metavar="|".join([*trajectories, "FILE"]),
+        help="the camera's way; FILE is csv or json with pitch, yaw (radians) and fov (degrees) "
+        f"of each frame; default: {usual}")  # fmt: skip
     add("--num_frames", type=flags.positive_int, help=f"frames of the camera's way; default: "
         f"{NUM_FRAMES}, or as many as FILE has")  # fmt: skip
     add("--fps", type=flags.positive_int, default=25, help="frames per second")
