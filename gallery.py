@@ -45,25 +45,25 @@ _GENERATOR = "assets/demo/generator.pth"
 _CONSISTENCY = f"eval_metrics.py {_GENERATOR} --consistency --num_objects 8 --consistency_size 64"
 PICTURES: dict[str, Picture] = {  # in this order: a later one may read an earlier one
     "strip.png": Picture(
-        f"render_multiview_images.py {_GENERATOR} --seeds 0 5 6 9 "
+        f"render_multiview_images.py {_GENERATOR} --seeds 4 5 15 1 "
         "--yaws 0 0.785 1.571 2.356 3.142 3.927 4.712 5.498 --image_size 96",
         "sheet.png",
     ),
     "interpolation.webp": Picture(
-        f"render_video_interpolation.py {_GENERATOR} --seeds 0 5 6 9 --trajectory orbit "
+        f"render_video_interpolation.py {_GENERATOR} --seeds 4 5 15 1 --trajectory orbit "
         "--num_frames 18 --fps 15 --image_size 128 --format webp",
         "interp.webp",
     ),
     "multiview.png": Picture(
-        f"render_multiview_images.py {_GENERATOR} --seeds 5 --depth_map --image_size 128",
-        "grid_5.png",
+        f"render_multiview_images.py {_GENERATOR} --seeds 15 --depth_map --image_size 128",
+        "grid_15.png",
     ),
     "video.webp": Picture(
-        f"render_video.py {_GENERATOR} --seeds 6 --trajectory orbit --depth_map "
+        f"render_video.py {_GENERATOR} --seeds 16 --trajectory orbit --depth_map "
         "--num_frames 24 --fps 15 --image_size 128 --format webp",
-        "6.webp",
+        "16.webp",
     ),
-    "shape.png": Picture(f"extract_shapes.py {_GENERATOR} --seed 5 --format glb", "5.png"),
+    "shape.png": Picture(f"extract_shapes.py {_GENERATOR} --seed 15 --format glb", "15.png"),
     "photo.png": Picture(
         "fid_evaluation.py --dataset ToyCars --img_size 64 --num_imgs 2", "00001.png"
     ),
@@ -73,8 +73,8 @@ PICTURES: dict[str, Picture] = {  # in this order: a later one may read an earli
         "fit.png",
     ),
     "normals.png": Picture(
-        f"viewer.py {_GENERATOR} --save_picture --seed 9 --show normals --yaw 2.2 --pitch 1.1",
-        "9_normals.png",
+        f"viewer.py {_GENERATOR} --save_picture --seed 1 --show normals --yaw 2.2 --pitch 1.1",
+        "1_normals.png",
     ),
     "consistency.png": Picture(_CONSISTENCY, "consistency.png"),
     "demo/metrics.json": Picture(_CONSISTENCY, "metrics.json"),
