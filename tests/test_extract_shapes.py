@@ -30,7 +30,7 @@ class Ball(SPATIALSIRENBASELINE):
     def density(self, points, film):
         return 1e7 * (RADIUS - (points - torch.tensor(CENTER)).norm(dim=-1))
 
-    def forward(self, points, directions, film):
+    def forward(self, points, directions, film, *, skips_clear=False):
         colors = GREEN.expand(*points.shape[:2], 3)
         return torch.cat([colors, self.density(points, film)[..., None]], dim=-1)
 
@@ -150,9 +150,9 @@ def test_no_call_of_the_field_takes_more_points_than_asked_for(a_ball, tmp_path,
     for name in ("density", "forward"):
         whole = getattr(Ball, name)
 
-        def counted(self, points, *rest, whole=whole):
+        def counted(self, points, *rest, whole=whole, **named):
             counts.append(points.shape[1])
-            return whole(self, points, *rest)
+            return whole(self, points, *rest, **named)
 
         monkeypatch.setattr(Ball, name, counted)
     run(tmp_path, "--seed", "0", "--max_batch_size", "5000")
