@@ -54,9 +54,9 @@ def _shown(value: object) -> str:
 
 
 def data_record(images: Mapping[int, ImageSet]) -> dict[str, Any]:
-    """What options.json says of the pictures: by size their number and a checksum of some."""
+    """What options.json says of the pictures: by size their number and a checksum."""
     return {
-        str(size): {"count": len(found), "checksum": found.checksum()}
+        str(size): {"count": len(found), "checksum": found.checksum}
         for size, found in images.items()
     }
 

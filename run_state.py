@@ -166,6 +166,11 @@ def find_start(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) -> 
     if not state.is_file() and published_run.is_one(load_dir):
         return load_dir
     if not state.is_file():
+        if (load_dir / "generator.pth").is_file():
+            raise UsageError(
+                f"--load_dir {load_dir}: only exported networks are there; training goes on from "
+                f"{STATE_FILE}, which holds the optimizers and the step too"
+            )
         hint = nearest_path(load_dir) if not load_dir.exists() else ""
         raise UsageError(f"--load_dir {load_dir}: there is no {STATE_FILE} in it.{hint}")
     return state
