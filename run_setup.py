@@ -134,6 +134,8 @@ def set_up(place: Place, options: TrainOptions) -> Setup:
     images = _open_all(place, options, progress)
     _require_same_images(images)
     if place.is_main:
+        for note in _notes(place, options.curriculum, progress, images):
+            print(f"note: {note}", file=Screen())
         if before is not None and content is not None:
             _tell_changes(start, before, run_state.seed_of(content), seed, options, images)
         try:
@@ -147,6 +149,27 @@ def set_up(place: Place, options: TrainOptions) -> Setup:
             reason = f"cannot be written ({error.strerror})"
             raise UsageError(f"--output_dir {options.output_dir}: {reason}") from error
     return Setup(curriculum=options.curriculum, game=game, progress=progress, images=images)
+
+
+def _notes(
+    place: Place, curriculum: Curriculum, progress: Progress, images: dict[int, ImageSet]
+) -> list[str]:
+    """What a person may not have meant about the pictures, and is no mistake."""
+    notes = []
+    size, largest = max(images.items())
+    if largest.num_small:
+        crop = curriculum.settings.crop
+        least = f"{size} px and are enlarged"
+        if isinstance(crop, int) and crop > size:
+            least = f"the crop of {crop} px; of each the largest square is taken"
+        notes.append(f"{largest.num_small} of {len(largest)} pictures are smaller than {least}")
+    current = curriculum.stage_settings(progress.step)
+    coming = [stage for start, stage in curriculum.stages if start > progress.step]
+    batch = place.world_size * max(stage.batch_size for stage in [current, *coming])
+    if len(largest) < batch:
+        notes.append(f"{len(largest)} pictures are fewer than a batch of {batch}, which repeats "
+                     "some of them")  # fmt: skip
+    return notes
 
 
 def _tell_changes(

@@ -169,3 +169,20 @@ def test_the_last_line_and_a_dry_run_say_what_ends_a_run(tiny, tmp_path, capsys)
     assert "training ends at step 4: --max_steps 4" in capsys.readouterr().err
     run(tiny, tmp_path / "out", "--resume")
     assert "finished at step 6 (the end of the schedule): " in capsys.readouterr().err
+
+
+def test_small_pictures_and_few_pictures_are_noted(tiny, tmp_path, capsys):  # noqa: F811
+    path = photos(tmp_path / "photos", 5)
+    Image.new("RGB", (20, 7)).save(tmp_path / "photos" / "small.png")
+    words = ["--dataset_path", path, "--max_steps", "1"]
+    for folder in ("first", "again"):  # decoded, and then out of the cache
+        run(tiny, tmp_path / folder, *words)
+        notes = [line for line in capsys.readouterr().err.splitlines() if "note: " in line]
+        assert notes == ["note: 1 of 6 pictures are smaller than 8 px and are enlarged"]
+    run(tiny, tmp_path / "crop", *words, "--set", "crop=20", "--set", "0.batch_size=7")
+    notes = [line for line in capsys.readouterr().err.splitlines() if "note: " in line]
+    assert notes == [
+        "note: 1 of 6 pictures are smaller than the crop of 20 px; of each the largest square is "
+        "taken",
+        "note: 6 pictures are fewer than a batch of 7, which repeats some of them",
+    ]
