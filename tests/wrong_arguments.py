@@ -199,6 +199,7 @@ OF_VIEWS = [
     (["--image_size", "0"], "--image_size"),
     (["--image_size", HUGE], "--image_size"),
     (["--mix", "x"], "--mix"),
+    (["--seed", "5", "--fit", "FILE"], "--fit: not allowed with --seed"),
     (["--mix", "2"], "--mix"),
     (["--seed", HUGE], "--seed"),
     (["--to_seed", "-1"], "--to_seed"),
