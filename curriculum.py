@@ -40,14 +40,17 @@ class Curriculum:
         """The stage that holds at step, as written; the last one from the end on."""
         return [stage for start, stage in self.stages if start <= max(step, 0)][-1]
 
-    def describe(self, step: int, last_step: int) -> str:
-        """Which stage step is in and how far through it, for a run that ends at last_step."""
+    def describe(self, step: int, last_step: int | None) -> str:
+        """Which stage step is in and how far through it, for a run that ends at last_step.
+
+        Without an end (None) the last stage has no share.
+        """
         starts = [start for start, _ in self.stages]
         index = sum(start <= step for start in starts)
-        start, end = starts[index - 1], min([*starts[index:], last_step])
-        share = (step - start) / max(1, end - start)
+        start, ends = starts[index - 1], [end for end in (*starts[index:], last_step) if end]
         size = self.stages[index - 1][1].img_size
-        return f"stage {index}/{len(starts)} ({size} px) {share:.0%}"
+        share = f" {(step - start) / max(1, min(ends) - start):.0%}" if ends else ""
+        return f"stage {index}/{len(starts)} ({size} px){share}"
 
     def at(self, step: int) -> Stage:
         """Everything that training needs to know at step."""

@@ -188,6 +188,7 @@ def override(name: str, source: Mapping[object, object], texts: list[str]) -> di
             raise UsageError(f"--set {text}: expected KEY=VALUE, as in --set r1_lambda=1")
         step, dot, key = path.strip().partition(".")
         if not dot:
+            _refuse_stage_key(text, step, value, result)
             _check_key("--set", step, Settings)
             result[step] = _literal(value)
             for stage in result.values():  # what a person sets holds in all stages
@@ -201,6 +202,17 @@ def override(name: str, source: Mapping[object, object], texts: list[str]) -> di
         _check_key("--set", key, StageSettings)
         chosen[key] = _literal(value)
     return result
+
+
+def _refuse_stage_key(text: str, key: str, value: str, source: Mapping[object, object]) -> None:
+    """Say how a key is set that only stages have."""
+    only_stages = {f.name for f in dataclasses.fields(StageSettings)} - {
+        f.name for f in dataclasses.fields(Settings)
+    }
+    if key in only_stages:
+        starts = [step for step in source if isinstance(step, int) and source[step]]
+        each = " ".join(f"--set {step}.{key}={value}" for step in sorted(starts))
+        raise UsageError(f"--set {text}: {key} is a key of stages: {each}")
 
 
 def _literal(text: str) -> object:

@@ -144,6 +144,7 @@ class ImageSet:
         skipped: files left out because they could not be read.
         fingerprint: changes with the files, the framing and the size.
         checksum: of all pixels; the same wherever the same pictures lie.
+        num_small: pictures with fewer pixels than the size or the crop asks for.
     """
 
     pixels: Pixels
@@ -151,6 +152,7 @@ class ImageSet:
     skipped: tuple[Skipped, ...]
     fingerprint: str
     checksum: int
+    num_small: int = 0
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -192,10 +194,12 @@ def open_images(
     framing = Framing(image_size=image_size, crop=options.crop, resize=options.resize)
     key = _key(options, listing, framing)
 
+    small: list[str] = []
+
     def blocks() -> Generator[Block, None, None]:
         if options.kind == "ToyCars":
             return _rendered(options, image_size)
-        return _decoded(listing, framing, skipped_file)
+        return _decoded(listing, framing, skipped_file, small)
 
     entry = cached(
         cache_dir,
@@ -204,6 +208,7 @@ def open_images(
         num_images=listing.count,
         image_size=image_size,
         show_progress=show_progress,
+        small=small,
     )
     skipped = listing.skipped + entry.skipped
     _report(skipped, listing, skipped_file, show_progress)
@@ -213,6 +218,7 @@ def open_images(
         skipped=skipped,
         fingerprint=key,
         checksum=entry.checksum,
+        num_small=entry.num_small,
     )
 
 
@@ -250,12 +256,12 @@ def _rendered(options: DatasetOptions, image_size: int) -> Generator[Block, None
 
 
 def _decoded(
-    listing: Listing, framing: Framing, skipped_file: Path | None
+    listing: Listing, framing: Framing, skipped_file: Path | None, small: list[str]
 ) -> Generator[Block, None, None]:
     """The pictures in order; at the end an error if too many of them could not be read."""
     skipped = list(listing.skipped)
     with opened(listing) as open_file:
-        for block in decode_all(open_file, listing.names, framing):
+        for block in decode_all(open_file, listing.names, framing, small=small):
             skipped += [item for item in block if isinstance(item, Skipped)]
             yield block
     _refuse_many(skipped, listing, skipped_file)

@@ -12,8 +12,10 @@ from curriculum import Curriculum
 from curriculum_schema import StageSettings
 from distributed import Place
 from flags import UsageError
+from image_files import Listing
 from machine import GIB
 from network_state import unfilled
+from run_length import Ending
 from training.previews import COUNT as PREVIEWS
 
 BYTES = 4  # of a float32 number
@@ -113,13 +115,14 @@ def require_memory(curriculum: Curriculum, places: Sequence[Place]) -> None:
     machine.require_memory(what, PREVIEW_BYTES * size**2, device)
 
 
-def report(curriculum: Curriculum, places: Sequence[Place], data: datasets.DatasetOptions) -> str:
-    """The resolved curriculum as --dry_run prints it.
-
-    Raises:
-        UsageError: the data set's pictures cannot be found.
-    """
-    listing = datasets.find_images(data)
+def report(
+    curriculum: Curriculum,
+    places: Sequence[Place],
+    data: datasets.DatasetOptions,
+    listing: Listing,
+    ending: Ending,
+) -> str:
+    """The resolved curriculum as --dry_run prints it, on the pictures that were found."""
     settings = curriculum.settings
     generator, discriminator = curriculum.build_generator(), curriculum.build_discriminator()
     device = places[0].device
@@ -155,7 +158,7 @@ def report(curriculum: Curriculum, places: Sequence[Place], data: datasets.Datas
             ]
         )
     lines.append(_table(rows))
-    lines.append(f"ends at step {curriculum.end}" if curriculum.end else "has no end")
+    lines.append(str(ending))
     lines.append("points/step: samples that the field is asked for, once per rendering of a batch;")
     lines.append("memory: a rough estimate for each process")
     return "\n".join(lines)

@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.consistency:
         viewing.output_folder(folder)
         _update(path, _about(saved, args), {"consistency": _consistency(saved, args, folder)})
-    print(f"in {folder}: metrics.json")
+    print(f"in {folder}: metrics.json{' consistency.png' if args.consistency else ''}")
     return 0
 
 

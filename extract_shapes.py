@@ -33,9 +33,9 @@ def build_parser() -> flags.ArgumentParser:
     """All flags of this command."""
     parser = flags.ArgumentParser(description="Take the shapes of objects out of a generator.")
     viewing.add_generator(parser)
-    viewing.add_objects(parser, psi=0.5)
+    which = viewing.add_objects(parser, psi=0.5)
+    which.add_argument("--seed", type=flags.non_negative_int, help="one seed, in place of --seeds")
     add = parser.add_argument
-    add("--seed", type=flags.non_negative_int, help="one seed, in place of --seeds")
     add("--output_dir", type=Path, default=Path("shapes"))
     add("--format", type=_formats, default=["mrc", "glb"], metavar="LIST",
         help=f"what to write, of {','.join(FORMATS)}")  # fmt: skip
@@ -98,11 +98,8 @@ def _coordinate(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the files of each object, one after the other."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     if args.seed is not None:
-        if args.seeds != parser.get_default("seeds"):
-            parser.error("--seed: not allowed with --seeds")
         args.seeds = [args.seed]
     saved = viewing.open_generator(args)
     options = saved.curriculum.evaluation_render(saved.step)
@@ -112,9 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     side = args.cube_size or options.visible_side
     cube = Cube(center=tuple(args.center), side=side, resolution=args.voxel_resolution)
     things = viewing.objects_to_show(saved, args)
-    folder = viewing.output_folder(args.output_dir)
-    for thing in things:
-        _extract(saved, thing, cube, options, args, folder)
+    with viewing.filled_folder(args.output_dir) as folder:
+        for thing in things:
+            _extract(saved, thing, cube, options, args, folder)
     return 0
 
 

@@ -26,6 +26,7 @@ DISK_ERRORS = (
 NAME_ERRORS = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)  # of what a person typed
 BROKEN_PIPE_EXIT_CODE = 141  # 128 + SIGPIPE
 MAX_INT = 2**63 - 1  # what PyTorch and files can hold
+MAX_EXTRA = 3  # words that nobody asked for, named in a complaint
 MAX_SEEDS = 1_000_000  # more in one range is a slip of the finger, and would fill the memory
 
 
@@ -41,13 +42,14 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 
 def nearest_path(path: str | Path) -> str:
-    """A hint that names what exists beside a path that does not, or nothing."""
+    """A hint that names what exists beside a path that was not meant, or nothing."""
     wanted = Path(path)
     try:
         beside = [entry.name for entry in wanted.parent.iterdir()]
     except OSError:
         return ""
-    close = difflib.get_close_matches(wanted.name, beside, n=1)
+    others = [name for name in beside if name != wanted.name]
+    close = difflib.get_close_matches(wanted.name, others, n=1)
     return f" Did you mean {str(wanted.parent / close[0])!r}?" if close else ""
 
 
@@ -156,8 +158,26 @@ class ArgumentParser(argparse.ArgumentParser):
         self.error(f"unknown flag {flag}.{nearest('--' + flag.lstrip('-'), known)}")
 
     def error(self, message: str) -> NoReturn:
-        """Raise message as a UsageError; without argparse's word "argument" before a flag."""
-        raise UsageError(message.removeprefix("argument "))
+        """Raise message as a UsageError, without argparse's word "argument" before a flag.
+
+        A pattern that the shell has expanded makes many words too many; of them a few are named.
+        """
+        message = re.sub(r"\bargument (?=-)", "", message)
+        found, _, words = message.partition("unrecognized arguments: ")
+        if words and not found:
+            extra = words.split(" ")
+            more = f" and {len(extra) - MAX_EXTRA} more" if len(extra) > MAX_EXTRA else ""
+            message = f"too many words: {' '.join(extra[:MAX_EXTRA])}{more}; a pattern such as "
+            message += "'photos/*.png' must stand in quotes"
+        raise UsageError(message)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As argparse does, but the nearest choice is named."""
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            hint = nearest(str(value), choices)
+            text = f"{value!r} is none of {', '.join(choices)}.{hint}"
+            raise argparse.ArgumentError(action, text)
 
 
 def _number(text: str, kind: Callable[[str], T], is_valid: Callable[[T], bool], wanted: str) -> T:
@@ -284,7 +304,7 @@ class _SeedsAction(argparse.Action):
         setattr(namespace, self.dest, parse_seeds(values or []))
 
 
-def add_seeds(parser: argparse.ArgumentParser, default: Sequence[int] = (0, 1, 2)) -> None:
+def add_seeds(parser: argparse._ActionsContainer, default: Sequence[int] = (0, 1, 2)) -> None:
     """Add --seeds, a list of whole numbers in the parsed arguments."""
     parser.add_argument(
         "--seeds",

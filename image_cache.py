@@ -3,7 +3,8 @@
 Legend: N images, H = W = image_size. The entry of a key is a folder of that name in the cache:
 
     pixels.u8    N * 3 * H * W bytes
-    meta.json    N, H, a checksum of the pixels, and the files that were skipped
+    meta.json    N, H, a checksum of the pixels, the files that were skipped, and how many were
+                 too small
 
 It is written under another name and renamed when complete, so it is there whole or not at all. A
 lock, which the system drops when its process dies, lets one process do the work while the others
@@ -41,11 +42,13 @@ class CacheEntry(NamedTuple):
     """Images (N, 3, H, W) uint8, read-only and mapped from disk, and what was left out.
 
     checksum: of all pixels when they were written.
+    num_small: how many of the pictures had to be enlarged, or were smaller than the crop.
     """
 
     pixels: Pixels
     skipped: tuple[Skipped, ...]
     checksum: int
+    num_small: int = 0
 
 
 def cached(
@@ -56,6 +59,7 @@ def cached(
     num_images: int,
     image_size: int,
     show_progress: bool,
+    small: Sequence[str] = (),
 ) -> CacheEntry:
     """The entry of key, made from blocks if it is not there.
 
@@ -67,6 +71,7 @@ def cached(
         num_images: how many will come, those skipped included.
         image_size: H = W.
         show_progress: show a bar with rate and time left on stderr.
+        small: the names of pictures that are too small, once blocks has given all.
 
     Raises:
         UsageError: cache_dir cannot be written or lacks room.
@@ -78,7 +83,7 @@ def cached(
     with _disk_errors(cache_dir):
         entry.parent.mkdir(parents=True, exist_ok=True)  # before there is a bar on the screen
         with _progress_bar(num_images, image_size, show_progress) as bar:
-            return _make(entry, blocks, image_size, bar)
+            return _make(entry, blocks, image_size, bar, small)
 
 
 def _progress_bar(num_images: int, image_size: int, is_shown: bool) -> Any:
@@ -92,7 +97,9 @@ def _progress_bar(num_images: int, image_size: int, is_shown: bool) -> Any:
     )
 
 
-def _make(entry: Path, blocks: MakeBlocks, image_size: int, bar: Any) -> CacheEntry:
+def _make(
+    entry: Path, blocks: MakeBlocks, image_size: int, bar: Any, small: Sequence[str]
+) -> CacheEntry:
     """The entry, written by this process or by one that was faster."""
     with _locked(entry.with_name(f"{entry.name}.lock"), is_silent=bar.disable) as is_alone:
         found = _read(entry, image_size)
@@ -104,10 +111,12 @@ def _make(entry: Path, blocks: MakeBlocks, image_size: int, bar: Any) -> CacheEn
                 shutil.rmtree(leftover, ignore_errors=True)
         _require_room(entry.parent, bar.total * 3 * image_size**2)
         with contextlib.closing(blocks()) as made:
-            return _write(entry, made, image_size, bar)
+            return _write(entry, made, image_size, bar, small)
 
 
-def _write(entry: Path, blocks: Iterable[Block], image_size: int, bar: Any) -> CacheEntry:
+def _write(
+    entry: Path, blocks: Iterable[Block], image_size: int, bar: Any, small: Sequence[str]
+) -> CacheEntry:
     """Write the entry under another name, then rename it."""
     draft = entry.with_name(f"{entry.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     draft.mkdir()
@@ -129,6 +138,7 @@ def _write(entry: Path, blocks: Iterable[Block], image_size: int, bar: Any) -> C
             "image_size": image_size,
             "checksum": checksum,
             "skipped": skipped,
+            "small": len(small),
         }
         with _synced(draft / META_FILE) as file:
             file.write(json.dumps(meta, indent=1).encode())
@@ -159,12 +169,15 @@ def _read(entry: Path, image_size: int) -> CacheEntry | None:
         shape = (int(meta["count"]), 3, image_size, image_size)
         skipped = tuple(Skipped(str(name), str(reason)) for name, reason in meta["skipped"])
         checksum = int(meta["checksum"])
+        num_small = int(meta.get("small", 0))  # entries of earlier versions don't say
         path = entry / PIXELS_FILE
         is_whole = path.stat().st_size == math.prod(shape)
         pixels = np.memmap(path, np.uint8, "r", shape=shape) if is_whole else None
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
-    return None if pixels is None else CacheEntry(np.asarray(pixels), skipped, checksum)
+    if pixels is None:
+        return None
+    return CacheEntry(np.asarray(pixels), skipped, checksum, num_small)
 
 
 @contextlib.contextmanager

@@ -60,9 +60,15 @@ class Framing:
 
 
 def decode_all(
-    open_file: OpenFile, names: Sequence[str], framing: Framing
+    open_file: OpenFile,
+    names: Sequence[str],
+    framing: Framing,
+    *,
+    small: list[str] | None = None,
 ) -> Iterator[list[Pixels | Skipped]]:
     """All pictures in order, a few at a time, on all cores.
+
+    small takes the names of those that have fewer pixels than the framing asks for.
 
     Threads, not processes: Pillow decodes outside of the interpreter's lock, and a thread needs
     neither a fresh import of torch nor a guarded main module.
@@ -72,7 +78,7 @@ def decode_all(
     with _quiet_pillow(), ThreadPoolExecutor(machine.num_cores()) as pool:
         for start in starts:
             some = names[start : start + PICTURES_PER_TASK]
-            pending.append(pool.submit(_decode_some, open_file, some, framing))
+            pending.append(pool.submit(_decode_some, open_file, some, framing, small))
             if len(pending) > 4 * machine.num_cores():  # bounds the memory where the disk is slow
                 yield pending.popleft().result()
         while pending:
@@ -89,13 +95,16 @@ def _quiet_pillow() -> Iterator[None]:
 
 
 def _decode_some(
-    open_file: OpenFile, names: Sequence[str], framing: Framing
+    open_file: OpenFile, names: Sequence[str], framing: Framing, small: list[str] | None
 ) -> list[Pixels | Skipped]:
     results: list[Pixels | Skipped] = []
     for name in names:
         try:
             with open_file(name) as stream:
-                results.append(decode_picture(stream, framing))
+                pixels, is_small = _decode(stream, framing)
+            results.append(pixels)
+            if is_small and small is not None:
+                small.append(name)
         except UnidentifiedImageError:  # its text holds a memory address
             results.append(Skipped(printable(name), "not a jpg, png or webp picture"))
         except Exception as error:  # damaged files make Pillow raise almost anything
@@ -116,6 +125,11 @@ def decode_picture(stream: IO[bytes], framing: Framing) -> Pixels:
     Raises:
         Exception: whatever Pillow says of a damaged file, or that the picture is too large.
     """
+    return _decode(stream, framing)[0]
+
+
+def _decode(stream: IO[bytes], framing: Framing) -> tuple[Pixels, bool]:
+    """As decode_picture, and whether the picture has fewer pixels than the framing asks for."""
     image = Image.open(stream, formats=FORMATS)
     num_pixels = image.width * image.height
     if num_pixels > MAX_PIXELS:
@@ -125,6 +139,8 @@ def decode_picture(stream: IO[bytes], framing: Framing) -> Pixels:
         stream.seek(0)
         image = Image.open(stream, formats=FORMATS)
     left, top, right, bottom = crop_box(*image.size, framing.crop)
+    wanted = max(framing.image_size, framing.crop if isinstance(framing.crop, int) else 0)
+    is_small = min(right - left, bottom - top) < wanted
     scale = _shrink_while_decoding(image, framing)
     box = (left * scale, top * scale, right * scale, bottom * scale)
     is_large = image.width * image.height > LARGE_PIXELS
@@ -135,7 +151,7 @@ def decode_picture(stream: IO[bytes], framing: Framing) -> Pixels:
     if orientation in _TURNS:  # last, where it costs least; centred crops do not mind
         square = square.transpose(_TURNS[orientation])
     pixels: Pixels = np.asarray(square).transpose(2, 0, 1)
-    return pixels
+    return pixels, is_small
 
 
 def _shrink_while_decoding(image: Image.Image, framing: Framing) -> float:

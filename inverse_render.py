@@ -2,7 +2,7 @@
 
     python inverse_render.py out/generator.pth photo.jpg
 
-Writes into PHOTO_fit/ beside the photo: fit.pth, which every other command takes with --fit in
+Writes into PHOTO_fit/ in the current folder: fit.pth, which every other command takes with --fit in
 place of a seed; fit.png (photo, fit, difference); views.png; and reconstructed.mp4, a video from
 around the photo's camera.
 """
@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import checkpoints
@@ -37,6 +38,7 @@ from training.inversion import FitOptions, Guess, Photo
 
 VIEW_OFFSETS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # radians of yaw around the photo's camera
 DEFAULTS = FitOptions()
+POOR_GAIN = 6.0  # dB over a single color: a quarter of the photo's variance is left unexplained
 
 
 def build_parser() -> flags.ArgumentParser:
@@ -47,7 +49,7 @@ def build_parser() -> flags.ArgumentParser:
     add("photo", type=Path, help="jpg, png or webp; its alpha channel is honoured")
     add("--mask", type=Path, help="grey picture of the photo's size, white where the object is")
     add("--crop", default="center", help="none, center (the largest square), or pixels")
-    add("--output_dir", type=Path, help="default: PHOTO_fit beside the photo")
+    add("--output_dir", type=Path, help="default: PHOTO_fit in the current folder")
     add("--fit_size", type=flags.positive_int, help="pixels per side at which is compared; "
         "default: those of the curriculum's last stage")  # fmt: skip
     add("--candidates", type=flags.positive_int, default=DEFAULTS.num_candidates,
@@ -70,10 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     saved = viewing.open_generator(args)
     options = _fit_options(saved, args)
     photo = _open_photo(saved, args, options)
-    folder = args.output_dir or _beside(args.photo)
+    folder = args.output_dir or Path(f"{args.photo.stem}_fit")
     video = _video_path(saved, folder, options, args)
-    viewing.output_folder(folder)
-    guess, loss = _fitted(saved, photo, options, args)
+    with viewing.filled_folder(folder):
+        guess, loss = _fitted(saved, photo, options, args)
     fit = Fit(
         film=guess.film,
         pitch=float(guess.poses.pitch),
@@ -84,8 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     psnr = _save_comparison(folder / "fit.png", saved, fit, photo, options, args)
     print(
         f"pitch {math.degrees(fit.pitch):.1f}, yaw {math.degrees(fit.yaw):.1f}, angle of view "
-        f"{fit.fov_degrees:.1f} degrees; {psnr:.1f} dB at {options.image_size} px, loss {loss:.5f}"
+        f"{fit.fov_degrees:.1f} degrees (--pitch {fit.pitch:.4f} --yaw {fit.yaw:.4f} --fov "
+        f"{fit.fov_degrees:.2f}); {psnr:.1f} dB at {options.image_size} px, loss {loss:.5f}"
     )
+    gain = psnr - _flat_psnr(photo)
+    if gain < POOR_GAIN:
+        print(f"a poor fit: only {gain:.1f} dB better than a single color (less than {POOR_GAIN:g} "
+              "is poor); look at fit.png")  # fmt: skip
     _save_views(folder / "views.png", saved, fit, args)
     _save_video(video, saved, fit, _way(args, _camera(fit)), args)
     print(f"in {folder}: fit.pth fit.png views.png {video.name}")
@@ -102,10 +109,6 @@ def _video_path(
     """Where the video goes; what is wrong with its flags is said before the long fit."""
     usual = Camera(*saved.curriculum.poses().center(), options.fov_degrees)
     return filming.destination(args, folder, "reconstructed", len(_way(args, usual)))
-
-
-def _beside(photo: Path) -> Path:
-    return photo.with_name(f"{photo.stem}_fit")
 
 
 def _crop(text: str) -> Crop:
@@ -210,8 +213,19 @@ def _save_comparison(
     difference = (shown - photo.image).abs() - 1  # 0 is black
     sheet = image_io.grid(torch.stack([photo.image, shown, difference]), 3)
     image_io.save_png(path, image_io.to_uint8(sheet))
+    return _psnr(shown, photo)
+
+
+def _psnr(shown: Tensor, photo: Photo) -> float:
+    """PSNR of (3, H, W) against the photo where it counts, dB."""
     error = ((shown - photo.image) / 2).square().mean(0) * photo.weight
     return -10 * math.log10(max(1e-10, float(error.sum() / photo.weight.sum())))
+
+
+def _flat_psnr(photo: Photo) -> float:
+    """PSNR of the best single color, dB: its error is the photo's variance."""
+    mean = (photo.image * photo.weight).sum((1, 2)) / photo.weight.sum()
+    return _psnr(mean[:, None, None].expand_as(photo.image), photo)
 
 
 def _save_views(path: Path, saved: SavedGenerator, fit: Fit, args: argparse.Namespace) -> None:

@@ -196,7 +196,11 @@ def average_of(root: Any) -> PublishedAverage | None:
 def describe(root: Any) -> str:
     """What a file holds, in a few words, for a person who gave the wrong one."""
     if isinstance(root, Record):
+        if root.name.startswith("torch."):
+            return f"a {root.short_name} of PyTorch, which is no whole network"
         return f"a published {root.short_name}"
+    if isinstance(root, TensorView):
+        return "a single tensor"
     if isinstance(root, dict):
         if isinstance(root.get("kind"), str) and isinstance(root.get("format"), str):
             return f"a {shown(root['kind'])}"
@@ -204,7 +208,8 @@ def describe(root: Any) -> str:
             return "a published average"
         keys = ", ".join(shown(str(key)) for key in list(root)[:3])
         return f"a dict of {keys}, ..." if root else "an empty dict"
-    return f"a {type(root).__name__}"
+    kinds = {list: "a list", tuple: "a list", str: "text", type(None): "nothing"}
+    return kinds.get(type(root), "a number")
 
 
 def _count(value: object, name: str) -> int | None:

@@ -2,8 +2,8 @@
 
     python render_multiview_images.py out/generator.pth --seeds 0 1 2 3
 
-Writes imgs/grid_SEED.png for each seed, one row per pitch and one column per yaw; and, of several
-seeds, imgs/sheet.png with all of them, labelled.
+Writes imgs/grid_SEED.png for each seed, one row per pitch and one column per yaw; and
+imgs/sheet.png with all of them, labelled.
 """
 
 import argparse
@@ -52,19 +52,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     saved = viewing.open_generator(args)
     objects = viewing.objects_to_show(saved, args)
-    folder = viewing.output_folder(args.output_dir)
     rows, columns = _labels(args)
-    thumbnails = []
+    thumbnails, paths = [], []
     options = viewing.render_options(saved, args)
-    with filming.progress(len(objects) * len(args.pitches) * len(args.yaws), options) as bar:
+    num_views = len(objects) * len(args.pitches) * len(args.yaws)
+    with (
+        viewing.filled_folder(args.output_dir) as folder,
+        filming.progress(num_views, options) as bar,
+    ):
         for shown in objects:
             cells = torch.stack(list(_cells(saved, shown, options, args, bar)))
-            image_io.save_png(folder / f"grid_{shown.name}.png", image_io.grid(cells, len(columns)))
+            paths.append(folder / f"grid_{shown.name}.png")
+            image_io.save_png(paths[-1], image_io.grid(cells, len(columns)))
             thumbnails.append(_shrunk(cells))
-    if len(objects) > 1:
         names = [f"{shown.name}{row}" for shown in objects for row in rows]
         sheet = contact_sheet.contact_sheet(torch.cat(thumbnails), names, columns)
-        image_io.save_png(folder / "sheet.png", sheet)
+        paths.append(folder / "sheet.png")
+        image_io.save_png(paths[-1], sheet)
+    print(*paths, sep="\n")
     return 0
 
 

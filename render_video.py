@@ -41,12 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         filming.destination(args, args.output_dir, shown.name, len(way))
         for shown, way in zip(objects, ways, strict=True)
     ]
-    viewing.output_folder(args.output_dir)
-    with filming.progress(sum(len(way) for way in ways), options) as bar:
+    with (
+        viewing.filled_folder(args.output_dir),
+        filming.progress(sum(len(way) for way in ways), options) as bar,
+    ):
         for shown, way, path in zip(objects, ways, paths, strict=True):
             shots = [Shot(shown.film, camera) for camera in way]
             frames = filming.frames(saved, shots, options, args, bar)
             video_io.save_video(path, frames, kind=args.format, fps=args.fps)
+    print(*paths, sep="\n")
     return 0
 
 

@@ -15,6 +15,7 @@ import flags
 import video_io
 import viewing
 from filming import Shot
+from flags import UsageError
 from generators.trajectories import INTERPOLATION_TRAJECTORIES, Camera
 from viewing import SceneObject
 
@@ -36,16 +37,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     saved = viewing.open_generator(args)
     options = viewing.render_options(saved, args)
     objects = viewing.objects_to_show(saved, args)
+    if len(objects) == 1:
+        raise UsageError(
+            f"{objects[0].name} is only one object, and an interpolation goes between several; "
+            "render_video.py films one"
+        )
     args.trajectory = args.trajectory or filming.usual_trajectory(saved)
     ways = filming.cameras(
         args, INTERPOLATION_TRAJECTORIES, [viewing.usual_camera(saved, shown) for shown in objects]
     )
     shots = morph(objects, ways)
     path = filming.destination(args, args.output_dir, "interp", len(shots))
-    viewing.output_folder(args.output_dir)
-    with filming.progress(len(shots), options) as bar:
+    with viewing.filled_folder(args.output_dir), filming.progress(len(shots), options) as bar:
         frames = filming.frames(saved, shots, options, args, bar)
         video_io.save_video(path, frames, kind=args.format, fps=args.fps)
+    print(path)
     return 0
 
 

@@ -42,13 +42,19 @@ class RunLog:
         folder: of the run.
         first_step: steps done before. What an earlier process logged of later steps, which will be
             done once more, is dropped.
-        last_step: where training will end.
+        last_step: where training will end; None for never.
         device: for the memory figure.
         keep: how many full log files stay beside the current one.
     """
 
     def __init__(
-        self, folder: Path, first_step: int, last_step: int, device: torch.device, *, keep: int
+        self,
+        folder: Path,
+        first_step: int,
+        last_step: int | None,
+        device: torch.device,
+        *,
+        keep: int,
     ) -> None:
         self.folder, self.device, self.keep = folder, device, keep
         self.failing: set[str] = set()

@@ -4,7 +4,7 @@ import json
 import platform
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,12 +14,14 @@ import torch
 import checkpoints
 import datasets
 import distributed
+import run_changes
 import run_state
 from curriculum import Curriculum
 from datasets import ImageSet
 from distributed import Place
 from flags import UsageError
 from run_state import Progress
+from screen import Screen
 from training.adversarial import AdversarialGame, Precision
 from training_fid import FidOptions
 
@@ -29,12 +31,13 @@ class TrainOptions:
     """What was typed, resolved; the same in every process."""
 
     curriculum: Curriculum
+    names_pictures: bool  # a person did; else they are those of the run that is gone on with
     output_dir: Path
     load_dir: Path | None
     is_resumed: bool
     cache_dir: Path
     seed: int | None  # None is that of the run that is gone on with, else 0
-    n_epochs: int
+    n_epochs: int | None
     max_steps: int | None
     set_step: int | None
     sample_interval: int
@@ -91,8 +94,12 @@ def build_game(place: Place, options: TrainOptions, seed: int) -> AdversarialGam
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Setup:
-    """A run before its next step: networks and optimizers, progress, and images by size."""
+    """A run before its next step: networks and optimizers, progress, and images by size.
 
+    curriculum: that of the options, with the pictures of the run that is gone on with.
+    """
+
+    curriculum: Curriculum
     game: AdversarialGame
     progress: Progress
     images: dict[int, ImageSet]
@@ -109,6 +116,10 @@ def set_up(place: Place, options: TrainOptions) -> Setup:
     _require_same_start(options)
     start = _find_start(place, options)
     content = run_state.agree_on_start(place, start, options.curriculum)
+    before = None if content is None else run_state.curriculum_of(content)
+    if before is not None and not options.names_pictures:
+        curriculum = run_changes.with_pictures_of(options.curriculum, before)
+        options = replace(options, curriculum=curriculum)
     seed = options.seed
     if seed is None:
         seed = 0 if content is None else run_state.seed_of(content)
@@ -123,17 +134,59 @@ def set_up(place: Place, options: TrainOptions) -> Setup:
     images = _open_all(place, options, progress)
     _require_same_images(images)
     if place.is_main:
+        for note in _notes(place, options.curriculum, progress, images):
+            print(f"note: {note}", file=Screen())
+        if before is not None and content is not None:
+            _tell_changes(start, before, run_state.seed_of(content), seed, options, images)
         try:
             checkpoints.remove_drafts(options.output_dir)
             own = options.output_dir / run_state.STATE_FILE
             if start is not None and start.resolve() == own.resolve():
                 # A kill may have come between the state and what is exported from it.
                 run_state.export(options.output_dir, game, options.curriculum, progress)
-            _write_options(place, options, game, start, progress)
+            _write_options(place, options, game, start, progress, images)
         except OSError as error:
             reason = f"cannot be written ({error.strerror})"
             raise UsageError(f"--output_dir {options.output_dir}: {reason}") from error
-    return Setup(game=game, progress=progress, images=images)
+    return Setup(curriculum=options.curriculum, game=game, progress=progress, images=images)
+
+
+def _notes(
+    place: Place, curriculum: Curriculum, progress: Progress, images: dict[int, ImageSet]
+) -> list[str]:
+    """What a person may not have meant about the pictures, and is no mistake."""
+    notes = []
+    size, largest = max(images.items())
+    if largest.num_small:
+        crop = curriculum.settings.crop
+        least = f"{size} px and are enlarged"
+        if isinstance(crop, int) and crop > size:
+            least = f"the crop of {crop} px; of each the largest square is taken"
+        notes.append(f"{largest.num_small} of {len(largest)} pictures are smaller than {least}")
+    current = curriculum.stage_settings(progress.step)
+    coming = [stage for start, stage in curriculum.stages if start > progress.step]
+    batch = place.world_size * max(stage.batch_size for stage in [current, *coming])
+    if len(largest) < batch:
+        notes.append(f"{len(largest)} pictures are fewer than a batch of {batch}, which repeats "
+                     "some of them")  # fmt: skip
+    return notes
+
+
+def _tell_changes(
+    start: Path | None,
+    before: Curriculum,
+    seed_before: int,
+    seed: int,
+    options: TrainOptions,
+    images: dict[int, ImageSet],
+) -> None:
+    """Say on the screen what the run does otherwise than before, if anything."""
+    found = run_changes.changes(before, options.curriculum)
+    if start is not None and start.is_file():
+        found += run_changes.data_changes(start.parent, run_changes.data_record(images))
+    found += [] if seed == seed_before else [f"seed {seed_before} -> {seed}"]
+    if found:
+        print(f"changed since the last save: {', '.join(found)}", file=Screen())
 
 
 def _find_start(place: Place, options: TrainOptions) -> Path | None:
@@ -227,11 +280,13 @@ def _write_options(
     game: AdversarialGame,
     start: Path | None,
     progress: Progress,
+    images: dict[int, ImageSet],
 ) -> None:
     content = {
         "command": options.command,
         "curriculum_name": options.curriculum.name,
         "curriculum": {str(key): value for key, value in options.curriculum.source.items()},
+        "images": run_changes.data_record(images),
         "seed": game.seed,
         "first_step": progress.step,
         "start_from": str(start) if start else None,
@@ -244,5 +299,5 @@ def _write_options(
             "numpy": np.__version__,
         },
     }
-    with checkpoints.replaced(options.output_dir / "options.json") as file:
+    with checkpoints.replaced(options.output_dir / run_changes.OPTIONS_FILE) as file:
         file.write(json.dumps(content, indent=2).encode())

@@ -166,6 +166,11 @@ def find_start(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) -> 
     if not state.is_file() and published_run.is_one(load_dir):
         return load_dir
     if not state.is_file():
+        if (load_dir / "generator.pth").is_file():
+            raise UsageError(
+                f"--load_dir {load_dir}: only exported networks are there; training goes on from "
+                f"{STATE_FILE}, which holds the optimizers and the step too"
+            )
         hint = nearest_path(load_dir) if not load_dir.exists() else ""
         raise UsageError(f"--load_dir {load_dir}: there is no {STATE_FILE} in it.{hint}")
     return state
@@ -221,6 +226,15 @@ def seed_of(content: Mapping[str, Any]) -> int:
         raise UsageError(f"{STATE_FILE}: {error}") from error
 
 
+def curriculum_of(content: Mapping[str, Any]) -> Curriculum:
+    """The curriculum of a state that was read.
+
+    Raises:
+        UsageError: it has none that can be used.
+    """
+    return checkpoints.curriculum_of(Path(STATE_FILE), content)
+
+
 def read_state(path: Path, curriculum: Curriculum) -> dict[str, Any]:
     """The content of a training state, for load_state.
 
@@ -243,11 +257,15 @@ def _refuse_other_scales(path: Path, trained: Curriculum, wanted: Curriculum) ->
     """What changes a network's meaning and not its shapes must not change unnoticed."""
     for key in ("model", "box_side", "density_scale"):
         before, now = getattr(trained.settings, key), getattr(wanted.settings, key)
-        if before != now:
-            raise UsageError(
-                f"{path}: was trained with {key} {before}, the curriculum says {now}; go on with "
-                f"--set {key}={before}"
-            )
+        if before == now:
+            continue
+        how = f"--set {key}={before}"
+        if trained.name != wanted.name:
+            how = f"--curriculum {trained.name}, with which it was trained"
+        raise UsageError(
+            f"{path}: was trained with {key} {before}, curriculum {wanted.name} has {now}; "
+            f"go on with {how}"
+        )
 
 
 def load_state(content: Mapping[str, Any], game: AdversarialGame) -> Progress:

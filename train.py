@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import checkpoints
 import curriculums
 import datasets
 import distributed
@@ -20,11 +21,16 @@ import flags
 import inception
 import machine
 import published_run
+import run_changes
+import run_length
 import run_setup
 import run_state
 import viewing
+from curriculum import Curriculum
 from distributed import Place
 from flags import UsageError
+from image_files import Listing
+from network_state import count_entry
 from run_setup import TrainOptions
 from training_fid import FidOptions
 from training_loop import train
@@ -48,8 +54,8 @@ def build_parser() -> flags.ArgumentParser:
     add("--set_step", type=flags.non_negative_int, help="take this as the number of steps done")
     add("--seed", type=flags.non_negative_int, help="of all random numbers; default: that of the "
         "run that is gone on with, else 0")  # fmt: skip
-    add("--n_epochs", type=flags.positive_int, default=3000, help="passes over the data, after "
-        "loading further ones")  # fmt: skip
+    add("--n_epochs", type=flags.positive_int, help="stop after so many passes over the data, "
+        "after loading further ones; default: no limit")  # fmt: skip
     add("--max_steps", type=flags.positive_int, help="stop at this step")
     add("--sample_interval", type=flags.positive_int, default=200, help="steps between previews")
     add("--model_save_interval", type=flags.positive_int, default=5000, help="steps between "
@@ -77,24 +83,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list_curricula:
         print(dry_run.curricula_table())
         return 0
+    typed = _curriculum(args)
+    places = distributed.plan(args.device, args.num_processes, os.environ)
+    _check_fid(places[0], args)
+    start = _start(places[0], args)
+    curriculum, step = (typed, 0) if start is None else _going_on(start, typed, args)
+    listing = _pictures(curriculum, typed)  # before any process or folder is made
+    if args.dry_run:
+        end = run_length.ending(
+            curriculum,
+            first_step=step if args.set_step is None else args.set_step,
+            num_images=listing.count,
+            world_size=places[0].world_size,
+            max_steps=args.max_steps,
+            n_epochs=args.n_epochs,
+        )
+        data = run_setup.dataset_options(curriculum)
+        print(dry_run.report(curriculum, places, data, listing, end))
+        return 0
+    dry_run.require_memory(curriculum, places)
+    command = ["train.py", *(sys.argv[1:] if argv is None else argv)]
+    options = _options(args, curriculum, command)
+    return distributed.launch(train, options, places, port=args.port)
+
+
+def _curriculum(args: argparse.Namespace) -> Curriculum:
+    """The curriculum as it was typed, with its changes."""
     if args.curriculum is None:
         names = ", ".join(curriculums.PRESETS)
         raise UsageError(f"--curriculum is missing; choose one of {names}")
-    overrides = list(args.set)
-    curriculum = curriculums.load(args.curriculum, file=args.curriculum_file, overrides=overrides)
-    if args.dataset_path is not None:
-        curriculum = curriculum.with_dataset_path(args.dataset_path)
-    places = distributed.plan(args.device, args.num_processes, os.environ)
-    _check_fid(places[0], args)
-    if args.dry_run:
-        print(dry_run.report(curriculum, places, run_setup.dataset_options(curriculum)))
-        return 0
-    dry_run.require_memory(curriculum, places)
-    start = _start(places[0], args)
-    if start is not None and start.is_dir():
-        curriculum = published_run.open_run(start).adapt(curriculum)
-    options = TrainOptions(
+    curriculum = curriculums.load(
+        args.curriculum, file=args.curriculum_file, overrides=list(args.set)
+    )
+    if args.dataset_path is None:
+        return curriculum
+    return curriculum.with_dataset_path(args.dataset_path)
+
+
+def _names_pictures(args: argparse.Namespace) -> bool:
+    """Whether a person said which pictures."""
+    keys = [text.partition("=")[0].strip() for text in args.set]
+    return args.dataset_path is not None or "dataset_path" in keys
+
+
+def _options(args: argparse.Namespace, curriculum: Curriculum, command: list[str]) -> TrainOptions:
+    return TrainOptions(
         curriculum=curriculum,
+        names_pictures=_names_pictures(args),
         output_dir=args.output_dir,
         load_dir=args.load_dir,
         is_resumed=args.resume,
@@ -113,12 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             weights=args.inception_weights,
             takes_any_weights=args.any_inception_weights,
         ),
-        command=["train.py", *(sys.argv[1:] if argv is None else argv)],
+        command=command,
     )
-    datasets.find_images(
-        run_setup.dataset_options(curriculum)
-    )  # before any process or folder is made
-    return distributed.launch(train, options, places, port=args.port)
 
 
 def _check_fid(place: Place, args: argparse.Namespace) -> None:
@@ -132,14 +163,41 @@ def _check_fid(place: Place, args: argparse.Namespace) -> None:
 def _start(place: Place, args: argparse.Namespace) -> Path | None:
     """What is gone on from, as far as it can be told before the folder is locked.
 
-    Machines without the main process need not have it.
+    Machines without the main process need not have it. A dry run is of a fresh run unless it is
+    asked to go on.
     """
+    if args.dry_run and not args.resume and args.load_dir is None:
+        return None
     try:
         return run_state.find_start(args.output_dir, args.load_dir, is_resumed=args.resume)
     except UsageError:
         if place.is_main:
             raise
         return None
+
+
+def _going_on(start: Path, typed: Curriculum, args: argparse.Namespace) -> tuple[Curriculum, int]:
+    """The curriculum as it goes on with a run, and the steps that the run has done."""
+    if start.is_dir():
+        run = published_run.open_run(start)
+        return run.adapt(typed), run.step
+    content = run_state.read_state(start, typed)
+    with checkpoints.complaints(start):
+        step = count_entry(content, "step")
+    if _names_pictures(args):
+        return typed, step
+    before = checkpoints.curriculum_of(start, content)
+    return run_changes.with_pictures_of(typed, before), step
+
+
+def _pictures(curriculum: Curriculum, typed: Curriculum) -> Listing:
+    """What there is to learn from; whose pictures they are if they are gone."""
+    try:
+        return datasets.find_images(run_setup.dataset_options(curriculum))
+    except UsageError as error:
+        if curriculum.settings.dataset_path == typed.settings.dataset_path:
+            raise
+        raise UsageError(f"the pictures that the run learned from before: {error}") from error
 
 
 if __name__ == "__main__":

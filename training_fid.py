@@ -55,9 +55,9 @@ class FidOptions:
         """Whether FID is measured after so many steps."""
         return step % self.interval == 0
 
-    def is_ever_due(self, first: int, last: int) -> bool:
-        """Whether it is measured at all after a step in first + 1 .. last."""
-        return last // self.interval > first // self.interval
+    def is_ever_due(self, first: int, last: int | None) -> bool:
+        """Whether it is measured at all after a step in first + 1 .. last; None is no end."""
+        return last is None or last // self.interval > first // self.interval
 
 
 class FidMeter:

@@ -10,6 +10,7 @@ from torch import Tensor
 import datasets
 import distributed
 import machine
+import run_length
 import run_lock
 import run_setup
 import run_state
@@ -47,30 +48,24 @@ class TrainingRun:
     def __init__(self, place: Place, options: TrainOptions, setup: Setup) -> None:
         self.place, self.options = place, options
         self.game, self.progress, self.images = setup.game, setup.progress, setup.images
-        self.curriculum = options.curriculum
-        self.last_step = self._last_step()
+        self.curriculum = setup.curriculum
+        self.ending = self._ending()
         self.meter, self.about_fid = self._open_meter()
 
-    def _last_step(self) -> int:
-        """Where training ends: the curriculum's end, --max_steps or --n_epochs, the earliest."""
-        limits = [self.curriculum.end, self.options.max_steps]
-        step, images = self.progress.step, 0
-        wanted = self.options.n_epochs * len(next(iter(self.images.values())))
-        # Batch sizes change by stage, so the epochs are counted stage by stage.
-        starts = [start for start, _ in self.curriculum.stages if start > step]
-        for upper in [*starts, None]:
-            batch = self.curriculum.stage_settings(step).batch_size * self.place.world_size
-            needed = -(-(wanted - images) // batch)
-            if upper is None or step + needed <= upper:
-                limits.append(step + needed)
-                break
-            images, step = images + (upper - step) * batch, upper
-        return min(limit for limit in limits if limit is not None)
+    def _ending(self) -> run_length.Ending:
+        return run_length.ending(
+            self.curriculum,
+            first_step=self.progress.step,
+            num_images=len(next(iter(self.images.values()))),
+            world_size=self.place.world_size,
+            max_steps=self.options.max_steps,
+            n_epochs=self.options.n_epochs,
+        )
 
     def _open_meter(self) -> tuple[FidMeter | None, str]:
         """What measures FID, or nothing and why not; nothing and "" where it is never due."""
         options = self.options
-        if not options.fid.is_ever_due(self.progress.step, self.last_step):
+        if not options.fid.is_ever_due(self.progress.step, self.ending.step):
             return None, ""
         data = run_setup.dataset_options(self.curriculum)
         return training_fid.open_meter(
@@ -86,10 +81,10 @@ class TrainingRun:
 
     def run(self) -> int:
         """Train to the last step; returns the exit code."""
-        if self.progress.step >= self.last_step:
+        if self.ending.is_reached(self.progress.step):
             if self.place.is_main:
                 print(f"nothing to do: {self.options.output_dir} is at step {self.progress.step}, "
-                      f"training ends at {self.last_step}", file=sys.stderr)  # fmt: skip
+                      f"training {self.ending}", file=sys.stderr)  # fmt: skip
             return 0
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(StopSignal())
@@ -107,9 +102,8 @@ class TrainingRun:
     def _keeper(self, stack: contextlib.ExitStack) -> Keeper:
         options, first = self.options, self.progress.step
         folder, device = options.output_dir, self.place.device
-        log = RunLog(folder, first, self.last_step, device, keep=options.keep)
+        log = RunLog(folder, first, self.ending.step, device, keep=options.keep)
         stack.enter_context(log)
-        log.say(f"the field on {self.place.device}: {self.game.field_path()}")
         if self.about_fid:
             log.say(self.about_fid)
         if first > 0:
@@ -134,7 +128,7 @@ class TrainingRun:
                 self.progress.images_seen += images
                 terms = distributed.mean_over_ranks(terms)
             if keeper is not None:
-                where = self.curriculum.describe(step, self.last_step)
+                where = self.curriculum.describe(step, self.ending.step)
                 means = keeper.log.step(step + 1, stage, terms, images, where)
                 if means is not None:
                     keeper.note_losses(means, stage)
@@ -145,12 +139,12 @@ class TrainingRun:
                     keeper.log.record({"step": step + 1, "error": complaint})
                 return 1
             is_stopped = distributed.agree_to_stop(stop.requested)
-            is_over = is_stopped or step + 1 >= self.last_step
+            is_last = self.ending.is_reached(step + 1)
             if keeper is not None:
-                keeper.between_steps(is_last=step + 1 >= self.last_step, is_stopped=is_stopped)
+                keeper.between_steps(is_last=is_last, is_stopped=is_stopped)
             if self.options.fid.is_due(step + 1) and not is_stopped:
                 self._measure_fid(stop, keeper)
-            if is_over:
+            if is_stopped or is_last:
                 return self._farewell(stop, keeper, is_stopped=is_stopped)
         raise AssertionError("unreachable")
 
@@ -241,5 +235,5 @@ class TrainingRun:
             keeper.log.say(f"stopped and saved at step {step}; go on with the same command and "
                            f"--resume (in {folder})")  # fmt: skip
         else:
-            keeper.log.say(f"finished at step {step}: {folder}")
+            keeper.log.say(f"finished at step {step} ({self.ending.reason}): {folder}")
         return code

@@ -151,13 +151,13 @@ def render_options(saved: SavedGenerator, request: Request, num_steps: int) -> R
 
 def add_request(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say what is shown first; for from_args."""
-    add = parser.add_argument
-    add("--seed", type=flags.non_negative_int, default=0, help="the object")
+    which, add = parser.add_mutually_exclusive_group(), parser.add_argument
+    which.add_argument("--seed", type=flags.non_negative_int, default=0, help="the object")
     add("--to_seed", type=flags.non_negative_int, help="the object at the other end of an "
         "interpolation")  # fmt: skip
     add("--mix", type=flags.fraction, default=0.0, help="how far towards --to_seed")
-    add("--fit", type=Path, nargs="+", default=[], metavar="fit.pth", help="objects that "
-        "inverse_render.py fitted to photos; the first is shown first")  # fmt: skip
+    which.add_argument("--fit", type=Path, nargs="+", default=[], metavar="fit.pth", help="objects "
+        "that inverse_render.py fitted to photos; the first is shown first")  # fmt: skip
     add("--psi", type=flags.fraction, default=0.7, help="truncation: 0 is the mean object, 1 is "
         "the full variety")  # fmt: skip
     add("--show", choices=SHOWS, default="color")

@@ -5,9 +5,10 @@ A command reads top-down: its parser is made of `add_generator`, `add_objects` a
 """
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -66,14 +67,19 @@ def add_generator(parser: argparse.ArgumentParser) -> None:
     flags.add_device(parser)
 
 
-def add_objects(parser: argparse.ArgumentParser, *, psi: float) -> None:
-    """Add the flags that say what to look at; for objects_to_show."""
-    flags.add_seeds(parser)
-    add = parser.add_argument
-    add("--fit", type=Path, nargs="+", default=[], metavar="fit.pth", help="objects that "
-        "inverse_render.py fitted to photos, in place of seeds")  # fmt: skip
-    add("--psi", type=flags.fraction, default=psi, help="truncation: 0 is the mean object, 1 is "
-        "the full variety")  # fmt: skip
+def add_objects(parser: argparse.ArgumentParser, *, psi: float) -> argparse._MutuallyExclusiveGroup:
+    """Add the flags that say what to look at; for objects_to_show.
+
+    Returns:
+        The group of flags that name objects, of which a person gives one.
+    """
+    which = parser.add_mutually_exclusive_group()
+    flags.add_seeds(which)
+    which.add_argument("--fit", type=Path, nargs="+", default=[], metavar="fit.pth", help="objects "
+        "that inverse_render.py fitted to photos, in place of seeds")  # fmt: skip
+    parser.add_argument("--psi", type=flags.fraction, default=psi, help="truncation: 0 is the mean "
+        "object, 1 is the full variety")  # fmt: skip
+    return which
 
 
 def add_rendering(parser: argparse.ArgumentParser) -> None:
@@ -112,6 +118,7 @@ def open_generator(args: argparse.Namespace) -> SavedGenerator:
     if saved.is_published and curriculum is None:
         print(f"{saved.path}: published files don't say their curriculum; taking the cameras of "
               f"{saved.curriculum.name} (--curriculum names another)", file=sys.stderr)  # fmt: skip
+    _require_average(saved, args)
     if saved.average != args.ema and saved.average == "none":
         print(f"{saved.path}: no {args.ema}.pth beside it; using the raw parameters",
               file=sys.stderr)  # fmt: skip
@@ -120,6 +127,16 @@ def open_generator(args: argparse.Namespace) -> SavedGenerator:
         machine.use_one_thread_for(saved.generator.siren.hidden_dim)
     set_precision(saved.generator, getattr(args, "precision", "exact"))  # not every command has it
     return saved
+
+
+def _require_average(saved: SavedGenerator, args: argparse.Namespace) -> None:
+    """Refuse to show other parameters than those of --ema ema2, which nobody gets by default."""
+    if args.ema != "ema2" or saved.average == "ema2":
+        return
+    path: Path = args.generator
+    there = sorted(file.name for file in path.parent.glob("*.pth"))
+    reason = f"is {saved.average}.pth" if saved.average == "ema" else "has no ema2.pth beside it"
+    raise UsageError(f"--ema ema2: {path} {reason}; in that folder are {', '.join(there)}")
 
 
 def set_precision(generator: ImplicitGenerator3d, precision: Precision) -> None:
@@ -251,6 +268,23 @@ def look(
     """The view of one object (1, F) from a camera at pitch and yaw, radians; not random."""
     poses = Poses(torch.tensor([pitch]), torch.tensor([yaw]))
     return saved.generator.render(film, poses, options, points_per_chunk=points_per_chunk)
+
+
+@contextlib.contextmanager
+def filled_folder(path: Path) -> Iterator[Path]:
+    """The folder of --output_dir; what was made of it goes away where nothing is written into it.
+
+    Raises:
+        UsageError: it cannot be made or is no folder.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield output_folder(path)
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
+        raise
 
 
 def output_folder(path: Path, *, flag: str = "--output_dir") -> Path:

@@ -1,6 +1,7 @@
 """Bad arguments: one line each, exit code 2, no traceback, and nothing is written."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -116,7 +117,8 @@ def test_inverse_render(place, tiny_run, monkeypatch, capsys, counted):
     counted(f"inverse_render: {len(cases)} wrong command lines, one line each")
 
 
-def test_train(place, monkeypatch, capsys, counted):
+def test_train(place, tiny_run, monkeypatch, capsys, counted):
+    shutil.copytree(tiny_run, "EXPORTED")
     cases = without_root([*OF_ALL, *OF_TRAINING])
     for words, expected in cases:
         usual = ["--curriculum", "Demo", "--set", "num_images=4"]

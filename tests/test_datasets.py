@@ -44,13 +44,13 @@ def levels(images):
 
 @pytest.fixture
 def count_decoded(monkeypatch):
-    decoded, real = [], image_decoding.decode_picture
+    decoded, real = [], image_decoding._decode
 
     def counting(stream, framing):
         decoded.append(1)
         return real(stream, framing)
 
-    monkeypatch.setattr(image_decoding, "decode_picture", counting)
+    monkeypatch.setattr(image_decoding, "_decode", counting)
     return decoded
 
 

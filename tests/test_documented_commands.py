@@ -91,7 +91,7 @@ def test_a_wrong_line_is_noticed():
         test_a_documented_line_is_understood(
             Line("here", ("python", "render_video.py", "generator.pth", "--sed", "1"))
         )
-    with pytest.raises(Exception, match="unknown key 'gen_lr'"):
+    with pytest.raises(Exception, match="gen_lr is a key of stages"):
         test_a_documented_line_is_understood(
             Line("here", ("python", "train.py", "--curriculum", "CelebA", "--set", "gen_lr=1"))
         )

@@ -188,7 +188,7 @@ def test_visible_only_opens_the_mesh_at_the_back(a_ball, tmp_path):
         (["--cube_size", "-1"], "--cube_size: must be a number above 0"),
         (["--center", "0", "x", "0"], "--center: must be a number, not 'x'"),
         (["--level", "nan"], "--level: must be a number, not 'nan'"),
-        (["--seed", "1", "--seeds", "2"], "--seed: not allowed with --seeds"),
+        (["--seed", "1", "--seeds", "2"], "--seeds: not allowed with --seed"),
         (["--level", "1e9"], "0: no surface at level 1e\\+09 in the cube"),
         (["--center", "5", "0", "0"], "0: nothing in the cube is opaque"),
     ],

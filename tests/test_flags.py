@@ -84,7 +84,7 @@ class TestParser:
             (["--psi", "1.5"], "must be a number from 0 to 1, not '1.5'"),
             (["--port", "70000"], "must be a port from 0 to 65535, not '70000'"),
             (["--output_dir"], "--output_dir: expected one argument"),
-            (["a", "b"], "unrecognized arguments: b"),
+            (["a", "b"], "too many words: b; a pattern"),
         ],
     )
     def test_complaint_is_one_line_that_helps(self, typed, message):
@@ -226,3 +226,27 @@ def chatter():
         return 0
 
     return flags.run(main)
+
+
+def test_many_words_are_one_short_line_about_quotes():
+    words = [f"photos/{index}.png" for index in range(500)]
+    with pytest.raises(UsageError) as caught:
+        parser().parse_args(["--output_dir", *words])
+    assert str(caught.value) == (
+        "too many words: photos/2.png photos/3.png photos/4.png and 495 more; a pattern such as "
+        "'photos/*.png' must stand in quotes"
+    )
+
+
+def test_a_mistyped_choice_is_answered_with_the_nearest():
+    result = flags.ArgumentParser(description="Test.")
+    result.add_argument("--format", choices=["mp4", "frames"])
+    with pytest.raises(UsageError, match="--format: 'frame' is none of mp4, frames. Did you mean"):
+        result.parse_args(["--format", "frame"])
+
+
+def test_the_nearest_path_is_another_one(tmp_path):
+    (tmp_path / "runs").mkdir()
+    assert flags.nearest_path(tmp_path / "runs") == ""
+    (tmp_path / "run").mkdir()
+    assert flags.nearest_path(tmp_path / "runs") == f" Did you mean {str(tmp_path / 'run')!r}?"

@@ -1,6 +1,7 @@
 """Fitting a photo: what is compared, that it descends, and the command around it."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -197,24 +198,33 @@ def test_a_bad_photo_is_one_line(tmp_path, fault):
         photos.open_photo(photo, 4, crop="center", mask=mask, background=1.0)
 
 
-def test_the_command_writes_a_fit_that_the_others_take(tiny_run, saved, tmp_path, capsys):
+def test_the_command_writes_a_fit_that_the_others_take(
+    tiny_run, saved, tmp_path, capsys, monkeypatch
+):
     image, _ = render_of(saved, 6)
     pixels = ((image + 1) * 127.5).round().permute(1, 2, 0).numpy()
     photo = save(tmp_path / "car.png", pixels)
     command = [str(tiny_run / "generator.pth"), str(photo), "--candidates", "32", "--starts", "2",
                "--latent_steps", "4", "--film_steps", "4", "--image_size", "12",
                "--fit_size", "16", "--device", "cpu"]  # fmt: skip
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     assert inverse_render.main(command) == 0
-    folder = tmp_path / "car_fit"
+    assert not (tmp_path / "car_fit").exists()  # a folder of photos stays one
+    folder = tmp_path / "here" / "car_fit"
     names = ["fit.pth", "fit.png", "views.png", "reconstructed.mp4"]
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
-    assert "dB at 16 px" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "dB at 16 px" in said
+    words = re.search(r"--pitch (\S+) --yaw (\S+) --fov ([\d.]+)", said).groups()
     with Image.open(folder / "views.png") as views:
         assert views.size == (60, 12)
     with Image.open(folder / "fit.png") as comparison:
         assert comparison.size == (48, 16)
     fit = checkpoints.load_fit(folder / "fit.pth", viewing.checkpoints.load_generator(
         tiny_run / "generator.pth"))  # fmt: skip
+    camera = (fit.pitch, fit.yaw, fit.fov_degrees)
+    assert [float(word) for word in words] == pytest.approx(camera, abs=0.01)
     assert fit.film.frequencies.shape == (1, saved.generator.siren.num_features)
     before = [(folder / name).read_bytes() for name in names]
     assert inverse_render.main(command) == 0
@@ -229,3 +239,21 @@ def test_a_guess_can_be_indexed():
     )
     assert guess[torch.tensor([1])].poses.yaw.shape == (1,)
     assert torch.equal(guess[1:2].fov_degrees, guess.fov_degrees[1:2])
+
+
+def test_a_single_color_explains_nothing_and_a_poor_fit_is_called_so(
+    tiny_run, tmp_path, capsys, monkeypatch
+):
+    image = torch.linspace(-1, 1, 64).view(1, 8, 8).expand(3, 8, 8)
+    photo = Photo(image, torch.ones(8, 8))
+    variance = float((image / 2).var(correction=0))
+    assert inverse_render._flat_psnr(photo) == pytest.approx(-10 * math.log10(variance), abs=1e-4)
+    halves = torch.cat([torch.zeros(8, 4), torch.ones(8, 4)], dim=1)
+    assert inverse_render._flat_psnr(Photo(2 * halves.expand(3, 8, 8) - 1, halves)) == 100
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3))
+    path = save(tmp_path / "noise.png", noise)
+    monkeypatch.chdir(tmp_path)
+    inverse_render.main([str(tiny_run / "generator.pth"), str(path), "--candidates", "4",
+                         "--starts", "1", "--latent_steps", "1", "--film_steps", "1",
+                         "--image_size", "8", "--num_frames", "2", "--device", "cpu"])  # fmt: skip
+    assert "a poor fit" in capsys.readouterr().out

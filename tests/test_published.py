@@ -235,6 +235,7 @@ def test_another_object_than_a_generator_is_named(tmp_path):
         (published_files.discriminator("CCSDiscriminator"), "a published CCSDiscriminator, not"),
         (published_files.optimizer_state([torch.zeros(2)]), "a dict of state, param_groups"),
         ([1, 2], "a list, not a generator"),
+        (torch.zeros(2), "a single tensor, not"),
         ({}, "an empty dict, not"),
     ):
         published_files.save(other, path)

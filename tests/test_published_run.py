@@ -140,7 +140,7 @@ def test_a_missing_file_is_named(tmp_path, small_file, name):
 
 
 def test_a_folder_of_our_exports_is_no_published_run(tmp_path, tiny_run, small_file):
-    with pytest.raises(UsageError, match=r"there is no training_state.pth in it"):
+    with pytest.raises(UsageError, match="only exported networks are there"):
         train.main([*small_file, "--load_dir", str(tiny_run), "--output_dir", str(tmp_path / "o")])
 
 

@@ -89,7 +89,7 @@ def test_twice_the_same_command_is_twice_the_same_bytes(command, module, texts):
 def test_a_grid_has_a_column_for_each_yaw_and_rows_for_pitches_and_depths(command):
     folder = command(render_multiview_images, "--seeds", "3", "--pitches", "0", "0.2",
                      "--yaws", "-0.5", "0", "0.5", "--depth_map")  # fmt: skip
-    assert [path.name for path in folder.iterdir()] == ["grid_3.png"]
+    assert {path.name for path in folder.iterdir()} == {"grid_3.png", "sheet.png"}
     whole = picture(folder / "grid_3.png")
     assert whole.shape == (40, 30, 3)
     alone = picture(command(render_multiview_images, "--seeds", "3", "--pitches", "0.2",
@@ -306,3 +306,54 @@ def test_the_bar_counts_all_rays(command, capsys, module, num_views, texts):
 def test_without_a_trajectory_the_camera_stays_where_training_looked_from(name, way):
     saved = SimpleNamespace(curriculum=curriculums.load(name))
     assert filming.usual_trajectory(saved) == way
+
+
+def test_the_paths_are_printed(command, capsys):
+    folder = command(render_multiview_images, "--seeds", "0", "--yaws", "0")
+    names = ["grid_0.png", "sheet.png"]
+    assert capsys.readouterr().out.split() == [str(folder / name) for name in names]
+    folder = command(render_video, "--seeds", "0", "1", "--num_frames", "1")
+    assert capsys.readouterr().out.split() == [str(folder / f"{seed}.mp4") for seed in (0, 1)]
+    folder = command(render_video_interpolation, "--seeds", "0", "1", "--num_frames", "1")
+    assert capsys.readouterr().out.split() == [str(folder / "interp.mp4")]
+
+
+def test_an_interrupted_command_leaves_no_empty_folder(command, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(filming, "frames", interrupted)
+    for module in (render_video, render_video_interpolation):
+        with pytest.raises(KeyboardInterrupt):
+            command(module, "--seeds", "0", "1", folder="new/below")
+        assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "full" / "vids").mkdir(parents=True)
+    (tmp_path / "full" / "vids" / "a").write_text("a")
+    for folder in ("old", "full/vids"):
+        with pytest.raises(KeyboardInterrupt):
+            command(render_video, "--seeds", "0", folder=folder)
+        assert (tmp_path / folder).is_dir()
+
+
+def test_seeds_and_fits_exclude_each_other(command, tiny_run, tmp_path):
+    fit = save_fit(tmp_path / "car.pth", tiny_run)
+    for module in (render_multiview_images, render_video, render_video_interpolation):
+        with pytest.raises(UsageError, match="--fit: not allowed with --seeds"):
+            command(module, "--seeds", "0", "1", "2", "--fit", fit)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interpolation_needs_two_objects(command, tmp_path):
+    with pytest.raises(UsageError, match="3 is only one object"):
+        command(render_video_interpolation, "--seeds", "3")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_average_that_was_asked_for_must_be_there(command, tiny_run, tmp_path):
+    (tiny_run / "ema2.pth").unlink()
+    with pytest.raises(UsageError, match="has no ema2.pth beside it; in that folder are ema.pth, "
+                       "generator.pth"):  # fmt: skip
+        command(render_multiview_images, "--ema", "ema2")
+    (tiny_run / "ema.pth").unlink()
+    command(render_multiview_images, "--seeds", "0", "--yaws", "0")

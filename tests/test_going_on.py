@@ -1,0 +1,188 @@
+"""What a run does otherwise when it is gone on with: its pictures, its keys, and where it ends."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import TINY as PLAIN
+from PIL import Image
+from test_train import TINY, run, state_of, tiny  # noqa: F401 (a fixture)
+
+import curriculum
+import run_changes
+import run_length
+from flags import UsageError
+
+
+def photos(folder, count, seed=0):
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return str(folder)
+
+
+def options_of(folder):
+    return json.loads((folder / "options.json").read_text())
+
+
+def changed(capsys):
+    """The lines on the screen that tell a change."""
+    err = capsys.readouterr().err
+    return [line for line in err.splitlines() if line.startswith("changed since the last save")]
+
+
+@pytest.fixture
+def on_photos(tiny, tmp_path, capsys):  # noqa: F811
+    """A run of one step on five photos."""
+    path = photos(tmp_path / "photos", 5)
+    assert run(tiny, tmp_path / "out", "--dataset_path", path, "--max_steps", "1") == 0
+    assert not changed(capsys)
+    return path
+
+
+def test_a_run_goes_on_with_its_own_pictures(tiny, on_photos, tmp_path, capsys):  # noqa: F811
+    before = options_of(tmp_path / "out")
+    assert before["images"]["4"]["count"] == 5
+    assert run(tiny, tmp_path / "out", "--resume", "--max_steps", "2") == 0
+    assert run(tiny, tmp_path / "on", "--load_dir", str(tmp_path / "out"), "--max_steps", "3") == 0
+    assert not changed(capsys)
+    for folder in (tmp_path / "out", tmp_path / "on"):
+        assert state_of(folder)["curriculum"]["dataset_path"] == on_photos
+        options = options_of(folder)
+        assert options["curriculum"]["dataset_path"] == on_photos
+        assert options["images"] == before["images"]
+
+
+def test_other_pictures_are_told(tiny, on_photos, tmp_path, capsys):  # noqa: F811
+    other = photos(tmp_path / "other", 4)
+    words = ["--resume", "--max_steps", "2", "--dataset_path", other]
+    assert run(tiny, tmp_path / "out", *words) == 0
+    (line,) = changed(capsys)
+    assert f"dataset_path {on_photos} -> {other}" in line
+    assert "number of pictures 5 -> 4" in line
+    photos(tmp_path / "other", 4, seed=1)
+    assert run(tiny, tmp_path / "out", "--resume", "--max_steps", "3") == 0
+    assert changed(capsys) == ["changed since the last save: the pictures themselves"]
+
+
+def test_pictures_that_are_gone_are_one_clear_error(tiny, on_photos, tmp_path):  # noqa: F811
+    (tmp_path / "photos").rename(tmp_path / "pictures")
+    with pytest.raises(UsageError, match="that the run learned from before: no folder.*photos.*"
+                       "give --dataset_path"):  # fmt: skip
+        run(tiny, tmp_path / "out", "--resume", "--max_steps", "2")
+    new = str(tmp_path / "pictures")
+    words = ["--resume", "--max_steps", "2", "--set", f"dataset_path={new}"]
+    assert run(tiny, tmp_path / "out", *words) == 0
+    assert state_of(tmp_path / "out")["curriculum"]["dataset_path"] == new
+
+
+def test_changed_keys_are_one_line(tiny, tmp_path, capsys):  # noqa: F811
+    words = ["--set", "fov=12", "--set", "0.batch_size=2"]
+    run(tiny, tmp_path / "out", "--max_steps", "1", *words)
+    assert not changed(capsys)
+    assert run(tiny, tmp_path / "out", "--max_steps", "2", "--resume", "--seed", "4") == 0
+    (line,) = changed(capsys)
+    found = line.removeprefix("changed since the last save: ").split(", ")
+    assert found == ["fov 12 -> 30", "0.batch_size 2 -> 3", "seed 0 -> 4"]
+
+
+def test_stages_and_the_end_are_compared():
+    before = curriculum.build("Tiny", PLAIN)
+    assert run_changes.changes(before, before) == []
+    source = {key: value for key, value in PLAIN.items() if key != 6}
+    now = curriculum.build("Other", {**source, 9: PLAIN[0], "fov": 12.5, "white_back": False})
+    assert run_changes.changes(before, now) == [
+        *("curriculum Tiny -> Other", "fov 12 -> 12.5", "white_back True -> False"),
+        *("stage 9 none -> 8 px", "end 6 -> none"),
+    ]
+
+
+def test_another_curriculum_keeps_the_pictures_that_it_names():
+    before = curriculum.build("A", {**PLAIN, "dataset_path": "a"})
+    for name, own, expected in (
+        ("A", None, "a"),
+        ("A", "b", "a"),
+        ("B", None, "a"),
+        ("B", "b", "b"),
+    ):
+        now = curriculum.build(name, {**PLAIN, "dataset_path": own})
+        assert run_changes.with_pictures_of(now, before).settings.dataset_path == expected
+    bare = curriculum.build("A", PLAIN)
+    assert run_changes.with_pictures_of(before, bare) is before
+
+
+def test_another_curriculum_is_named_where_scales_differ(tiny, tmp_path):  # noqa: F811
+    run(tiny, tmp_path / "out", "--max_steps", "1")
+    (tmp_path / "tiny.py").write_text(TINY + "Other = {**Tiny, 'box_side': 0.3}\n")
+    with pytest.raises(UsageError, match="go on with --curriculum Tiny, with which"):
+        run(tiny, tmp_path / "out", "--resume", "--curriculum", "Other")
+    with pytest.raises(UsageError, match="go on with --set box_side=0.5"):
+        run(tiny, tmp_path / "out", "--resume", "--set", "box_side=0.3")
+
+
+STAGES = {
+    "two stages": {0: {**PLAIN[0], "batch_size": 3}, 3: {**PLAIN[0], "batch_size": 2}, 6: {}},
+    "no end": {0: {**PLAIN[0], "batch_size": 3}, 3: {**PLAIN[0], "batch_size": 2}},
+}
+
+
+@pytest.mark.parametrize(
+    ("stages", "first", "images", "limits", "expected"),
+    [
+        ("two stages", 0, 7, (None, None), (6, "the end of the schedule")),
+        ("two stages", 0, 7, (4, None), (4, "--max_steps 4")),
+        ("two stages", 0, 7, (40, 3000), (6, "the end of the schedule")),
+        ("two stages", 0, 7, (None, 1), (3, "--n_epochs 1 over 7 pictures")),  # 3 + 3 + 3
+        ("two stages", 0, 5, (None, 2), (4, "--n_epochs 2 over 5 pictures")),  # 3 + 3 + 3 + 2
+        ("two stages", 2, 5, (None, 1), (4, "--n_epochs 1 over 5 pictures")),  # 3 + 2
+        ("no end", 0, 7, (None, None), (None, "")),
+        ("no end", 100, 7, (None, 3000), (100 + 10500, "--n_epochs 3000 over 7 pictures")),
+    ],
+)
+def test_the_earliest_limit_ends_a_run(stages, first, images, limits, expected):
+    plain = {key: value for key, value in PLAIN.items() if not isinstance(key, int)}
+    found = run_length.ending(
+        curriculum.build("Tiny", {**plain, **STAGES[stages]}),
+        first_step=first,
+        num_images=images,
+        world_size=1,
+        max_steps=limits[0],
+        n_epochs=limits[1],
+    )
+    assert found == expected
+    assert found.is_reached(10**9) == (expected[0] is not None)
+
+
+def test_the_last_line_and_a_dry_run_say_what_ends_a_run(tiny, tmp_path, capsys):  # noqa: F811
+    words = ["--n_epochs", "1"]
+    assert run(tiny, tmp_path / "out", "--dry_run", *words) == 0
+    assert "ends at step 3: --n_epochs 1 over 7 pictures\n" in capsys.readouterr().out
+    run(tiny, tmp_path / "out", *words)
+    assert "finished at step 3 (--n_epochs 1 over 7 pictures): " in capsys.readouterr().err
+    run(tiny, tmp_path / "out", "--resume", "--dry_run", *words)
+    assert "ends at step 6: the end of the schedule\n" in capsys.readouterr().out
+    run(tiny, tmp_path / "out", "--resume", "--max_steps", "4")
+    assert "finished at step 4 (--max_steps 4): " in capsys.readouterr().err
+    run(tiny, tmp_path / "out", "--resume", "--max_steps", "4")
+    assert "training ends at step 4: --max_steps 4" in capsys.readouterr().err
+    run(tiny, tmp_path / "out", "--resume")
+    assert "finished at step 6 (the end of the schedule): " in capsys.readouterr().err
+
+
+def test_small_pictures_and_few_pictures_are_noted(tiny, tmp_path, capsys):  # noqa: F811
+    path = photos(tmp_path / "photos", 5)
+    Image.new("RGB", (20, 7)).save(tmp_path / "photos" / "small.png")
+    words = ["--dataset_path", path, "--max_steps", "1"]
+    for folder in ("first", "again"):  # decoded, and then out of the cache
+        run(tiny, tmp_path / folder, *words)
+        notes = [line for line in capsys.readouterr().err.splitlines() if "note: " in line]
+        assert notes == ["note: 1 of 6 pictures are smaller than 8 px and are enlarged"]
+    run(tiny, tmp_path / "crop", *words, "--set", "crop=20", "--set", "0.batch_size=7")
+    notes = [line for line in capsys.readouterr().err.splitlines() if "note: " in line]
+    assert notes == [
+        "note: 1 of 6 pictures are smaller than the crop of 20 px; of each the largest square is "
+        "taken",
+        "note: 6 pictures are fewer than a batch of 7, which repeats some of them",
+    ]
