@@ -12,6 +12,7 @@ field itself says where it is empty, so no threshold and no running average is n
 """
 
 import collections
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,11 +26,12 @@ from generators.fields import Field
 from generators.volumetric_rendering import RenderOptions, depth_range, stratified_depths
 from siren.film import Film
 
-PIXELS_PER_CELL = 4  # of a picture that the cube fills
+PIXELS_PER_CELL = 6  # of a picture that the cube fills
 FEWEST_CELLS, MOST_CELLS = (
     24,
     128,
 )  # along each axis: below, things are missed; above, finding costs
+WORTHWHILE = 0.9  # a larger share of cells that may hold density is not worth looking them up
 MOST_KNOWN = 8  # objects whose occupancy is remembered, 2 MB each at the most
 EMPTY = -1.0  # raw density of what is left out; any negative number is no density
 
@@ -44,6 +46,11 @@ class Occupancy:
 
     cells: Tensor
     side: float
+
+    @functools.cached_property
+    def is_full(self) -> bool:
+        """Whether nothing is known to be empty."""
+        return bool(self.cells.all())
 
     def may_hold(self, points: Tensor) -> Tensor:
         """Bool (...) of points (..., 3): False where the field is known to be empty."""
@@ -91,6 +98,7 @@ def find_occupancy(
         holds |= corners.norm(dim=-1) >= options.far - 1
     of_cells = F.max_pool3d(holds.float()[None, None], 2, stride=1)  # a cell's eight corners
     cells = F.max_pool3d(of_cells, 3, stride=1, padding=1)[0, 0] > 0
+    cells |= cells.float().mean() > WORTHWHILE
     return Occupancy(F.pad(cells, (1,) * 6, value=True), side)
 
 
@@ -102,7 +110,7 @@ def rays_that_may_hit(
     Looked up at the coarse samples and half-way between them. None is all of them: where the
     background takes its color from the last sample, empty rays have one too.
     """
-    if options.background == "last_sample":
+    if options.background == "last_sample" or any(seen.is_full for seen in occupancies):
         return None
     between = replace(options, num_steps=2 * options.num_steps)
     depths = stratified_depths(rays, between, rng=None)[..., None]
@@ -130,6 +138,8 @@ def skipping(fields: Sequence[Field], occupancies: Sequence[Occupancy]) -> Field
 def _evaluate_occupied(
     field: Field, occupancy: Occupancy, points: Tensor, directions: Tensor
 ) -> Tensor:
+    if occupancy.is_full:
+        return field(points, directions)
     samples = F.pad(torch.zeros_like(points), (0, 1), value=EMPTY)  # (1, P, 4)
     index = occupancy.may_hold(points[0]).nonzero()[:, 0]
     if not len(index):

@@ -114,10 +114,11 @@ def test_pictures_of_the_trained_generator_stay(demo, size):
 
 @pytest.mark.parametrize("background", ["white", "black", "last_sample"])
 @pytest.mark.parametrize("radius", [0.27, None])
-def test_several_objects_at_once(pieces, background, radius):
+def test_several_objects_at_once(pieces, background, radius, monkeypatch):
     if background == "last_sample" and radius is not None:
         pytest.skip("such a scene has no last sample")
     generator, film = pieces
+    monkeypatch.setattr(occupancy, "WORTHWHILE", 1.0)  # so few cells are empty in a cube
     poses = Poses(torch.tensor([1.2, 1.5]), torch.tensor([0.3, 2.0]))
     render = options(scene_radius=radius, background=background)
     exact = generator.render(film, poses, render, points_per_chunk=3000)
@@ -167,3 +168,14 @@ def test_rays_beside_a_ball_are_left_out():
     closest = torch.linalg.cross(rays.origins, rays.directions).norm(dim=-1)[0]
     assert set((closest < 0.1).nonzero()[:, 0].tolist()) <= set(hits.tolist())
     assert (closest[hits] < 0.1 + 2 * math.sqrt(3) * found.side / 24).all()
+
+
+def test_where_nearly_everything_is_full_nothing_is_looked_up():
+    render = options(image_size=32, scene_radius=None)
+    found = find_occupancy(lambda points: points[:, 0] + 0.26, render, torch.device("cpu"))
+    assert found.is_full
+    rays = cast_rays(Poses(torch.tensor([1.2]), torch.tensor([0.7])), 32, 30.0)
+    assert rays_that_may_hit([found], rays, render) is None
+    points, directions = torch.rand(1, 8, 3), torch.rand(1, 4, 3)
+    seen = torch.zeros(1, 8, 4)
+    assert torch.equal(skipping([lambda *_: seen], [found])(points, directions), seen)
