@@ -201,10 +201,10 @@ def about_demo() -> str:
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
         "# The trained generator\n\n"
-        "`generator.pth` and its average `ema.pth` (decay 0.999), as\n"
-        "`python train.py --curriculum Demo --output_dir runs/demo` left them: what `make demo` "
-        "runs.\n`options.json` holds the curriculum, `log.jsonl` the run's log, `previews.png` "
-        "its last previews.\n\n"
+        "`generator.pth` and its average `ema.pth` (decay 0.999), as `make demo` leaves them:\n"
+        "`train.py --curriculum Demo`, on two processor cores in two processes of half a batch "
+        "each.\n`options.json` holds the curriculum as it was trained, `log.jsonl` the run's log, "
+        "`previews.png` its last previews.\n\n"
         f"| | |\n|---|---|\n{table}\n\n"
         "The last three are means of `metrics.json`, which this command writes:\n\n"
         f"    python {_CONSISTENCY}\n\n"

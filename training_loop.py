@@ -104,6 +104,8 @@ class TrainingRun:
         folder, device = options.output_dir, self.place.device
         log = RunLog(folder, first, self.ending.step, device, keep=options.keep)
         stack.enter_context(log)
+        if device.type != "cpu":  # where there is more than one way; docs/speed.md names them
+            log.say(f"how the field is evaluated on {device}: {self.game.field_path()}")
         if self.about_fid:
             log.say(self.about_fid)
         if first > 0:
