@@ -117,7 +117,9 @@ def test_a_call_is_refused_by_name_and_not_run(tmp_path, function, legacy):
     path = tmp_path / "generator.pth"
     torch.save({"state": calls(marker)[function]}, path, _use_new_zipfile_serialization=not legacy)
     for read in (checkpoints.load_generator, tensor_files.read):
-        with pytest.raises(UsageError, match=f"asks for {function}.*nothing in it was run"):
+        module, name = function.rsplit(".", 1)
+        place = rf"_?{module}(\._local)?\.{name}"  # Python 3.13 and 3.14 say io and pathlib so
+        with pytest.raises(UsageError, match=f"asks for {place}.*nothing in it was run"):
             read(path)
     assert not marker.exists()
     assert os.listdir(tmp_path) == ["generator.pth"]
