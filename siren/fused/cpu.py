@@ -1,9 +1,10 @@
-"""The folded field on the CPU, in chunks that stay in the cache, recomputed in the backward pass.
+"""The folded field on the CPU, in chunks that stay in the cache.
 
 The textbook evaluation is bound by memory: each layer writes four arrays of all points. Here a
 chunk of points goes through all layers before the next one starts, and only the output is kept. The
 backward pass repeats the layers of those points alone whose output received a gradient: with the
-ReLU density of the paper, empty space receives none.
+ReLU density of the paper, empty space receives none. Keeping the phases was tried: writing and
+reading them takes as long as computing them again.
 
 Under autocast to bfloat16 the square products take operands rounded to it; phases, sines, sums, the
 first layer and the heads stay float32.
@@ -12,22 +13,29 @@ Legend: B objects, P points per object, G directions per object, H hidden width,
 n points of a chunk.
 """
 
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from siren.fused.arithmetic import product, sine_
-from siren.fused.cpu_backward import add_gradients, filled_up, rows
-from siren.fused.cpu_weights import Inputs, Weights
+from siren.fused import cores, cpu_forward
+from siren.fused.cpu_backward import BothWays, Downstream, Upstream, add_gradients
+from siren.fused.cpu_forward import Points
+from siren.fused.cpu_weights import Inputs
 from siren.fused.folded import FoldedField
 
 # Of one layer's output in one chunk. Forward: two mebibytes; smaller ones are closer to the core,
 # but each operation costs some ten microseconds more. Backward all layers of a chunk are kept.
 CHUNK_NUMBERS = 2**19
 BACKWARD_NUMBERS = 2**18
-# Share of a chunk's points from which on all are colored: choosing them costs as much.
-MANY = 0.85
+WIDE = 128  # from this width on, chunks are spread over cores
+
+Chunk = tuple[int, slice]  # an object and some of its points
+Part = TypeVar("Part", Chunk, tuple[int, Tensor])
+Result = TypeVar("Result")
 
 
 def is_supported(encoded: Tensor) -> bool:
@@ -72,12 +80,13 @@ def density(field: FoldedField, encoded: Tensor) -> Tensor:
     inputs = Inputs.of(_tensors(field, field.color_bias[:, None]))
     operands = _operands(encoded)
     output = encoded.new_empty(encoded.shape[:2])
+
+    def fill(chunks: Sequence[Chunk]) -> None:
+        for index, points in _points_of(chunks, encoded, inputs, operands):
+            cpu_forward.evaluate_density(points, output[index, points.chosen])
+
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        for index in range(len(encoded)):
-            weights = inputs.one(index, operands)
-            for part in _chunks(encoded.shape[1], inputs):
-                features, _ = _trunk_chunk(encoded[index, part], weights)
-                _density_chunk(features, weights, output[index, part])
+        _spread(fill, _chunks(encoded, inputs), inputs)
     return output
 
 
@@ -90,50 +99,29 @@ def _tensors(field: FoldedField, color_bias: Tensor) -> list[Tensor]:
     return [color_bias, field.color_weight, *heads, *field.trunk_weights, *field.trunk_biases]
 
 
-def _chunks(num_points: int, inputs: Inputs) -> list[slice]:
-    """The points of one object."""
-    size = max(1, CHUNK_NUMBERS // inputs.color.shape[-1])
-    return [slice(start, min(start + size, num_points)) for start in range(0, num_points, size)]
+def _chunks(encoded: Tensor, inputs: Inputs) -> list[Chunk]:
+    """All chunks of points (B, P, in), an object after the other."""
+    num_objects, num_points, _ = encoded.shape
+    size = max(1, CHUNK_NUMBERS // inputs.width)
+    parts = [slice(at, min(at + size, num_points)) for at in range(0, num_points, size)]
+    return list(itertools.product(range(num_objects), parts))
 
 
-def _trunk_chunk(x: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-    """The trunk's features (n, H) of x (n, in), and the same as operands."""
-    for matrix, vector in weights.trunk:
-        features = sine_(product(x, matrix, vector))
-        x = features.to(weights.color.dtype)
-    return features, x
+def _points_of(
+    chunks: Sequence[Chunk], encoded: Tensor, inputs: Inputs, operands: torch.dtype
+) -> Iterator[tuple[int, Points]]:
+    """The chunks' points with their weights: those of an object are converted once."""
+    for index, of_object in itertools.groupby(chunks, key=itemgetter(0)):
+        weights = inputs.one(index, operands)
+        for _, chosen in of_object:
+            yield index, Points(encoded[index], chosen, weights)
 
 
-def _density_chunk(features: Tensor, weights: Weights, out: Tensor) -> None:
-    """Fill out (n,) with raw densities."""
-    torch.add(features @ weights.density_head[0][0], weights.density_head[1], out=out)
-
-
-def _color_chunk(x: Tensor, color_bias: Tensor, weights: Weights, out: Tensor) -> None:
-    """Fill out (n, 3) with colors of features x (n, H), operands; color_bias (H,) or (n, H)."""
-    features = sine_(product(x, weights.color, color_bias))
-    torch.addmm(weights.color_head[1], features, weights.color_head[0].t(), out=out)
-    out.sigmoid_()
-
-
-def _forward_part(
-    encoded: Tensor, part: slice, weights: Weights, out: Tensor, skips_clear: bool
-) -> None:
-    """Fill out (P, 4) with colors and densities of a part of one object's points (P, in)."""
-    num_points, chosen = len(encoded), out[part]
-    features, x = _trunk_chunk(encoded[part], weights)
-    _density_chunk(features, weights, chosen[:, 3])
-    if skips_clear:
-        dense = (chosen[:, 3] > 0).nonzero()[:, 0]
-        if len(dense) < MANY * len(x):
-            chosen[:, :3] = 0
-            indices = filled_up(dense)
-            colors = x.new_empty(len(indices), 3, dtype=out.dtype)
-            bias = rows(weights.color_bias, indices + part.start, num_points)
-            _color_chunk(x.index_select(0, indices), bias, weights, colors)
-            chosen[:, :3].index_copy_(0, dense, colors[: len(dense)])
-            return
-    _color_chunk(x, rows(weights.color_bias, part, num_points), weights, chosen[:, :3])
+def _spread(
+    work: Callable[[Sequence[Part]], Result], parts: Sequence[Part], inputs: Inputs
+) -> list[Result]:
+    """Results of work on some of the parts each, together all: each on its own core."""
+    return cores.spread(work, parts) if inputs.width >= WIDE else [work(parts)]
 
 
 class _FieldFunction(torch.autograd.Function):
@@ -145,12 +133,14 @@ class _FieldFunction(torch.autograd.Function):
     ) -> Tensor:
         operands, skips_clear = how
         inputs = Inputs.of(rest)
-        num_objects, num_points, _ = encoded.shape
-        output = encoded.new_empty(num_objects, num_points, 4)
-        for index in range(num_objects):
-            weights = inputs.one(index, operands)
-            for part in _chunks(num_points, inputs):
-                _forward_part(encoded[index], part, weights, output[index], skips_clear)
+        output = encoded.new_empty(*encoded.shape[:2], 4)
+
+        def fill(chunks: Sequence[Chunk]) -> None:
+            for index, points in _points_of(chunks, encoded, inputs, operands):
+                out = output[index, points.chosen]
+                cpu_forward.evaluate(points, out, skips_clear=skips_clear)
+
+        _spread(fill, _chunks(encoded, inputs), inputs)
         ctx.operands = operands
         ctx.save_for_backward(output, encoded, *rest)
         return output
@@ -162,18 +152,32 @@ class _FieldFunction(torch.autograd.Function):
         output, encoded, *rest = ctx.saved_tensors
         inputs = Inputs.of(rest)
         of_encoded = torch.zeros_like(encoded) if ctx.needs_input_grad[1] else None
-        total = Inputs.of([torch.zeros_like(tensor) for tensor in rest])
-        chunk = max(1, BACKWARD_NUMBERS // inputs.color.shape[-1])
-        # Exact: a point whose output received no gradient adds nothing to any other gradient.
-        needed = (gradient != 0).any(-1)
+
+        def add(parts: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
+            total = Inputs.of([torch.zeros_like(tensor) for tensor in rest])
+            for index, of_object in itertools.groupby(parts, key=itemgetter(0)):
+                weights = BothWays.of(inputs.one(index, ctx.operands))
+                known = Upstream(encoded[index], output[index], gradient[index])
+                beyond = None if of_encoded is None else of_encoded[index]
+                into = Downstream(total.one(index), beyond)
+                for _, points in of_object:
+                    add_gradients(known, points, weights, into)
+            return total.flat()
+
         with torch.autocast("cpu", enabled=False):
-            for index in needed.any(-1).nonzero()[:, 0].tolist():
-                weights = inputs.one(index, ctx.operands)
-                squares = [*(matrix for matrix, _ in weights.trunk[1:]), weights.color]
-                both = (weights, [matrix.t().contiguous() for matrix in squares])
-                arrays = (encoded[index], output[index], gradient[index])
-                for points in needed[index].nonzero()[:, 0].split(chunk):
-                    of_first = add_gradients(arrays, points, both, total.one(index))
-                    if of_encoded is not None:
-                        of_encoded[index, points] = of_first.t() @ weights.trunk[0][0]
-        return (None, of_encoded, *total.flat())
+            first, *others = _spread(add, _needed(gradient, inputs), inputs)
+            for other in others:
+                torch._foreach_add_(first, other)
+        return (None, of_encoded, *first)
+
+
+def _needed(gradient: Tensor, inputs: Inputs) -> list[tuple[int, Tensor]]:
+    """Object and indices of points that received a gradient (B, P, 4), at most a chunk in each.
+
+    Exact: a point whose output received none adds nothing to any other gradient.
+    """
+    size = max(1, BACKWARD_NUMBERS // inputs.width)
+    parts = []
+    for index, points in enumerate((gradient != 0).any(-1)):
+        parts += [(index, some) for some in points.nonzero()[:, 0].split(size) if len(some) > 0]
+    return parts

@@ -36,6 +36,11 @@ class Inputs(NamedTuple):
         """The tensors in the order of flat."""
         return cls(tensors[0], tensors[1], tuple(tensors[2:6]), tuple(tensors[6:]))
 
+    @property
+    def width(self) -> int:
+        """H."""
+        return self.color.shape[-1]
+
     def flat(self) -> list[Tensor]:
         """All tensors in one list."""
         return [self.color_bias, self.color, *self.heads, *self.trunk]
