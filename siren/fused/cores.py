@@ -1,0 +1,66 @@
+"""Work in parts that do not depend on each other, each on a core of its own.
+
+PyTorch spreads an operation over its threads, which meet after each: what one core does between two
+operations, and NumPy's sine, is waited for. Parts that never meet keep all cores busy. Measured on
+two cores, a field 256 wide: 1.15 times as fast in float32, 1.25 times with bfloat16 operands.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+
+class _Crew:
+    """Threads in which PyTorch uses one core each."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._pool = ThreadPoolExecutor(size, thread_name_prefix="field")
+        everyone = threading.Barrier(size)
+
+        def settle(_: int) -> None:
+            # PyTorch takes the number for a thread at the first use of it in that thread.
+            torch.set_num_threads(1)
+            torch.get_num_threads()
+            everyone.wait()  # so that none takes the task of another, and all are there
+
+        list(self._pool.map(settle, range(size)))
+        torch.set_num_threads(size)  # a part of it is one number for all threads
+
+    def map(self, work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+        """[work(part) for part in parts], without gradients."""
+        return list(self._pool.map(torch.no_grad()(work), parts))
+
+
+_crew: _Crew | None = None
+
+
+def _forget_crew() -> None:
+    global _crew
+    _crew = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_crew)  # a child process has no such threads
+
+
+def spread(work: Callable[[Sequence[Part]], Result], parts: Sequence[Part]) -> list[Result]:
+    """Results of work on some parts each, together all: one for each of PyTorch's threads.
+
+    Which parts stand together depends on the number of threads alone. With one thread, or fewer
+    than two parts for each, all are worked off here, by operations that use all threads.
+    """
+    global _crew
+    size = torch.get_num_threads()
+    if size == 1 or len(parts) < 2 * size:
+        return [work(parts)]
+    if _crew is None or _crew.size != size:
+        _crew = _Crew(size)
+    return _crew.map(work, [parts[place::size] for place in range(size)])
