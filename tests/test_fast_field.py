@@ -75,10 +75,12 @@ def test_strong_modulation_as_of_a_trained_mapping_network_stays_exact():
         assert error < 3 * usual + 2e-6
 
 
+@pytest.mark.parametrize("is_wide", [False, True])
 @pytest.mark.parametrize("rays", [1, 6])
-def test_two_threads_give_what_one_gives(rays, monkeypatch):
+def test_two_threads_give_what_one_gives(rays, is_wide, monkeypatch):
     for limit in ("CHUNK_NUMBERS", "BACKWARD_NUMBERS"):
         monkeypatch.setattr(cpu, limit, 16 * 4)
+    monkeypatch.setattr(cpu, "WIDE", 16 if is_wide else 17)
     case = setting(width=16, points=18, batch=3, rays=rays)
     one = results(*case)
     torch.set_num_threads(2)

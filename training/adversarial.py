@@ -5,7 +5,6 @@ Source: pi-GAN (Chan et al. 2021), section 3.3.
 """
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -141,6 +140,7 @@ class AdversarialGame:
             enabled=self.device.type == "cuda",
         )
         self.health = Health.fresh(self.device)
+        self._copies: list[Tensor] = []  # of the discriminator before this step
 
     def tensors(self) -> list[Tensor]:
         """Parameters of both networks and their averages: what must be equal on all processes."""
@@ -199,20 +199,20 @@ class AdversarialGame:
         if self.synchronize is None:
             yield
             return
-        parameters = [p.detach().clone() for p in self.discriminator.parameters()]
-        moments = copy.deepcopy(self.discriminator_optimizer.state_dict())
-        counts = [count.clone() for count in self.health]
+        moments = self.discriminator_optimizer.state
+        changing = [*(p.detach() for p in self.discriminator.parameters()), *self.health]
+        changing += [moment for of_one in moments.values() for moment in of_one.values()]
+        if len(self._copies) == len(changing):
+            torch._foreach_copy_(self._copies, changing)
+        else:
+            self._copies = [tensor.clone() for tensor in changing]
+        known = set(moments)
         try:
             yield
         except Exception:
-            with torch.no_grad():
-                for parameter, value in zip(
-                    self.discriminator.parameters(), parameters, strict=True
-                ):
-                    parameter.copy_(value)
-            self.discriminator_optimizer.load_state_dict(moments)
-            for count, value in zip(self.health, counts, strict=True):
-                count.copy_(value)
+            torch._foreach_copy_(changing, self._copies)
+            for parameter in moments.keys() - known:  # the optimizer met it in this step
+                del moments[parameter]
             raise
 
     def draw_scenes(self, count: int, stage: Stage, *, rng: torch.Generator) -> Scenes:
