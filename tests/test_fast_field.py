@@ -48,7 +48,6 @@ def exact(field, inputs, upstream):
     [
         ("TALLSIREN", 256, cpu.CHUNK_NUMBERS // 256 + 1),
         ("TALLSIREN", 128, 3),
-        ("TALLSIREN", 256, cpu.BACKWARD_NUMBERS // 256 + 1),
         ("TALLSIREN", 64, cpu.CHUNK_NUMBERS // 64 + 1),
         ("EmbeddingPiGAN128", None, 7),
         ("EmbeddingPiGAN256", None, 1),
@@ -78,8 +77,7 @@ def test_strong_modulation_as_of_a_trained_mapping_network_stays_exact():
 @pytest.mark.parametrize("is_wide", [False, True])
 @pytest.mark.parametrize("rays", [1, 6])
 def test_two_threads_give_what_one_gives(rays, is_wide, monkeypatch):
-    for limit in ("CHUNK_NUMBERS", "BACKWARD_NUMBERS"):
-        monkeypatch.setattr(cpu, limit, 16 * 4)
+    monkeypatch.setattr(cpu, "CHUNK_NUMBERS", 16 * 4)
     monkeypatch.setattr(cpu, "WIDE", 16 if is_wide else 17)
     case = setting(width=16, points=18, batch=3, rays=rays)
     one = results(*case)

@@ -111,8 +111,7 @@ def test_embeddings_are_trilinear_with_x_along_the_last_axis():
 def test_the_fast_path_equals_the_reference_gradients_included(
     name, num_points, num_directions, monkeypatch
 ):
-    for limit in ("CHUNK_NUMBERS", "BACKWARD_NUMBERS"):
-        monkeypatch.setattr(cpu, limit, 16 * 5)  # five points: chunks with a remainder
+    monkeypatch.setattr(cpu, "CHUNK_NUMBERS", 16 * 5)  # five points: chunks with a remainder
     field = small(name, density_scale=3.0)
     points, directions, z = inputs(num_points, num_directions)
     points.requires_grad_()
@@ -156,8 +155,7 @@ def test_the_fast_path_is_differentiable_once_and_says_so():
 @pytest.mark.parametrize("name", FIELDS)
 @pytest.mark.parametrize("num_points", [0, 1, 12])
 def test_density_alone_is_that_of_the_whole_field(name, num_points, monkeypatch):
-    for limit in ("CHUNK_NUMBERS", "BACKWARD_NUMBERS"):
-        monkeypatch.setattr(cpu, limit, 16 * 5)  # five points: chunks with a remainder
+    monkeypatch.setattr(cpu, "CHUNK_NUMBERS", 16 * 5)  # five points: chunks with a remainder
     field = small(name, density_scale=3.0)
     points, directions, z = inputs(num_points, 1)
     film = field.mapping_network(z)

@@ -27,10 +27,9 @@ from siren.fused.cpu_forward import Points
 from siren.fused.cpu_weights import Inputs
 from siren.fused.folded import FoldedField
 
-# Of one layer's output in one chunk. Forward: two mebibytes; smaller ones are closer to the core,
-# but each operation costs some ten microseconds more. Backward all layers of a chunk are kept.
+# Of one layer's output in one chunk, two mebibytes: smaller ones are closer to the core, but each
+# operation costs some ten microseconds more. Backward all layers of a chunk are there at once.
 CHUNK_NUMBERS = 2**19
-BACKWARD_NUMBERS = 2**18
 WIDE = 128  # from this width on, chunks are spread over cores
 
 Chunk = tuple[int, slice]  # an object and some of its points
@@ -176,7 +175,7 @@ def _needed(gradient: Tensor, inputs: Inputs) -> list[tuple[int, Tensor]]:
 
     Exact: a point whose output received none adds nothing to any other gradient.
     """
-    size = max(1, BACKWARD_NUMBERS // inputs.width)
+    size = max(1, CHUNK_NUMBERS // inputs.width)
     parts = []
     for index, points in enumerate((gradient != 0).any(-1)):
         parts += [(index, some) for some in points.nonzero()[:, 0].split(size) if len(some) > 0]
