@@ -3,31 +3,40 @@
 Each variant runs in a process of its own: the textbook one as PyTorch comes out of the box, ours
 with freed memory kept, in float32 and with bfloat16 operands. Prints tables and writes
 benchmarks/results/DATE-MACHINE.json. Seconds are medians, of the wall or, with --clock cpu, of the
-process on all its cores: the figure to take where others use the machine too.
+process on all its cores: the figure to take where others use the machine too. --demo RUN adds the
+whole training of a run of make demo.
 """
 
 import argparse
 import functools
 import json
+import math
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 import curriculums
+import flags
 import machine
-from benchmarks import data, results, sizes, table, view
+from benchmarks import data, demo, results, sizes, table, view
 from benchmarks.textbook import TextbookGame, twin_of
 from siren.fused.arithmetic import product
 from training.adversarial import AdversarialGame, OptimizerOptions, Precision
 
 FIELD_POINTS = 16_384
 REPEATS = 5
+PROCESSES = 3
+PROFILED = "CelebA step, batch 2, 32 px, untrained"
+TOP = 8  # operations that a profile names
+TEXTBOOK_DEMO = "textbook's demo"
 VARIANTS = ("textbook", "exact", "bf16")
 LIMIT_SIZE = 2048  # of the square matrices whose product is the machine's limit
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -38,22 +47,25 @@ class StepCase:
     """A training step: curriculum, changes of it, number of the step, whose generator.
 
     is_trained: the generator that the repository ships, in whose space most is empty; else a fresh
-    one, in whose space hardly anything is.
+    one, in whose space hardly anything is. is_emptied: a fresh one made as empty as trained ones.
     """
 
     curriculum: str
     step: int
     overrides: tuple[str, ...] = ()
     is_trained: bool = False
+    is_emptied: bool = False
 
 
+SMALL = ("0.batch_size=2", "0.batch_split=1", "0.img_size=32")
 STEPS = {
     "Demo step, 16 px, untrained": StepCase("Demo", 500),
     "Demo step, 16 px, trained generator": StepCase("Demo", 500, is_trained=True),
     "Demo step, 32 px, untrained": StepCase("Demo", 10**6),
     "Demo step, 32 px, trained generator": StepCase("Demo", 10**6, is_trained=True),
-    "CelebA step, batch 2, 32 px, untrained": StepCase(
-        "CelebA", 6000, ("0.batch_size=2", "0.batch_split=1", "0.img_size=32")
+    "CelebA step, batch 2, 32 px, untrained": StepCase("CelebA", 6000, SMALL),
+    "CelebA step, batch 2, 32 px, space as empty as in trained heads": StepCase(
+        "CelebA", 6000, SMALL, is_emptied=True
     ),
 }
 
@@ -102,11 +114,14 @@ def _field_seconds(name: str, variant: str, clock: str) -> dict[str, float]:
     return {title: forward, f"{title}, with gradient": both}
 
 
-def _step_seconds(case: StepCase, variant: str, clock: str) -> float:
-    """One update of both networks on random pictures, with its share of the R1 penalties."""
+def _steps(case: StepCase, variant: str) -> tuple[Callable[[], None], int]:
+    """Updates of both networks on random pictures, and how many: one of them has the R1 penalty."""
     torch.manual_seed(0)
     curriculum = curriculums.load(case.curriculum, overrides=case.overrides)
     generator = view.trained().generator if case.is_trained else curriculum.build_generator()
+    if case.is_emptied:
+        film = generator.mapping(torch.randn(1, generator.z_dim))
+        view.empty_all_but(generator, film, view.SHARE)
     precision = Precision(autocast_dtype=torch.bfloat16 if variant == "bf16" else None)
     kind = TextbookGame if variant == "textbook" else AdversarialGame
     game = kind(
@@ -125,7 +140,29 @@ def _step_seconds(case: StepCase, variant: str, clock: str) -> float:
         for later in range(stage.r1_interval):
             game.step(real, replace(stage, step=stage.step + later))
 
-    return median_seconds(steps, clock) / stage.r1_interval
+    return steps, stage.r1_interval
+
+
+def _step_seconds(case: StepCase, variant: str, clock: str) -> float:
+    steps, count = _steps(case, variant)
+    return median_seconds(steps, clock) / count
+
+
+def profile(variant: str) -> list[tuple[str, int, float]]:
+    """Name, calls and seconds of the operations that take longest of a step of PROFILED.
+
+    Seconds are of the operation itself, without the ones that it calls, by the profiler's clock.
+    """
+    if variant != "textbook":
+        machine.keep_freed_memory()
+    steps, count = _steps(STEPS[PROFILED], variant)
+    steps()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        steps()
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    rows = [(event.key, event.count, event.self_cpu_time_total / 1e6) for event in events]
+    whole = ("all", sum(row[1] for row in rows), sum(row[2] for row in rows))
+    return [(name, calls // count, time / count) for name, calls, time in [*rows[:TOP], whole]]
 
 
 def limits(clock: str) -> dict[str, float]:
@@ -141,37 +178,83 @@ def limits(clock: str) -> dict[str, float]:
     return {name: flops / median_seconds(call, clock) / 1e9 for name, call in work.items()}
 
 
-def _in_its_own_process(part: str, args: argparse.Namespace) -> Any:
+def _textbook_demo() -> dict[int, float]:
+    """Wall seconds of the textbook's step of the demo by image size: the least of its cases."""
+    seconds: dict[int, float] = {}
+    for case in (case for case in STEPS.values() if case.curriculum == "Demo"):
+        size = curriculums.load("Demo").at(case.step).render.image_size
+        seconds[size] = min(
+            seconds.get(size, math.inf), _step_seconds(case, "textbook", clock="wall")
+        )
+    return seconds
+
+
+def _in_its_own_process(part: str, threads: int, clock: str) -> Any:
     command = [sys.executable, "-m", "benchmarks.cpu", "--part", part]
-    command += ["--threads", str(args.threads), "--clock", args.clock]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    command += ["--threads", str(threads), "--clock", clock]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.stderr.write(done.stderr)
+        done.check_returncode()
     return json.loads(done.stdout)
+
+
+def _measured(threads: int, clock: str) -> dict[str, Any]:
+    """What every part found, of variants the medians of PROCESSES.
+
+    How memory happens to lie makes some processes slower than others from start to end.
+    """
+    parts = [part for part in PARTS if part not in (*VARIANTS, TEXTBOOK_DEMO)]
+    runs: dict[str, list[Any]] = {}
+    for part in tqdm([*parts, *VARIANTS * PROCESSES], unit="part"):
+        runs.setdefault(part, []).append(_in_its_own_process(part, threads, clock))
+    medians = {
+        variant: {name: statistics.median(run[name] for run in runs[variant]) for name in first}
+        for variant, first in ((variant, runs[variant][0]) for variant in VARIANTS)
+    }
+    return {part: found[0] for part, found in runs.items()} | medians
+
+
+def _without_clock(measure_it: Callable[..., Any], *args: str) -> Callable[[str], Any]:
+    return lambda clock: measure_it(*args)
 
 
 PARTS: dict[str, Callable[[str], Any]] = {
     "limits": limits,
-    "data": lambda clock: data.measure(),
-    "sizes": lambda clock: sizes.measure(),
-    "view exact": lambda clock: view.measure("exact"),
-    "view fast": lambda clock: view.measure("fast"),
-    "trained view": lambda clock: view.measure_trained(),
+    "data": _without_clock(data.measure),
+    "sizes": _without_clock(sizes.measure),
+    "view exact": _without_clock(view.measure, "exact"),
+    "view fast": _without_clock(view.measure, "fast"),
+    "trained view": _without_clock(view.measure_trained),
+    TEXTBOOK_DEMO: _without_clock(_textbook_demo),
     **{variant: functools.partial(measure, variant) for variant in VARIANTS},
+    **{f"profile {variant}": _without_clock(profile, variant) for variant in VARIANTS},
 }
 
 
-def main() -> int:
-    """Measure every part in a process of its own, print the tables and keep them."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure every part in a process of its own, print the tables and keep them.
+
+    Raises:
+        UsageError: --demo names no finished run of the demo.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--threads", type=int, default=machine.num_cores())
-    args = parser.parse_args()
+    parser.add_argument("--demo", type=Path, metavar="RUN", help="a finished run of make demo")
+    args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.part is not None:
         print(json.dumps(PARTS[args.part](args.clock)))
         return 0
-    found = {part: _in_its_own_process(part, args) for part in PARTS}
-    content = {"threads": args.threads, "clock": args.clock, **found}
+    whole = {}
+    if args.demo is not None:
+        ours = demo.seconds_by_size(args.demo)
+        textbook = _in_its_own_process(TEXTBOOK_DEMO, machine.num_cores(), "wall")
+        whole = {"demo": demo.compared(ours, textbook)}
+    found = _measured(args.threads, args.clock)
+    content = {"threads": args.threads, "clock": args.clock, **found, **whole}
     path = results.write(content, results.processor())
     print(table.of_file(path))
     print(f"\n{path}")
@@ -179,4 +262,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(flags.run(main))

@@ -51,6 +51,10 @@ FORBIDDEN_CALLS = {
     *("torch.cuda.manual_seed", "torch.cuda.manual_seed_all", "torch.get_rng_state"),
     *("numpy.load", "numpy.save", "numpy.savez", "numpy.loadtxt", "numpy.savetxt"),
 }
+# Threads for its own work, as PyTorch's operations have them, and none in a forked process.
+ALLOWED = {
+    "siren/fused/cores.py": {"imports os", "imports threading", "calls torch.set_num_threads"},
+}
 NUMPY_STREAMS = {"numpy.random.SeedSequence", "numpy.random.Generator", "numpy.random.PCG64"}
 RANDOM_FUNCTIONS = {
     f"torch.{name}"
@@ -142,7 +146,9 @@ def violations(files):
             if owner is not None and owner not in MAY_IMPORT[room]:
                 found.append(f"{path}:{line}: {room} must not import {name} ({owner})")
         if "/" in path:
-            found += [f"{path}:{line}: {text}" for line, text in impurities(tree, room)]
+            faults = impurities(tree, room)
+            allowed = ALLOWED.get(path, set())
+            found += [f"{path}:{line}: {text}" for line, text in faults if text not in allowed]
     return found
 
 
