@@ -66,6 +66,7 @@ def require_memory(what: str, num_bytes: int, device: torch.device) -> None:
 # glibc's mallopt, malloc.h
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
+M_ARENA_MAX = -8
 
 
 def keep_freed_memory() -> bool:
@@ -81,5 +82,7 @@ def keep_freed_memory() -> bool:
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):  # another C library, such as musl
         return False
-    # No block is mapped on its own (M_MMAP_THRESHOLD would stop at 32 MiB), none is given back.
-    return bool(library.mallopt(M_MMAP_MAX, 0) and library.mallopt(M_TRIM_THRESHOLD, -1))
+    # No block is mapped on its own (M_MMAP_THRESHOLD would stop at 32 MiB), none is given back, and
+    # no thread has a heap of its own: glibc gives those back as soon as they are empty.
+    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1))
+    return all([library.mallopt(name, value) for name, value in settings])

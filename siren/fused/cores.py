@@ -2,7 +2,7 @@
 
 PyTorch spreads an operation over its threads, which meet after each: what one core does between two
 operations, and NumPy's sine, is waited for. Parts that never meet keep all cores busy. Measured on
-two cores, a field 256 wide: 1.15 times as fast in float32, 1.25 times with bfloat16 operands.
+two cores with the networks of CelebA: a picture of 256 px takes 9.3 s where it took 11.3.
 """
 
 import os
