@@ -27,17 +27,18 @@ import curriculums
 import flags
 import machine
 from benchmarks import data, demo, results, sizes, table, view
+from benchmarks.table import VARIANTS
 from benchmarks.textbook import TextbookGame, twin_of
 from siren.fused.arithmetic import product
 from training.adversarial import AdversarialGame, OptimizerOptions, Precision
 
 FIELD_POINTS = 16_384
-REPEATS = 5
+REPEATS = 3
 PROCESSES = 3
 PROFILED = "CelebA step, batch 2, 32 px, untrained"
 TOP = 8  # operations that a profile names
 TEXTBOOK_DEMO = "textbook's demo"
-VARIANTS = ("textbook", "exact", "bf16")
+ALL_CORES = "all cores, "  # before a variant
 LIMIT_SIZE = 2048  # of the square matrices whose product is the machine's limit
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -178,6 +179,14 @@ def limits(clock: str) -> dict[str, float]:
     return {name: flops / median_seconds(call, clock) / 1e9 for name, call in work.items()}
 
 
+def wide_steps(variant: str) -> dict[str, float]:
+    """Wall seconds of CelebA's steps with the threads that this process has."""
+    if variant != "textbook":
+        machine.keep_freed_memory()
+    cases = {title: case for title, case in STEPS.items() if case.curriculum == "CelebA"}
+    return {title: _step_seconds(case, variant, "wall") for title, case in cases.items()}
+
+
 def _textbook_demo() -> dict[int, float]:
     """Wall seconds of the textbook's step of the demo by image size: the least of its cases."""
     seconds: dict[int, float] = {}
@@ -207,7 +216,8 @@ def _measured(threads: int, clock: str) -> dict[str, Any]:
     parts = [part for part in PARTS if part not in (*VARIANTS, TEXTBOOK_DEMO)]
     runs: dict[str, list[Any]] = {}
     for part in tqdm([*parts, *VARIANTS * PROCESSES], unit="part"):
-        runs.setdefault(part, []).append(_in_its_own_process(part, threads, clock))
+        used = machine.num_cores() if part.startswith(ALL_CORES) else threads
+        runs.setdefault(part, []).append(_in_its_own_process(part, used, clock))
     medians = {
         variant: {name: statistics.median(run[name] for run in runs[variant]) for name in first}
         for variant, first in ((variant, runs[variant][0]) for variant in VARIANTS)
@@ -228,6 +238,7 @@ PARTS: dict[str, Callable[[str], Any]] = {
     "trained view": _without_clock(view.measure_trained),
     TEXTBOOK_DEMO: _without_clock(_textbook_demo),
     **{variant: functools.partial(measure, variant) for variant in VARIANTS},
+    **{f"{ALL_CORES}{variant}": _without_clock(wide_steps, variant) for variant in VARIANTS},
     **{f"profile {variant}": _without_clock(profile, variant) for variant in VARIANTS},
 }
 
@@ -254,7 +265,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         textbook = _in_its_own_process(TEXTBOOK_DEMO, machine.num_cores(), "wall")
         whole = {"demo": demo.compared(ours, textbook)}
     found = _measured(args.threads, args.clock)
-    content = {"threads": args.threads, "clock": args.clock, **found, **whole}
+    content = {
+        "cores": machine.num_cores(),
+        "threads": args.threads,
+        "clock": args.clock,
+        **found,
+        **whole,
+    }
     path = results.write(content, results.processor())
     print(table.of_file(path))
     print(f"\n{path}")

@@ -18,23 +18,38 @@ from benchmarks.results import FOLDER
 # Documents, and what stands between their markers.
 SHORT = ("README.md", "README.zh-CN.md")
 FULL = ("docs/speed.md",)
+VARIANTS = ("textbook", "exact", "bf16")
 MARKED = re.compile(r"(<!-- speed: begin .*?-->\n).*?(<!-- speed: end -->)", re.DOTALL)
 
 
 def steps(found: dict[str, Any]) -> str:
     """Markdown: the field and training steps, textbook and ours."""
     what = "wall time" if found["clock"] == "wall" else "processor time"
-    threads = "one thread" if found["threads"] == 1 else f"{found['threads']} threads"
+    title = f"{found['machine']}, {_threads(found['threads'])}, PyTorch {found['torch']}; {what}"
+    return _variants(title, *(found[name] for name in VARIANTS))
+
+
+def wide_steps(found: dict[str, Any]) -> str:
+    """Markdown: the steps of wide networks on all cores."""
+    variants = (found[f"all cores, {name}"] for name in VARIANTS)
+    return _variants(f"{_threads(found['cores'])}, wall time", *variants)
+
+
+def _threads(number: int) -> str:
+    return "one thread" if number == 1 else f"{number} threads"
+
+
+def _variants(
+    title: str, textbook: dict[str, float], exact: dict[str, float], bf16: dict[str, float]
+) -> str:
     lines = [
-        f"| {found['machine']}, {threads}, PyTorch {found['torch']}; {what}, ms |"
-        " textbook | exact | ratio | bf16 | ratio |",
+        f"| {title}, ms | textbook | exact | ratio | bf16 | ratio |",
         "|---|---|---|---|---|---|",
     ]
-    for name, slow in found["textbook"].items():
-        exact, half = found["exact"][name], found["bf16"][name]
+    for name, slow in textbook.items():
         lines.append(
-            f"| {name} | {slow * 1e3:.0f} | {exact * 1e3:.0f} | {slow / exact:.1f} "
-            f"| {half * 1e3:.0f} | {slow / half:.1f} |"
+            f"| {name} | {slow * 1e3:.0f} | {exact[name] * 1e3:.0f} | {slow / exact[name]:.1f} "
+            f"| {bf16[name] * 1e3:.0f} | {slow / bf16[name]:.1f} |"
         )
     return "\n".join(lines)
 
@@ -95,7 +110,7 @@ def demo(found: dict[str, Any]) -> str:
 def profiles(found: dict[str, Any]) -> str:
     """Markdown: the operations that take longest of a training step, textbook's and ours."""
     lines = []
-    for variant in ("textbook", "exact", "bf16"):
+    for variant in VARIANTS:
         *rows, (_, calls, seconds) = found[f"profile {variant}"]
         shares = ", ".join(f"{name} {time / seconds:.0%}" for name, _, time in rows)
         lines.append(f"- {variant}, {seconds * 1e3:,.0f} ms, {calls:,} operations: {shares}")
@@ -105,9 +120,9 @@ def profiles(found: dict[str, Any]) -> str:
 def short(path: Path) -> str:
     """Markdown of one result, as the README shows it."""
     found = json.loads(path.read_text("utf-8"))
-    parts = [steps(found), views(found)]
+    parts = [steps(found), wide_steps(found), views(found)]
     if "demo" in found:  # measured where --demo asked for it
-        parts.insert(1, demo(found))
+        parts.insert(2, demo(found))
     return "\n\n".join(parts)
 
 
