@@ -23,13 +23,23 @@ def test_every_part_is_worked_off_once_by_a_thread_that_uses_one_core(threads):
     def work(parts):
         return parts, torch.get_num_threads(), threading.get_ident(), torch.is_grad_enabled()
 
+    expected = {
+        2: [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9, 10]],
+        3: [[0, 1, 2], [3, 4, 5, 6], [7, 8, 9, 10]],
+    }
     found = cores.spread(work, list(range(11)))
-    assert sorted(part for parts, *_ in found for part in parts) == list(range(11))
-    assert found[0][0] == list(range(0, 11, threads))  # the same ones every time
+    assert [parts for parts, *_ in found] == expected[threads]  # the same ones every time
     assert {used for _, used, *_ in found} == {1}
     assert threading.get_ident() not in {thread for _, _, thread, _ in found}
     assert not any(is_recording for *_, is_recording in found)
     assert torch.get_num_threads() == threads  # of who asked
+
+
+def test_what_was_made_in_inference_mode_can_be_filled(threads):
+    with torch.inference_mode():
+        array = torch.zeros(8)
+        cores.spread(lambda parts: [array[part].add_(part) for part in parts], list(range(8)))
+    assert array.tolist() == list(range(8))
 
 
 def test_few_parts_are_worked_off_by_who_asks(threads):

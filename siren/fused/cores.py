@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -36,7 +37,8 @@ class _Crew:
 
     def map(self, work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
         """[work(part) for part in parts], without gradients."""
-        return list(self._pool.map(torch.no_grad()(work), parts))
+        mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
+        return list(self._pool.map(mode()(work), parts))
 
 
 _crew: _Crew | None = None
@@ -54,8 +56,8 @@ if hasattr(os, "register_at_fork"):
 def spread(work: Callable[[Sequence[Part]], Result], parts: Sequence[Part]) -> list[Result]:
     """Results of work on some parts each, together all: one for each of PyTorch's threads.
 
-    Which parts stand together depends on the number of threads alone. With one thread, or fewer
-    than two parts for each, all are worked off here, by operations that use all threads.
+    Each takes consecutive parts. With one thread, or fewer than two parts for each, all are worked
+    off here, by operations that use all threads.
     """
     global _crew
     size = torch.get_num_threads()
@@ -63,4 +65,5 @@ def spread(work: Callable[[Sequence[Part]], Result], parts: Sequence[Part]) -> l
         return [work(parts)]
     if _crew is None or _crew.size != size:
         _crew = _Crew(size)
-    return _crew.map(work, [parts[place::size] for place in range(size)])
+    ends = [len(parts) * place // size for place in range(size + 1)]
+    return _crew.map(work, [parts[start:end] for start, end in pairwise(ends)])

@@ -152,22 +152,23 @@ class _FieldFunction(torch.autograd.Function):
         inputs = Inputs.of(rest)
         of_encoded = torch.zeros_like(encoded) if ctx.needs_input_grad[1] else None
 
-        def add(parts: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
-            total = Inputs.of([torch.zeros_like(tensor) for tensor in rest])
+        def add(parts: Sequence[tuple[int, Tensor]]) -> tuple[slice, Inputs]:
+            objects = slice(parts[0][0], parts[-1][0] + 1) if parts else slice(0, 0)
+            total = inputs.zeros(objects)
             for index, of_object in itertools.groupby(parts, key=itemgetter(0)):
                 weights = BothWays.of(inputs.one(index, ctx.operands))
                 known = Upstream(encoded[index], output[index], gradient[index])
                 beyond = None if of_encoded is None else of_encoded[index]
-                into = Downstream(total.one(index), beyond)
+                into = Downstream(total.one(index - objects.start), beyond)
                 for _, points in of_object:
                     add_gradients(known, points, weights, into)
-            return total.flat()
+            return objects, total
 
+        total = inputs.zeros(slice(None))
         with torch.autocast("cpu", enabled=False):
-            first, *others = _spread(add, _needed(gradient, inputs), inputs)
-            for other in others:
-                torch._foreach_add_(first, other)
-        return (None, of_encoded, *first)
+            for objects, part in _spread(add, _needed(gradient, inputs), inputs):
+                total.add(part, objects)
+        return (None, of_encoded, *total.flat())
 
 
 def _needed(gradient: Tensor, inputs: Inputs) -> list[tuple[int, Tensor]]:

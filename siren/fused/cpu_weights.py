@@ -3,7 +3,7 @@
 Legend: B objects, P points per object, G directions per object, H hidden width, L trunk layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,6 +40,25 @@ class Inputs(NamedTuple):
     def width(self) -> int:
         """H."""
         return self.color.shape[-1]
+
+    def zeros(self, objects: slice) -> "Inputs":
+        """Gradients of no object yet, for some objects."""
+        return self._map(lambda tensor: torch.zeros_like(tensor[objects]), torch.zeros_like)
+
+    def add(self, other: "Inputs", objects: slice) -> None:
+        """Add gradients of some objects to these of all."""
+        of_some = self._map(lambda tensor: tensor[objects], lambda head: head)
+        torch._foreach_add_(of_some.flat(), other.flat())
+
+    def _map(
+        self, of_objects: Callable[[Tensor], Tensor], of_heads: Callable[[Tensor], Tensor]
+    ) -> "Inputs":
+        return Inputs(
+            of_objects(self.color_bias),
+            of_objects(self.color),
+            tuple(of_heads(head) for head in self.heads),
+            tuple(of_objects(tensor) for tensor in self.trunk),
+        )
 
     def flat(self) -> list[Tensor]:
         """All tensors in one list."""
