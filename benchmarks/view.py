@@ -3,10 +3,11 @@
 Of CelebA's networks, untrained, and of the generator that the repository ships.
 Untrained networks have density everywhere. So that `--precision fast` finds empty space as it does
 in trained ones, the density is lowered until two fifths of space have some, as in a generator that
-we trained on heads.
+we trained on heads. `python -m benchmarks.view GENERATOR` prints what share it is in another one.
 """
 
 import resource
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -29,13 +30,27 @@ SIDE = 0.24  # of that space, scene units
 
 
 @torch.no_grad()
-def empty_all_but(generator: ImplicitGenerator3d, film: Film, share: float) -> None:
-    """Lower the density until only that share of points has any."""
+def densities(generator: ImplicitGenerator3d, film: Film) -> torch.Tensor:
+    """Raw densities (1, P) of the one object of film at points of the cube of side SIDE."""
     rng = torch.Generator().manual_seed(0)
     points = ((torch.rand(1, 2**14, 3, generator=rng) - 0.5) * SIDE).to(film.frequencies)
-    siren = generator.siren
-    level = siren.density(points, film).quantile(1 - share)
-    siren.final_layer.bias.sub_(level / siren.density_scale)
+    return generator.siren.density(points, film)
+
+
+@torch.no_grad()
+def empty_all_but(generator: ImplicitGenerator3d, film: Film, share: float) -> None:
+    """Lower the density until only that share of the cube has any."""
+    level = densities(generator, film).quantile(1 - share)
+    generator.siren.final_layer.bias.sub_(level / generator.siren.density_scale)
+
+
+@torch.no_grad()
+def dense_share(generator: ImplicitGenerator3d, objects: int = 16) -> float:
+    """Mean share of the cube that holds density, over random objects."""
+    rng = torch.Generator().manual_seed(0)
+    films = generator.mapping(torch.randn(objects, generator.z_dim, generator=rng))
+    found = [densities(generator, films[i : i + 1]) > 0 for i in range(objects)]
+    return float(torch.cat(found).float().mean())
 
 
 @torch.no_grad()
@@ -87,3 +102,7 @@ def measure_trained(size: int = SIZE) -> dict[str, float]:
         seconds[precision] = (time.process_time() - start) / OBJECTS
     errors = ((images["fast"] - images["exact"]) / 2).square().mean((1, 2, 3))
     return {**seconds, "psnr_db": float(-10 * errors.max().log10())}
+
+
+if __name__ == "__main__":
+    print(f"{dense_share(checkpoints.load_generator(Path(sys.argv[1])).generator):.0%}")

@@ -202,7 +202,7 @@ class AdversarialGame:
         moments = self.discriminator_optimizer.state
         changing = [*(p.detach() for p in self.discriminator.parameters()), *self.health]
         changing += [moment for of_one in moments.values() for moment in of_one.values()]
-        if len(self._copies) == len(changing):
+        if [copy.shape for copy in self._copies] == [tensor.shape for tensor in changing]:
             torch._foreach_copy_(self._copies, changing)
         else:
             self._copies = [tensor.clone() for tensor in changing]
