@@ -214,6 +214,8 @@ def _measured(threads: int, clock: str) -> dict[str, Any]:
     How memory happens to lie makes some processes slower than others from start to end.
     """
     parts = [part for part in PARTS if part not in (*VARIANTS, TEXTBOOK_DEMO)]
+    if (threads, clock) == (machine.num_cores(), "wall"):  # the variants show it already
+        parts = [part for part in parts if not part.startswith(ALL_CORES)]
     runs: dict[str, list[Any]] = {}
     for part in tqdm([*parts, *VARIANTS * PROCESSES], unit="part"):
         used = machine.num_cores() if part.startswith(ALL_CORES) else threads

@@ -120,10 +120,12 @@ def profiles(found: dict[str, Any]) -> str:
 def short(path: Path) -> str:
     """Markdown of one result, as the README shows it."""
     found = json.loads(path.read_text("utf-8"))
-    parts = [steps(found), wide_steps(found), views(found)]
+    parts = [steps(found)]
+    if "all cores, textbook" in found:  # where the others are not of all cores
+        parts.append(wide_steps(found))
     if "demo" in found:  # measured where --demo asked for it
-        parts.insert(2, demo(found))
-    return "\n\n".join(parts)
+        parts.append(demo(found))
+    return "\n\n".join([*parts, views(found)])
 
 
 def of_file(path: Path) -> str:
