@@ -104,7 +104,7 @@ def test_under_autocast_operands_are_bfloat16_and_the_rest_float32():
         assert torch.cosine_similarity(one.flatten().double(), other.flatten(), dim=0) > 0.99
 
 
-def test_bfloat16_operands_do_not_round_phases():
+def test_whole_turns_of_a_phase_do_not_cost_bfloat16_its_digits():
     """A phase of a thousand turns, which a bfloat16 would round to the next four."""
     field = TALLSIREN(z_dim=8, hidden_dim=16, num_layers=2, mapping_hidden_dim=8)
     points = torch.tensor([[[0.1, -0.2, 0.3]]])
@@ -135,17 +135,64 @@ def test_without_gradients_the_same_numbers_come_out():
     assert torch.equal(found, field(points, directions, field.mapping_network(z)).detach())
 
 
-def test_products_of_matrices_with_holes_and_of_none():
-    x, weight, bias = torch.randn(6, 9)[:, 2:7], torch.randn(4, 11)[:, ::2][:, :5], torch.randn(4)
-    torch.testing.assert_close(arithmetic.product(x, weight, bias), x @ weight.t() + bias)
-    rows = torch.randn(6, 4)
-    torch.testing.assert_close(arithmetic.product(x, weight, rows), x @ weight.t() + rows)
+LIBRARIES = {"MKL": {"PREFERS_MKL": True}, "oneDNN": {"PREFERS_MKL": False}, "no oneDNN": {
+    "PREFERS_MKL": False, "HAS_ONEDNN_LINEAR": False, "HAS_ONEDNN_BFLOAT16": False}}  # fmt: skip
+
+
+@pytest.fixture(params=LIBRARIES)
+def library(request, monkeypatch):
+    """The path of another processor, as far as this one has it."""
+    for name, value in LIBRARIES[request.param].items():
+        monkeypatch.setattr(arithmetic, name, value)
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_library_gives_the_fields_numbers_and_gradients(library, dtype):
+    case = setting(width=64, layers=3, points=130, rays=2, batch=2)
+    true = exact(*case)
+    case[0].float()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        found = results(*case)
+    bound = 5e-6 if dtype == torch.float32 else 0.06
+    assert max(relative_errors(found, true)) < bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_every_library_multiplies_matrices_with_holes_and_of_none(library, dtype):
+    rng = torch.Generator().manual_seed(0)
+    x, weight, bias, many, factor = (
+        torch.randn(shape, generator=rng, dtype=torch.float64)
+        for shape in [(6, 9), (4, 11), (4,), (6, 4), (6, 4)]
+    )
+    x, weight, factor = (matrix.to(dtype) for matrix in (x[:, 2:7], weight[:, ::2][:, :5], factor))
+    exact_type = torch.float32 if dtype == torch.bfloat16 else dtype  # of biases
+    bias, many = bias.to(exact_type), many.to(exact_type)
+    plain = x.double() @ weight.double().t()
+    rounding = {torch.float32: 2e-6, torch.float64: 1e-14, torch.bfloat16: 0.02}[dtype]
+
+    def assert_is(found, expected):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), expected, atol=rounding, rtol=rounding)
+
+    assert_is(arithmetic.product(x, weight), plain)
+    assert_is(arithmetic.product(x, weight, bias), plain + bias.double())
+    assert_is(arithmetic.product(x, weight, many), plain + many.double())
+    assert_is(arithmetic.product_times(x, weight, factor), plain * factor.double())
+    assert_is(arithmetic.outer_product(x, factor), x.double().t() @ factor.double())
     assert arithmetic.product(x[:0], weight, bias).shape == (0, 4)
+    assert arithmetic.product_times(x[:0], weight, factor[:0]).shape == (0, 4)
+    assert torch.equal(arithmetic.outer_product(x[:0], factor[:0]), factor.new_zeros(5, 4))
 
 
-def test_sine_and_cosine_far_from_zero():
+def test_sine_and_cosine_far_from_zero(library):
     x = torch.tensor([[-1e6, -300.0, 0.0], [7e4, 1e5, 3e5]])
-    sine, cosine = arithmetic.sine_and_cosine_(x.clone())
+    sine, cosine = torch.empty_like(x), torch.empty_like(x)
+    arithmetic.sine_and_cosine(x, sine, cosine)
     torch.testing.assert_close(sine.double(), x.double().sin(), atol=2e-7, rtol=0)
     torch.testing.assert_close(cosine.double(), x.double().cos(), atol=2e-7, rtol=0)
-    torch.testing.assert_close(arithmetic.sine_(x.clone()), sine)
+    assert torch.equal(arithmetic.sine_(x.clone()), sine)
+    rounded = [torch.empty_like(x, dtype=torch.bfloat16) for _ in range(2)]
+    arithmetic.sine_and_cosine(x, *rounded)
+    assert torch.equal(rounded[0], sine.bfloat16())
+    assert torch.equal(rounded[1], cosine.bfloat16())

@@ -12,9 +12,10 @@ from siren.siren import FIELDS
 pytest.importorskip("triton", reason="Triton is not installed")
 from siren.fused import triton_field, triton_gradients
 
-# Relative errors of densities and colors and of gradients: 3 and 8 roundings of one operand, which
-# are 2^-11 in float16 and 2^-8 in bfloat16. They enter at every layer and are of either sign.
-TOLERANCE = {torch.float16: (1.5e-3, 4e-3), torch.bfloat16: (1.2e-2, 3e-2)}
+# Relative errors of densities and colors and of gradients: 3 and 10 roundings of one operand, which
+# are 2^-11 in float16 and 2^-8 in bfloat16. They enter at every layer and are of either sign. The
+# gradient of one direction, a sum over all points of either sign, has the largest: 8 roundings.
+TOLERANCE = {torch.float16: (1.5e-3, 5e-3), torch.bfloat16: (1.2e-2, 4e-2)}
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 

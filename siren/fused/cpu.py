@@ -3,11 +3,11 @@
 The textbook evaluation is bound by memory: each layer writes four arrays of all points. Here a
 chunk of points goes through all layers before the next one starts, and only the output is kept. The
 backward pass repeats the layers of those points alone whose output received a gradient: with the
-ReLU density of the paper, empty space receives none. Keeping the phases was tried: writing and
-reading them takes as long as computing them again.
+ReLU density of the paper, empty space receives none. Keeping sines and cosines was tried: writing
+and reading them takes about as long as computing them again.
 
-Under autocast to bfloat16 the square products take operands rounded to it; phases, sines, sums, the
-first layer and the heads stay float32.
+Under autocast to bfloat16 the square products take operands rounded to it and give phases rounded
+to it, whole turns left out; sums, the first layer and the heads stay float32.
 
 Legend: B objects, P points per object, G directions per object, H hidden width, L trunk layers,
 n points of a chunk.
@@ -111,7 +111,7 @@ def _points_of(
 ) -> Iterator[tuple[int, Points]]:
     """The chunks' points with their weights: those of an object are converted once."""
     for index, of_object in itertools.groupby(chunks, key=itemgetter(0)):
-        weights = inputs.one(index, operands)
+        weights = inputs.one(index).as_operands(operands)
         for _, chosen in of_object:
             yield index, Points(encoded[index], chosen, weights)
 
@@ -156,7 +156,7 @@ class _FieldFunction(torch.autograd.Function):
             objects = slice(parts[0][0], parts[-1][0] + 1) if parts else slice(0, 0)
             total = inputs.zeros(objects)
             for index, of_object in itertools.groupby(parts, key=itemgetter(0)):
-                weights = BothWays.of(inputs.one(index, ctx.operands))
+                weights = BothWays.of(inputs.one(index).as_operands(ctx.operands))
                 known = Upstream(encoded[index], output[index], gradient[index])
                 beyond = None if of_encoded is None else of_encoded[index]
                 into = Downstream(total.one(index - objects.start), beyond)

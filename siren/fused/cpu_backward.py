@@ -1,25 +1,18 @@
-"""The backward pass of one chunk of the folded field, its layers recomputed.
+"""The backward pass of one chunk of the folded field, its layers computed again.
 
-Points stand in columns: none of the three products of a layer needs a copy then.
+Points stand in rows.
 
-Legend: P points per object, G directions per object, H hidden width, n points of a chunk.
+Legend: P points per object, G directions per object, H hidden width, L trunk layers, n points of a
+chunk.
 """
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from siren.fused.arithmetic import product, sine_and_cosine_
+from siren.fused.arithmetic import outer_product, product, product_times, sine_and_cosine
 from siren.fused.cpu_forward import filled_up, rows
 from siren.fused.cpu_weights import Weights
-
-
-class Activations(NamedTuple):
-    """Sines (H, n) of every layer, colors last, as operands; the derivatives of the sines."""
-
-    sines: list[Tensor]
-    cosines: list[Tensor]
 
 
 class Upstream(NamedTuple):
@@ -51,71 +44,66 @@ class BothWays(NamedTuple):
 
 
 def add_gradients(known: Upstream, points: Tensor, weights: BothWays, into: Downstream) -> None:
-    """Add the gradients of points (n,), indices, whose layers are recomputed."""
+    """Add the gradients of points (n,), indices, whose layers are computed again."""
     count = len(points)
     points = filled_up(points)
     x, output, gradient = (array.index_select(0, points) for array in known)
     gradient[count:] = 0  # what fills up adds nothing
     bias = rows(weights.weights.color_bias, points, len(known.encoded))
-    activations = _recomputed(x, torch.atleast_2d(bias).t(), weights.weights)
-    color_phase, first = _backward(
-        Upstream(x, output, gradient), activations, weights, into.weights
-    )
+    layers = _layers(x, bias, weights.weights)
+    color_phase, first = _backward(Upstream(x, output, gradient), layers, weights, into.weights)
     _add_color_bias(color_phase, points, len(known.encoded), into.weights)
     if into.encoded is not None:
-        into.encoded[points[:count]] = first[:, :count].t() @ weights.weights.trunk[0][0]
+        into.encoded[points[:count]] = first[:count] @ weights.weights.trunk[0][0]
 
 
-def _recomputed(x: Tensor, color_bias: Tensor, weights: Weights) -> Activations:
-    """The activations of x (n, in); color_bias is (H, n) or (H, 1)."""
-    operands = weights.color.dtype
-    sines, cosines = [], []
-    biases = [*(vector[:, None] for _, vector in weights.trunk), color_bias]
-    matrices = [*(matrix for matrix, _ in weights.trunk), weights.color]
-    for matrix, bias in zip(matrices, biases, strict=True):
-        sine, cosine = sine_and_cosine_(product(matrix, x).add_(bias))
-        sines.append(sine.to(operands))
-        cosines.append(cosine)
-        x = sines[-1].t()
-    return Activations(sines, cosines)
+def _layers(x: Tensor, color_bias: Tensor, weights: Weights) -> Tensor:
+    """All layers (2, L + 1, n, H) of encoded points x (n, in), color's last.
+
+    Sines and cosines of their phases, as operands; color_bias is (n, H) or (H,).
+    """
+    trunk = [*weights.trunk, (weights.color, color_bias)]
+    layers = weights.color.new_empty(2, len(trunk), len(x), len(weights.color))
+    for (matrix, bias), sine, cosine in zip(trunk, *layers, strict=True):
+        sine_and_cosine(product(x, matrix, bias), sine, cosine)
+        x = sine
+    return layers
 
 
 def _backward(
-    chunk: Upstream, activations: Activations, weights: BothWays, into: Weights
+    chunk: Upstream, layers: Tensor, weights: BothWays, into: Weights
 ) -> tuple[Tensor, Tensor]:
-    """Add the chunk's share to the gradients; returns those of color and first phases (H, n)."""
-    (forward, transposed), (sines, cosines) = weights, activations
+    """Add the chunk's share to the gradients; returns those of color and first phases (n, H)."""
+    (forward, transposed), (sines, cosines) = weights, layers
     operands, exact_type = forward.color.dtype, chunk.encoded.dtype
     rgb = chunk.output[:, :3]
-    color_logits = (chunk.gradient[:, :3] * rgb * (1 - rgb)).t().contiguous()  # (3, n)
-    density = chunk.gradient[:, 3].contiguous()  # (n,)
-    into.color_head[0].addmm_(color_logits, sines[-1].to(exact_type).t())
-    into.color_head[1].add_(color_logits.sum(1))
-    color_phase = product(forward.color_head[0].t(), color_logits.t()).mul_(cosines[-1])
-    phase = color_phase.to(operands)
-    into.color.add_(product(phase, sines[-2]))
-    into.density_head[0][0].addmv_(sines[-2].to(exact_type), density)
-    into.density_head[1].add_(density.sum())
-    gradient = product(transposed[-1], phase.t()).addr_(forward.density_head[0][0], density)
+    color_logits = chunk.gradient[:, :3] * rgb * (1 - rgb)  # (n, 3)
+    density = chunk.gradient[:, 3:]  # (n, 1)
+    into.color_head[0].add_(color_logits.t() @ sines[-1].to(exact_type))
+    into.color_head[1].add_(color_logits.sum(0))
+    into.density_head[0].add_(density.t() @ sines[-2].to(exact_type))
+    into.density_head[1].add_(density.sum(0))
+    color_phase = (color_logits @ forward.color_head[0]).to(operands).mul_(cosines[-1])
+    into.color.add_(outer_product(color_phase, sines[-2]))
+    gradient = product(color_phase, transposed[-1])
+    gradient.addmm_(density.to(operands), forward.density_head[0].to(operands))
+    phase = gradient.mul_(cosines[-2])
     for i in reversed(range(1, len(forward.trunk))):
-        exact = gradient.mul_(cosines[i])
-        phase = exact.to(operands)
-        into.trunk[i][0].add_(product(phase, sines[i - 1]))
-        into.trunk[i][1].add_(exact.sum(1))
-        gradient = product(transposed[i - 1], phase.t())
-    first = gradient.mul_(cosines[0])
+        into.trunk[i][0].add_(outer_product(phase, sines[i - 1]))
+        into.trunk[i][1].add_(phase.sum(0))
+        phase = product_times(phase, transposed[i - 1], cosines[i - 1])
+    first = phase.to(exact_type)
     # Three rows are faster than three columns.
-    into.trunk[0][0].add_(product(chunk.encoded.t(), first).t())
-    into.trunk[0][1].add_(first.sum(1))
+    into.trunk[0][0].add_(outer_product(chunk.encoded, first).t())
+    into.trunk[0][1].add_(first.sum(0))
     return color_phase, first
 
 
 def _add_color_bias(color_phase: Tensor, points: Tensor, num_points: int, into: Weights) -> None:
-    """Add gradients of color phases (H, n) to those of the bias that the points have."""
+    """Add gradients of color phases (n, H) to those of the bias that the points have."""
     directions = len(into.color_bias)
     if directions == 1:
-        into.color_bias[0] += color_phase.sum(1)
+        into.color_bias[0] += color_phase.sum(0)
     else:
         rays = points // (num_points // directions)
-        # Not contiguous, this takes four times as long.
-        into.color_bias.index_add_(0, rays, color_phase.t().contiguous())
+        into.color_bias.index_add_(0, rays, color_phase.to(into.color_bias.dtype))

@@ -53,52 +53,41 @@ def evaluate(points: Points, out: Tensor, *, skips_clear: bool) -> None:
 
     skips_clear: points whose raw density is not positive become black.
     """
-    features, x = _trunk(points)
-    _density(features, points.weights, out[:, 3])
-    dense = _dense(out) if skips_clear else None
-    _color(points, x, dense, out[:, :3])
+    weights = points.weights
+    x = _trunk(points.encoded[points.chosen], weights)
+    _density(x, weights, out[:, 3])
+    dense = (out[:, 3] > 0).nonzero()[:, 0] if skips_clear else None
+    if dense is None or len(dense) >= MANY * len(x):
+        _colors_of(sine_(product(x, weights.color, points.color_bias)), weights, out[:, :3])
+        return
+    indices = filled_up(dense)
+    bias = rows(weights.color_bias, indices + points.chosen.start, len(points.encoded))
+    colors = out.new_empty(len(indices), 3)
+    _colors_of(sine_(product(x.index_select(0, indices), weights.color, bias)), weights, colors)
+    out[:, :3] = 0
+    out[:, :3].index_copy_(0, dense, colors[: len(dense)])
 
 
 def evaluate_density(points: Points, out: Tensor) -> None:
     """Fill out (n,) with raw densities."""
-    _density(_trunk(points)[0], points.weights, out)
+    _density(_trunk(points.encoded[points.chosen], points.weights), points.weights, out)
 
 
-def _trunk(points: Points) -> tuple[Tensor, Tensor]:
-    """The trunk's features (n, H), and the same as operands."""
-    x = points.encoded[points.chosen]
-    for matrix, vector in points.weights.trunk:
-        features = sine_(product(x, matrix, vector))
-        x = features.to(points.weights.color.dtype)
-    return features, x
+def _trunk(x: Tensor, weights: Weights) -> Tensor:
+    """The trunk's features (n, H), operands, of encoded points x (n, in)."""
+    for matrix, vector in weights.trunk:
+        x = sine_(product(x, matrix, vector)).to(weights.color.dtype)
+    return x
 
 
 def _density(features: Tensor, weights: Weights, out: Tensor) -> None:
-    """Fill out (n,) with the raw densities of features (n, H)."""
-    torch.add(features @ weights.density_head[0][0], weights.density_head[1], out=out)
+    """Fill out (n,) with the raw densities of features (n, H), operands."""
+    weight, bias = weights.density_head
+    torch.add(features.to(weight.dtype) @ weight[0], bias, out=out)
 
 
-def _dense(out: Tensor) -> Tensor:
-    """Indices of the points of out (n, 4) whose raw density is positive."""
-    return (out[:, 3] > 0).nonzero()[:, 0]
-
-
-def _color(points: Points, x: Tensor, dense: Tensor | None, out: Tensor) -> None:
-    """Fill out (n, 3) with the colors of features x (n, H), operands: of all or of dense points."""
-    weights = points.weights
-    if dense is None or len(dense) >= MANY * len(x):
-        _colors_of(x, points.color_bias, weights, out)
-        return
-    out[:] = 0
-    indices = filled_up(dense)
-    colors = torch.empty(len(indices), 3, dtype=out.dtype)
-    bias = rows(weights.color_bias, indices + points.chosen.start, len(points.encoded))
-    _colors_of(x.index_select(0, indices), bias, weights, colors)
-    out.index_copy_(0, dense, colors[: len(dense)])
-
-
-def _colors_of(x: Tensor, color_bias: Tensor, weights: Weights, out: Tensor) -> None:
-    """Fill out (n, 3) with colors of features x (n, H), operands; color_bias (H,) or (n, H)."""
-    features = sine_(product(x, weights.color, color_bias))
-    torch.addmm(weights.color_head[1], features, weights.color_head[0].t(), out=out)
+def _colors_of(features: Tensor, weights: Weights, out: Tensor) -> None:
+    """Fill out (n, 3) with the colors of the color layer's features (n, H)."""
+    weight, bias = weights.color_head
+    torch.addmm(bias, features.to(weight.dtype), weight.t(), out=out)
     out.sigmoid_()

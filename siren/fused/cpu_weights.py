@@ -3,11 +3,14 @@
 Legend: B objects, P points per object, G directions per object, H hidden width, L trunk layers.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+TURN = 2 * math.pi
 
 
 class Weights(NamedTuple):
@@ -21,6 +24,25 @@ class Weights(NamedTuple):
     density_head: tuple[Tensor, Tensor]  # (1, H), (1,)
     color_head: tuple[Tensor, Tensor]  # (3, H), (3,)
     color_bias: Tensor  # (G, H)
+
+    def as_operands(self, dtype: torch.dtype) -> "Weights":
+        """The same with square matrices in dtype, the color layer's contiguous.
+
+        Where that rounds, phases are rounded as well: whole turns are taken from the biases first.
+        """
+        first, *rest = self.trunk
+        if dtype == self.color.dtype:
+            return self._replace(color=self.color.contiguous())
+        return self._replace(
+            trunk=[first, *((matrix.to(dtype), _within_a_turn(bias)) for matrix, bias in rest)],
+            color=self.color.to(dtype).contiguous(),
+            color_bias=_within_a_turn(self.color_bias),
+        )
+
+
+def _within_a_turn(phase: Tensor) -> Tensor:
+    """Phases, in radians, less whole turns: from -pi to pi."""
+    return phase - TURN * (phase / TURN).round()
 
 
 class Inputs(NamedTuple):
@@ -64,18 +86,14 @@ class Inputs(NamedTuple):
         """All tensors in one list."""
         return [self.color_bias, self.color, *self.heads, *self.trunk]
 
-    def one(self, index: int, dtype: torch.dtype | None = None) -> Weights:
-        """Object index's, with square matrices in dtype where it is given."""
+    def one(self, index: int) -> Weights:
+        """Object index's."""
         layers = len(self.trunk) // 2
-        matrices = [weight[index] for weight in self.trunk[:layers]]
-        color = self.color[index]
-        if dtype is not None:
-            matrices[1:] = [matrix.to(dtype) for matrix in matrices[1:]]
-            color = color.to(dtype).contiguous()
+        matrices = (weight[index] for weight in self.trunk[:layers])
         biases = (bias[index] for bias in self.trunk[layers:])
         return Weights(
             list(zip(matrices, biases, strict=True)),
-            color,
+            self.color[index],
             (self.heads[0], self.heads[1]),
             (self.heads[2], self.heads[3]),
             self.color_bias[index],
