@@ -27,7 +27,7 @@ venv: .venv/installed  ## make .venv and install requirements.txt into it
 
 venv-eval: .venv/installed-eval  ## add what FID needs (requirements-eval.txt)
 
-demo: .venv/installed  ## train on the built-in toy cars, about 15 minutes on two cores
+demo: .venv/installed  ## train on the built-in toy cars, 10 to 20 minutes on two cores
 	$(VENV_PYTHON) train.py --curriculum Demo --output_dir $(DEMO) --resume $(DEMO_FLAGS)
 	$(VENV_PYTHON) render_multiview_images.py $(DEMO)/generator.pth --seeds 0-5 --image_size 128 \
 	    --output_dir $(DEMO)/imgs

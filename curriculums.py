@@ -190,7 +190,7 @@ CARLA: dict[str | int, Any] = {
     "grad_clip": 1,
 }
 
-# A quarter of an hour on two processor cores, on the built-in toy cars.
+# Ten to twenty minutes on two processor cores, on the built-in toy cars.
 _DEMO_STAGE: dict[str, Any] = {"batch_size": 16, "num_steps": 7}
 
 Demo: dict[str | int, Any] = {

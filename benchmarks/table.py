@@ -1,9 +1,10 @@
 """The documents' tables of speed on processors, from benchmarks/results/*.json.
 
-python -m benchmarks.table benchmarks/results/DATE-MACHINE.json
-python -m benchmarks.table --write benchmarks/results/DATE-MACHINE.json
+python -m benchmarks.table [FILE ...]
+python -m benchmarks.table --write [FILE ...]
 
-The first prints all of one result; the second puts its tables between the markers of the documents.
+The first prints all of some results, by default of the newest of each machine. The second puts
+their tables between the markers of the documents; the README takes those of the last one alone.
 """
 
 import argparse
@@ -134,9 +135,14 @@ def of_file(path: Path) -> str:
     return "\n\n".join([short(path), limits(found), sizes(found), profiles(found)])
 
 
-def is_of_processors(path: Path) -> bool:
-    """Whether this is a result of benchmarks.cpu, and not of benchmarks/gpu.py."""
-    return "textbook" in json.loads(path.read_text("utf-8"))
+def newest() -> list[Path]:
+    """Of each machine the newest result of benchmarks.cpu (not of benchmarks/gpu.py), by date."""
+    of_machine = {}
+    for path in sorted(FOLDER.glob("*.json")):  # by date
+        found = json.loads(path.read_text("utf-8"))
+        if "textbook" in found:
+            of_machine[found["machine"]] = path
+    return sorted(of_machine.values())
 
 
 def written(document: str, text: str) -> str:
@@ -147,14 +153,15 @@ def written(document: str, text: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the tables, or write them into the documents."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", nargs="*", type=Path, help="default: the newest one")
-    parser.add_argument("--write", action="store_true", help="into the documents, of the last one")
+    parser.add_argument("results", nargs="*", type=Path, help="default: the newest of each machine")
+    parser.add_argument("--write", action="store_true", help="put them into the documents")
     args = parser.parse_args(argv)
-    results = args.results or sorted(filter(is_of_processors, FOLDER.glob("*.json")))[-1:]
+    results = args.results or newest()
+    whole = "\n\n".join(of_file(path) for path in results)
     if not args.write:
-        print("\n\n".join(of_file(path) for path in results))
+        print(whole)
         return
-    for names, text in ((SHORT, short(results[-1])), (FULL, of_file(results[-1]))):
+    for names, text in ((SHORT, short(results[-1])), (FULL, whole)):
         for name in names:
             document = FOLDER.parent.parent / name
             document.write_text(written(document.read_text("utf-8"), text), "utf-8")

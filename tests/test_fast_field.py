@@ -5,7 +5,7 @@ import torch
 
 from siren.film import Film
 from siren.fused import arithmetic, cpu
-from siren.siren import FIELDS, TALLSIREN
+from siren.siren import FIELDS, SPATIALSIRENBASELINE, TALLSIREN
 
 
 def setting(name="TALLSIREN", *, width=None, layers=2, batch=1, points=5, rays=1, seed=0):
@@ -102,6 +102,27 @@ def test_under_autocast_operands_are_bfloat16_and_the_rest_float32():
     assert 1e-5 < errors[0] < 0.02  # rounded, and not more
     for one, other in zip(rough[1:], true[1:], strict=True):
         assert torch.cosine_similarity(one.flatten().double(), other.flatten(), dim=0) > 0.99
+
+
+def test_bfloat16_at_the_published_size_is_as_exact_as_documented():
+    torch.manual_seed(0)
+    field = SPATIALSIRENBASELINE(z_dim=256)
+    rng = torch.Generator().manual_seed(0)
+    direction = torch.tensor([[[0.0, 0.0, -1.0]]])
+    inputs = (
+        torch.rand(1, 1024, 3, generator=rng) * 0.2 - 0.1,
+        direction,
+        torch.randn(1, 256, generator=rng),
+    )
+    upstream = torch.randn(1, 1024, 4, generator=rng)
+    output, *gradients = exact(field, inputs, upstream)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough, *rough_gradients = results(field.float(), inputs, upstream)
+    error = rough - output
+    assert error[..., 3].std() < 0.09 * output[..., 3].std()
+    assert error[..., :3].abs().max() < 4e-3
+    found, expected = (torch.cat([t.flatten() for t in g]) for g in (rough_gradients, gradients))
+    assert (found - expected).norm() < 0.12 * expected.norm()
 
 
 def test_whole_turns_of_a_phase_do_not_cost_bfloat16_its_digits():
