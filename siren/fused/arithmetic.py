@@ -70,7 +70,7 @@ def product_times(x: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
 def outer_product(x: Tensor, y: Tensor) -> Tensor:
     """Product x^T y (a, b) of x (n, a) and y (n, b): outer products of rows, added up."""
     if x.dtype != torch.bfloat16 and _is_onednn_faster(x) and min(*x.shape, *y.shape) > 0:
-        return product(x.t(), y.t())
+        return onednn_product(x.t(), y.t(), None)
     return torch.mm(x.t(), y)
 
 
@@ -108,5 +108,5 @@ def sine_and_cosine(x: Tensor, sine: Tensor, cosine: Tensor) -> None:
 
 
 def _is_numpy_faster(x: Tensor) -> bool:
-    """NumPy computes on one core, and knows no bfloat16: from three on, PyTorch's is faster."""
+    """NumPy knows no bfloat16 and uses one thread: beside three of PyTorch's it is the slower."""
     return not PREFERS_MKL and x.dtype != torch.bfloat16 and torch.get_num_threads() <= 2
