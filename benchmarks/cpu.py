@@ -1,16 +1,16 @@
 """How fast this machine's processor is; run as python -m benchmarks.cpu.
 
-Each variant runs in a process of its own: the textbook one as PyTorch comes out of the box, ours
-with freed memory kept, in float32 and with bfloat16 operands. Prints tables and writes
-benchmarks/results/DATE-MACHINE.json. Seconds are medians, of the wall or, with --clock cpu, of the
-process on all its cores: the figure to take where others use the machine too. --demo RUN adds the
-whole training of a run of make demo.
+Each variant runs in a process of its own, and each step of wide networks: the textbook one as
+PyTorch comes out of the box, ours with freed memory kept, in float32 and with bfloat16 operands.
+Prints tables and writes benchmarks/results/DATE-MACHINE.json. Seconds are medians, of the wall or,
+with --clock cpu, of the process on all its cores: the figure to take where others use the machine
+too. --demo RUN adds the whole training of make demo, into a new folder RUN.
 """
 
 import argparse
 import functools
+import itertools
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -32,10 +32,14 @@ from benchmarks.textbook import TextbookGame, twin_of
 from siren.fused.arithmetic import HAS_ONEDNN_LINEAR, onednn_product
 from training.adversarial import AdversarialGame, OptimizerOptions, Precision
 
-FIELD_POINTS = 16_384
+# What a 64 px picture asks for at once, 12 points on each ray, and a third of it: arrays that are
+# small enough for the C library to keep their memory, which is what the textbook's time depends on.
+FIELD_POINTS = (49_152, 16_384)
 REPEATS = 3
+ENOUGH = 2.0  # seconds after which the work is not repeated
 PROCESSES = 3
-PROFILED = "CelebA step, batch 2, 32 px, untrained"
+PROFILED = "CelebA step, batch 1, 64 px, untrained"
+UNTRAINED = "untrained"
 TOP = 8  # operations that a profile names
 TEXTBOOK_DEMO = "textbook's demo"
 ALL_CORES = "all cores, "  # before a variant
@@ -58,24 +62,25 @@ class StepCase:
     is_emptied: bool = False
 
 
-SMALL = ("0.batch_size=2", "0.batch_split=1", "0.img_size=32")
+SMALL = ("0.batch_size=1", "0.batch_split=1")
 STEPS = {
     "Demo step, 16 px, untrained": StepCase("Demo", 500),
     "Demo step, 16 px, trained generator": StepCase("Demo", 500, is_trained=True),
     "Demo step, 32 px, untrained": StepCase("Demo", 10**6),
     "Demo step, 32 px, trained generator": StepCase("Demo", 10**6, is_trained=True),
-    "CelebA step, batch 2, 32 px, untrained": StepCase("CelebA", 6000, SMALL),
-    "CelebA step, batch 2, 32 px, space as empty as in trained heads": StepCase(
+    "CelebA step, batch 1, 64 px, untrained": StepCase("CelebA", 6000, SMALL),
+    "CelebA step, batch 1, 64 px, space as empty as in trained heads": StepCase(
         "CelebA", 6000, SMALL, is_emptied=True
     ),
 }
+WIDE_STEPS = [title for title, case in STEPS.items() if case.curriculum == "CelebA"]
 
 
-def median_seconds(work: Callable[[], object], clock: str, repeats: int = REPEATS) -> float:
-    """Median time of work after one warm-up call, seconds."""
+def median_seconds(work: Callable[[], object], clock: str) -> float:
+    """Median time of work after one warm-up call, seconds; at least one repeat."""
     work()
-    seconds = []
-    for _ in range(repeats):
+    seconds: list[float] = []
+    while len(seconds) < REPEATS and sum(seconds) < ENOUGH:
         start = CLOCKS[clock]()
         work()
         seconds.append(CLOCKS[clock]() - start)
@@ -83,24 +88,45 @@ def median_seconds(work: Callable[[], object], clock: str, repeats: int = REPEAT
 
 
 def measure(variant: str, clock: str) -> dict[str, float]:
-    """Seconds of each piece of work in this process."""
-    if variant != "textbook":
-        machine.keep_freed_memory()
+    """Seconds of the field, and of steps of narrow networks, in this process."""
+    _prepare(variant)
     seconds: dict[str, float] = {}
-    for name in ("Demo", "CelebA"):
-        seconds |= _field_seconds(name, variant, clock)
-    for title, case in STEPS.items():
-        seconds[title] = _step_seconds(case, variant, clock)
+    for name, num_points in itertools.product(("Demo", "CelebA"), FIELD_POINTS):
+        seconds |= _field_seconds(name, num_points, variant, clock)
+    for title in _steps_of(variant):
+        if title not in WIDE_STEPS:
+            seconds[title] = _step_seconds(STEPS[title], variant, clock)
     return seconds
 
 
-def _field_seconds(name: str, variant: str, clock: str) -> dict[str, float]:
-    """Evaluation of one object's field at FIELD_POINTS points, with and without gradients."""
+def measure_wide(variant: str, title: str, clock: str) -> dict[str, float]:
+    """Seconds of one step of wide networks, with nothing before it in this process."""
+    _prepare(variant)
+    return {title: _step_seconds(STEPS[title], variant, clock)}
+
+
+def _prepare(variant: str) -> None:
+    if variant != "textbook":
+        machine.keep_freed_memory()
+
+
+def _steps_of(variant: str) -> list[str]:
+    """Of the steps those to measure: the textbook's work is the same whatever space holds."""
+    return [title for title in STEPS if variant != "textbook" or UNTRAINED in title]
+
+
+def _of_untrained(title: str) -> str:
+    """The step of an untrained generator that is else the same."""
+    return f"{title.rpartition(', ')[0]}, {UNTRAINED}"
+
+
+def _field_seconds(name: str, num_points: int, variant: str, clock: str) -> dict[str, float]:
+    """Evaluation of one object's field at some points, with and without gradients."""
     curriculum = curriculums.load(name)
     siren = curriculum.build_generator().siren
     siren = twin_of(siren) if variant == "textbook" else siren
     film = siren.mapping_network(torch.randn(1, siren.z_dim))
-    points = torch.rand(1, FIELD_POINTS, 3) * 0.2 - 0.1
+    points = torch.rand(1, num_points, 3) * 0.2 - 0.1
     direction = torch.tensor([[[0.0, 0.0, -1.0]]])
 
     def evaluate() -> torch.Tensor:
@@ -110,7 +136,7 @@ def _field_seconds(name: str, variant: str, clock: str) -> dict[str, float]:
 
     with torch.no_grad():
         forward = median_seconds(evaluate, clock)
-    title = f"{name} field, {FIELD_POINTS:,} points"
+    title = f"{name} field, {num_points:,} points"
     both = median_seconds(lambda: evaluate().sum().backward(retain_graph=True), clock)
     return {title: forward, f"{title}, with gradient": both}
 
@@ -154,8 +180,7 @@ def profile(variant: str) -> list[tuple[str, int, float]]:
 
     Seconds are of the operation itself, without the ones that it calls, by the profiler's clock.
     """
-    if variant != "textbook":
-        machine.keep_freed_memory()
+    _prepare(variant)
     steps, count = _steps(STEPS[PROFILED], variant)
     steps()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
@@ -177,22 +202,14 @@ def limits(clock: str) -> dict[str, float]:
     return {name: flops / median_seconds(call, clock) / 1e9 for name, call in work.items()}
 
 
-def wide_steps(variant: str) -> dict[str, float]:
-    """Wall seconds of CelebA's steps with the threads that this process has."""
-    if variant != "textbook":
-        machine.keep_freed_memory()
-    cases = {title: case for title, case in STEPS.items() if case.curriculum == "CelebA"}
-    return {title: _step_seconds(case, variant, "wall") for title, case in cases.items()}
-
-
 def _textbook_demo() -> dict[int, float]:
-    """Wall seconds of the textbook's step of the demo by image size: the least of its cases."""
+    """Wall seconds of the textbook's step of the demo by image size."""
     seconds: dict[int, float] = {}
-    for case in (case for case in STEPS.values() if case.curriculum == "Demo"):
-        size = curriculums.load("Demo").at(case.step).render.image_size
-        seconds[size] = min(
-            seconds.get(size, math.inf), _step_seconds(case, "textbook", clock="wall")
-        )
+    for title in _steps_of("textbook"):
+        if title not in WIDE_STEPS:
+            case = STEPS[title]
+            size = curriculums.load("Demo").at(case.step).render.image_size
+            seconds[size] = _step_seconds(case, "textbook", clock="wall")
     return seconds
 
 
@@ -211,35 +228,46 @@ def _measured(threads: int, clock: str) -> dict[str, Any]:
 
     How memory happens to lie makes some processes slower than others from start to end.
     """
-    parts = [part for part in PARTS if part not in (*VARIANTS, TEXTBOOK_DEMO)]
-    if (threads, clock) == (machine.num_cores(), "wall"):  # the variants show it already
-        parts = [part for part in parts if not part.startswith(ALL_CORES)]
+    jobs = [(part, part, threads, clock) for part in ONCE]
+    for variant in VARIANTS * PROCESSES:
+        wide = [f"{variant}, {title}" for title in WIDE_STEPS if title in _steps_of(variant)]
+        jobs += [(variant, part, threads, clock) for part in (variant, *wide)]
+        if (threads, clock) != (machine.num_cores(), "wall"):  # else the variants show it already
+            jobs += [(f"{ALL_CORES}{variant}", part, machine.num_cores(), "wall") for part in wide]
     runs: dict[str, list[Any]] = {}
-    for part in tqdm([*parts, *VARIANTS * PROCESSES], unit="part"):
-        used = machine.num_cores() if part.startswith(ALL_CORES) else threads
-        runs.setdefault(part, []).append(_in_its_own_process(part, used, clock))
-    medians = {
-        variant: {name: statistics.median(run[name] for run in runs[variant]) for name in first}
-        for variant, first in ((variant, runs[variant][0]) for variant in VARIANTS)
+    for name, *job in tqdm(jobs, unit="part"):
+        runs.setdefault(name, []).append(_in_its_own_process(*job))
+    found: dict[str, Any] = {
+        name: runs_of[0] if name in ONCE else demo.medians(runs_of)
+        for name, runs_of in runs.items()
     }
-    return {part: found[0] for part, found in runs.items()} | medians
+    for name in found.keys() & {"textbook", f"{ALL_CORES}textbook"}:
+        titles = found[name.replace("textbook", "exact")]
+        found[name] = {t: found[name].get(t, found[name].get(_of_untrained(t))) for t in titles}
+    return found
 
 
 def _without_clock(measure_it: Callable[..., Any], *args: str) -> Callable[[str], Any]:
     return lambda clock: measure_it(*args)
 
 
-PARTS: dict[str, Callable[[str], Any]] = {
+ONCE: dict[str, Callable[[str], Any]] = {
     "limits": limits,
     "data": _without_clock(data.measure),
     "sizes": _without_clock(sizes.measure),
     "view exact": _without_clock(view.measure, "exact"),
     "view fast": _without_clock(view.measure, "fast"),
     "trained view": _without_clock(view.measure_trained),
+    **{f"profile {variant}": _without_clock(profile, variant) for variant in VARIANTS},
+}
+PARTS: dict[str, Callable[[str], Any]] = {
+    **ONCE,
     TEXTBOOK_DEMO: _without_clock(_textbook_demo),
     **{variant: functools.partial(measure, variant) for variant in VARIANTS},
-    **{f"{ALL_CORES}{variant}": _without_clock(wide_steps, variant) for variant in VARIANTS},
-    **{f"profile {variant}": _without_clock(profile, variant) for variant in VARIANTS},
+    **{
+        f"{variant}, {title}": functools.partial(measure_wide, variant, title)
+        for variant, title in itertools.product(VARIANTS, WIDE_STEPS)
+    },
 }
 
 
@@ -247,13 +275,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure every part in a process of its own, print the tables and keep them.
 
     Raises:
-        UsageError: --demo names no finished run of the demo.
+        UsageError: --demo names something that is there.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--threads", type=int, default=machine.num_cores())
-    parser.add_argument("--demo", type=Path, metavar="RUN", help="a finished run of make demo")
+    parser.add_argument("--demo", type=Path, metavar="RUN", help="train the demo there")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.part is not None:
@@ -261,14 +289,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     whole = {}
     if args.demo is not None:
-        ours = demo.seconds_by_size(args.demo)
-        textbook = _in_its_own_process(TEXTBOOK_DEMO, machine.num_cores(), "wall")
-        whole = {"demo": demo.compared(ours, textbook)}
+        textbook = functools.partial(
+            _in_its_own_process, TEXTBOOK_DEMO, machine.num_cores(), "wall"
+        )
+        whole = {"demo": demo.measure(args.demo, textbook)}
     found = _measured(args.threads, args.clock)
     content = {
         "cores": machine.num_cores(),
         "threads": args.threads,
         "clock": args.clock,
+        "profiled": PROFILED,
         **found,
         **whole,
     }

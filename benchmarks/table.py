@@ -25,8 +25,8 @@ MARKED = re.compile(r"(<!-- speed: begin .*?-->\n).*?(<!-- speed: end -->)", re.
 
 def steps(found: dict[str, Any]) -> str:
     """Markdown: the field and training steps, textbook and ours."""
-    what = "wall time" if found["clock"] == "wall" else "processor time"
-    title = f"{found['machine']}, {_threads(found['threads'])}, PyTorch {found['torch']}; {what}"
+    threads, torch = _threads(found["threads"]), found["torch"]
+    title = f"{found['machine']}, {threads}, PyTorch {torch}; {_clock(found)}"
     return _variants(title, *(found[name] for name in VARIANTS))
 
 
@@ -34,6 +34,10 @@ def wide_steps(found: dict[str, Any]) -> str:
     """Markdown: the steps of wide networks on all cores."""
     variants = (found[f"all cores, {name}"] for name in VARIANTS)
     return _variants(f"{_threads(found['cores'])}, wall time", *variants)
+
+
+def _clock(found: dict[str, Any]) -> str:
+    return "wall time" if found["clock"] == "wall" else "processor time"
 
 
 def _threads(number: int) -> str:
@@ -58,11 +62,12 @@ def _variants(
 def views(found: dict[str, Any]) -> str:
     """Markdown: time and memory of one finished picture."""
     lines = []
+    key = "seconds" if found["clock"] == "wall" else "cpu_seconds"
     for precision in ("exact", "fast"):
         view = found[f"view {precision}"]
         lines.append(
             f"A 256 px view of CelebA's networks, 24 + 24 samples, `--precision {precision}`:\n"
-            f"{view['cpu_seconds']:.1f} s of processor time, {view['peak_mb']:.0f} MB."
+            f"{view[key]:.1f} s of {_clock(found)}, {view['peak_mb']:.0f} MB."
         )
     if "trained view" in found:  # results of before it was measured lack it
         view = found["trained view"]
@@ -115,7 +120,7 @@ def profiles(found: dict[str, Any]) -> str:
         *rows, (_, calls, seconds) = found[f"profile {variant}"]
         shares = ", ".join(f"{name} {time / seconds:.0%}" for name, _, time in rows)
         lines.append(f"- {variant}, {seconds * 1e3:,.0f} ms, {calls:,} operations: {shares}")
-    return "A step of CelebA's networks, batch 2, 32 px, under the profiler:\n\n" + "\n".join(lines)
+    return f"{found['profiled']}, under the profiler:\n\n" + "\n".join(lines)
 
 
 def short(path: Path) -> str:

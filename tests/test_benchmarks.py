@@ -28,8 +28,6 @@ def test_seconds_of_a_run_and_of_as_many_steps_of_the_textbook(tmp_path):
     assert found["whole"] == {"steps": 4000, "seconds": pytest.approx(654), "textbook": 1800}
 
 
-def test_a_run_that_is_not_a_whole_demo_is_refused(tmp_path):
-    for run in (tmp_path / "none", log(tmp_path / "half", [entry(1500, 16, 0.1)]),
-                log(tmp_path / "empty", [])):  # fmt: skip
-        with pytest.raises(UsageError, match=f"--demo {run}: "):
-            demo.seconds_by_size(run)
+def test_the_demo_is_not_trained_over_another_run(tmp_path):
+    with pytest.raises(UsageError, match=f"--demo {tmp_path}: is there already"):
+        demo.measure(tmp_path, dict)

@@ -104,6 +104,16 @@ def test_under_autocast_operands_are_bfloat16_and_the_rest_float32():
         assert torch.cosine_similarity(one.flatten().double(), other.flatten(), dim=0) > 0.99
 
 
+def test_fields_that_are_not_wide_stay_float32_under_autocast():
+    """Rounding their operands takes longer than it saves."""
+    case = setting(width=cpu.WIDE // 2, layers=3, points=300, rays=3, batch=2)
+    plain = results(*case)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = results(*case)
+    # The mapping network, which autocast rounds, gives float32 to the field.
+    assert torch.equal(found[0], plain[0])
+
+
 def test_bfloat16_at_the_published_size_is_as_exact_as_documented():
     torch.manual_seed(0)
     field = SPATIALSIRENBASELINE(z_dim=256)
@@ -119,19 +129,19 @@ def test_bfloat16_at_the_published_size_is_as_exact_as_documented():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough, *rough_gradients = results(field.float(), inputs, upstream)
     error = rough - output
-    assert error[..., 3].std() < 0.09 * output[..., 3].std()
-    assert error[..., :3].abs().max() < 4e-3
+    assert error[..., 3].std() < 0.04 * output[..., 3].std()
+    assert error[..., :3].abs().max() < 2e-3
     found, expected = (torch.cat([t.flatten() for t in g]) for g in (rough_gradients, gradients))
-    assert (found - expected).norm() < 0.12 * expected.norm()
+    assert (found - expected).norm() < 0.05 * expected.norm()
 
 
 def test_whole_turns_of_a_phase_do_not_cost_bfloat16_its_digits():
     """A phase of a thousand turns, which a bfloat16 would round to the next four."""
-    field = TALLSIREN(z_dim=8, hidden_dim=16, num_layers=2, mapping_hidden_dim=8)
+    field = TALLSIREN(z_dim=8, hidden_dim=128, num_layers=2, mapping_hidden_dim=8)
     points = torch.tensor([[[0.1, -0.2, 0.3]]])
-    film = Film(torch.zeros(1, 48), torch.full((1, 48), 2000 * torch.pi))
+    film = Film(torch.zeros(1, 384), torch.full((1, 384), 2000 * torch.pi))
     direction = torch.tensor([[[0.0, 0.0, -1.0]]])
-    expected = field(points, direction, Film(torch.zeros(1, 48), torch.zeros(1, 48)))
+    expected = field(points, direction, Film(torch.zeros(1, 384), torch.zeros(1, 384)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = field(points, direction, film)
     torch.testing.assert_close(found, expected, atol=0.01, rtol=0.05)
@@ -169,8 +179,9 @@ def library(request, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_library_gives_the_fields_numbers_and_gradients(library, dtype):
+def test_every_library_gives_the_fields_numbers_and_gradients(library, dtype, monkeypatch):
     case = setting(width=64, layers=3, points=130, rays=2, batch=2)
+    monkeypatch.setattr(cpu, "WIDE", 64)
     true = exact(*case)
     case[0].float()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):

@@ -6,8 +6,8 @@ backward pass repeats the layers of those points alone whose output received a g
 ReLU density of the paper, empty space receives none. Keeping sines and cosines was tried: writing
 and reading them takes about as long as computing them again.
 
-Under autocast to bfloat16 the square products take operands rounded to it and give phases rounded
-to it, whole turns left out; sums, the first layer and the heads stay float32.
+Under autocast to bfloat16 the square products of wide fields take operands rounded to it and give
+phases rounded to it, whole turns left out; sums, the first layer and the heads stay float32.
 
 Legend: B objects, P points per object, G directions per object, H hidden width, L trunk layers,
 n points of a chunk.
@@ -30,7 +30,7 @@ from siren.fused.folded import FoldedField
 # Of one layer's output in one chunk, two mebibytes: smaller ones are closer to the core, but each
 # operation costs some ten microseconds more. Backward all layers of a chunk are there at once.
 CHUNK_NUMBERS = 2**19
-WIDE = 128  # from this width on, chunks are spread over cores
+WIDE = 128  # from this width on, chunks are spread over cores, and operands may be rounded
 
 Chunk = tuple[int, slice]  # an object and some of its points
 Part = TypeVar("Part", Chunk, tuple[int, Tensor])
@@ -62,7 +62,7 @@ def evaluate(
         directions: (B, G, 3); each serves P / G consecutive points.
         skips_clear: points whose raw density is not positive may be left black.
     """
-    operands = _operands(encoded)
+    operands = _operands(encoded, field.color_weight)
     with torch.autocast("cpu", enabled=False):
         # What a direction adds to the color layer is the same for all points that it serves.
         color_bias = torch.baddbmm(
@@ -77,7 +77,7 @@ def evaluate(
 def density(field: FoldedField, encoded: Tensor) -> Tensor:
     """Raw densities (B, P) of encoded (B, P, in), without the color layer; not differentiable."""
     inputs = Inputs.of(_tensors(field, field.color_bias[:, None]))
-    operands = _operands(encoded)
+    operands = _operands(encoded, field.color_weight)
     output = encoded.new_empty(encoded.shape[:2])
 
     def fill(chunks: Sequence[Chunk]) -> None:
@@ -89,8 +89,10 @@ def density(field: FoldedField, encoded: Tensor) -> Tensor:
     return output
 
 
-def _operands(encoded: Tensor) -> torch.dtype:
-    return torch.bfloat16 if torch.is_autocast_enabled("cpu") else encoded.dtype
+def _operands(encoded: Tensor, square: Tensor) -> torch.dtype:
+    """What square products take: rounding costs more than it saves in fields that are not wide."""
+    is_rounded = torch.is_autocast_enabled("cpu") and len(square[0]) >= WIDE
+    return torch.bfloat16 if is_rounded else encoded.dtype
 
 
 def _tensors(field: FoldedField, color_bias: Tensor) -> list[Tensor]:
