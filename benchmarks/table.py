@@ -120,7 +120,7 @@ def profiles(found: dict[str, Any]) -> str:
         *rows, (_, calls, seconds) = found[f"profile {variant}"]
         shares = ", ".join(f"{name} {time / seconds:.0%}" for name, _, time in rows)
         lines.append(f"- {variant}, {seconds * 1e3:,.0f} ms, {calls:,} operations: {shares}")
-    return f"{found['profiled']}, under the profiler:\n\n" + "\n".join(lines)
+    return f"{found['profiled']}, one thread, under the profiler:\n\n" + "\n".join(lines)
 
 
 def short(path: Path) -> str:
