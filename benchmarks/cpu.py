@@ -241,9 +241,13 @@ def _measured(threads: int, clock: str) -> dict[str, Any]:
         name: runs_of[0] if name in ONCE else demo.medians(runs_of)
         for name, runs_of in runs.items()
     }
-    for name in found.keys() & {"textbook", f"{ALL_CORES}textbook"}:
-        titles = found[name.replace("textbook", "exact")]
-        found[name] = {t: found[name].get(t, found[name].get(_of_untrained(t))) for t in titles}
+    for before in ("", ALL_CORES):
+        if f"{before}textbook" in found:
+            textbook, exact = found[f"{before}textbook"], found[f"{before}exact"]
+            found[f"{before}textbook"] = {
+                title: textbook[title if title in textbook else _of_untrained(title)]
+                for title in exact
+            }
     return found
 
 

@@ -6,6 +6,7 @@ import torch
 import curriculums
 from benchmarks import view
 from benchmarks.textbook import TextbookGame
+from siren.fused import cpu as fused_cpu
 from training.adversarial import AdversarialGame, OptimizerOptions, Precision
 
 TINY = ["hidden_dim=8", "num_layers=2", "mapping_hidden_dim=8", "latent_dim=4", "0.num_steps=3",
@@ -35,5 +36,8 @@ def test_the_textbook_step_has_the_terms_and_gradients_of_ours(name, step):
         assert (one - other).norm() <= 2e-3 * other.norm() + 1e-6
 
 
-def test_fast_pictures_of_the_shipped_generator_agree_with_exact_ones():
-    assert view.measure_trained(size=32)["psnr_db"] > 45
+def test_fast_pictures_of_the_shipped_generator_agree_with_exact_ones(monkeypatch):
+    left_out = view.measure_trained(size=32)["psnr_db"]
+    assert left_out > 100  # its field is narrow: only empty space is left out
+    monkeypatch.setattr(fused_cpu, "WIDE", 1)
+    assert 45 < view.measure_trained(size=32)["psnr_db"] < left_out  # and rounded like wide ones

@@ -62,7 +62,7 @@ def evaluate(
         directions: (B, G, 3); each serves P / G consecutive points.
         skips_clear: points whose raw density is not positive may be left black.
     """
-    operands = _operands(encoded, field.color_weight)
+    operands = _operands(encoded, field.color_weight.shape[-1])
     with torch.autocast("cpu", enabled=False):
         # What a direction adds to the color layer is the same for all points that it serves.
         color_bias = torch.baddbmm(
@@ -77,7 +77,7 @@ def evaluate(
 def density(field: FoldedField, encoded: Tensor) -> Tensor:
     """Raw densities (B, P) of encoded (B, P, in), without the color layer; not differentiable."""
     inputs = Inputs.of(_tensors(field, field.color_bias[:, None]))
-    operands = _operands(encoded, field.color_weight)
+    operands = _operands(encoded, field.color_weight.shape[-1])
     output = encoded.new_empty(encoded.shape[:2])
 
     def fill(chunks: Sequence[Chunk]) -> None:
@@ -89,9 +89,9 @@ def density(field: FoldedField, encoded: Tensor) -> Tensor:
     return output
 
 
-def _operands(encoded: Tensor, square: Tensor) -> torch.dtype:
+def _operands(encoded: Tensor, width: int) -> torch.dtype:
     """What square products take: rounding costs more than it saves in fields that are not wide."""
-    is_rounded = torch.is_autocast_enabled("cpu") and len(square[0]) >= WIDE
+    is_rounded = torch.is_autocast_enabled("cpu") and width >= WIDE
     return torch.bfloat16 if is_rounded else encoded.dtype
 
 
