@@ -49,7 +49,7 @@ class ResidualBlock(nn.Module):
         self.is_strided = is_strided
         self.proj: nn.Conv2d | None = None
         if is_strided or in_channels != out_channels:
-            self.proj = nn.Conv2d(in_channels, out_channels, 1, stride=stride)
+            self.proj = nn.Conv2d(in_channels, out_channels, 1)
         if is_strided:
             for module in self.network.modules():
                 if isinstance(module, nn.Conv2d):
@@ -63,7 +63,12 @@ class ResidualBlock(nn.Module):
         y = x
         for convolution in (self.network[0], self.network[2]):  # a rectifier follows each
             y = layers.rectify(layers.convolve(convolution, y))
-        if not self.is_strided:
+        if self.is_strided:
+            # Not the stride of proj: the gradient of a strided 1x1 convolution with fewer than 8
+            # channels in channels_last writes outside of its buffer in oneDNN's AVX2 kernel
+            # (PyTorch 2.13, jit_avx2_1x1_convolution_bwd_weights).
+            x = x[:, :, ::2, ::2]
+        else:
             y, x = F.avg_pool2d(y, 2), F.avg_pool2d(x, 2)
         if self.proj is not None:
             x = layers.convolve(self.proj, x)
