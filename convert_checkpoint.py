@@ -15,17 +15,16 @@ from typing import Any
 
 from torch import nn
 
-import checkpoints
 import curriculums
-import flags
-import published_run
-import run_state
-import viewing
-from checkpoints import Average, SavedGenerator
-from curriculum import Curriculum
-from flags import UsageError
-from published_run import DISCRIMINATOR_FILE, GENERATOR_FILE
-from run_state import STATE_FILE, Progress
+from checkpoint_io import checkpoints, published_run
+from checkpoint_io.checkpoints import Average, SavedGenerator
+from checkpoint_io.published_run import DISCRIMINATOR_FILE, GENERATOR_FILE
+from config.curriculum import Curriculum
+from rendering import viewing
+from system import flags
+from system.flags import UsageError
+from training import state as run_state
+from training.state import STATE_FILE, Progress
 
 AVERAGES: tuple[Average, ...] = ("ema", "ema2")
 # name of a file: its kind and its content

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curriculum import Curriculum, build
-from flags import UsageError, choose, nearest_path
+from config.curriculum import Curriculum, build
+from system.flags import UsageError, choose, nearest_path
 
 PAPER_LATITUDES = math.pi / 4 * 85 / 90  # CARLA's cameras: the upper hemisphere, less five degrees
 

@@ -25,12 +25,12 @@ from torch import Tensor
 
 import generators.cameras
 import scenes
-from flags import UsageError, choose
-from image_cache import Block, cached
-from image_decoding import Crop, Framing, Pixels, Resize, decode_all
-from image_files import HOW_TO_GIVE, Listing, Skipped, find_pictures, opened, printable
+from image_io.cache import Block, cached
+from image_io.decoding import Crop, Framing, Pixels, Resize, decode_all
+from image_io.files import HOW_TO_GIVE, Listing, Skipped, find_pictures, opened, printable
 from scenes.toy_car_images import toy_car_images
-from screen import Screen
+from system.flags import UsageError, choose
+from system.screen import Screen
 
 DatasetKind = Literal["CelebA", "Cats", "Carla", "Images", "ToyCars"]
 KINDS: tuple[DatasetKind, ...] = get_args(DatasetKind)

@@ -21,25 +21,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import checkpoints
-import consistency_report
-import distributed
-import flags
-import held_out_cars
-import image_io
-import inception
-import quality
-import real_images
-import viewing
-from checkpoints import SavedGenerator
-from consistency_report import ConsistencyOptions
-from distributed import Place
-from evaluation import samples
-from evaluation.samples import SampleOptions
-from flags import UsageError
-from inception import NUM_FEATURES, NUM_LOGITS, Weights
-from real_images import Protocol, RealSet
-from training.inversion import FitOptions
+from benchmarks import held_out_cars
+from checkpoint_io import checkpoints
+from checkpoint_io.checkpoints import SavedGenerator
+from distributed import processes
+from distributed.processes import Place
+from generators.inversion import FitOptions
+from image_io import png
+from metrics import features, inception, real_images, report, samples
+from metrics.inception import NUM_FEATURES, NUM_LOGITS, Weights
+from metrics.real_images import Protocol, RealSet
+from metrics.report import ConsistencyOptions
+from metrics.samples import SampleOptions
+from rendering import viewing
+from system import flags
+from system.flags import UsageError
 
 COLUMNS = (  # of the table: key in metrics.json, name
     ("fid", "FID"), ("kid_mean", "KID x 100"), ("is_mean", "IS"),
@@ -84,7 +80,7 @@ def build_parser() -> flags.ArgumentParser:
     add("--any_inception_weights", action="store_true", help="take another file than the "
         "published one; its figures cannot be compared")  # fmt: skip
     add("--num_processes", type=flags.positive_int, help="default: one per visible CUDA device")
-    add("--port", type=flags.port_number, default=distributed.DEFAULT_PORT, help="rendezvous port "
+    add("--port", type=flags.port_number, default=processes.DEFAULT_PORT, help="rendezvous port "
         "of the processes")  # fmt: skip
     viewing.add_field_flags(parser)
     return parser
@@ -118,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         inception.fidelity()
         job = Job(args=args, real=real, weights=weights)
-        places = distributed.plan(args.device, args.num_processes, os.environ)
-        code = distributed.launch(measure_images, job, places, port=args.port)
+        places = processes.plan(args.device, args.num_processes, os.environ)
+        code = processes.launch(measure_images, job, places, port=args.port)
         if code or not places[0].is_main:
             return code
     if args.consistency:
@@ -143,18 +139,18 @@ def measure_images(place: Place, job: Job) -> int:
 
     def image_of(number: int) -> Tensor:
         image = samples.sample_image(saved.generator, number, sampling, points_per_chunk=chunk)
-        content = real_images.encoded(image_io.to_uint8(image).numpy(), protocol)
+        content = real_images.encoded(png.to_uint8(image).numpy(), protocol)
         real_images.put(real_images.file_path(args.output_dir, number, protocol), content)
         return real_images.decoded(content)
 
-    real, content = quality.real_features(job.real, network, job.weights, args.cache_dir, place)
+    real, content = features.real_features(job.real, network, job.weights, args.cache_dir, place)
     width = NUM_FEATURES + NUM_LOGITS
-    generated = quality.features_of(
+    generated = features.features_of(
         image_of, args.num_images, network, width, place, title="generated images"
     )
     if generated is None or not place.is_main:
         return 0
-    figures = quality.image_metrics(generated, real)
+    figures = features.image_metrics(generated, real)
     settings = _image_settings(saved, job, sampling, content)
     _update(
         args.output_dir / "metrics.json",
@@ -223,7 +219,7 @@ def _image_settings(
             "resize": "torch-fidelity: bilinear to 299 as TensorFlow 1 does",
             "torch_fidelity": inception.fidelity().__version__,
         },
-        **quality.metric_settings(args.num_images, len(job.real)),
+        **features.metric_settings(args.num_images, len(job.real)),
     }
 
 
@@ -271,7 +267,7 @@ def _consistency(saved: SavedGenerator, args: argparse.Namespace, folder: Path) 
         points_per_chunk=viewing.chunk_size(saved, args),
     )
     sampling = _sampling(saved, args, args.consistency_size)
-    found = consistency_report.measure(saved, sampling, options)
+    found = report.measure(saved, sampling, options)
     if args.held_out_cars:
         render = saved.curriculum.evaluation_render(saved.step)
         rows = held_out_cars.held_out_cars(saved, render, args.held_out_cars, FitOptions())
@@ -280,7 +276,7 @@ def _consistency(saved: SavedGenerator, args: argparse.Namespace, folder: Path) 
             for name, values in held_out_cars.quartiles(rows).items()
         } | {"count": args.held_out_cars}
     title = f"{saved.curriculum.name} at step {saved.step}"
-    consistency_report.save_plot(folder / "consistency.png", found["by_yaw"], title)
+    report.save_plot(folder / "consistency.png", found["by_yaw"], title)
     _print_consistency(found, options)
     return found
 

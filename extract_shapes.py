@@ -15,17 +15,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import flags
-import mesh_io
-import meshing
-import viewing
-from checkpoints import SavedGenerator
+from checkpoint_io.checkpoints import SavedGenerator
 from generators.volumetric_rendering import RenderOptions
+from geometry import mesh_extraction, mesh_files
 from geometry.density_grid import Cube
-from meshing import Wanted
-from viewing import SceneObject
+from geometry.mesh_extraction import Wanted
+from rendering import viewing
+from rendering.viewing import SceneObject
+from system import flags
 
-FORMATS = ("mrc", *mesh_io.MESH_WRITERS)
+FORMATS = ("mrc", *mesh_files.MESH_WRITERS)
 FARTHEST = 1e6  # scene units: cameras are at distance 1, and float32 is coarse far out
 
 
@@ -136,7 +135,7 @@ def _extract(
             bar.total = needed
             bar.update(done - bar.n)
 
-        shape = meshing.take_shape(
+        shape = mesh_extraction.take_shape(
             saved,
             thing,
             cube,
@@ -147,10 +146,10 @@ def _extract(
         )
     for kind in args.format:
         if kind == "mrc":
-            mesh_io.save_mrc(folder / f"{thing.name}.mrc", shape.values, cube)
+            mesh_files.save_mrc(folder / f"{thing.name}.mrc", shape.values, cube)
         else:
-            mesh_io.save_mesh(folder / f"{thing.name}.{kind}", shape.mesh)
-    meshing.save_preview(folder / f"{thing.name}.png", shape.mesh, saved, options)
+            mesh_files.save_mesh(folder / f"{thing.name}.{kind}", shape.mesh)
+    mesh_extraction.save_preview(folder / f"{thing.name}.png", shape.mesh, saved, options)
     count = len(shape.mesh.triangles)
     print(
         f"{thing.name}: level {shape.level:.4g}, {count} triangles; in {folder}: "

@@ -16,15 +16,14 @@ from tqdm import tqdm
 
 import curriculums
 import datasets
-import flags
-import machine
-import real_images
-import viewing
 from datasets import DatasetOptions
-from flags import UsageError
-from image_decoding import Resize
-from image_files import Listing, Skipped
-from real_images import Choice
+from image_io.decoding import Resize
+from image_io.files import Listing, Skipped
+from metrics import real_images
+from metrics.real_images import Choice
+from rendering import viewing
+from system import flags, machine
+from system.flags import UsageError
 
 
 def build_parser() -> flags.ArgumentParser:

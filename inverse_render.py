@@ -19,22 +19,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import checkpoints
-import filming
-import flags
-import image_io
-import photos
-import video_io
-import viewing
-from checkpoints import Fit, SavedGenerator
-from filming import Shot
-from flags import UsageError
+from checkpoint_io import checkpoints
+from checkpoint_io.checkpoints import Fit, SavedGenerator
+from generators import inversion
 from generators.cameras import Poses
+from generators.inversion import FitOptions, Guess, Photo
 from generators.trajectories import TRAJECTORIES, Camera
 from generators.volumetric_rendering import RenderOptions
-from image_decoding import Crop
-from training import inversion
-from training.inversion import FitOptions, Guess, Photo
+from image_io import photos, png
+from image_io import video as video_io
+from image_io.decoding import Crop
+from rendering import filming, viewing
+from rendering.filming import Shot
+from system import flags
+from system.flags import UsageError
 
 VIEW_OFFSETS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # radians of yaw around the photo's camera
 DEFAULTS = FitOptions()
@@ -211,8 +209,8 @@ def _save_comparison(
     (view,) = filming.views(saved, [shot], options, batch_size=1, points_per_chunk=chunk)
     shown = view.images[0]
     difference = (shown - photo.image).abs() - 1  # 0 is black
-    sheet = image_io.grid(torch.stack([photo.image, shown, difference]), 3)
-    image_io.save_png(path, image_io.to_uint8(sheet))
+    sheet = png.grid(torch.stack([photo.image, shown, difference]), 3)
+    png.save_png(path, png.to_uint8(sheet))
     return _psnr(shown, photo)
 
 
@@ -238,7 +236,7 @@ def _save_views(path: Path, saved: SavedGenerator, fit: Fit, args: argparse.Name
             torch.cat(filming.pictures(view, options, depth_map=args.depth_map), dim=2)
             for view in views
         ]
-    image_io.save_png(path, image_io.grid(torch.cat(columns), len(columns)))
+    png.save_png(path, png.grid(torch.cat(columns), len(columns)))
 
 
 def _save_video(

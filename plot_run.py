@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import checkpoints
-import flags
-import viewing
-from flags import UsageError, nearest_path
+from checkpoint_io import checkpoints
+from rendering import viewing
+from system import flags
+from system.flags import UsageError, nearest_path
 
 LOG_FILE, PICTURE = "log.jsonl", "run.png"
 ROUGH_SHARE = 200  # entries of one curve that are drawn; more are averaged in groups

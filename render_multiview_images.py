@@ -16,15 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-import contact_sheet
-import filming
-import flags
-import image_io
-import viewing
-from checkpoints import SavedGenerator
-from filming import Shot
+from checkpoint_io.checkpoints import SavedGenerator
 from generators.volumetric_rendering import RenderOptions
-from viewing import SceneObject
+from image_io import contact_sheet, png
+from rendering import filming, viewing
+from rendering.filming import Shot
+from rendering.viewing import SceneObject
+from system import flags
 
 YAWS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # radians from the middle, as published
 SHEET_SIZE = 128  # pixels per side of a picture on the sheet, at most
@@ -63,12 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         for shown in objects:
             cells = torch.stack(list(_cells(saved, shown, options, args, bar)))
             paths.append(folder / f"grid_{shown.name}.png")
-            image_io.save_png(paths[-1], image_io.grid(cells, len(columns)))
+            png.save_png(paths[-1], png.grid(cells, len(columns)))
             thumbnails.append(_shrunk(cells))
         names = [f"{shown.name}{row}" for shown in objects for row in rows]
         sheet = contact_sheet.contact_sheet(torch.cat(thumbnails), names, columns)
         paths.append(folder / "sheet.png")
-        image_io.save_png(paths[-1], sheet)
+        png.save_png(paths[-1], sheet)
     print(*paths, sep="\n")
     return 0
 

@@ -9,12 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import filming
-import flags
-import video_io
-import viewing
-from filming import Shot
 from generators.trajectories import TRAJECTORIES
+from image_io import video
+from rendering import filming, viewing
+from rendering.filming import Shot
+from system import flags
 
 
 def build_parser() -> flags.ArgumentParser:
@@ -48,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for shown, way, path in zip(objects, ways, paths, strict=True):
             shots = [Shot(shown.film, camera) for camera in way]
             frames = filming.frames(saved, shots, options, args, bar)
-            video_io.save_video(path, frames, kind=args.format, fps=args.fps)
+            video.save_video(path, frames, kind=args.format, fps=args.fps)
     print(*paths, sep="\n")
     return 0
 

@@ -10,14 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import filming
-import flags
-import video_io
-import viewing
-from filming import Shot
-from flags import UsageError
 from generators.trajectories import INTERPOLATION_TRAJECTORIES, Camera
-from viewing import SceneObject
+from image_io import video
+from rendering import filming, viewing
+from rendering.filming import Shot
+from rendering.viewing import SceneObject
+from system import flags
+from system.flags import UsageError
 
 
 def build_parser() -> flags.ArgumentParser:
@@ -50,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = filming.destination(args, args.output_dir, "interp", len(shots))
     with viewing.filled_folder(args.output_dir), filming.progress(len(shots), options) as bar:
         frames = filming.frames(saved, shots, options, args, bar)
-        video_io.save_video(path, frames, kind=args.format, fps=args.fps)
+        video.save_video(path, frames, kind=args.format, fps=args.fps)
     print(path)
     return 0
 

@@ -12,28 +12,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import checkpoints
 import curriculums
 import datasets
-import distributed
-import dry_run
-import flags
-import inception
-import machine
-import published_run
-import run_changes
-import run_length
-import run_setup
-import run_state
-import viewing
-from curriculum import Curriculum
-from distributed import Place
-from flags import UsageError
-from image_files import Listing
-from network_state import count_entry
-from run_setup import TrainOptions
-from training_fid import FidOptions
-from training_loop import train
+from checkpoint_io import checkpoints, published_run
+from checkpoint_io.network_state import count_entry
+from config import run_length
+from config.curriculum import Curriculum
+from distributed import processes
+from distributed.processes import Place
+from image_io.files import Listing
+from metrics import inception
+from rendering import viewing
+from system import flags, machine
+from system.flags import UsageError
+from training import changes, dry_run, setup, state
+from training.fid import FidOptions
+from training.loop import train
+from training.setup import TrainOptions
 
 
 def build_parser() -> flags.ArgumentParser:
@@ -71,7 +66,7 @@ def build_parser() -> flags.ArgumentParser:
         "published one; its figures cannot be compared")  # fmt: skip
     flags.add_device(parser)
     add("--num_processes", type=flags.positive_int, help="default: one per visible CUDA device")
-    add("--port", type=flags.port_number, default=distributed.DEFAULT_PORT, help="rendezvous port "
+    add("--port", type=flags.port_number, default=processes.DEFAULT_PORT, help="rendezvous port "
         "of the processes")  # fmt: skip
     add("--dry_run", action="store_true", help="print what would be trained and stop")
     return parser
@@ -84,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(dry_run.curricula_table())
         return 0
     typed = _curriculum(args)
-    places = distributed.plan(args.device, args.num_processes, os.environ)
+    places = processes.plan(args.device, args.num_processes, os.environ)
     _check_fid(places[0], args)
     start = _start(places[0], args)
     curriculum, step = (typed, 0) if start is None else _going_on(start, typed, args)
@@ -98,13 +93,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             max_steps=args.max_steps,
             n_epochs=args.n_epochs,
         )
-        data = run_setup.dataset_options(curriculum)
+        data = setup.dataset_options(curriculum)
         print(dry_run.report(curriculum, places, data, listing, end))
         return 0
     dry_run.require_memory(curriculum, places)
     command = ["train.py", *(sys.argv[1:] if argv is None else argv)]
     options = _options(args, curriculum, command)
-    return distributed.launch(train, options, places, port=args.port)
+    return processes.launch(train, options, places, port=args.port)
 
 
 def _curriculum(args: argparse.Namespace) -> Curriculum:
@@ -169,7 +164,7 @@ def _start(place: Place, args: argparse.Namespace) -> Path | None:
     if args.dry_run and not args.resume and args.load_dir is None:
         return None
     try:
-        return run_state.find_start(args.output_dir, args.load_dir, is_resumed=args.resume)
+        return state.find_start(args.output_dir, args.load_dir, is_resumed=args.resume)
     except UsageError:
         if place.is_main:
             raise
@@ -181,19 +176,19 @@ def _going_on(start: Path, typed: Curriculum, args: argparse.Namespace) -> tuple
     if start.is_dir():
         run = published_run.open_run(start)
         return run.adapt(typed), run.step
-    content = run_state.read_state(start, typed)
+    content = state.read_state(start, typed)
     with checkpoints.complaints(start):
         step = count_entry(content, "step")
     if _names_pictures(args):
         return typed, step
     before = checkpoints.curriculum_of(start, content)
-    return run_changes.with_pictures_of(typed, before), step
+    return changes.with_pictures_of(typed, before), step
 
 
 def _pictures(curriculum: Curriculum, typed: Curriculum) -> Listing:
     """What there is to learn from; whose pictures they are if they are gone."""
     try:
-        return datasets.find_images(run_setup.dataset_options(curriculum))
+        return datasets.find_images(setup.dataset_options(curriculum))
     except UsageError as error:
         if curriculum.settings.dataset_path == typed.settings.dataset_path:
             raise

@@ -14,17 +14,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import flags
-import viewer_request
-import viewer_saving
-import viewing
-from checkpoints import SavedGenerator
-from flags import UsageError
-from viewer_checkpoints import Checkpoints
-from viewer_map import PoseMap
-from viewer_request import Eye, Request
-from viewer_session import Shared
-from viewer_turns import Turns
+from checkpoint_io.checkpoints import SavedGenerator
+from rendering import viewing
+from system import flags
+from system.flags import UsageError
+from web_viewer import request as viewer_request
+from web_viewer import saving
+from web_viewer.checkpoints import Checkpoints
+from web_viewer.map import PoseMap
+from web_viewer.request import Eye, Request
+from web_viewer.session import Shared
+from web_viewer.turns import Turns
 
 LOOK_SECONDS = 1.0  # between two looks at whether the files have changed
 EXTRA = "requirements-viewer.txt"
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     eyes = {shown.name: Eye(*shown.camera) for shown in fits if shown.camera}
     if args.save_picture:
         points = viewing.chunk_size(saved, args)
-        path = viewer_saving.save_picture(source, request, args.output_dir, lambda _: None, points)
+        path = saving.save_picture(source, request, args.output_dir, lambda _: None, points)
         print(path)
         return 0
     _serve(source, request, saved, eyes, args)
@@ -77,7 +77,7 @@ def _serve(
 ) -> None:
     """Pages until Ctrl-C."""
     try:
-        import viewer_page  # here: it needs what --save_picture does not
+        from web_viewer import page  # here: it needs what --save_picture does not
     except ModuleNotFoundError as error:
         raise UsageError(
             f"the page needs {error.name}; install it with: pip install -r {EXTRA}"
@@ -96,7 +96,7 @@ def _serve(
         max_points=viewing.chunk_size(saved, args),
         saver=ThreadPoolExecutor(1, thread_name_prefix="saver"),
     )
-    server = viewer_page.Server(shared, PoseMap(saved.curriculum.poses()), args.host, args.port)
+    server = page.Server(shared, PoseMap(saved.curriculum.poses()), args.host, args.port)
     _announce(args.host, server.port)
     try:
         turns.run(seconds=LOOK_SECONDS, look_around=server.look_around)

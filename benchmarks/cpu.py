@@ -24,12 +24,11 @@ import torch
 from tqdm import tqdm
 
 import curriculums
-import flags
-import machine
 from benchmarks import data, demo, results, sizes, table, view
 from benchmarks.table import VARIANTS
 from benchmarks.textbook import TextbookGame, twin_of
 from siren.fused.arithmetic import HAS_ONEDNN_LINEAR, onednn_product
+from system import flags, machine
 from training.adversarial import AdversarialGame, OptimizerOptions, Precision
 
 # What a 64 px picture asks for at once, 12 points on each ray, and a third of it: arrays that are

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import checkpoints
-from checkpoints import SavedGenerator
+from benchmarks.held_out_cars import fit, held_out_cars, look, psnr, quartiles, turned
+from checkpoint_io import checkpoints
+from checkpoint_io.checkpoints import SavedGenerator
 from generators.cameras import sample_poses
+from generators.inversion import FitOptions
 from generators.latents import sample_latents
 from generators.volumetric_rendering import RenderOptions
-from held_out_cars import fit, held_out_cars, look, psnr, quartiles, turned
-from training.inversion import FitOptions
 
 
 def own_renders(

@@ -23,13 +23,13 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-import checkpoints
 import curriculums
-import viewing
 from benchmarks.textbook import TextbookField
+from checkpoint_io import checkpoints
 from geometry import level, surface
 from geometry.density_grid import Cube, Density, DensityGrid
 from geometry.surface import Array
+from rendering import viewing
 from siren.film import Film
 from siren.siren import FilmSiren
 

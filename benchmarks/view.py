@@ -15,11 +15,11 @@ from typing import get_args
 
 import torch
 
-import checkpoints
 import curriculums
-import viewing
+from checkpoint_io import checkpoints
 from generators.cameras import Poses
 from generators.generators import ImplicitGenerator3d
+from rendering import viewing
 from siren.film import Film
 
 SIZE, STEPS = 256, 24

@@ -13,12 +13,11 @@ import torch
 if not torch.cuda.is_available():  # read when Triton loads: kernels then run in its interpreter
     os.environ["TRITON_INTERPRET"] = "1"
 
-import checkpoints
-import curriculum
 import eval_metrics
 import fid_evaluation
-import inception
-import quality
+from checkpoint_io import checkpoints
+from config import curriculum
+from metrics import features, inception
 
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -134,7 +133,7 @@ def needs_libraries():
 
 @pytest.fixture
 def few_features(monkeypatch):
-    for module in (quality, eval_metrics):
+    for module in (features, eval_metrics):
         monkeypatch.setattr(module, "NUM_FEATURES", NUM_FEATURES)
         monkeypatch.setattr(module, "NUM_LOGITS", NUM_LOGITS)
 

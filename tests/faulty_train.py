@@ -14,12 +14,11 @@ import time
 
 import torch
 
-import checkpoints
-import distributed
-import flags
-import run_setup
 import train
-from training import losses
+from checkpoint_io import checkpoints
+from distributed import processes
+from system import flags
+from training import losses, setup
 
 FAULTS = json.loads(os.environ.get("FAULTS", "{}"))
 
@@ -104,8 +103,8 @@ def faulty(place, options):
     """The worker of each rank: new processes import this module and are spoiled as well."""
     if "slow" in FAULTS:
         slow_down(FAULTS["slow"])
-    build = run_setup.build_game
-    run_setup.build_game = lambda place, options, seed: spoil(build(place, options, seed), place)
+    build = setup.build_game
+    setup.build_game = lambda place, options, seed: spoil(build(place, options, seed), place)
     return train_properly(place, options)
 
 
@@ -114,5 +113,5 @@ train.train = faulty
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    assert distributed  # the same module that the command uses
+    assert processes  # the same module that the command uses
     sys.exit(flags.run(train.main))

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import curriculums
+from generators.seeding import Purpose, step_rng
 from training import losses
 from training.adversarial import AdversarialGame, OptimizerOptions, Precision
 from training.ema import ExponentialMovingAverage
-from training.seeding import Purpose, step_rng
 
 TINY = ["hidden_dim=8", "num_layers=2", "mapping_hidden_dim=8", "latent_dim=4", "0.num_steps=3",
         "discriminator_width=8", "0.img_size=8", "0.batch_size=4"]  # fmt: skip

@@ -21,11 +21,10 @@ from wrong_arguments import (
 )
 
 import curriculums
-import dry_run
-import flags
 import inverse_render
-import machine
 import train
+from system import flags, machine
+from training import dry_run
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 import datasets
-from flags import UsageError
-from image_decoding import Framing, decode_all
-from image_files import Skipped, find_pictures, opened
+from image_io.decoding import Framing, decode_all
+from image_io.files import Skipped, find_pictures, opened
+from system.flags import UsageError
 
 SIZE = 16
 FRAMING = Framing(image_size=SIZE, crop="center", resize="antialias")
@@ -181,7 +181,7 @@ def outcomes(path):
 
 def verify(results, listing, wanted):
     """How many came out how; every one as it must."""
-    from image_files import printable
+    from image_io.files import printable
 
     results |= {
         name: item

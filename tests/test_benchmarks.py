@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import demo
-from flags import UsageError
+from system.flags import UsageError
 
 
 def log(folder, entries):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from camera_files import read_cameras
-from flags import UsageError
 from generators.trajectories import Camera
+from rendering.camera_files import read_cameras
+from system.flags import UsageError
 
 
 def write(tmp_path, name, text):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from conftest import TINY
 
-import checkpoints
-import curriculum
 import curriculums
-from checkpoints import Fit
-from flags import UsageError
+from checkpoint_io import checkpoints
+from checkpoint_io.checkpoints import Fit
+from config import curriculum
+from system.flags import UsageError
 
 
 def parameters_of(path):

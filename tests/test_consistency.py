@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from evaluation import consistency
-from evaluation.pose_accuracy import pose_errors
-from evaluation.surfaces import project, sampled, surface, surface_points
 from generators.cameras import Poses, cast_rays
 from generators.generators import View
 from generators.volumetric_rendering import RenderOptions, render_rays
+from metrics import consistency
+from metrics.pose_accuracy import pose_errors
+from metrics.surfaces import project, sampled, surface, surface_points
 from scenes.rendering import render_cars
 from scenes.toy_car_images import toy_car_scenes
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 import curriculums
-from flags import UsageError
+from system.flags import UsageError
 
 
 @pytest.mark.parametrize("name", curriculums.PRESETS)

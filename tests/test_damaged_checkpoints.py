@@ -18,25 +18,24 @@ from conftest import TINY
 from mutations import MUTATIONS
 from PIL import Image
 
-import checkpoints
-import consistency_report
 import convert_checkpoint
-import curriculum
 import eval_metrics
 import extract_shapes
 import inverse_render
-import meshing
-import published_run
 import render_multiview_images
 import render_video
 import render_video_interpolation
-import run_state
 import train
 import viewer
-from checkpoints import Fit
-from flags import UsageError
-from run_state import Progress
+from checkpoint_io import checkpoints, published_run
+from checkpoint_io.checkpoints import Fit
+from config import curriculum
+from geometry import mesh_extraction
+from metrics import report
+from system.flags import UsageError
+from training import state
 from training.adversarial import AdversarialGame, Precision
+from training.state import Progress
 
 MAX_SECONDS = 20.0  # for one file, on a busy machine; the files here take some milliseconds
 MAX_GROWTH = 300 * 2**20  # bytes of memory, over all mutations
@@ -63,7 +62,7 @@ class Lab:
         self.wanted = curriculum.build("Small", SMALL)
         self.folder, self.ours, self.published = folder, folder / "ours", folder / "published"
         game = game_of(self.wanted)
-        run_state.save_state(self.ours, game, self.wanted, Progress(step=2, images_seen=6))
+        state.save_state(self.ours, game, self.wanted, Progress(step=2, images_seen=6))
         saved = self.load(self.ours / "generator.pth")
         film = saved.generator.mapping(torch.randn(1, saved.generator.z_dim))
         fit = Fit(film=film, pitch=1.5, yaw=1.5, fov_degrees=12.0)
@@ -96,16 +95,16 @@ class Lab:
         return checkpoints.load_discriminator(path, self.wanted)
 
     def state(self, path):
-        content = run_state.read_state(path, self.wanted)
-        run_state.seed_of(content)
-        return run_state.load_state(content, self.game)
+        content = state.read_state(path, self.wanted)
+        state.seed_of(content)
+        return state.load_state(content, self.game)
 
     def run(self, path):
         run = published_run.open_run(path.parent)
         wanted = run.adapt(curriculum.build("Small", {**SMALL, "discriminator_width": None}))
         if path.name in ("ema.pth", "ema2.pth"):
             checkpoints.load_generator(path)
-        return run_state.read_state(path.parent, wanted)
+        return state.read_state(path.parent, wanted)
 
 
 @pytest.fixture
@@ -213,8 +212,8 @@ def commands(lab, photo):
 
 @pytest.mark.slow
 def test_ten_thousand_mutations_through_the_commands(lab, tmp_path, monkeypatch, counted):
-    monkeypatch.setattr(consistency_report, "SHAPE_RESOLUTION", 12)
-    monkeypatch.setattr(meshing, "PREVIEW_SIZE", 24)
+    monkeypatch.setattr(report, "SHAPE_RESOLUTION", 12)
+    monkeypatch.setattr(mesh_extraction, "PREVIEW_SIZE", 24)
     photo = tmp_path / "photo.png"
     Image.new("RGB", (8, 8), (200, 40, 40)).save(photo)
     counts = collections.Counter()

@@ -8,7 +8,6 @@ from faults import limited
 from PIL import Image
 
 import datasets
-import image_decoding
 from datasets import (
     DatasetOptions,
     batch_indices,
@@ -17,7 +16,8 @@ from datasets import (
     open_images,
     training_images,
 )
-from flags import UsageError
+from image_io import decoding
+from system.flags import UsageError
 
 
 def write_pictures(folder, count, size=(12, 12)):
@@ -44,13 +44,13 @@ def levels(images):
 
 @pytest.fixture
 def count_decoded(monkeypatch):
-    decoded, real = [], image_decoding._decode
+    decoded, real = [], decoding._decode
 
     def counting(stream, framing):
         decoded.append(1)
         return real(stream, framing)
 
-    monkeypatch.setattr(image_decoding, "_decode", counting)
+    monkeypatch.setattr(decoding, "_decode", counting)
     return decoded
 
 
@@ -216,7 +216,7 @@ def test_celeba_of_a_wide_and_a_tall_picture(tmp_path):
     folder.mkdir()
     for index, size in enumerate([(178, 218), (218, 178)]):
         image = Image.new("RGB", size, "red")
-        image.paste("lime", tuple(round(edge) for edge in image_decoding.crop_box(*size, "celeba")))
+        image.paste("lime", tuple(round(edge) for edge in decoding.crop_box(*size, "celeba")))
         image.save(folder / f"{index}.png")
     images = open_images(
         dataset_options("CelebA", str(folder)), 32, cache_dir=tmp_path, show_progress=False

@@ -7,26 +7,24 @@ import os
 import pytest
 from faults import entries_of, fill, state_of, tiny_arguments
 
-import append_files
-import checkpoints
-import flags
-import image_io
-import run_keeping
-import run_state
 import train
+from checkpoint_io import checkpoints
+from image_io import png
+from system import flags
+from training import append_files, snapshots, state
 
 FULL_FROM, FULL_UNTIL = 10, 20  # steps between which the disk takes nothing
 
 
 def at_steps(monkeypatch, actions):
     """Have actions done before what a run does after these steps."""
-    between = run_keeping.Keeper.between_steps
+    between = snapshots.Keeper.between_steps
 
     def watched(keeper, **kwargs):
         actions.get(keeper.progress.step, lambda: None)()
         between(keeper, **kwargs)
 
-    monkeypatch.setattr(run_keeping.Keeper, "between_steps", watched)
+    monkeypatch.setattr(snapshots.Keeper, "between_steps", watched)
 
 
 def trained(tmp_path, out, last, *more):
@@ -43,7 +41,7 @@ def test_a_full_disk(tmp_path, small_disk, monkeypatch, capsys):
         (small_disk / "filler").unlink()
 
     at_steps(monkeypatch, {FULL_FROM: lambda: fill(small_disk), FULL_UNTIL: look})
-    monkeypatch.setattr(run_keeping, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(snapshots, "RETRY_SECONDS", 0.0)
     assert trained(tmp_path, out, 30, "--model_save_interval", "12") == 0
     message = capsys.readouterr().err
     assert seen["step"] == FULL_FROM - 1  # what was saved last stays
@@ -76,8 +74,8 @@ def test_a_disk_that_stays_full_ends_with_the_last_good_state(
     ("owner", "function", "told"),
     [
         (os, "fsync", "training_state.pth"),
-        (run_state, "export", "training_state.pth"),
-        (image_io, "save_png", "previews"),
+        (state, "export", "training_state.pth"),
+        (png, "save_png", "previews"),
         (append_files.JsonLines, "append", "log.jsonl"),
         (append_files.RecordWriter, "write", "TensorBoard's files"),
     ],
@@ -94,7 +92,7 @@ def test_a_broken_disk(tmp_path, monkeypatch, capsys, owner, function, told, cou
         FULL_FROM: lambda: setattr(owner, function, broken),
         FULL_UNTIL: lambda: setattr(owner, function, plain),
     })  # fmt: skip
-    monkeypatch.setattr(run_keeping, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(snapshots, "RETRY_SECONDS", 0.0)
     try:
         assert trained(tmp_path, tmp_path / "out", 22) == 0
     finally:

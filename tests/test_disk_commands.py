@@ -12,20 +12,20 @@ import torch
 from faults import fill, limited
 from PIL import Image
 
-import consistency_report
 import convert_checkpoint
 import eval_metrics
 import extract_shapes
 import fid_evaluation
-import flags
 import inverse_render
-import meshing
 import plot_run
 import render_multiview_images
 import render_video
 import render_video_interpolation
-import video_io
 import viewer
+from geometry import mesh_extraction
+from image_io import video
+from metrics import report
+from system import flags
 
 LIMITS = [0, 3000, 10**6]  # bytes of one file
 ROOMS = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256]  # pages of a file system
@@ -76,8 +76,8 @@ def place(tmp_path, tiny_run, monkeypatch):
     (tmp_path / "run").mkdir()
     lines = [f'{{"step": {step}, "d_real": 0.5, "g_fake": 0.7}}\n' for step in (10, 20)]
     (tmp_path / "run" / "log.jsonl").write_text("".join(lines))
-    monkeypatch.setattr(meshing, "PREVIEW_SIZE", 24)
-    monkeypatch.setattr(consistency_report, "SHAPE_RESOLUTION", 12)
+    monkeypatch.setattr(mesh_extraction, "PREVIEW_SIZE", 24)
+    monkeypatch.setattr(report, "SHAPE_RESOLUTION", 12)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -182,13 +182,13 @@ def test_a_video_of_many_blocks(small_disk, counted):
     rng = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (12, 3, 64, 64), generator=rng).to(torch.uint8)
     path = small_disk / "a.mp4"
-    video_io.save_video(path, frames, kind="mp4", fps=25)
+    video.save_video(path, frames, kind="mp4", fps=25)
     needed = -(-path.stat().st_size // PAGE)
     path.write_bytes(b"earlier")
     for room in range(needed):
         fill(small_disk, room * PAGE)
         with pytest.raises(OSError, match="No space left on device") as caught:
-            video_io.save_video(path, frames, kind="mp4", fps=25)
+            video.save_video(path, frames, kind="mp4", fps=25)
         assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
         assert path.read_bytes() == b"earlier"
         (small_disk / "filler").unlink()

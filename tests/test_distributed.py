@@ -13,13 +13,12 @@ import pytest
 import rank_workers
 import torch
 
-import distributed
-import supervisor
-from distributed import Place, StopSignal
-from flags import UsageError
+from distributed import processes, supervisor
+from distributed.processes import Place, StopSignal
+from system.flags import UsageError
 
-ROOT = Path(distributed.__file__).parent
-TWO = distributed.plan("cpu", 2, {})
+ROOT = Path(processes.__file__).parent
+TWO = processes.plan("cpu", 2, {})
 TORCHRUN = {
     "RANK": "5",
     "WORLD_SIZE": "8",
@@ -38,10 +37,10 @@ def place_with_cuda(monkeypatch, count):
 class TestPlan:
     def test_without_cuda_one_process(self, monkeypatch):
         place_with_cuda(monkeypatch, 0)
-        assert distributed.plan("auto", None, {}) == (Place(device=torch.device("cpu")),)
+        assert processes.plan("auto", None, {}) == (Place(device=torch.device("cpu")),)
 
     def test_as_many_on_the_cpu_as_asked(self):
-        places = distributed.plan("cpu", 3, {})
+        places = processes.plan("cpu", 3, {})
         assert [(p.rank, p.local_rank, p.world_size) for p in places] == [
             (0, 0, 3),
             (1, 1, 3),
@@ -52,24 +51,24 @@ class TestPlan:
     @pytest.mark.parametrize("device", ["auto", "cuda"])
     def test_one_process_per_visible_cuda_device(self, monkeypatch, device):
         place_with_cuda(monkeypatch, 4)
-        devices = [place.device for place in distributed.plan(device, None, {})]
+        devices = [place.device for place in processes.plan(device, None, {})]
         assert devices == [torch.device("cuda", index) for index in range(4)]
-        assert len(distributed.plan(device, 2, {})) == 2
+        assert len(processes.plan(device, 2, {})) == 2
 
     def test_one_named_cuda_device(self, monkeypatch):
         place_with_cuda(monkeypatch, 4)
-        assert distributed.plan("cuda:2", None, {}) == (Place(device=torch.device("cuda", 2)),)
+        assert processes.plan("cuda:2", None, {}) == (Place(device=torch.device("cuda", 2)),)
         with pytest.raises(UsageError, match="--device cuda:2 is a single device"):
-            distributed.plan("cuda:2", 2, {})
+            processes.plan("cuda:2", 2, {})
 
     def test_more_processes_than_devices(self, monkeypatch):
         place_with_cuda(monkeypatch, 2)
         with pytest.raises(UsageError, match="--num_processes 3: there are only 2 visible CUDA"):
-            distributed.plan("auto", 3, {})
+            processes.plan("auto", 3, {})
 
     def test_torchrun(self, monkeypatch):
         place_with_cuda(monkeypatch, 4)
-        assert distributed.plan("auto", None, TORCHRUN) == (
+        assert processes.plan("auto", None, TORCHRUN) == (
             Place(
                 device=torch.device("cuda", 1),
                 rank=5,
@@ -78,7 +77,7 @@ class TestPlan:
                 local_world_size=4,
             ),
         )
-        assert distributed.plan("cpu", 4, TORCHRUN)[0].device == torch.device("cpu")
+        assert processes.plan("cpu", 4, TORCHRUN)[0].device == torch.device("cpu")
 
     @pytest.mark.parametrize(
         ("changes", "num_processes", "message"),
@@ -93,29 +92,29 @@ class TestPlan:
         place_with_cuda(monkeypatch, 4)
         environ = {k: v for k, v in {**TORCHRUN, **changes}.items() if v is not None}
         with pytest.raises(UsageError, match=message):
-            distributed.plan("auto", num_processes, environ)
+            processes.plan("auto", num_processes, environ)
 
 
 class TestOneProcess:
     def test_runs_here_and_passes_everything_on(self):
-        (place,) = distributed.plan("cpu", None, {})
+        (place,) = processes.plan("cpu", None, {})
         here = os.getpid()
-        assert distributed.launch(lambda *_: 3 * (os.getpid() == here), None, (place,)) == 3
+        assert processes.launch(lambda *_: 3 * (os.getpid() == here), None, (place,)) == 3
         with pytest.raises(ZeroDivisionError):
-            distributed.launch(lambda *_: 1 // 0, None, (place,))
+            processes.launch(lambda *_: 1 // 0, None, (place,))
 
     def test_alone_nothing_changes(self):
         tensor = torch.arange(3.0)
-        distributed.average([tensor])
-        distributed.broadcast_state([tensor])
+        processes.average([tensor])
+        processes.broadcast_state([tensor])
         assert tensor.tolist() == [0, 1, 2]
-        assert distributed.mean_over_ranks({"a": tensor[1]}) == {"a": tensor[1]}
-        assert [distributed.agree_to_stop(flag) for flag in (True, False)] == [True, False]
+        assert processes.mean_over_ranks({"a": tensor[1]}) == {"a": tensor[1]}
+        assert [processes.agree_to_stop(flag) for flag in (True, False)] == [True, False]
 
 
 class TestTwoProcesses:
     def test_what_travels(self, tmp_path):
-        assert distributed.launch(rank_workers.exchange, tmp_path, TWO, port=0) == 7
+        assert processes.launch(rank_workers.exchange, tmp_path, TWO, port=0) == 7
         first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
         for tensor in (*first["averaged"], *second["averaged"]):
             assert (tensor == 1.5).all()
@@ -137,7 +136,7 @@ class TestTwoProcesses:
     )
     def test_one_failure_ends_the_run(self, capfd, kind, code, message):
         start = time.monotonic()
-        assert distributed.launch(rank_workers.fail, kind, TWO, port=0) == code
+        assert processes.launch(rank_workers.fail, kind, TWO, port=0) == code
         assert time.monotonic() - start < 60  # the waiting rank would take 600
         error = capfd.readouterr().err
         assert message in error
@@ -145,21 +144,21 @@ class TestTwoProcesses:
 
     def test_usage_error_stays_one(self, capfd):
         with pytest.raises(UsageError, match="^no pictures in 'cats'$"):
-            distributed.launch(rank_workers.fail, "usage", TWO, port=0)
+            processes.launch(rank_workers.fail, "usage", TWO, port=0)
         assert capfd.readouterr().err == ""
 
 
 class TestPort:
     def test_taken(self, monkeypatch):
-        monkeypatch.setattr(distributed, "supervise", None)  # no process may be started
+        monkeypatch.setattr(processes, "supervise", None)  # no process may be started
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
             with pytest.raises(UsageError, match=f"--port {port} is taken; --port .* is free"):
-                distributed.launch(rank_workers.exchange, None, TWO, port=port)
+                processes.launch(rank_workers.exchange, None, TWO, port=port)
 
     def test_impossible(self):
         with pytest.raises(UsageError, match="--port 70000 can't be used"):
-            distributed.launch(rank_workers.exchange, None, TWO, port=70_000)
+            processes.launch(rank_workers.exchange, None, TWO, port=70_000)
 
 
 def started(work, count, folder):

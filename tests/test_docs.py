@@ -8,12 +8,12 @@ from typing import get_args
 import pytest
 import torch
 
-import curriculum
 import curriculums
 import datasets
 import discriminators.discriminators
 import siren.siren
 from benchmarks import table
+from config import curriculum
 
 ROOT = Path(__file__).parent.parent
 LANGUAGES = ("README.md", "README.zh-CN.md")

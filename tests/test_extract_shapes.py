@@ -11,14 +11,14 @@ import trimesh
 from conftest import TINY
 from PIL import Image
 
-import checkpoints
-import curriculum
 import extract_shapes
-import meshing
-import viewing
-from flags import UsageError
+from checkpoint_io import checkpoints
+from config import curriculum
 from generators.generators import ImplicitGenerator3d
+from geometry import mesh_extraction
+from rendering import viewing
 from siren.siren import SPATIALSIRENBASELINE
+from system.flags import UsageError
 
 CENTER, RADIUS = (0.02, 0.01, -0.015), 0.05
 GREEN = torch.tensor([0.2, 0.8, 0.4])
@@ -37,7 +37,7 @@ class Ball(SPATIALSIRENBASELINE):
 
 @pytest.fixture(autouse=True)
 def _small_pictures(monkeypatch):
-    monkeypatch.setattr(meshing, "PREVIEW_SIZE", 48)
+    monkeypatch.setattr(mesh_extraction, "PREVIEW_SIZE", 48)
 
 
 @pytest.fixture

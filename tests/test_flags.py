@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import flags
-from flags import UsageError
+from system import flags
+from system.flags import UsageError
 
 ROOT = Path(flags.__file__).parent
 

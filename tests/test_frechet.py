@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.frechet import Gaussian, fitted_gaussian, frechet_distance
+from metrics.frechet import Gaussian, fitted_gaussian, frechet_distance
 
 
 def gaussian_of(seed, dim, count):

@@ -10,9 +10,9 @@ import pytest
 from documented import ROOT
 from PIL import Image
 
-import checkpoints
-import gallery
-from flags import UsageError
+from checkpoint_io import checkpoints
+from docs import gallery
+from system.flags import UsageError
 
 MANIFEST = json.loads((ROOT / gallery.MANIFEST).read_text("utf-8"))
 

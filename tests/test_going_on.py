@@ -8,10 +8,9 @@ from conftest import TINY as PLAIN
 from PIL import Image
 from test_train import TINY, run, state_of, tiny  # noqa: F401 (a fixture)
 
-import curriculum
-import run_changes
-import run_length
-from flags import UsageError
+from config import curriculum, run_length
+from system.flags import UsageError
+from training import changes
 
 
 def photos(folder, count, seed=0):
@@ -90,10 +89,10 @@ def test_changed_keys_are_one_line(tiny, tmp_path, capsys):  # noqa: F811
 
 def test_stages_and_the_end_are_compared():
     before = curriculum.build("Tiny", PLAIN)
-    assert run_changes.changes(before, before) == []
+    assert changes.changes(before, before) == []
     source = {key: value for key, value in PLAIN.items() if key != 6}
     now = curriculum.build("Other", {**source, 9: PLAIN[0], "fov": 12.5, "white_back": False})
-    assert run_changes.changes(before, now) == [
+    assert changes.changes(before, now) == [
         *("curriculum Tiny -> Other", "fov 12 -> 12.5", "white_back True -> False"),
         *("stage 9 none -> 8 px", "end 6 -> none"),
     ]
@@ -108,9 +107,9 @@ def test_another_curriculum_keeps_the_pictures_that_it_names():
         ("B", "b", "b"),
     ):
         now = curriculum.build(name, {**PLAIN, "dataset_path": own})
-        assert run_changes.with_pictures_of(now, before).settings.dataset_path == expected
+        assert changes.with_pictures_of(now, before).settings.dataset_path == expected
     bare = curriculum.build("A", PLAIN)
-    assert run_changes.with_pictures_of(before, bare) is before
+    assert changes.with_pictures_of(before, bare) is before
 
 
 def test_another_curriculum_is_named_where_scales_differ(tiny, tmp_path):  # noqa: F811

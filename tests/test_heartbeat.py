@@ -5,8 +5,8 @@ import time
 import pytest
 from torch.distributed import TCPStore
 
-import heartbeat
-from heartbeat import Heartbeat
+from distributed import heartbeat
+from distributed.heartbeat import Heartbeat
 
 
 @pytest.fixture

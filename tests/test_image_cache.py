@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import image_cache
-from flags import UsageError
-from image_cache import cached
-from image_files import Skipped
+from image_io import cache
+from image_io.cache import cached
+from image_io.files import Skipped
+from system.flags import UsageError
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,7 +56,7 @@ def test_images_are_made_once_and_read_back(tmp_path):
 
 def test_a_read_only_cache_is_read(tmp_path, monkeypatch):
     open_cache(tmp_path, blocks_of(squares([1, 2, 3])))
-    monkeypatch.setattr(image_cache, "_locked", forbidden)
+    monkeypatch.setattr(cache, "_locked", forbidden)
     assert len(open_cache(tmp_path, forbidden).pixels) == 3
 
 
@@ -122,7 +122,7 @@ def test_without_locks_the_first_to_finish_wins_and_nothing_is_removed(tmp_path,
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(image_cache.fcntl, "flock", no_locks)
+    monkeypatch.setattr(cache.fcntl, "flock", no_locks)
     (tmp_path / "key.tmp-1-ab").mkdir()
 
     def overtaken():
@@ -149,7 +149,7 @@ def test_a_disk_that_fills_up_is_named_and_left_clean(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(image_cache.os, "fsync", full)
+    monkeypatch.setattr(cache.os, "fsync", full)
     with pytest.raises(UsageError, match="No space left.*--cache_dir"):
         open_cache(tmp_path, blocks_of(squares([1, 2, 3])))
     assert names(tmp_path) == ["key.lock"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from image_decoding import MAX_PIXELS, Framing, crop_box, decode_all, decode_picture
+from image_io.decoding import MAX_PIXELS, Framing, crop_box, decode_all, decode_picture
 
 
 def framing(image_size=8, crop="none", resize="antialias"):

@@ -3,8 +3,8 @@ import zipfile
 
 import pytest
 
-from flags import UsageError
-from image_files import find_pictures, opened, printable
+from image_io.files import find_pictures, opened, printable
+from system.flags import UsageError
 
 
 def touch(path, content=b"x"):

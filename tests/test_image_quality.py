@@ -13,19 +13,16 @@ import torch
 from conftest import NUM_FEATURES, TINY, WIDTH, needs_libraries
 from PIL import Image
 
-import checkpoints
-import consistency_report
-import curriculum
-import distributed
 import eval_metrics
 import fid_evaluation
-import inception
-import quality
-import real_images
-from evaluation import samples
-from evaluation.frechet import fitted_gaussian, frechet_distance
-from flags import UsageError
-from inception import Weights
+from checkpoint_io import checkpoints
+from config import curriculum
+from distributed import processes
+from metrics import features as quality
+from metrics import inception, real_images, report, samples
+from metrics.frechet import fitted_gaussian, frechet_distance
+from metrics.inception import Weights
+from system.flags import UsageError
 
 pytestmark = pytest.mark.usefixtures("few_features")
 
@@ -112,9 +109,9 @@ def test_neither_devices_nor_batches_change_a_figure(small_network, tiny_run, re
     pictures = [(tmp_path / folder / "00007.png").read_bytes() for folder in ("one", "many")]
     assert pictures[0] == pictures[1]
     # Ranks take whole blocks in turn: together they are all images, and the same batches.
-    places = [distributed.Place(device=torch.device("cpu"), rank=r, world_size=3) for r in range(3)]
+    places = [processes.Place(device=torch.device("cpu"), rank=r, world_size=3) for r in range(3)]
     shares = [list(quality.blocks_of(200, place)) for place in places]
-    alone = list(quality.blocks_of(200, distributed.Place(device=torch.device("cpu"))))
+    alone = list(quality.blocks_of(200, processes.Place(device=torch.device("cpu"))))
     assert sorted((b for share in shares for b in share), key=lambda b: b.start) == alone
     assert [number for block in alone for number in block] == list(range(200))
 
@@ -341,7 +338,7 @@ def test_consistency_needs_no_real_images(tiny_run, tmp_path, capsys):
 
 
 def test_a_pose_head_is_asked_about_known_cameras(tmp_path, monkeypatch):
-    monkeypatch.setattr(consistency_report, "POSE_IMAGES", 12)
+    monkeypatch.setattr(report, "POSE_IMAGES", 12)
     source = {**TINY, "discriminator": "CCSEncoderDiscriminator", "pos_lambda": 15}
     posed = curriculum.build("Posed", source)
     critic, generator = posed.build_discriminator(), posed.build_generator()

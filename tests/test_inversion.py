@@ -10,16 +10,16 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-import checkpoints
-import curriculum
 import inverse_render
-import photos
-import viewing
-from flags import UsageError
+from checkpoint_io import checkpoints
+from config import curriculum
+from generators import inversion
 from generators.cameras import Poses, cast_rays, sample_poses
+from generators.inversion import FitOptions, Guess, Photo, photo_losses
 from generators.latents import sample_latents
-from training import inversion
-from training.inversion import FitOptions, Guess, Photo, photo_losses
+from image_io import photos
+from rendering import viewing
+from system.flags import UsageError
 
 QUICK = FitOptions(num_candidates=64, num_starts=2, latent_steps=25, film_steps=40, search_size=8)
 

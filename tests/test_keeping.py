@@ -9,17 +9,13 @@ from faults import entries_of, state_of, tiny_arguments
 from hypothesis import given
 from hypothesis import strategies as st
 
-import append_files
-import checkpoints
-import run_keeping
-import run_lock
-import run_setup
-import run_state
 import train
-from append_files import Board, JsonLines
-from flags import UsageError
-from run_keeping import SHEETS_PER_KEEP, steps_to_keep
-from training import collapse, losses
+from checkpoint_io import checkpoints
+from system import run_lock
+from system.flags import UsageError
+from training import append_files, collapse, losses, setup, snapshots, state
+from training.append_files import Board, JsonLines
+from training.snapshots import SHEETS_PER_KEEP, steps_to_keep
 
 
 @given(st.sets(st.integers(1, 10**6), max_size=200), st.integers(1, 1000), st.integers(1, 5))
@@ -192,7 +188,7 @@ def test_nothing_that_is_not_finite_is_saved_or_gone_on_from(tmp_path, monkeypat
     arguments = [*tiny_arguments(tmp_path), "--output_dir", str(out), "--model_save_interval", "5"]
     assert train.main([*arguments, "--max_steps", "4"]) == 0
     before = (out / "training_state.pth").read_bytes()
-    between = run_keeping.Keeper.between_steps
+    between = snapshots.Keeper.between_steps
 
     def spoil(keeper, **kwargs):
         game = keeper.game
@@ -205,7 +201,7 @@ def test_nothing_that_is_not_finite_is_saved_or_gone_on_from(tmp_path, monkeypat
         between(keeper, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_keeping.Keeper, "between_steps", spoil)
+        patched.setattr(snapshots.Keeper, "between_steps", spoil)
         assert train.main([*arguments, "--max_steps", "9", "--resume"]) == 1
     error = capsys.readouterr().err
     assert "is not finite" in error
@@ -245,9 +241,9 @@ COLLAPSES = {  # what is done to a game, and a piece of the line
 def test_signs_of_collapse_are_in_the_log(tmp_path, monkeypatch, capsys, sign):
     """Once each, while they happen: on the screen and in log.jsonl."""
     spoil, words = COLLAPSES[sign]
-    monkeypatch.setattr(run_keeping, "PROBE_INTERVAL", 2)
+    monkeypatch.setattr(snapshots, "PROBE_INTERVAL", 2)
     monkeypatch.setattr(collapse, "PATIENCE", dict.fromkeys(collapse.PATIENCE, 10))
-    build = run_setup.build_game
+    build = setup.build_game
 
     def spoiled(*args):
         game = build(*args)
@@ -255,7 +251,7 @@ def test_signs_of_collapse_are_in_the_log(tmp_path, monkeypatch, capsys, sign):
             spoil(game)
         return game
 
-    monkeypatch.setattr(run_setup, "build_game", spoiled)
+    monkeypatch.setattr(setup, "build_game", spoiled)
     if sign == "loss":
         logistic = losses.logistic
         monkeypatch.setattr(losses, "logistic", lambda *args, **kw: 1e-3 * logistic(*args, **kw))
@@ -275,7 +271,7 @@ def test_exports_are_brought_up_to_date_when_a_run_goes_on(tmp_path, monkeypatch
     out = tmp_path / "out"
     arguments = [*tiny_arguments(tmp_path), "--output_dir", str(out)]
     assert train.main([*arguments, "--max_steps", "2"]) == 0
-    monkeypatch.setattr(run_state, "export", lambda *_: None)  # killed between state and exports
+    monkeypatch.setattr(state, "export", lambda *_: None)  # killed between state and exports
     assert train.main([*arguments, "--max_steps", "4", "--resume"]) == 0
     assert checkpoints.read(out / "ema.pth", "generator")["step"] == 2
     monkeypatch.undo()

@@ -17,7 +17,7 @@ from faults import (
     wait_for,
 )
 
-import checkpoints
+from checkpoint_io import checkpoints
 
 NETWORK_FILES = {"generator.pth": "generator", "ema.pth": "generator", "ema2.pth": "generator",
                  "discriminator.pth": "discriminator"}  # fmt: skip

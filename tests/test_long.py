@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from faults import entries_of, state_of, tiny_arguments
 
-import append_files
-import run_keeping
 import train
+from training import append_files, snapshots
 
 STEPS = 5000
 PARTS = 4  # begun once and resumed three times
@@ -30,7 +29,7 @@ def test_five_thousand_steps(tmp_path, monkeypatch, counted):
     monkeypatch.setattr(append_files, "LOG_BYTES", 30_000)
     monkeypatch.setattr(append_files, "BOARD_BYTES", 100_000)
     measured = []
-    between = run_keeping.Keeper.between_steps
+    between = snapshots.Keeper.between_steps
 
     def watched(keeper, **kwargs):
         between(keeper, **kwargs)
@@ -39,7 +38,7 @@ def test_five_thousand_steps(tmp_path, monkeypatch, counted):
             handles = len(os.listdir("/proc/self/fd"))
             measured.append((keeper.progress.step, resident_bytes(), handles))
 
-    monkeypatch.setattr(run_keeping.Keeper, "between_steps", watched)
+    monkeypatch.setattr(snapshots.Keeper, "between_steps", watched)
     arguments = [*tiny_arguments(tmp_path, SECOND_STAGE), "--output_dir", str(out), "--keep",
                  str(keep), "--sample_interval", "40", "--model_save_interval", "300",
                  "--state_seconds", "5"]  # fmt: skip
@@ -51,7 +50,7 @@ def test_five_thousand_steps(tmp_path, monkeypatch, counted):
         sheets = {path.name[:6] for path in out.glob("??????_fixed.png")}
         logs = list(out.glob("log*.jsonl"))
         boards = list((out / "tensorboard").iterdir())
-        assert len(sheets) <= run_keeping.SHEETS_PER_KEEP * keep
+        assert len(sheets) <= snapshots.SHEETS_PER_KEEP * keep
         assert len(list(out.glob("snapshot_*"))) <= keep
         assert len(logs) <= keep + 1
         assert sum(path.stat().st_size for path in logs) < (keep + 1) * 31_000

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import curriculums
-import machine
+from system import machine
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import trimesh
 
-import mesh_io
+from geometry import mesh_files
 from geometry.density_grid import Cube
 from geometry.surface import Mesh, vertex_normals
 
@@ -36,7 +36,7 @@ def tetrahedron():
 
 
 def test_mrc_holds_the_array_the_voxel_size_and_the_axes(tmp_path, values):
-    mesh_io.save_mrc(tmp_path / "a.mrc", values, CUBE)
+    mesh_files.save_mrc(tmp_path / "a.mrc", values, CUBE)
     assert mrcfile.validate(tmp_path / "a.mrc")
     with mrcfile.open(tmp_path / "a.mrc") as file:
         assert np.array_equal(file.data, values)
@@ -54,10 +54,10 @@ def test_mrc_holds_the_array_the_voxel_size_and_the_axes(tmp_path, values):
         assert file.header.rms == pytest.approx(values.std())
 
 
-@pytest.mark.parametrize("name", mesh_io.MESH_WRITERS)
+@pytest.mark.parametrize("name", mesh_files.MESH_WRITERS)
 def test_trimesh_reads_what_was_written(name, tmp_path, tetrahedron):
     path = tmp_path / f"a.{name}"
-    mesh_io.save_mesh(path, tetrahedron)
+    mesh_files.save_mesh(path, tetrahedron)
     found = trimesh.load(path, force="mesh", skip_materials=True)
     assert found.is_watertight
     assert found.volume == pytest.approx(0.3 * 0.2 * 0.1 / 6)  # positive: wound outward
@@ -66,7 +66,7 @@ def test_trimesh_reads_what_was_written(name, tmp_path, tetrahedron):
 
 @pytest.mark.parametrize("name", ["ply", "obj"])
 def test_colors_are_those_of_pictures(name, tmp_path, tetrahedron):
-    mesh_io.save_mesh(tmp_path / f"a.{name}", tetrahedron)
+    mesh_files.save_mesh(tmp_path / f"a.{name}", tetrahedron)
     found = trimesh.load(tmp_path / f"a.{name}", process=False)
     assert found.visual.vertex_colors[:, :3].tolist()[3] == [128, 64, 0]
     np.testing.assert_allclose(found.vertices, tetrahedron.vertices)
@@ -76,7 +76,7 @@ def test_colors_are_those_of_pictures(name, tmp_path, tetrahedron):
 
 def test_glb_has_linear_colors_normals_and_meters(tmp_path, tetrahedron):
     path = tmp_path / "a.glb"
-    mesh_io.save_mesh(path, tetrahedron)
+    mesh_files.save_mesh(path, tetrahedron)
     scene = trimesh.load(path, process=False, skip_materials=True)
     (found,) = scene.geometry.values()
     assert scene.units == "meters"
@@ -87,7 +87,7 @@ def test_glb_has_linear_colors_normals_and_meters(tmp_path, tetrahedron):
 
 
 def test_glb_is_as_the_specification_says(tmp_path, tetrahedron):
-    mesh_io.save_mesh(tmp_path / "a.glb", tetrahedron)
+    mesh_files.save_mesh(tmp_path / "a.glb", tetrahedron)
     content = (tmp_path / "a.glb").read_bytes()
     magic, version, length = struct.unpack_from("<4sII", content)
     assert (magic, version, length) == (b"glTF", 2, len(content))
@@ -107,10 +107,10 @@ def test_glb_is_as_the_specification_says(tmp_path, tetrahedron):
     assert last["byteOffset"] + last["byteLength"] == scene["buffers"][0]["byteLength"]
 
 
-@pytest.mark.parametrize("name", mesh_io.MESH_WRITERS)
+@pytest.mark.parametrize("name", mesh_files.MESH_WRITERS)
 def test_the_same_mesh_gives_the_same_bytes(name, tmp_path, tetrahedron):
     for stem in "ab":
-        mesh_io.save_mesh(tmp_path / f"{stem}.{name}", tetrahedron)
+        mesh_files.save_mesh(tmp_path / f"{stem}.{name}", tetrahedron)
     assert (tmp_path / f"a.{name}").read_bytes() == (tmp_path / f"b.{name}").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"a.{name}", f"b.{name}"]
 
@@ -119,7 +119,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, values, monkeypatch):
     (tmp_path / "a.mrc").write_text("earlier")
     monkeypatch.setattr(np, "ascontiguousarray", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        mesh_io.save_mrc(tmp_path / "a.mrc", values, CUBE)
+        mesh_files.save_mrc(tmp_path / "a.mrc", values, CUBE)
     assert [path.name for path in tmp_path.iterdir()] == ["a.mrc"]
     assert (tmp_path / "a.mrc").read_text() == "earlier"
 
@@ -128,6 +128,6 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, tetrahedron):
     path = tmp_path / "a.ply"
     path.mkdir()
     with pytest.raises(OSError, match="Is a directory") as caught:
-        mesh_io.save_mesh(path, tetrahedron)
+        mesh_files.save_mesh(path, tetrahedron)
     assert caught.value.filename == str(path)
     assert list(tmp_path.iterdir()) == [path]

@@ -7,13 +7,13 @@ import pytest
 import torch
 from documented import ROOT
 
-import checkpoints
-import viewing
+from checkpoint_io import checkpoints
 from generators import occupancy
 from generators.cameras import Poses, cast_rays
 from generators.generators import ImplicitGenerator3d
 from generators.occupancy import Occupancy, find_occupancy, rays_that_may_hit, skipping
 from generators.volumetric_rendering import RenderOptions
+from rendering import viewing
 from siren.siren import SPATIALSIRENBASELINE
 
 

@@ -13,13 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import checkpoints
-import pickle_data
-import published
-import tensor_files
-from flags import UsageError
-from network_state import StateError
-from pickle_data import BUILDERS, OBJECT_NAMES, STORAGE_DTYPES, BadPickleError, Record
+from checkpoint_io import checkpoints, pickle_data, published, tensor_files
+from checkpoint_io.network_state import StateError
+from checkpoint_io.pickle_data import BUILDERS, OBJECT_NAMES, STORAGE_DTYPES, BadPickleError, Record
+from system.flags import UsageError
 
 ALL_NAMES = [*OBJECT_NAMES, *STORAGE_DTYPES, *BUILDERS]
 settings.register_profile("project", deadline=None, derandomize=True, database=None)

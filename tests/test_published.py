@@ -11,13 +11,13 @@ import torch
 from published_render import render as published_render
 from torch import nn
 
-import checkpoints
 import curriculums
-import viewing
-from flags import ArgumentParser, UsageError
+from checkpoint_io import checkpoints
 from generators.cameras import Poses
 from generators.volumetric_rendering import RenderOptions
+from rendering import viewing
 from siren.film import Film
+from system.flags import ArgumentParser, UsageError
 
 
 def assert_holds(network, parameters):

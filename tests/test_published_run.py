@@ -6,16 +6,15 @@ import published_files
 import pytest
 import torch
 
-import checkpoints
 import convert_checkpoint
-import curriculum
 import curriculums
-import published_run
-import run_state
 import train
-from flags import UsageError
-from run_state import Progress
+from checkpoint_io import checkpoints, published_run
+from config import curriculum
+from system.flags import UsageError
+from training import state as run_state
 from training.adversarial import AdversarialGame, Precision
+from training.state import Progress
 
 SOURCE = {
     **curriculums.CelebA,

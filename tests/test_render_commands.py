@@ -9,20 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
-import checkpoints
-import contact_sheet
 import curriculums
-import filming
-import image_io
 import render_multiview_images
 import render_video
 import render_video_interpolation
-import viewing
-from checkpoints import Fit
-from filming import Shot
-from flags import UsageError
+from checkpoint_io import checkpoints
+from checkpoint_io.checkpoints import Fit
 from generators.trajectories import TRAJECTORIES, Camera
-from viewing import SceneObject
+from image_io import contact_sheet, png
+from rendering import filming, viewing
+from rendering.filming import Shot
+from rendering.viewing import SceneObject
+from system.flags import UsageError
 
 SMALL = ("--image_size", "10", "--ray_step_multiplier", "1", "--device", "cpu")
 COMMON = ["--batch_size", "--curriculum", "--curriculum_file", "--depth_map", "--device", "--ema",
@@ -113,7 +111,7 @@ def test_pictures_are_the_generators_without_a_stretch(command, tiny_run):
     options = saved.curriculum.preview_render(0, 10)
     pitch, yaw = saved.curriculum.poses().center()
     view = viewing.look(saved, film, pitch, yaw + 0.25, options, points_per_chunk=1000)
-    expected = image_io.to_uint8(view.images)[0].permute(1, 2, 0).numpy()
+    expected = png.to_uint8(view.images)[0].permute(1, 2, 0).numpy()
     assert np.abs(shown.astype(int) - expected).max() <= 1
 
 
@@ -237,7 +235,7 @@ def test_a_fit_is_seen_from_its_own_camera(command, tiny_run, tmp_path):
     shot = Shot(checkpoints.load_fit(fit, saved).film, Camera(1.3, 2.0, 15.0))
     options = saved.curriculum.preview_render(0, 10)
     (view,) = filming.views(saved, [shot], options, batch_size=1, points_per_chunk=10**6)
-    expected = image_io.to_uint8(view.images)[0].permute(1, 2, 0).numpy()
+    expected = png.to_uint8(view.images)[0].permute(1, 2, 0).numpy()
     assert np.abs(shown - expected).max() <= 1
 
 

@@ -8,14 +8,13 @@ import torch
 from conftest import needs_libraries
 from faults import run, tiny_arguments
 
-import consistency_report
 import eval_metrics
 import extract_shapes
-import inception
-import meshing
 import render_multiview_images
 import render_video
 import render_video_interpolation
+from geometry import mesh_extraction
+from metrics import inception, report
 
 TIMES = ("images_per_second", "seconds_per_step", "memory_bytes")
 
@@ -68,8 +67,8 @@ def test_training_and_previews(tmp_path, processes, counted):
 def test_renders_frames_meshes_and_3d_figures(
     tmp_path, tiny_run, monkeypatch, command, words, counted
 ):
-    monkeypatch.setattr(meshing, "PREVIEW_SIZE", 24)  # what would take long
-    monkeypatch.setattr(consistency_report, "SHAPE_RESOLUTION", 24)
+    monkeypatch.setattr(mesh_extraction, "PREVIEW_SIZE", 24)  # what would take long
+    monkeypatch.setattr(report, "SHAPE_RESOLUTION", 24)
     if command in (render_video, render_video_interpolation):
         words = [*words, "--format", "frames"]
     found = []

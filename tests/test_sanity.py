@@ -4,8 +4,8 @@ import pytest
 import torch
 from test_geometry import AROUND, FRONT, OPTIONS, ball, cube_of, grid_of, torus, union
 
-from geometry.sanity import MeshSanity, mesh_sanity
 from geometry.surface import surface_mesh
+from metrics.mesh_sanity import MeshSanity, mesh_sanity
 
 
 def sanity(field, poses=AROUND, resolution=48):

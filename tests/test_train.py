@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-import checkpoints
-import run_setup
 import train
-from flags import UsageError
+from checkpoint_io import checkpoints
+from system.flags import UsageError
+from training import setup
 
 ROOT = Path(train.__file__).parent
 TINY = """
@@ -218,7 +218,7 @@ def test_ten_bad_updates_in_a_row_end_the_run(tiny, tmp_path, capsys, monkeypatc
     (tmp_path / "tiny.py").write_text(TINY.replace("    6: {},\n", ""))
     run(tiny, tmp_path / "out", "--max_steps", "1")
     before = (tmp_path / "out" / "training_state.pth").read_bytes()
-    build = run_setup.build_game
+    build = setup.build_game
 
     def broken(place, options, seed):
         game = build(place, options, seed)
@@ -228,7 +228,7 @@ def test_ten_bad_updates_in_a_row_end_the_run(tiny, tmp_path, capsys, monkeypatc
         )(generate(*args, **kwargs))
         return game
 
-    monkeypatch.setattr(run_setup, "build_game", broken)
+    monkeypatch.setattr(setup, "build_game", broken)
     more = ["--set", "3.batch_size=1", "--sample_interval", "50"]
     assert run(tiny, tmp_path / "out", "--resume", "--max_steps", "90", *more) == 1
     message = capsys.readouterr().err

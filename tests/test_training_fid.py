@@ -6,15 +6,15 @@ import pytest
 import torch
 from test_train import TINY, assert_same_state, run, state_of
 
-import checkpoints
-import distributed
-import inception
 import train
-import training_fid
+from checkpoint_io import checkpoints
 from curriculums import load
-from evaluation.frechet import fitted_gaussian, frechet_distance
-from flags import UsageError
+from distributed import processes
+from metrics import inception
+from metrics.frechet import fitted_gaussian, frechet_distance
 from scenes.toy_car_images import toy_car_images
+from system.flags import UsageError
+from training import fid
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def weights(monkeypatch, tmp_path):
         return small.flatten(1) @ projection
 
     monkeypatch.setattr(inception, "pytorch_fid_network", lambda *_: network)
-    for module in (training_fid, training_fid.quality):
+    for module in (fid, fid.quality):
         monkeypatch.setattr(module, "NUM_FEATURES", 6)
     path = tmp_path / "weights.pth"
     path.write_bytes(b"stands for weights")
@@ -83,17 +83,17 @@ def test_the_figure_is_the_distance_to_the_data_set(tiny, weights, tmp_path):
     torch.testing.assert_close(real["mean"], expected.mean)
     torch.testing.assert_close(real["covariance"], expected.covariance)
     saved = checkpoints.load_generator(tmp_path / "out" / "generator.pth")
-    options = training_fid.SampleOptions(
+    options = fid.SampleOptions(
         seed=0,
         poses=curriculum.evaluation_poses(),
         latent_kind="gaussian",
         render=curriculum.preview_render(1, 4),
     )
     shown = [
-        training_fid.samples.sample_image(saved.generator, i, options, points_per_chunk=10**6)
+        fid.samples.sample_image(saved.generator, i, options, points_per_chunk=10**6)
         for i in range(9)
     ]
-    generated = fitted_gaussian(network(training_fid.image_io.to_uint8(torch.stack(shown))))
+    generated = fitted_gaussian(network(fid.image_io.to_uint8(torch.stack(shown))))
     assert fids(tmp_path / "out")[2] == pytest.approx(frechet_distance(generated, expected))
 
 
@@ -113,7 +113,7 @@ def test_without_the_network_it_says_so_and_trains(tiny, tmp_path, monkeypatch, 
 def test_a_full_disk_is_found_out_before_the_first_step(
     tiny, weights, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(training_fid, "FREE_BYTES", 2**62)
+    monkeypatch.setattr(fid, "FREE_BYTES", 2**62)
     assert run(tiny, tmp_path / "out", "--max_steps", "1", "--eval_freq", "1", *weights) == 0
     assert "FID is not measured: only" in capsys.readouterr().err
 
@@ -126,10 +126,10 @@ def test_a_wrong_network_is_refused_before_training(tiny, tmp_path):
 
 
 def test_lines_of_a_future_that_was_left_are_dropped(tmp_path):
-    assert training_fid.note(tmp_path, 10, 5.0)
-    assert not training_fid.note(tmp_path, 20, 6.0)
-    assert training_fid.note(tmp_path, 30, 4.0)
-    assert training_fid.note(tmp_path, 15, 4.5)  # gone on with from step 10
+    assert fid.note(tmp_path, 10, 5.0)
+    assert not fid.note(tmp_path, 20, 6.0)
+    assert fid.note(tmp_path, 30, 4.0)
+    assert fid.note(tmp_path, 15, 4.5)  # gone on with from step 10
     assert fids(tmp_path) == {10: 5.0, 15: 4.5}
 
 
@@ -138,18 +138,18 @@ def test_two_ranks_measure_what_one_does(tiny, weights, tmp_path):
     curriculum = load("Tiny", file=tmp_path / "tiny.py")
     torch.manual_seed(0)
     generator = curriculum.build_generator().eval()
-    alone = distributed.Place(device=torch.device("cpu"))
-    options = training_fid.FidOptions(interval=1, num_images=70, weights=tmp_path / "weights.pth",
+    alone = processes.Place(device=torch.device("cpu"))
+    options = fid.FidOptions(interval=1, num_images=70, weights=tmp_path / "weights.pth",
                                       takes_any_weights=True)  # fmt: skip
     data = train.run_setup.dataset_options(curriculum)
-    meter, _ = training_fid.open_meter(alone, options, curriculum, data, tmp_path / "cache")
+    meter, _ = fid.open_meter(alone, options, curriculum, data, tmp_path / "cache")
     expected = meter.measure(generator, 1, alone, lambda: False)
     shares = []
     for rank in range(2):
-        place = distributed.Place(device=torch.device("cpu"), rank=rank, world_size=2)
+        place = processes.Place(device=torch.device("cpu"), rank=rank, world_size=2)
         kept = []
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(distributed, "add_up", kept.append)
+            patched.setattr(processes, "add_up", kept.append)
             meter.measure(generator, 1, place, lambda: False)
         shares += kept
     assert shares[0][32:64].eq(0).all()
@@ -161,19 +161,19 @@ def test_two_ranks_measure_what_one_does(tiny, weights, tmp_path):
 
 def test_a_machine_with_a_disk_of_its_own_gets_the_statistics(tiny, weights, tmp_path, monkeypatch):
     curriculum = load("Tiny", file=tmp_path / "tiny.py")
-    options = training_fid.FidOptions(interval=1, num_images=9, weights=tmp_path / "weights.pth",
+    options = fid.FidOptions(interval=1, num_images=9, weights=tmp_path / "weights.pth",
                                       takes_any_weights=True)  # fmt: skip
     data = train.run_setup.dataset_options(curriculum)
     main, other = (
-        distributed.Place(device=torch.device("cpu"), rank=r, world_size=2) for r in (0, 1)
+        processes.Place(device=torch.device("cpu"), rank=r, world_size=2) for r in (0, 1)
     )
-    meter, _ = training_fid.open_meter(main, options, curriculum, data, tmp_path / "cache")
+    meter, _ = fid.open_meter(main, options, curriculum, data, tmp_path / "cache")
 
     def from_main(tensors):
         for tensor, value in zip(tensors, meter.real, strict=True):
             tensor.copy_(value)
 
-    monkeypatch.setattr(distributed, "broadcast_state", from_main)
-    found, _ = training_fid.open_meter(other, options, curriculum, data, tmp_path / "empty")
+    monkeypatch.setattr(processes, "broadcast_state", from_main)
+    found, _ = fid.open_meter(other, options, curriculum, data, tmp_path / "empty")
     assert all(torch.equal(*pair) for pair in zip(found.real, meter.real, strict=True))
     assert list((tmp_path / "empty").iterdir()) == []

@@ -7,8 +7,8 @@ import torch
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
-import video_io
-from flags import UsageError
+from image_io import video
+from system.flags import UsageError
 
 COLORS = [(0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40)]
 
@@ -39,7 +39,7 @@ def decoded(path):
 
 def test_mp4_has_the_right_colors(tmp_path):
     path = tmp_path / "colors.mp4"
-    video_io.save_video(path, [flat(color) for color in COLORS], kind="mp4", fps=10)
+    video.save_video(path, [flat(color) for color in COLORS], kind="mp4", fps=10)
     _, frames = decoded(path)
     assert len(frames) == len(COLORS)
     for frame, color in zip(frames, COLORS, strict=True):
@@ -49,7 +49,7 @@ def test_mp4_has_the_right_colors(tmp_path):
 
 def test_mp4_is_what_players_expect(tmp_path):
     path = tmp_path / "video.mp4"
-    video_io.save_video(path, noise(7), kind="mp4", fps=12)
+    video.save_video(path, noise(7), kind="mp4", fps=12)
     with av.open(str(path)) as file:
         stream = file.streams.video[0]
         codec = stream.codec_context
@@ -65,7 +65,7 @@ def test_mp4_is_what_players_expect(tmp_path):
 @pytest.mark.parametrize(("height", "width"), [(15, 16), (16, 15), (9, 9), (1, 1)])
 def test_odd_sizes_are_made_even(tmp_path, height, width):
     path = tmp_path / "odd.mp4"
-    video_io.save_video(path, [flat((200, 120, 40), height, width)] * 3, kind="mp4", fps=25)
+    video.save_video(path, [flat((200, 120, 40), height, width)] * 3, kind="mp4", fps=25)
     _, frames = decoded(path)
     assert frames[0].shape == (height + height % 2, width + width % 2, 3)
     assert np.abs(frames[2].astype(int) - (200, 120, 40)).max() <= 3
@@ -75,14 +75,14 @@ def test_odd_sizes_are_made_even(tmp_path, height, width):
 def test_same_frames_same_bytes(tmp_path, kind):
     one, two = (tmp_path / f"{name}.{kind}" for name in "ab")
     for path in (one, two, two):  # the second time over its own earlier file
-        video_io.save_video(path, noise(5), kind=kind, fps=25)
+        video.save_video(path, noise(5), kind=kind, fps=25)
     assert one.read_bytes() == two.read_bytes()
     assert sorted(tmp_path.iterdir()) == [one, two]
 
 
 def test_webp_keeps_every_color_and_time(tmp_path):
     frames, path = noise(5), tmp_path / "a.webp"
-    video_io.save_video(path, frames, kind="webp", fps=24)
+    video.save_video(path, frames, kind="webp", fps=24)
     with Image.open(path) as image:
         assert image.n_frames == 5
         assert image.info["loop"] == 0
@@ -94,7 +94,7 @@ def test_webp_keeps_every_color_and_time(tmp_path):
 
 def test_a_gif_has_one_palette_and_the_right_length(tmp_path):
     path = tmp_path / "a.gif"
-    video_io.save_video(path, [flat(color) for color in COLORS], kind="gif", fps=24)
+    video.save_video(path, [flat(color) for color in COLORS], kind="gif", fps=24)
     durations = []
     with Image.open(path) as image:
         assert image.info["loop"] == 0
@@ -109,7 +109,7 @@ def test_a_gif_has_one_palette_and_the_right_length(tmp_path):
 def test_backgrounds_of_a_gif_are_exact(tmp_path):
     path, frames = tmp_path / "a.gif", noise(4, 64)
     frames[:, :, :8], frames[:, :, 8:16] = 255, 0
-    video_io.save_video(path, frames, kind="gif", fps=25)
+    video.save_video(path, frames, kind="gif", fps=25)
     with Image.open(path) as image:
         image.seek(3)
         shown = np.array(image.convert("RGB"))
@@ -119,20 +119,20 @@ def test_backgrounds_of_a_gif_are_exact(tmp_path):
 
 def test_frames_are_a_folder_of_pictures(tmp_path):
     frames = noise(3)
-    path = video_io.video_path(tmp_path, "7", "frames")
-    video_io.save_video(path, frames, kind="frames", fps=25)
+    path = video.video_path(tmp_path, "7", "frames")
+    video.save_video(path, frames, kind="frames", fps=25)
     assert sorted(file.name for file in path.iterdir()) == ["0000.png", "0001.png", "0002.png"]
     with Image.open(path / "0002.png") as image:
         assert torch.equal(torch.from_numpy(np.array(image)).permute(2, 0, 1), frames[2])
-    video_io.check(path, "frames", 25, num_frames=3)
+    video.check(path, "frames", 25, num_frames=3)
     with pytest.raises(UsageError, match="holds frames of a longer video"):
-        video_io.check(path, "frames", 25, num_frames=2)
+        video.check(path, "frames", 25, num_frames=2)
 
 
 @pytest.mark.parametrize("kind", ["mp4", "gif", "webp"])
 def test_an_interrupted_video_leaves_the_earlier_one(tmp_path, kind):
     path = tmp_path / f"a.{kind}"
-    video_io.save_video(path, noise(2), kind=kind, fps=25)
+    video.save_video(path, noise(2), kind=kind, fps=25)
     earlier = path.read_bytes()
 
     def interrupted():
@@ -140,7 +140,7 @@ def test_an_interrupted_video_leaves_the_earlier_one(tmp_path, kind):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        video_io.save_video(path, interrupted(), kind=kind, fps=25)
+        video.save_video(path, interrupted(), kind=kind, fps=25)
     assert path.read_bytes() == earlier
     assert list(tmp_path.iterdir()) == [path]
 
@@ -148,8 +148,8 @@ def test_an_interrupted_video_leaves_the_earlier_one(tmp_path, kind):
 @pytest.mark.parametrize(("kind", "fps"), [("gif", 51), ("mp4", 241)])
 def test_too_many_frames_per_second_are_refused(tmp_path, kind, fps):
     with pytest.raises(UsageError, match=f"--fps {fps}"):
-        video_io.check(tmp_path / "a", kind, fps, 3)
-    video_io.check(tmp_path / "a", kind, fps - 1, 3)
+        video.check(tmp_path / "a", kind, fps, 3)
+    video.check(tmp_path / "a", kind, fps - 1, 3)
 
 
 def test_what_is_in_the_way_is_said(tmp_path):
@@ -157,4 +157,4 @@ def test_what_is_in_the_way_is_said(tmp_path):
     (tmp_path / "1").write_text("mine")
     for name, kind in (("0", "mp4"), ("1", "frames")):
         with pytest.raises(UsageError, match="choose another"):
-            video_io.check(video_io.video_path(tmp_path, name, kind), kind, 25, 3)
+            video.check(video.video_path(tmp_path, name, kind), kind, 25, 3)

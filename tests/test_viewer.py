@@ -10,18 +10,18 @@ import torch
 from viewer_visits import EYE, MANY, POSES, request_of, shared_of, source_of
 
 import viewer
-import viewer_checkpoints
-import viewer_page
-import viewer_pictures
-import viewer_request
-import viewing
-from flags import UsageError
 from generators.cameras import Poses, camera_rotations, cast_rays
+from rendering import viewing
 from siren.fused import cpu as fused_cpu
-from viewer_map import PoseMap
-from viewer_pictures import coarse_size, finished_picture, levels
-from viewer_request import Eye
-from viewer_session import distance_of, eye_from
+from system.flags import UsageError
+from web_viewer import checkpoints
+from web_viewer import page as viewer_page
+from web_viewer import pictures as viewer_pictures
+from web_viewer import request as viewer_request
+from web_viewer.map import PoseMap
+from web_viewer.pictures import coarse_size, finished_picture, levels
+from web_viewer.request import Eye
+from web_viewer.session import distance_of, eye_from
 
 # What is asked for
 
@@ -230,7 +230,7 @@ def test_a_missing_library_is_one_line(tiny_run, monkeypatch):
 
 def test_the_precision_of_the_command_is_that_of_every_checkpoint(tiny_run, monkeypatch):
     monkeypatch.setattr(fused_cpu, "WIDE", 1)  # else a tiny field is not rounded
-    rough = viewer_checkpoints.Checkpoints(
+    rough = checkpoints.Checkpoints(
         tiny_run / "generator.pth",
         device=torch.device("cpu"),
         curriculum=None,

@@ -14,9 +14,9 @@ from PIL import Image, ImageChops
 from viewer_visits import POSES, shared_of
 
 import viewer
-import viewer_page
-from viewer_map import PoseMap
-from viewer_session import LABELS
+from web_viewer import page as viewer_page
+from web_viewer.map import PoseMap
+from web_viewer.session import LABELS
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 WIDTH, HEIGHT = 1280, 800

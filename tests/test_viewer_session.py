@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from viewer_visits import Screen, request_of, run_out, shared_of, source_of
 
-import checkpoints
 import viewer
-import viewer_pictures
-import viewer_saving
-from checkpoints import Fit
-from flags import UsageError
-from meshing import Wanted
-from viewer_session import Session
+from checkpoint_io import checkpoints
+from checkpoint_io.checkpoints import Fit
+from geometry.mesh_extraction import Wanted
+from system.flags import UsageError
+from web_viewer import pictures as viewer_pictures
+from web_viewer import saving
+from web_viewer.session import Session
 
 
 @pytest.fixture
@@ -219,10 +219,10 @@ def test_a_saved_picture_and_its_command_line_give_the_same_bytes(visit, tmp_pat
 
 
 def test_a_video_and_a_mesh_are_saved_with_progress(visit, tmp_path, monkeypatch):
-    monkeypatch.setattr(viewer_saving, "VIDEO_FRAMES", 3)
-    monkeypatch.setattr(viewer_saving, "MESH_RESOLUTION", 16)
+    monkeypatch.setattr(saving, "VIDEO_FRAMES", 3)
+    monkeypatch.setattr(saving, "MESH_RESOLUTION", 16)
     # Nothing in these random fields is opaque enough for a level to be chosen.
-    monkeypatch.setattr(viewer_saving, "Wanted", lambda: Wanted(level=0.5))
+    monkeypatch.setattr(saving, "Wanted", lambda: Wanted(level=0.5))
     come, _ = visit
     session, screen = come()
     session.fill_in({"image_size": "16"})
@@ -244,7 +244,7 @@ def test_one_thing_is_saved_at_a_time_and_nothing_for_who_has_gone(visit, tmp_pa
         folder.mkdir()
         pytest.fail("nobody waits for this")
 
-    monkeypatch.setitem(viewer_saving.SAVERS, "picture", slow)
+    monkeypatch.setitem(saving.SAVERS, "picture", slow)
     come, _ = visit
     session, screen = come()
     session.save("picture")

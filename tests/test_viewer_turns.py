@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from viewer_turns import Turns
+from web_viewer.turns import Turns
 
 
 def work(name, steps, log):

@@ -7,14 +7,14 @@ import pytest
 import torch
 from conftest import TINY
 
-import checkpoints
-import curriculum
-import flags
-import viewing
-from checkpoints import Fit
-from flags import UsageError
+from checkpoint_io import checkpoints
+from checkpoint_io.checkpoints import Fit
+from config import curriculum
 from generators.cameras import Poses
+from rendering import viewing
 from siren.fused import cpu as fused_cpu
+from system import flags
+from system.flags import UsageError
 
 
 def parse(*texts):

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from conftest import TINY
 
-import curriculum
-from viewer_checkpoints import Checkpoints
-from viewer_request import Eye, Request
-from viewer_session import Shared
-from viewer_turns import Turns
+from config import curriculum
+from web_viewer.checkpoints import Checkpoints
+from web_viewer.request import Eye, Request
+from web_viewer.session import Shared
+from web_viewer.turns import Turns
 
 POSES = curriculum.build("Tiny", TINY).poses()
 EYE = Eye(1.3, 1.1, 12.0)

@@ -8,12 +8,12 @@ import convert_checkpoint
 import eval_metrics
 import extract_shapes
 import fid_evaluation
-import gallery
 import plot_run
 import render_multiview_images
 import render_video
 import render_video_interpolation
 import viewer
+from docs import gallery
 
 VIEWERS = {
     "render_multiview_images": render_multiview_images,

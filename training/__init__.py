@@ -1,1 +1,1 @@
-"""The adversarial game: losses, updates, averages and the streams of random numbers."""
+"""Training: options, setup, the loop, losses, averages, snapshots and logs."""

@@ -13,18 +13,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from config.stage import Stage
 from discriminators.discriminators import PyramidDiscriminator, Verdict
 from discriminators.linearized import AS_THEY_ARE, Affine
 from generators.cameras import Poses, moved, sample_poses
 from generators.generators import ImplicitGenerator3d
 from generators.latents import sample_latents
+from generators.seeding import Purpose, step_rng
 from siren.fused import fused_field
 from training import losses
 from training.ema import ExponentialMovingAverage
 from training.gradient_penalty import PenalizedReals, penalized_reals
 from training.health import DISCRIMINATOR, GENERATOR, Health, poison
-from training.seeding import Purpose, step_rng
-from training.stage import Stage
 
 MAPPING_RATE = 0.05  # share of the generator's rate for its mapping network under unique_lr
 EMA_DECAYS = (0.999, 0.9999)

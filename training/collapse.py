@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from config.stage import Stage
 from generators.cameras import PoseDistribution, Poses, cast_rays
 from generators.generators import ImplicitGenerator3d
 from generators.volumetric_rendering import (
@@ -22,7 +23,6 @@ from generators.volumetric_rendering import (
     stratified_depths,
 )
 from siren.film import Film
-from training.stage import Stage
 
 Sign = Literal["loss", "heads", "empty", "full", "alike"]
 

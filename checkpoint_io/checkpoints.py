@@ -1,0 +1,358 @@
+"""BOUNDARY: our files of tensors: atomic writes, saved generators, and objects fitted to photos.
+
+All are plain dicts of tensors and numbers. They are read by `tensor_files`, as published ones are:
+loading one never runs code, and what it says is checked before it is used.
+"""
+
+import contextlib
+import hashlib
+import io
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import torch
+from torch import nn
+
+import curriculums
+from checkpoint_io import network_state, published, tensor_files
+from checkpoint_io.network_state import StateError, checked_tensor, count_entry, entry
+from checkpoint_io.pickle_data import BadPickleError, shown
+from checkpoint_io.published import PublishedGenerator
+from config import curriculum as curricula
+from config.curriculum import Curriculum
+from discriminators.discriminators import PyramidDiscriminator
+from generators.generators import ImplicitGenerator3d
+from siren.film import Film
+from system.flags import UsageError
+
+FORMAT, FORMAT_VERSION = "pi-gan", 1
+MAX_REASON = 200  # characters of another message within a message
+Average = Literal["ema", "ema2", "none"]
+
+
+@contextlib.contextmanager
+def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
+    """A file that takes the place of path when it is complete and on the disk, else never.
+
+    Args:
+        path: its folder is made where it is missing.
+        is_synced: wait until it is on the disk; else a power cut may leave it empty.
+
+    Raises:
+        OSError: it cannot be written; filename is path where the system says why.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("wb") as file:
+            yield file
+            if is_synced:
+                file.flush()
+                os.fsync(file.fileno())
+        draft.replace(path)
+        if is_synced:
+            _sync_folder(path.parent)
+    except OSError as error:
+        if error.errno is None:  # its text would be lost
+            raise
+        # Another error, as not every library's one lets its filename be changed.
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what killed processes were writing into folder; nobody else may write there now."""
+    for draft in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", draft.name):
+            shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
+
+
+@contextlib.contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """A folder that takes the place of path when all in it is written, else never."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft, old = (path.with_name(f".{path.name}.{os.getpid()}{end}") for end in (".tmp", "0.tmp"))
+    try:
+        draft.mkdir()
+        yield draft
+        _sync_folder(draft)
+        if path.exists():
+            path.replace(old)
+        draft.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        for leftover in (draft, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the renames in folder on the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def save(path: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """Write content as a file of that kind, which read takes back; replaces an earlier one."""
+    header = {"format": FORMAT, "version": FORMAT_VERSION, "kind": kind}
+    buffer = io.BytesIO()  # a full disk would otherwise end in an error of torch's own
+    torch.save({**header, **content}, buffer)
+    with replaced(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def read(path: Path, kind: str) -> dict[str, Any]:
+    """The content of one of our files.
+
+    Raises:
+        UsageError: no such file, or it is not a whole file of this kind.
+    """
+    return _own(path, tensor_files.read(path), kind)
+
+
+def _own(path: Path, root: Any, kind: str) -> dict[str, Any]:
+    """The content of a file of ours; root is what tensor_files.read gave."""
+    if not isinstance(root, dict) or root.get("format") != FORMAT:
+        raise UsageError(f"{path}: is not a file that this project writes; it holds "
+                         f"{published.describe(root)}")  # fmt: skip
+    with complaints(path):
+        version, own_kind = entry(root, "version", int), shown(entry(root, "kind", str))
+        if version != FORMAT_VERSION:
+            raise StateError(f"has format {version}, this code reads {FORMAT_VERSION}")
+        if own_kind != kind:
+            raise StateError(f"holds a {own_kind}, not a {kind}")
+        content: dict[str, Any] = tensor_files.plain(root)
+        return content
+
+
+@contextlib.contextmanager
+def complaints(path: Path) -> Iterator[None]:
+    """What is wrong with a file's content as one line that names the file."""
+    try:
+        yield
+    except (StateError, BadPickleError) as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SavedGenerator:
+    """A generator to look at, in evaluation mode and without gradients.
+
+    curriculum: what it was trained with; step: how far. average: which parameters it holds, the
+    raw ones ("none") or one of the averages. path: the file that they came from. is_published:
+    the file does not know its curriculum.
+    """
+
+    generator: ImplicitGenerator3d
+    curriculum: Curriculum
+    step: int
+    average: Average
+    path: Path
+    is_published: bool = False
+
+
+def load_generator(
+    path: Path | str,
+    *,
+    ema: Average = "ema",
+    device: torch.device | str = "cpu",
+    curriculum: Curriculum | None = None,
+) -> SavedGenerator:
+    """The generator of a saved file, with averaged parameters where the average lies beside it.
+
+    Args:
+        path: a `generator.pth`, ours or a published one, or one of the averages itself.
+        ema: which average to take: that of decay 0.999 ("ema"), 0.9999 ("ema2"), or "none" for the
+            raw parameters. Where there is no such file the parameters are the raw ones; the
+            result's `average` says so.
+        device: where the generator shall live.
+        curriculum: what the file must have been trained with; None takes what the file says. Of a
+            published file, which says nothing, the networks are its own and the rest is the
+            curriculum's; None is CelebA.
+
+    Raises:
+        UsageError: the file cannot be read, holds no generator, or another than curriculum's.
+    """
+    path = Path(path)
+    file, average = _averaged_file(path, ema)
+    root = tensor_files.read(file)
+    is_published = not (isinstance(root, dict) and "format" in root)
+    build = _published_generator if is_published else _own_generator
+    generator, own, step = build(file, root, curriculum)
+    return SavedGenerator(
+        generator=generator.to(device).eval().requires_grad_(False),
+        curriculum=own,
+        step=step,
+        average=average,
+        path=file,
+        is_published=is_published,
+    )
+
+
+def _own_generator(
+    file: Path, root: Any, curriculum: Curriculum | None
+) -> tuple[ImplicitGenerator3d, Curriculum, int]:
+    """The generator of a file of ours, its curriculum and its step."""
+    content = _own(file, root, "generator")
+    own = curriculum_of(file, content)
+    if curriculum is not None and curriculum.name != own.name:
+        raise UsageError(
+            f"--curriculum {curriculum.name}: {file} was trained with {own.name}; "
+            "leave the flag out"
+        )
+    with complaints(file):
+        step = count_entry(content, "step")
+        return network_state.build_generator(own, entry(content, "state", dict)), own, step
+
+
+def curriculum_of(path: Path, content: Mapping[str, Any]) -> Curriculum:
+    """The curriculum that a file of ours carries.
+
+    Raises:
+        UsageError: it carries none, or one that this version does not understand.
+    """
+    with complaints(path):
+        name, source = entry(content, "curriculum_name", str), entry(content, "curriculum", dict)
+    try:
+        return curricula.build(shown(name), source)
+    except (UsageError, OverflowError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:MAX_REASON]  # a tensor's text has lines
+        raise UsageError(f"{path}: carries a curriculum that cannot be used ({reason})") from error
+
+
+def _published_generator(
+    file: Path, root: Any, curriculum: Curriculum | None
+) -> tuple[ImplicitGenerator3d, Curriculum, int]:
+    """The generator of a published file, the curriculum with its networks, and its step."""
+    curriculum = curriculum or curriculums.load("CelebA")
+    with complaints(file):
+        average = published.average_of(root)
+    if average is None:
+        found = _published_of(file, root)
+        state, step = found.parameters, found.step
+    else:
+        found = _published_beside(file)
+        with complaints(file):
+            state = found.averaged(average)
+        step = found.step if average.num_updates is None else average.num_updates
+    with complaints(file):
+        adapted = found.adapt(curriculum)
+        return network_state.build_generator(adapted, state), adapted, step
+
+
+def _published_of(file: Path, root: Any) -> PublishedGenerator:
+    with complaints(file):
+        found = published.generator_of(root)
+    if found is None:
+        raise UsageError(f"{file}: holds {published.describe(root)}, not a generator")
+    return found
+
+
+def _published_beside(average: Path) -> PublishedGenerator:
+    """The generator whose positional average this is: `05--ema.pth` is of `05--generator.pth`."""
+    prefix = average.name.removesuffix(".pth").removesuffix("2").removesuffix("ema")
+    beside = average.with_name(f"{prefix}generator.pth")
+    if not beside.is_file():
+        raise UsageError(
+            f"{average}: is an average without names; {beside.name} must lie beside it"
+        )
+    return _published_of(beside, tensor_files.read(beside))
+
+
+def load_discriminator(
+    path: Path, curriculum: Curriculum
+) -> tuple[Curriculum, PyramidDiscriminator]:
+    """The discriminator of a saved file, in evaluation mode on the CPU, and its curriculum.
+
+    That is the given one for a file of ours; for a published file, the given one with the file's
+    discriminator in it.
+
+    Raises:
+        UsageError: the file cannot be read, or holds none that fits the curriculum.
+    """
+    root = tensor_files.read(path)
+    with complaints(path):
+        found = published.discriminator_of(root)
+        if found is not None:
+            curriculum, state = found.adapt(curriculum), found.parameters
+        else:
+            state = entry(_own(path, root, "discriminator"), "state", dict)
+        return curriculum, network_state.build_discriminator(curriculum, state).eval()
+
+
+def _averaged_file(path: Path, ema: Average) -> tuple[Path, Average]:
+    """The file to read, and what it holds: `05--generator.pth` has its average `05--ema.pth`."""
+    for average in ("ema2", "ema"):
+        if path.name.endswith(f"{average}.pth"):
+            return path, average
+    if ema == "none" or not path.name.endswith("generator.pth"):
+        return path, "none"
+    beside = path.with_name(f"{path.name.removesuffix('generator.pth')}{ema}.pth")
+    return (beside, ema) if beside.is_file() else (path, "none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fit:
+    """An object that was fitted to a photo: conditioning (1, F), and the camera that sees it so."""
+
+    film: Film
+    pitch: float
+    yaw: float
+    fov_degrees: float
+
+
+def save_fit(path: Path, fit: Fit, saved: SavedGenerator) -> None:
+    """Write what a photo was fitted with; only the same generator can show it."""
+    save(
+        path,
+        "fit",
+        {
+            "generator": fingerprint(saved.generator),
+            "frequencies": fit.film.frequencies.cpu(),
+            "phase_shifts": fit.film.phase_shifts.cpu(),
+            "pitch": fit.pitch,
+            "yaw": fit.yaw,
+            "fov_degrees": fit.fov_degrees,
+        },
+    )
+
+
+def load_fit(path: Path, saved: SavedGenerator) -> Fit:
+    """What save_fit wrote, on the generator's device.
+
+    Raises:
+        UsageError: the file cannot be read, or was fitted with another generator.
+    """
+    content = read(path, "fit")
+    siren = saved.generator.siren
+    device = next(saved.generator.parameters()).device
+    with complaints(path):
+        if entry(content, "generator", str) != fingerprint(saved.generator):
+            raise StateError(f"was fitted with another generator than {saved.path}")
+        films = [
+            checked_tensor(name, content.get(name), (1, siren.num_features)).to(device)
+            for name in ("frequencies", "phase_shifts")
+        ]
+        pitch, yaw, fov = (entry(content, n, float) for n in ("pitch", "yaw", "fov_degrees"))
+        if not (math.isfinite(pitch) and math.isfinite(yaw) and 0 < fov < 180):
+            raise StateError(f"has a camera at pitch {pitch}, yaw {yaw}, angle of view {fov}")
+    return Fit(film=Film(*films), pitch=pitch, yaw=yaw, fov_degrees=fov)
+
+
+def fingerprint(generator: nn.Module) -> str:
+    """A hash of all parameters: the same on every device."""
+    digest = hashlib.sha256()
+    for name, value in generator.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

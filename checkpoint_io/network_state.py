@@ -1,0 +1,268 @@
+"""BOUNDARY: networks and optimizers take over what a file says, once all of it has been checked.
+
+Files are made by others and can be damaged: names, shapes, types and the numbers themselves are
+compared with what the network needs before anything of that size is made. Every complaint is a
+StateError, one line that names the first thing that is wrong.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from checkpoint_io.pickle_data import shown
+from config.curriculum import Curriculum
+from discriminators.discriminators import PyramidDiscriminator
+from generators.generators import ImplicitGenerator3d
+from training.ema import ExponentialMovingAverage
+
+T = TypeVar("T")
+Network = TypeVar("Network", bound=nn.Module)
+PUBLISHED_NUM_LAYERS = 8
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
+MAX_COUNT = 2**62  # of steps and images
+
+
+class StateError(ValueError):
+    """What a file says does not fit the network or is not what it should be."""
+
+
+def entry(content: Mapping[Any, Any], key: str, kind: type[T] | tuple[type[T], ...]) -> T:
+    """The entry of that key.
+
+    Raises:
+        StateError: there is none, or it is of another kind; a bool is no number.
+    """
+    if key not in content:
+        raise StateError(f"lacks {key!r}")
+    value = content[key]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise StateError(f"has a {type(value).__name__} as {key!r}")
+    return value
+
+
+def count_entry(content: Mapping[Any, Any], key: str) -> int:
+    """The entry of that key, a whole number of at least 0."""
+    value = entry(content, key, int)
+    if not 0 <= value < MAX_COUNT:
+        raise StateError(f"has {value} as {key!r}")
+    return value
+
+
+def checked_tensor(name: str, value: object, shape: Sequence[int] | None) -> Tensor:
+    """Value as a finite float32 tensor of its own.
+
+    Raises:
+        StateError: it is no tensor, or one of another shape (None: any), of whole numbers, or with
+            numbers that are not finite.
+    """
+    if not isinstance(value, Tensor):
+        raise StateError(f"has no tensor as {shown(name)}")
+    if shape is not None and tuple(value.shape) != tuple(shape):
+        raise StateError(f"has {shown(name)} of shape {list(value.shape)}, not {list(shape)}")
+    if not value.dtype.is_floating_point:
+        kind = str(value.dtype).removeprefix("torch.")
+        raise StateError(f"has {shown(name)} of type {kind}, not float32")
+    own = value.to(torch.float32, copy=True)
+    if not own.isfinite().all():
+        raise StateError(f"holds numbers that are not finite, in {shown(name)}: the run diverged, "
+                         "or the file is damaged")  # fmt: skip
+    return own
+
+
+def tensor_entry(content: Mapping[Any, Any], key: str, shape: Sequence[int]) -> Tensor:
+    """The entry of that key, a tensor of that shape, in whatever precision.
+
+    Raises:
+        StateError: there is none, or one of another shape.
+    """
+    value = entry(content, key, Tensor)
+    if tuple(value.shape) != tuple(shape):
+        raise StateError(f"has {key!r} of shape {list(value.shape)}, not {list(shape)}")
+    return value
+
+
+def checked_state(module: nn.Module, state: object) -> dict[str, Tensor]:
+    """State as a state dict of module; module may be on the device "meta".
+
+    Raises:
+        StateError: names, shapes, types or numbers are not right.
+    """
+    if not isinstance(state, Mapping):
+        raise StateError("holds no parameters")
+    expected = {name: value.shape for name, value in module.state_dict().items()}
+    missing = [name for name in expected if name not in state]
+    extra = [str(name) for name in state if name not in expected]
+    if missing or extra:
+        first = f"lacks {missing[0]}" if missing else f"has {shown(extra[0])}, which is unknown"
+        more = len(missing) + len(extra) - 1
+        raise StateError(first + (f" ({more} more do not fit)" if more else ""))
+    return {name: checked_tensor(name, state[name], shape) for name, shape in expected.items()}
+
+
+def build_generator(curriculum: Curriculum, state: object) -> ImplicitGenerator3d:
+    """The curriculum's generator with the parameters of state; on the CPU.
+
+    Raises:
+        StateError: state does not fit the curriculum's networks.
+    """
+    names = state if isinstance(state, Mapping) else {}
+    count = sum(is_layer(name) for name in names)
+    if count != (curriculum.settings.num_layers or PUBLISHED_NUM_LAYERS):  # before making so many
+        raise StateError(f"has {count} layers in its field")
+    return _filled(unfilled(curriculum.build_generator), state)
+
+
+def build_discriminator(curriculum: Curriculum, state: object) -> PyramidDiscriminator:
+    """The curriculum's discriminator with the parameters of state; on the CPU.
+
+    Raises:
+        StateError: state does not fit the curriculum's networks.
+    """
+    return _filled(unfilled(curriculum.build_discriminator), state)
+
+
+def is_layer(name: object) -> bool:
+    """Whether this is the name of a weight of the field's trunk; there is one in each layer."""
+    return isinstance(name, str) and bool(
+        re.fullmatch(r"siren\.network\.\d+\.layer\.weight", name, re.ASCII)
+    )
+
+
+class _NoStart(TorchFunctionMode):
+    """Leaves out the random start of parameters, drawn and scaled, which a file then gives.
+
+    On the device "meta" PyTorch would import its compiler for these, which takes seconds.
+    """
+
+    drawing = (Tensor.normal_, Tensor.uniform_, Tensor.mul, Tensor.mul_)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call func, unless it draws the numbers of a parameter."""
+        if func in self.drawing:
+            return args[0]
+        if func is torch.randn:
+            func = torch.empty
+        return func(*args, **(kwargs or {}))
+
+
+def unfilled(make: Callable[[], Network]) -> Network:
+    """A network without memory: widths that do not fit a file, or this machine, cost nothing.
+
+    Raises:
+        StateError: it is too large even so.
+    """
+    try:
+        with torch.device("meta"), _NoStart():
+            return make()
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
+        raise StateError("belongs to networks that are too large to be made") from error
+
+
+def _filled(module: Network, state: object) -> Network:
+    module.load_state_dict(checked_state(module, state), assign=True)
+    return module
+
+
+Moments = dict[int, dict[str, Tensor]]  # by position: step (), exp_avg and exp_avg_sq
+
+
+def checked_moments(state: object, parameters: Sequence[Tensor]) -> Moments:
+    """Adam's moments from a state dict whose numbers are positions among parameters.
+
+    Parameters that it knows nothing of are left out: those of layers that were never used.
+
+    Raises:
+        StateError: it is no state dict of Adam, or one of other parameters.
+    """
+    if not isinstance(state, Mapping):
+        raise StateError("holds no optimizer")
+    moments: Moments = {}
+    for index, values in entry(state, "state", dict).items():
+        if type(index) is not int or not 0 <= index < len(parameters):
+            raise StateError(f"has an optimizer with a parameter {shown(str(index))}, which is "
+                             "unknown")  # fmt: skip
+        if not isinstance(values, dict):
+            raise StateError(f"has an optimizer without moments of parameter {index}")
+        moments[index] = _moments(index, values, parameters[index])
+    return moments
+
+
+def _moments(index: int, values: dict[str, Any], parameter: Tensor) -> dict[str, Tensor]:
+    step = values.get("step")
+    is_number = isinstance(step, (int, float)) or (isinstance(step, Tensor) and step.numel() == 1)
+    count = float(step) if is_number else math.nan  # type: ignore[arg-type]  # a number by now
+    if not 0 <= count < MAX_COUNT:
+        raise StateError(f"has an optimizer without a step for parameter {index}")
+    moments = {
+        name: checked_tensor(f"{name} of parameter {index}", values.get(name), parameter.shape)
+        for name in MOMENTS
+    }
+    return {"step": torch.tensor(count), **moments}
+
+
+def load_moments(optimizer: torch.optim.Optimizer, state: object) -> None:
+    """Take over the moments; rates, betas and the implementation stay the optimizer's own.
+
+    Raises:
+        StateError: state is none of Adam's, or does not fit the parameters.
+    """
+    parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = checked_moments(state, parameters)
+    for index, values in moments.items():
+        for name in MOMENTS:
+            # The fused implementation walks through memory: moments lie as their parameter does.
+            like = torch.empty_like(parameters[index], requires_grad=False)
+            values[name] = like.copy_(values[name])
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+
+
+def checked_scaler(state: object) -> dict[str, Any]:
+    """The loss scale and its age; nothing of a scaler that was off.
+
+    Raises:
+        StateError: state is no scaler's.
+    """
+    if not isinstance(state, Mapping):
+        raise StateError("holds no scaler")
+    if not state:
+        return {}
+    scale, age = entry(state, "scale", float), count_entry(state, "_growth_tracker")
+    if not 0 < scale < math.inf:
+        raise StateError(f"has a loss scale of {scale}")
+    return {"scale": scale, "_growth_tracker": age}
+
+
+def load_scaler(scaler: torch.amp.GradScaler, state: object) -> None:
+    """Take over the loss scale and its age; a scaler that is off stays as it is.
+
+    Raises:
+        StateError: state is no scaler's.
+    """
+    checked, own = checked_scaler(state), scaler.state_dict()  # {} where it is off
+    if checked and own:
+        scaler.load_state_dict({**own, **checked})
+
+
+def load_average(
+    average: ExponentialMovingAverage, values: Sequence[object], num_updates: int
+) -> None:
+    """Take over averages, in the order of the average's own.
+
+    Raises:
+        StateError: they are not those of this network.
+    """
+    if len(values) != len(average.shadow):
+        raise StateError(f"has {len(values)} averages for {len(average.shadow)} parameters")
+    pairs = zip(values, average.shadow, strict=True)
+    shadow = [
+        checked_tensor(f"average {index}", value, own.shape)
+        for index, (value, own) in enumerate(pairs)
+    ]
+    average.load_state_dict({"shadow": shadow, "num_updates": num_updates})

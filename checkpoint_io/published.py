@@ -1,0 +1,271 @@
+"""BOUNDARY: what files of the published pi-GAN code hold, as networks of ours.
+
+Those files are pickles of whole objects; `pickle_data` reads them as Records. A generator's Record
+says what a state dict would not: its class and how it scales space. Averages are positional: the
+order is that of the generator that was averaged.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from checkpoint_io import tensor_files
+from checkpoint_io.network_state import PUBLISHED_NUM_LAYERS, StateError, checked_tensor, is_layer
+from checkpoint_io.pickle_data import Record, TensorView, shown
+from config import curriculum as curricula
+from config.curriculum import Curriculum
+from discriminators.discriminators import DISCRIMINATORS, PUBLISHED_WIDTH
+from siren.siren import FIELDS
+
+GENERATOR = "ImplicitGenerator3d"
+AVERAGE = "ExponentialMovingAverage"
+MAX_MODULES = 2_000
+MAX_PREFIX = 500  # characters
+ENCODER_OUTPUTS = 3  # logit, pitch, yaw; the others guess the latent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PublishedGenerator:
+    """A generator: its field's class, its parameters in their own order, and its settings.
+
+    box_side: of the cube that is scaled to [-1, 1], scene units; None where points enter as they
+    are. step: as the object says, which lags behind in files written between snapshots.
+    """
+
+    model: str
+    parameters: dict[str, Tensor]
+    box_side: float | None
+    step: int
+
+    def adapt(self, curriculum: Curriculum) -> Curriculum:
+        """The curriculum with this generator's networks in place of its own.
+
+        Raises:
+            StateError: the parameters are not those of any field that we know.
+            UsageError: the curriculum refuses the numbers.
+        """
+        shapes = {name: tuple(value.shape) for name, value in self.parameters.items()}
+        mapping = _matrix(shapes, "siren.mapping_network.network.0.weight")
+        layers = sum(is_layer(name) for name in shapes)
+        width = _matrix(shapes, "siren.final_layer.weight")[1]
+        kind = FIELDS[self.model]
+        changes = {
+            "model": self.model,
+            "latent_dim": mapping[1],
+            "mapping_hidden_dim": mapping[0],
+            "hidden_dim": None if width == kind.default_hidden_dim else width,
+            "num_layers": None if layers == PUBLISHED_NUM_LAYERS else layers,
+            "box_side": self._own_box_side(),
+            "density_scale": 1.0,
+        }
+        return _changed(curriculum, changes)
+
+    def _own_box_side(self) -> float | None:
+        """None where it is the class's own."""
+        usual = FIELDS[self.model].default_box_side
+        if self.box_side is None or (usual is not None and math.isclose(self.box_side, usual)):
+            return None
+        return self.box_side
+
+    def averaged(self, average: "PublishedAverage") -> dict[str, Tensor]:
+        """The averages by the names of this generator's parameters.
+
+        Raises:
+            StateError: they belong to another generator.
+        """
+        if len(average.shadow) != len(self.parameters):
+            raise StateError(
+                f"holds {len(average.shadow)} averages for {len(self.parameters)} parameters"
+            )
+        return {
+            name: checked_tensor(name, value, own.shape)
+            for (name, own), value in zip(self.parameters.items(), average.shadow, strict=True)
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PublishedAverage:
+    """Averages by position, and how many updates they have seen; None where it was not counted."""
+
+    shadow: list[Tensor]
+    num_updates: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PublishedDiscriminator:
+    """A discriminator: its class and its parameters in their own order."""
+
+    kind: str
+    parameters: dict[str, Tensor]
+
+    def adapt(self, curriculum: Curriculum) -> Curriculum:
+        """The curriculum with this discriminator's networks in place of its own.
+
+        Raises:
+            StateError: the parameters are not those of any discriminator that we know.
+            UsageError: the curriculum refuses the numbers.
+        """
+        shapes = {name: tuple(value.shape) for name, value in self.parameters.items()}
+        outputs, width = _matrix(shapes, "final_layer.weight", dimensions=4)[:2]
+        kind = DISCRIMINATORS[self.kind]
+        latent_dim = curriculum.settings.latent_dim
+        if kind.predicts_identity and outputs - ENCODER_OUTPUTS != latent_dim:
+            guessed = outputs - ENCODER_OUTPUTS
+            raise StateError(f"guesses latents of {guessed} numbers, they have {latent_dim}")
+        usual = min(PUBLISHED_WIDTH, kind.widths[-1])
+        return _changed(
+            curriculum,
+            {"discriminator": self.kind, "discriminator_width": None if width == usual else width},
+        )
+
+
+def _matrix(
+    shapes: dict[str, tuple[int, ...]], name: str, *, dimensions: int = 2
+) -> tuple[int, ...]:
+    shape = shapes.get(name, ())
+    if len(shape) != dimensions:
+        raise StateError(f"lacks {name}" if not shape else f"has {name} of shape {list(shape)}")
+    return shape
+
+
+def _changed(curriculum: Curriculum, changes: dict[str, Any]) -> Curriculum:
+    """The curriculum with other settings; those that it has already stay unwritten."""
+    now = {key: value for key, value in changes.items()
+           if getattr(curriculum.settings, key) != value}  # fmt: skip
+    if not now:
+        return curriculum
+    return curricula.build(curriculum.name, {**curriculum.source, **now})
+
+
+def generator_of(root: Any) -> PublishedGenerator | None:
+    """The published generator that a file holds; None where it holds something else.
+
+    Raises:
+        StateError: it holds one that is not whole.
+    """
+    if not isinstance(root, Record) or root.short_name != GENERATOR:
+        return None
+    siren = _modules(root).get("siren")
+    if siren is None or siren.short_name not in FIELDS:
+        raise StateError(f"holds a {GENERATOR} without a field that is known")
+    usual = FIELDS[siren.short_name].default_box_side
+    warp = _modules(siren).get("gridwarper")
+    if warp is None and usual is not None:
+        raise StateError(f"holds a {siren.short_name} without its gridwarper")
+    return PublishedGenerator(
+        model=siren.short_name,
+        parameters=dict(_parameters(root)),
+        box_side=None if warp is None else 2 / _scale_factor(warp),
+        step=_count(root.attributes.get("step", 0), "step") or 0,
+    )
+
+
+def discriminator_of(root: Any) -> PublishedDiscriminator | None:
+    """The published discriminator that a file holds; None where it holds something else.
+
+    Raises:
+        StateError: it holds one that is not whole.
+    """
+    if not isinstance(root, Record) or root.short_name not in DISCRIMINATORS:
+        return None
+    return PublishedDiscriminator(kind=root.short_name, parameters=dict(_parameters(root)))
+
+
+def average_of(root: Any) -> PublishedAverage | None:
+    """The published average that a file holds, as an object or a dict; None for something else.
+
+    Raises:
+        StateError: it holds one that is not whole.
+    """
+    if isinstance(root, Record) and root.short_name == AVERAGE:
+        root = root.attributes
+    elif not isinstance(root, dict) or "shadow_params" not in root:
+        return None
+    shadow = root.get("shadow_params")
+    if not isinstance(shadow, list) or not all(isinstance(view, TensorView) for view in shadow):
+        raise StateError("holds averages that are no list of tensors")
+    return PublishedAverage(
+        shadow=[view.tensor() for view in shadow],
+        num_updates=_count(root.get("num_updates"), "num_updates"),
+    )
+
+
+def describe(root: Any) -> str:
+    """What a file holds, in a few words, for a person who gave the wrong one."""
+    if isinstance(root, Record):
+        if root.name.startswith("torch."):
+            return f"a {root.short_name} of PyTorch, which is no whole network"
+        return f"a published {root.short_name}"
+    if isinstance(root, TensorView):
+        return "a single tensor"
+    if isinstance(root, dict):
+        if isinstance(root.get("kind"), str) and isinstance(root.get("format"), str):
+            return f"a {shown(root['kind'])}"
+        if "shadow_params" in root:
+            return "a published average"
+        keys = ", ".join(shown(str(key)) for key in list(root)[:3])
+        return f"a dict of {keys}, ..." if root else "an empty dict"
+    kinds = {list: "a list", tuple: "a list", str: "text", type(None): "nothing"}
+    return kinds.get(type(root), "a number")
+
+
+def _count(value: object, name: str) -> int | None:
+    if value is None:
+        return None
+    if type(value) is not int or value < 0:
+        raise StateError(f"has a {type(value).__name__} as its {name}, or a negative number")
+    return value
+
+
+def _scale_factor(warp: Record) -> float:
+    value: Any = warp.attributes.get("scale_factor")
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise StateError("has a gridwarper without a scale_factor above 0")
+    return float(value)
+
+
+def _modules(module: Record) -> dict[str, Record]:
+    """The modules directly in module, in order."""
+    inner = module.attributes.get("_modules")
+    if not isinstance(inner, dict):
+        raise StateError(f"holds a {module.short_name} that is no module")
+    return {str(name): each for name, each in inner.items() if isinstance(each, Record)}
+
+
+def _parameters(root: Record) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of all parameters and buffers, in the order of parameters()."""
+    seen: set[int] = set()
+    waiting = [("", root)]
+    while waiting:
+        prefix, module = waiting.pop()
+        # Walking through a module twice could take for ever: a file can hold itself.
+        if id(module) in seen or len(seen) > MAX_MODULES or len(prefix) > MAX_PREFIX:
+            raise StateError(f"holds the module {shown(prefix)} twice, or modules without end")
+        seen.add(id(module))
+        for kind in ("_parameters", "_buffers"):
+            own = module.attributes.get(kind)
+            if not isinstance(own, dict):
+                raise StateError(f"holds a {module.short_name} that is no module")
+            for name, view in own.items():
+                if isinstance(view, TensorView):
+                    yield f"{prefix}{name}", view.tensor()
+                elif view is not None:
+                    raise StateError(f"holds no tensor as {shown(f'{prefix}{name}')}")
+        inner = [(f"{prefix}{name}.", each) for name, each in _modules(module).items()]
+        waiting.extend(reversed(inner))
+
+
+def plain(root: Any, what: str) -> dict[str, Any]:
+    """The dict that an optimizer's or a scaler's file holds, with real tensors.
+
+    Raises:
+        StateError: it holds something else.
+        BadPickleError: its values are no plain ones.
+    """
+    if not isinstance(root, dict):
+        raise StateError(f"holds {describe(root)}, not the state dict of {what}")
+    copied: dict[str, Any] = tensor_files.plain(root)
+    return copied

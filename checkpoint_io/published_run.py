@@ -1,0 +1,211 @@
+"""BOUNDARY: a published run on disk: seven files, from which training goes on.
+
+The optimizers' numbers are positions among the parameters of their network, in the published
+order. Rates, betas and the implementation of Adam are never taken from the files.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from checkpoint_io import published, tensor_files
+from checkpoint_io.checkpoints import complaints
+from checkpoint_io.network_state import (
+    StateError,
+    build_discriminator,
+    build_generator,
+    checked_moments,
+    checked_scaler,
+    entry,
+)
+from checkpoint_io.pickle_data import Record
+from checkpoint_io.published import PublishedAverage, PublishedDiscriminator, PublishedGenerator
+from config.curriculum import Curriculum
+from generators.generators import ImplicitGenerator3d
+from system.flags import UsageError
+from training.adversarial import EMA_DECAYS, generator_groups
+
+GENERATOR_FILE, DISCRIMINATOR_FILE = "generator.pth", "discriminator.pth"
+AVERAGE_FILES = ("ema.pth", "ema2.pth")
+OPTIMIZER_FILES = ("optimizer_G.pth", "optimizer_D.pth", "scaler.pth")
+FILES = (GENERATOR_FILE, DISCRIMINATOR_FILE, *AVERAGE_FILES, *OPTIMIZER_FILES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PublishedRun:
+    """What the seven files hold; averages and optimizers as they are, still to be checked."""
+
+    folder: Path
+    generator: PublishedGenerator
+    discriminator: PublishedDiscriminator
+    averages: tuple[PublishedAverage, PublishedAverage]
+    generator_optimizer: Mapping[str, Any]
+    discriminator_optimizer: Mapping[str, Any]
+    scaler: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Updates done: as the averages counted, since the generator's own step lags behind."""
+        counted = self.averages[0].num_updates
+        return self.generator.step if counted is None else counted
+
+    def adapt(self, curriculum: Curriculum) -> Curriculum:
+        """The curriculum with this run's widths and box in place of its own.
+
+        Raises:
+            UsageError: the run has other classes of networks than the curriculum.
+        """
+        settings = curriculum.settings
+        pairs = (
+            (self.generator.model, settings.model),
+            (self.discriminator.kind, settings.discriminator),
+        )
+        for own, wanted in pairs:
+            if own != wanted:
+                raise UsageError(
+                    f"{self.folder}: was trained with {own}, curriculum {curriculum.name} has "
+                    f"{wanted}; give the curriculum of the run"
+                )
+        with complaints(self.folder / GENERATOR_FILE):
+            curriculum = self.generator.adapt(curriculum)
+        with complaints(self.folder / DISCRIMINATOR_FILE):
+            return self.discriminator.adapt(curriculum)
+
+    def state(self, curriculum: Curriculum) -> dict[str, Any]:
+        """What a training_state.pth of this run holds, besides its curriculum.
+
+        The number of images seen was never written; it starts at 0.
+
+        Args:
+            curriculum: that of adapt.
+
+        Raises:
+            UsageError: a file does not fit the networks.
+        """
+        with complaints(self.folder / GENERATOR_FILE):
+            generator = build_generator(curriculum, self.generator.parameters)
+        with complaints(self.folder / DISCRIMINATOR_FILE):
+            discriminator = build_discriminator(curriculum, self.discriminator.parameters)
+        groups = generator_groups(generator, has_slow_mapping=curriculum.settings.unique_lr)
+        with complaints(self.folder / "optimizer_G.pth"):
+            order = [parameter for group, _ in groups for parameter in group]
+            of_generator = self._moments(
+                self.generator_optimizer, generator, self.generator.parameters, order
+            )
+        with complaints(self.folder / "optimizer_D.pth"):
+            of_discriminator = self._moments(
+                self.discriminator_optimizer,
+                discriminator,
+                self.discriminator.parameters,
+                list(discriminator.parameters()),
+            )
+        with complaints(self.folder / "scaler.pth"):
+            scaler = checked_scaler(self.scaler)
+        return {
+            "images_seen": 0,
+            "seed": 0,
+            "generator": generator.state_dict(),
+            "discriminator": discriminator.state_dict(),
+            "averages": [
+                {"decay": decay, **self._average(file, average, generator)}
+                for decay, file, average in zip(
+                    EMA_DECAYS, AVERAGE_FILES, self.averages, strict=True
+                )
+            ],
+            "generator_optimizer": of_generator,
+            "discriminator_optimizer": of_discriminator,
+            "scaler": scaler,
+            "skipped": 0,
+        }
+
+    def _average(
+        self, file: str, average: PublishedAverage, generator: ImplicitGenerator3d
+    ) -> dict[str, Any]:
+        with complaints(self.folder / file):
+            by_name = self.generator.averaged(average)
+        return {
+            "num_updates": self.step if average.num_updates is None else average.num_updates,
+            "shadow": [by_name[name] for name, _ in generator.named_parameters()],
+        }
+
+    def _moments(
+        self,
+        optimizer: Mapping[str, Any],
+        network: nn.Module,
+        names: Iterable[str],
+        order: Sequence[nn.Parameter],
+    ) -> dict[str, Any]:
+        """An optimizer's state dict in our order of the network's parameters.
+
+        One group of the file holds all of them, in the order of names. Where the mapping network
+        was to have its own rate, the published code made a second group, which is empty.
+        """
+        groups = entry(optimizer, "param_groups", list)
+        counts = [len(entry(group, "params", list)) for group in groups if isinstance(group, dict)]
+        own = dict(network.named_parameters())
+        published_order = [own[name] for name in names]
+        if sum(counts) != len(published_order):
+            raise StateError(
+                f"is of {sum(counts)} parameters, the network has {len(published_order)}"
+            )
+        moments = checked_moments(optimizer, published_order)
+        position = {id(parameter): index for index, parameter in enumerate(order)}
+        state = {position[id(published_order[index])]: m for index, m in moments.items()}
+        return {"state": state, "param_groups": []}
+
+
+def is_one(folder: Path) -> bool:
+    """Whether a folder holds a published run, or parts of one; a generator of ours is none.
+
+    Raises:
+        UsageError: its generator cannot be read.
+    """
+    if any((folder / name).is_file() for name in OPTIMIZER_FILES):  # ours has none
+        return True
+    path = folder / GENERATOR_FILE
+    return path.is_file() and isinstance(tensor_files.read(path), Record)
+
+
+def open_run(folder: Path) -> PublishedRun:
+    """What the seven files in folder hold.
+
+    Raises:
+        UsageError: some are missing or hold something else.
+    """
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise UsageError(
+            f"{folder}: a published run has seven files; {', '.join(missing)} is not there"
+        )
+    found: dict[str, Any] = {}
+    for name in FILES:
+        with complaints(folder / name):
+            found[name] = _content(name, tensor_files.read(folder / name))
+    return PublishedRun(
+        folder=folder,
+        generator=found[GENERATOR_FILE],
+        discriminator=found[DISCRIMINATOR_FILE],
+        averages=(found["ema.pth"], found["ema2.pth"]),
+        generator_optimizer=found["optimizer_G.pth"],
+        discriminator_optimizer=found["optimizer_D.pth"],
+        scaler=found["scaler.pth"],
+    )
+
+
+def _content(name: str, root: Any) -> Any:
+    """What a file of that name must hold."""
+    readers = {
+        GENERATOR_FILE: published.generator_of,
+        DISCRIMINATOR_FILE: published.discriminator_of,
+        "ema.pth": published.average_of,
+        "ema2.pth": published.average_of,
+    }
+    if name not in readers:
+        return published.plain(root, "a scaler" if name == "scaler.pth" else "an optimizer")
+    content = readers[name](root)
+    if content is None:
+        raise StateError(f"holds {published.describe(root)}")
+    return content

@@ -1,0 +1,1 @@
+"""Curricula: their schema, and the settings that hold at each training step."""

@@ -1,0 +1,1 @@
+"""Processes of a training run, and the collective operations between them."""

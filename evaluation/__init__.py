@@ -1,1 +1,0 @@
-"""How good pictures and geometry are: pure functions of images, depths, poses and features."""

@@ -1,0 +1,1 @@
+"""Metrics of image quality and of 3D quality."""

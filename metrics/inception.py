@@ -1,0 +1,200 @@
+"""BOUNDARY: the Inception network of FID: its weights, and the libraries that evaluate it.
+
+torch-fidelity and pytorch-fid hold the same network and read the same file of weights. Neither is
+needed for training or rendering: requirements-eval.txt names them.
+"""
+
+import contextlib
+import hashlib
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from checkpoint_io import tensor_files
+from system.flags import UsageError, nearest_path
+
+# The first digits of the SHA-256 are part of the published file's name.
+FILE_NAMES = (
+    "weights-inception-2015-12-05-6726825d.pth",  # torch-fidelity's name for it
+    "pt_inception-2015-12-05-6726825d.pth",  # pytorch-fid's
+)
+HASH_PREFIX = "6726825d"
+URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE_NAMES[0]}"
+CONNECT_SECONDS = 10.0  # without internet a run shall say so, not wait
+HINT = "pip install -r requirements-eval.txt"
+NUM_FEATURES, NUM_LOGITS = 2048, 1008
+
+Network = Callable[[Tensor], Tensor]  # uint8 images (B, 3, H, W) -> float32 (B, D)
+
+
+class Unavailable(UsageError):
+    """Something that FID needs is not here; the text says what, and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """A file of weights; is_official: it is the one that published figures are computed with."""
+
+    path: Path
+    sha256: str
+
+    @property
+    def is_official(self) -> bool:
+        """Whether figures computed with it are comparable with anyone else's."""
+        return self.sha256.startswith(HASH_PREFIX)
+
+
+def find_weights(given: Path | None, *, takes_any: bool = False) -> Weights:
+    """The file of weights: the given one, the one in PyTorch's cache, or downloaded into it.
+
+    Raises:
+        UsageError: the given file is not there, or is another one and takes_any does not hold.
+        Unavailable: none was given and it cannot be downloaded.
+    """
+    path = given if given is not None else _cached_or_downloaded()
+    if not path.is_file():
+        raise UsageError(f"--inception_weights {path}: no such file.{nearest_path(path)}")
+    weights = Weights(path=path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    if not weights.is_official and not takes_any:
+        raise UsageError(
+            f"{path}: is not the published Inception network (its SHA-256 begins with "
+            f"{weights.sha256[:8]}, not {HASH_PREFIX}), so its figures mean nothing beside others; "
+            "--any_inception_weights takes it all the same"
+        )
+    return weights
+
+
+def _cached_or_downloaded() -> Path:
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    for name in FILE_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    path = folder / FILE_NAMES[0]
+    try:
+        urllib.request.urlopen(URL, timeout=CONNECT_SECONDS).close()
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(URL, str(path), hash_prefix=HASH_PREFIX)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise Unavailable(
+            f"the Inception network cannot be downloaded ({error}); fetch {FILE_NAMES[0]} "
+            "elsewhere and name it with --inception_weights"
+        ) from error
+    return path
+
+
+def require_torchvision() -> None:
+    """Import torchvision, also where only its compiled operators do not fit this PyTorch.
+
+    Beside a PyTorch for processors, torchvision from PyPI cannot load its compiled operators, which
+    want CUDA's libraries, and then stumbles over describing the first of them. Neither library
+    uses them (they are for detection): declaring their names is enough.
+
+    Raises:
+        Unavailable: it is not installed.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except ImportError as error:
+        raise Unavailable(f"{error.name or 'torchvision'} is not installed; {HINT}") from error
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            if not hasattr(torch.ops.torchvision, name):
+                library.define(f"{name}() -> ()")
+        _DECLARED.append(library)  # names are forgotten with the object that declared them
+        import torchvision  # noqa: F401
+
+
+_DECLARED: list[torch.library.Library] = []
+
+
+def fidelity_network(weights: Weights, device: torch.device) -> Network:
+    """torch-fidelity's network: NUM_FEATURES features, then NUM_LOGITS logits without bias.
+
+    Raises:
+        Unavailable: torch-fidelity is not installed.
+        UsageError: the file does not hold this network.
+    """
+    library = fidelity()
+    with _explained(weights):
+        network = library.FeatureExtractorInceptionV3(
+            "inception-v3-compat",
+            ["2048", "logits_unbiased"],
+            feature_extractor_weights_path=str(weights.path),
+        ).to(device)
+
+    @torch.no_grad()
+    def evaluate(images: Tensor) -> Tensor:
+        return torch.cat(network(images.to(device)), dim=1)
+
+    return evaluate
+
+
+def fidelity() -> Any:
+    """The module torch_fidelity.
+
+    Raises:
+        Unavailable: it is not installed.
+    """
+    require_torchvision()
+    try:
+        import torch_fidelity
+    except ImportError as error:
+        raise Unavailable(f"{error.name or 'torch-fidelity'} is not installed; {HINT}") from error
+    return torch_fidelity
+
+
+def pytorch_fid_network(weights: Weights, device: torch.device) -> Network:
+    """pytorch-fid's network: NUM_FEATURES features.
+
+    Raises:
+        Unavailable: pytorch-fid is not installed.
+        UsageError: the file does not hold this network.
+    """
+    require_torchvision()
+    try:
+        from pytorch_fid import inception as library
+    except ImportError as error:
+        raise Unavailable(f"{error.name or 'pytorch-fid'} is not installed; {HINT}") from error
+    # It downloads a file of its own unless its one way to the file leads to ours.
+    download = library.load_state_dict_from_url
+    with _explained(weights), torch.random.fork_rng(devices=[]):
+        try:
+            library.load_state_dict_from_url = lambda *_, **__: _state(weights.path)
+            network = library.InceptionV3().to(device).eval()
+        finally:
+            library.load_state_dict_from_url = download
+
+    @torch.no_grad()
+    def evaluate(images: Tensor) -> Tensor:
+        (features,) = network(images.to(device).float() / 255)
+        return features.flatten(1)
+
+    return evaluate
+
+
+def _state(path: Path) -> Any:
+    return tensor_files.plain(tensor_files.read(path))
+
+
+@contextlib.contextmanager
+def _explained(weights: Weights) -> Iterator[None]:
+    """What is wrong with a file of weights, in one line; a file that could run code is refused."""
+    try:
+        _state(weights.path)
+        yield
+    except UsageError:
+        raise
+    except Exception as error:  # load_state_dict raises almost anything
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"{weights.path}: does not hold the weights of FID's Inception network ({first})"
+        ) from error

@@ -1,0 +1,235 @@
+"""BOUNDARY: real images for evaluation: chosen from a data set, written to a folder, read back.
+
+The folder holds the images under their numbers and `real_images.json`, which says how they were
+made. Folders that the published script wrote (numbered jpg files and nothing else) are read too.
+
+Legend: N images, H = W = image_size.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from checkpoint_io import checkpoints
+from datasets import DatasetOptions
+from image_io.decoding import FORMATS, Framing, Pixels, decode_all
+from image_io.files import Listing, Skipped, find_pictures, opened
+from scenes.toy_car_images import toy_car_images
+from system.flags import UsageError
+
+Protocol = Literal["clean", "published"]
+PROTOCOLS: tuple[Protocol, ...] = ("clean", "published")
+JPEG_QUALITY = 75  # Pillow's default, with which the published script writes
+MANIFEST = "real_images.json"
+CHOICE_SEED = 0  # of which images are taken, and of the published protocol's mirror images
+CHUNK = 64  # pictures between two steps of a progress bar
+
+
+def suffix(protocol: Protocol) -> str:
+    """The ending of image files under a protocol."""
+    return ".jpg" if protocol == "published" else ".png"
+
+
+def encoded(pixels: Pixels, protocol: Protocol) -> bytes:
+    """A file's bytes of an image (3, H, W) uint8: lossless, or JPEG as published."""
+    stream = io.BytesIO()
+    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    if protocol == "published":
+        image.save(stream, format="JPEG", quality=JPEG_QUALITY)
+    else:
+        image.save(stream, format="PNG", compress_level=1)
+    return stream.getvalue()
+
+
+def decoded(content: bytes) -> Tensor:
+    """The image (3, H, W) uint8 that a file's bytes show."""
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        pixels = np.array(image.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which real images: at most count of a data set, at one size, framed and mirrored or not."""
+
+    options: DatasetOptions
+    image_size: int
+    count: int
+    is_flipped: bool = False
+
+    def indices(self, available: int) -> list[int]:
+        """The numbers of the chosen ones, the same whoever asks."""
+        order = np.random.default_rng([CHOICE_SEED, available]).permutation(available)
+        return [int(index) for index in order[: self.count]]
+
+
+def chosen_images(
+    choice: Choice, listing: Listing, *, skip: int = 0
+) -> Iterator[list[Pixels | Skipped]]:
+    """The chosen images (3, H, W) uint8 in order, a few at a time, from number skip on.
+
+    Args:
+        choice: which.
+        listing: of the data set, from datasets.find_images.
+        skip: how many are not needed any more.
+    """
+    options = choice.options
+    wanted = choice.indices(listing.count)[skip:]
+    coins = np.random.default_rng([CHOICE_SEED, listing.count, 1]).random(skip + len(wanted))
+    number = skip
+    for block in _unflipped(options, listing, wanted, choice.image_size):
+        turned: list[Pixels | Skipped] = []
+        for item in block:
+            is_mirrored = choice.is_flipped and options.flip and coins[number] < 0.5
+            number += 1
+            if is_mirrored and not isinstance(item, Skipped):
+                item = np.ascontiguousarray(item[:, :, ::-1])
+            turned.append(item)
+        yield turned
+
+
+def _unflipped(
+    options: DatasetOptions, listing: Listing, wanted: Sequence[int], size: int
+) -> Iterator[list[Pixels | Skipped]]:
+    if options.kind == "ToyCars":
+        for start in range(0, len(wanted), CHUNK):
+            part = wanted[start : start + CHUNK]
+            yield list(toy_car_images(part, size, seed=options.seed).images.numpy())
+        return
+    framing = Framing(image_size=size, crop=options.crop, resize=options.resize)
+    with opened(listing) as open_file:
+        yield from decode_all(open_file, [listing.names[index] for index in wanted], framing)
+
+
+def manifest(choice: Choice, listing: Listing, protocol: Protocol) -> dict[str, Any]:
+    """What decides the written images."""
+    names = hashlib.sha256(json.dumps([listing.names, listing.stamps]).encode()).hexdigest()
+    return {
+        "protocol": protocol,
+        "image_size": choice.image_size,
+        "count": len(choice.indices(listing.count)),
+        "of": listing.count,
+        "dataset": {**asdict(choice.options), "listing": names},
+        "is_flipped": choice.is_flipped and choice.options.flip,
+        "file_format": f"JPEG quality {JPEG_QUALITY}" if protocol == "published" else "PNG",
+    }
+
+
+def file_path(folder: Path, number: int, protocol: Protocol) -> Path:
+    """Where image number lies; the published script's names."""
+    return folder / f"{number:05d}{suffix(protocol)}"
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Not forced to the disk: there are thousands of them.
+
+    Raises:
+        OSError: it cannot be written; filename is path.
+    """
+    with checkpoints.replaced(path, is_synced=False) as file:
+        file.write(content)
+
+
+def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """Say in folder how its images are made.
+
+    Raises:
+        UsageError: it holds images that were made in another way.
+    """
+    path = folder / MANIFEST
+    own = json.loads(json.dumps(content))
+    if path.is_file():
+        if read_manifest(folder) != own:
+            raise UsageError(
+                f"{folder} holds real images that were made in another way (see {MANIFEST}); "
+                "give another --output_dir"
+            )
+        return
+    if folder.is_dir() and any(folder.glob("*.*")):
+        raise UsageError(f"{folder} holds files that are not ours; give another --output_dir")
+    with checkpoints.replaced(path) as file:
+        file.write(json.dumps(own, indent=1).encode())
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """How the images in folder were made, None where nothing says so."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RealSet:
+    """A folder of real images, all of one square size."""
+
+    folder: Path
+    names: tuple[str, ...]
+    image_size: int
+    made: dict[str, Any] | None
+    listing_key: str  # changes with names, sizes and times of the files; found without reading them
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def content(self, number: int) -> bytes:
+        """The bytes of one file."""
+        return (self.folder / self.names[number]).read_bytes()
+
+    def image(self, number: int) -> Tensor:
+        """One image (3, H, W) uint8.
+
+        Raises:
+            UsageError: it is damaged or has another size than the first.
+        """
+        path = self.folder / self.names[number]
+        try:
+            image = decoded(self.content(number))
+        except Exception as error:  # Pillow raises almost anything on damaged files
+            raise UsageError(f"{path}: cannot be read ({error})") from error
+        if tuple(image.shape[1:]) != (self.image_size,) * 2:
+            raise UsageError(
+                f"{path}: is {image.shape[2]} x {image.shape[1]} pixels, and all real images must "
+                "be squares of one size; fid_evaluation.py writes them from a data set"
+            )
+        return image
+
+    def content_hash(self) -> str:
+        """A hash of the images' files, whatever their names and place are."""
+        digest = hashlib.sha256()
+        for number in range(len(self)):
+            digest.update(hashlib.sha256(self.content(number)).digest())
+        return digest.hexdigest()
+
+
+def open_real_set(folder: Path) -> RealSet:
+    """The images in a folder.
+
+    Raises:
+        UsageError: there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        hint = "; fid_evaluation.py writes real images from a data set"
+        raise UsageError(f"--real_image_dir {folder}: is no folder{hint}")
+    listing = find_pictures(str(folder))
+    first = listing.names[0]
+    with Image.open(folder / first, formats=FORMATS) as image:
+        size = image.width
+    key = [str(folder.resolve()), listing.names, listing.stamps]
+    return RealSet(
+        folder=folder,
+        names=listing.names,
+        image_size=size,
+        made=read_manifest(folder),
+        listing_key=hashlib.sha256(json.dumps(key).encode()).hexdigest(),
+    )

@@ -1,0 +1,241 @@
+"""BOUNDARY: 3D quality of a saved generator: figures over many objects, and their plot.
+
+Object i and its reference camera are those of image i of an evaluation (`evaluation.samples`); it
+is compared with itself from the same pitch and a yaw that is turned by each of the offsets.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from checkpoint_io import checkpoints
+from checkpoint_io.checkpoints import SavedGenerator
+from generators.cameras import Poses
+from generators.volumetric_rendering import RenderOptions
+from geometry import mesh_extraction
+from geometry.density_grid import Cube
+from geometry.mesh_extraction import Wanted
+from metrics import consistency, samples
+from metrics.mesh_sanity import MeshSanity, mesh_sanity
+from metrics.pose_accuracy import pose_errors
+from metrics.samples import SampleOptions
+from metrics.surfaces import Surface, surface
+from rendering import viewing
+from rendering.viewing import SceneObject
+from system.flags import UsageError
+
+YAW_OFFSETS = (-0.5, -0.375, -0.25, -0.125, 0.125, 0.25, 0.375, 0.5)  # radians
+POSE_IMAGES = 256
+SHAPE_RESOLUTION = 96  # voxels along each axis of the meshes whose sanity is looked at
+PANELS = (  # figure, title, unit: of the plot
+    ("psnr_db", "Reprojection: PSNR", "dB, higher is better"),
+    ("l1", "Reprojection: L1", "of colors in [0, 1]"),
+    ("depth_agreement", "Depths within 1% of the range", "percent of compared pixels"),
+    ("color_change", "Color change by viewing direction", "L1 of colors in [0, 1]"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsistencyOptions:
+    """What is measured: how many objects, at which size, turned by which offsets (radians)."""
+
+    num_objects: int = 16
+    image_size: int = 128
+    yaw_offsets: tuple[float, ...] = YAW_OFFSETS
+    points_per_chunk: int = viewing.CPU_CHUNK
+
+
+def measure(
+    saved: SavedGenerator, sampling: SampleOptions, options: ConsistencyOptions
+) -> dict[str, Any]:
+    """All 3D figures of a generator, as metrics.json holds them.
+
+    Args:
+        saved: the generator.
+        sampling: which objects and cameras; its render options but for size and samples.
+        options: how much to measure.
+    """
+    render = replace(
+        sampling.render,
+        image_size=options.image_size,
+        num_steps=2 * sampling.render.num_steps,
+    )
+    rows = []  # one per object and offset
+    opacity, shapes = [], []
+    for index in tqdm(range(options.num_objects), unit="object", desc="consistency"):
+        found, half = _measure_object(saved, sampling, render, options, index)
+        rows += found
+        opacity.append(half)
+        shapes.append(_shape(saved, sampling, render, index))
+    return {
+        "settings": {
+            **asdict(options),
+            "render": asdict(render),
+            "tolerance": consistency.TOLERANCE,
+            "half_transparent_between": consistency.HALF_TRANSPARENT,
+        },
+        "mean": {
+            **{name: _mean([row[name] for row in rows]) for name in _names(rows)},
+            "half_transparent": _mean(opacity),
+        },
+        "by_yaw": [_summary(rows, offset) for offset in options.yaw_offsets],
+        "shape": {
+            "resolution": SHAPE_RESOLUTION,
+            **{name: _mean([shape[name] for shape in shapes]) for name in shapes[0]},
+        },
+        "pose": _pose_accuracy(saved, sampling, options),
+    }
+
+
+def _names(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    return [name for name in rows[0] if name != "yaw_offset"]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    """The mean of the finite ones; None where there are none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else None
+
+
+def _summary(rows: Sequence[Mapping[str, float]], offset: float) -> dict[str, Any]:
+    """Mean and quartiles over the objects of all figures at one offset."""
+    own = [row for row in rows if row["yaw_offset"] == offset]
+    entry: dict[str, Any] = {"yaw_offset": offset}
+    for name in _names(rows):
+        values = torch.tensor([row[name] for row in own], dtype=torch.float64)
+        values = values[values.isfinite()]
+        quartiles = values.quantile(values.new_tensor([0.25, 0.75])) if len(values) else None
+        entry[name] = _mean(values.tolist())
+        entry[f"{name}_quartiles"] = None if quartiles is None else quartiles.tolist()
+    return entry
+
+
+@torch.no_grad()
+def _measure_object(
+    saved: SavedGenerator,
+    sampling: SampleOptions,
+    render: RenderOptions,
+    options: ConsistencyOptions,
+    index: int,
+) -> tuple[list[dict[str, float]], float]:
+    """A row of figures per offset, and the share of half-transparent rays over all views."""
+    generator = saved.generator
+    z, poses = samples.sample_scene(index, generator.z_dim, sampling)
+    film = samples.sample_film(generator, z, sampling)
+
+    def seen(offset: float) -> tuple[Surface, float]:
+        turned = Poses(poses.pitch, poses.yaw + offset)
+        view = generator.render(film, turned, render, points_per_chunk=options.points_per_chunk)
+        half = float(consistency.half_transparent(view.opacities))
+        return surface(view, turned, render), half
+
+    here, half = seen(0.0)
+    halves = [half]
+    change = consistency.color_change(
+        generator.field(film),
+        here,
+        options.yaw_offsets,
+        render,
+        points_per_chunk=options.points_per_chunk,
+    )
+    rows = []
+    for offset, color_change in zip(options.yaw_offsets, change, strict=True):
+        there, half = seen(offset)
+        halves.append(half)
+        figures = consistency.compare(here, there)._asdict()
+        row = {name: float(value) for name, value in figures.items()}
+        rows.append({"yaw_offset": offset, **row, "color_change": float(color_change)})
+    return rows, sum(halves) / len(halves)
+
+
+@torch.no_grad()
+def _shape(
+    saved: SavedGenerator, sampling: SampleOptions, render: RenderOptions, index: int
+) -> dict[str, float]:
+    """What is odd about the mesh of an object, at the level that agrees best with its renders."""
+    z, _ = samples.sample_scene(index, saved.generator.z_dim, sampling)
+    thing = SceneObject(str(index), samples.sample_film(saved.generator, z, sampling))
+    side = render.visible_side
+    cube = Cube(center=(0.0, 0.0, 0.0), side=side, resolution=SHAPE_RESOLUTION)
+    try:
+        shape = mesh_extraction.take_shape(
+            saved, thing, cube, render, Wanted(keeps_all=True),
+            points_per_chunk=viewing.CPU_CHUNK, progress=lambda *_: None,
+        )  # fmt: skip
+    except UsageError:  # nothing is opaque
+        return dict.fromkeys(MeshSanity._fields, 0.0)
+    found = mesh_sanity(shape.mesh, saved.curriculum.poses(), render, spacing=cube.spacing)
+    return {name: float(value) for name, value in found._asdict().items()}
+
+
+@torch.no_grad()
+def _pose_accuracy(
+    saved: SavedGenerator, sampling: SampleOptions, options: ConsistencyOptions
+) -> dict[str, Any] | None:
+    """Errors of the pose head beside the generator, degrees; None where there is none.
+
+    It is asked about the generator's own images at the size that it was trained on.
+    """
+    own_name = "generator.pth" if saved.average == "none" else f"{saved.average}.pth"
+    prefix = saved.path.name.removesuffix(own_name)
+    path = saved.path.with_name(f"{prefix}discriminator.pth")
+    if saved.curriculum.settings.pos_lambda == 0 or not path.is_file():
+        return None
+    _, critic = checkpoints.load_discriminator(path, saved.curriculum)
+    critic.to(next(saved.generator.parameters()).device)
+    size = saved.curriculum.stage_settings(saved.step - 1).img_size
+    own = replace(sampling, render=replace(sampling.render, image_size=size))
+    pitch_errors, yaw_errors = [], []
+    for index in tqdm(range(POSE_IMAGES), unit="image", desc="poses"):
+        image = samples.sample_image(
+            saved.generator, index, own, points_per_chunk=options.points_per_chunk
+        )
+        guess = critic(image[None], alpha=1.0).pose
+        if guess is None:
+            return None
+        _, poses = samples.sample_scene(index, saved.generator.z_dim, own)
+        errors = pose_errors(guess, poses)
+        pitch_errors.append(float(errors.pitch))
+        yaw_errors.append(float(errors.yaw))
+    return {
+        "images": POSE_IMAGES,
+        "pitch_error_degrees": _mean(pitch_errors),
+        "yaw_error_degrees": _mean(yaw_errors),
+        "pitch_error_median_degrees": float(torch.tensor(pitch_errors).median()),
+        "yaw_error_median_degrees": float(torch.tensor(yaw_errors).median()),
+    }
+
+
+def save_plot(path: Path, by_yaw: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Write a PNG of the figures against the turn of the camera: mean, and quartiles as a band."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    degrees = [math.degrees(entry["yaw_offset"]) for entry in by_yaw]
+    figure, axes = pyplot.subplots(2, 2, figsize=(9, 6.5), sharex=True, layout="constrained")
+    for axis, (name, heading, unit) in zip(axes.flat, PANELS, strict=True):
+        known = [i for i, entry in enumerate(by_yaw) if entry[name] is not None]
+        x = [degrees[i] for i in known]
+        bands = [by_yaw[i][f"{name}_quartiles"] for i in known]
+        low, high = ([band[end] for band in bands] for end in (0, 1))
+        axis.fill_between(x, low, high, alpha=0.25, linewidth=0)
+        axis.plot(x, [by_yaw[i][name] for i in known], marker="o", markersize=4)
+        axis.set_title(heading, fontsize=11)
+        axis.set_ylabel(unit, fontsize=9)
+        axis.grid(alpha=0.3)
+    axes[0, 1].set_ylim(bottom=0)
+    axes[1, 0].set_ylim(0, 102)
+    axes[1, 1].set_ylim(0, max(0.01, axes[1, 1].get_ylim()[1]))
+    for axis in axes[1]:
+        axis.set_xlabel("turn of the camera, degrees of yaw", fontsize=9)
+    figure.suptitle(f"{title}: mean and quartiles over the objects", fontsize=12)
+    with checkpoints.replaced(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+    pyplot.close(figure)

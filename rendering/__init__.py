@@ -1,0 +1,1 @@
+"""Objects from checkpoints, and frames along camera paths."""

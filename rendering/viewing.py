@@ -1,0 +1,301 @@
+"""BOUNDARY: from a saved generator to pictures: the flags and objects that the commands share.
+
+A command reads top-down: its parser is made of `add_generator`, `add_objects` and `add_rendering`;
+`open_generator` and `objects_to_show` give what they name, `render_options` how to render it.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import torch
+
+import curriculums
+from checkpoint_io import checkpoints
+from checkpoint_io.checkpoints import SavedGenerator
+from generators.cameras import Poses
+from generators.generators import ImplicitGenerator3d, View
+from generators.latents import sample_latents
+from generators.trajectories import Camera
+from generators.volumetric_rendering import RenderOptions
+from siren.film import Film
+from system import flags, machine
+from system.flags import UsageError
+
+Precision = Literal["exact", "fast"]
+MEAN_LATENTS = 10_000  # whose mean is the center of truncation, as published
+# Bytes that commands surely take, at the least: they stop nonsense, not what is only slow.
+PIXEL_BYTES = 100  # per pixel of a finished picture: rays, colors, depths
+SAMPLE_BYTES = 200  # per sample of one ray: rays are what is rendered at least at once
+VOXEL_BYTES = 4
+FRAME_BYTES = 200  # per frame: its camera
+IMAGE_BYTES = 2**13  # per image that is measured: its features
+OBJECT_BYTES = 2**12  # per object that is compared with itself: its figures
+FILM_BYTES = 8  # per feature of an object
+MEAN_SEED = 0  # of that mean: the same for every picture, so that seeds are reproducible
+# What --precision fast rounds operands to: float16 is eight times finer, processors have bfloat16.
+FAST_DTYPES = {"cpu": torch.bfloat16, "cuda": torch.float16}
+CPU_CHUNK, CUDA_CHUNK = 2**17, 2**19  # points in one call of the field; bounds the memory
+
+
+class SceneObject(NamedTuple):
+    """Something to look at: its name in file names, and its conditioning, (1, F) each.
+
+    camera: that of the photo which it was fitted to; None for a seed.
+    """
+
+    name: str
+    film: Film
+    camera: Camera | None = None
+
+
+def add_generator(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which generator; for open_generator."""
+    add = parser.add_argument
+    add("generator", type=Path, metavar="generator.pth", help="of a run, or a published one")
+    add("--curriculum", help="what it was trained with; our own files know it, "
+        "for published ones the default is CelebA")  # fmt: skip
+    add("--curriculum_file", type=Path, help="Python file with curriculum dicts of your own")
+    add("--ema", choices=["ema", "ema2", "none"], default="ema", help="which averaged parameters "
+        "beside the generator to use; none takes the raw ones")  # fmt: skip
+    flags.add_device(parser)
+
+
+def add_objects(parser: argparse.ArgumentParser, *, psi: float) -> argparse._MutuallyExclusiveGroup:
+    """Add the flags that say what to look at; for objects_to_show.
+
+    Returns:
+        The group of flags that name objects, of which a person gives one.
+    """
+    which = parser.add_mutually_exclusive_group()
+    flags.add_seeds(which)
+    which.add_argument("--fit", type=Path, nargs="+", default=[], metavar="fit.pth", help="objects "
+        "that inverse_render.py fitted to photos, in place of seeds")  # fmt: skip
+    parser.add_argument("--psi", type=flags.fraction, default=psi, help="truncation: 0 is the mean "
+        "object, 1 is the full variety")  # fmt: skip
+    return which
+
+
+def add_rendering(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how to render; for render_options."""
+    add = parser.add_argument
+    add("--image_size", type=flags.positive_int, default=256, help="pixels per side")
+    add("--ray_step_multiplier", type=flags.positive_int, default=2, help="samples per ray, as a "
+        "multiple of the curriculum's first stage")  # fmt: skip
+    add_field_flags(parser)
+
+
+def add_field_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of every evaluation of the field; for render_options and chunk_size."""
+    add = parser.add_argument
+    add("--max_batch_size", type=flags.positive_int, default=2_400_000, help="the most points in "
+        "one call of the field; a smaller number is chosen by itself")  # fmt: skip
+    add("--precision", choices=get_args(Precision), default="exact", help="fast rounds what the "
+        "field multiplies to half precision, and leaves out empty space")  # fmt: skip
+    add("--lock_view_dependence", action="store_true", help="show the field one viewing direction "
+        "for all rays")  # fmt: skip
+
+
+def open_generator(args: argparse.Namespace) -> SavedGenerator:
+    """The generator that the flags of add_generator name; says on stderr what it had to assume.
+
+    Raises:
+        UsageError: there is none, or it cannot be read.
+    """
+    curriculum = None
+    if args.curriculum is not None or args.curriculum_file is not None:
+        curriculum = curriculums.load(args.curriculum or "CelebA", file=args.curriculum_file)
+    device = flags.resolve_device(args.device)
+    saved = checkpoints.load_generator(
+        args.generator, ema=args.ema, device=device, curriculum=curriculum
+    )
+    if saved.is_published and curriculum is None:
+        print(f"{saved.path}: published files don't say their curriculum; taking the cameras of "
+              f"{saved.curriculum.name} (--curriculum names another)", file=sys.stderr)  # fmt: skip
+    _require_average(saved, args)
+    if saved.average != args.ema and saved.average == "none":
+        print(f"{saved.path}: no {args.ema}.pth beside it; using the raw parameters",
+              file=sys.stderr)  # fmt: skip
+    require_memory(saved, args)
+    if device.type == "cpu":
+        machine.use_one_thread_for(saved.generator.siren.hidden_dim)
+    set_precision(saved.generator, getattr(args, "precision", "exact"))  # not every command has it
+    return saved
+
+
+def _require_average(saved: SavedGenerator, args: argparse.Namespace) -> None:
+    """Refuse to show other parameters than those of --ema ema2, which nobody gets by default."""
+    if args.ema != "ema2" or saved.average == "ema2":
+        return
+    path: Path = args.generator
+    there = sorted(file.name for file in path.parent.glob("*.pth"))
+    reason = f"is {saved.average}.pth" if saved.average == "ema" else "has no ema2.pth beside it"
+    raise UsageError(f"--ema ema2: {path} {reason}; in that folder are {', '.join(there)}")
+
+
+def set_precision(generator: ImplicitGenerator3d, precision: Precision) -> None:
+    """How faithfully a generator that does not learn any more renders; see docs/speed.md."""
+    is_fast = precision == "fast"
+    device = next(generator.parameters()).device.type
+    generator.field_dtype = FAST_DTYPES.get(device) if is_fast else None
+    generator.skips_empty_space = is_fast
+
+
+def require_memory(saved: SavedGenerator, args: argparse.Namespace) -> None:
+    """Refuse numbers that cannot possibly fit; looks at those of a command's flags that it has.
+
+    Raises:
+        UsageError: names the flag that would take the most memory.
+    """
+    of = {key: value for key, value in vars(args).items() if value is not None}
+    device = next(saved.generator.parameters()).device
+    features = saved.generator.mapping(torch.zeros(1, saved.generator.z_dim, device=device))
+    object_bytes = FILM_BYTES * features.frequencies.numel()
+    at_once = of.get("batch_size", 1)
+    samples = saved.curriculum.stage_settings(0).num_steps * of.get("ray_step_multiplier", 1)
+    needed = {
+        "image_size": PIXEL_BYTES * at_once * of.get("image_size", 0) ** 2,
+        "consistency_size": PIXEL_BYTES * of.get("consistency_size", 0) ** 2,
+        "num_objects": OBJECT_BYTES * of.get("num_objects", 0),
+        "fit_size": PIXEL_BYTES * of.get("fit_size", 0) ** 2,
+        "ray_step_multiplier": SAMPLE_BYTES * at_once * samples,
+        "voxel_resolution": VOXEL_BYTES * of.get("voxel_resolution", 0) ** 3,
+        "num_frames": FRAME_BYTES * of.get("num_frames", 0) * len(of.get("seeds", [0])),
+        "seeds": object_bytes * len(of.get("seeds", [])),
+        "num_images": IMAGE_BYTES * of.get("num_images", 0),
+        "candidates": object_bytes * of.get("candidates", 0),
+    }
+    name = max(needed, key=needed.__getitem__)
+    value = "" if name == "seeds" else f" {of.get(name, '')}"
+    machine.require_memory(f"--{name}{value}", needed[name], device)
+
+
+def objects_to_show(saved: SavedGenerator, args: argparse.Namespace) -> list[SceneObject]:
+    """The fitted objects where there are some, else those of the seeds.
+
+    Raises:
+        UsageError: a fit cannot be read or belongs to another generator, or two have one name.
+    """
+    if not args.fit:
+        return objects_of_seeds(saved, args.seeds, psi=args.psi)
+    return fitted_objects(saved, args.fit)
+
+
+def fitted_objects(saved: SavedGenerator, paths: Sequence[Path]) -> list[SceneObject]:
+    """One object per file of inverse_render.py.
+
+    Raises:
+        UsageError: one cannot be read or belongs to another generator, or two have one name.
+    """
+    objects: dict[str, SceneObject] = {}
+    for path in paths:
+        # inverse_render.py calls every fit fit.pth; its folder has the photo's name.
+        name = path.absolute().parent.name if path.name == "fit.pth" else path.stem
+        if name in objects:
+            raise UsageError(f"--fit {path}: another fit is called {name} too; rename one")
+        fit = checkpoints.load_fit(path, saved)
+        objects[name] = SceneObject(name, fit.film, Camera(fit.pitch, fit.yaw, fit.fov_degrees))
+    return list(objects.values())
+
+
+def usual_camera(saved: SavedGenerator, shown: SceneObject) -> Camera:
+    """The camera of the object's photo, or the middle of the curriculum's cameras."""
+    pitch, yaw = saved.curriculum.poses().center()
+    return shown.camera or Camera(pitch, yaw, saved.curriculum.settings.fov)
+
+
+def objects_of_seeds(
+    saved: SavedGenerator, seeds: Sequence[int], *, psi: float, mean: Film | None = None
+) -> list[SceneObject]:
+    """One object per seed; a seed is the same object whatever stands beside it.
+
+    The latent is the first draw of a CPU stream with that seed, as published. mean is what
+    mean_film gives, where it is known already.
+    """
+    mean = mean_film(saved) if mean is None else mean
+    kind = saved.curriculum.settings.z_dist
+    device = next(saved.generator.parameters()).device
+    objects = []
+    with torch.no_grad():
+        for seed in seeds:
+            rng = torch.Generator().manual_seed(seed)
+            z = sample_latents(1, saved.generator.z_dim, kind=kind, rng=rng)
+            film = mean.lerp(saved.generator.mapping(z.to(device)), psi)
+            objects.append(SceneObject(str(seed), film))
+    return objects
+
+
+def mean_film(saved: SavedGenerator) -> Film:
+    """The center of truncation (1, F)."""
+    rng = torch.Generator().manual_seed(MEAN_SEED)
+    kind = saved.curriculum.settings.z_dist
+    latents = sample_latents(MEAN_LATENTS, saved.generator.z_dim, kind=kind, rng=rng)
+    return saved.generator.average_film(latents)
+
+
+def render_options(saved: SavedGenerator, args: argparse.Namespace) -> RenderOptions:
+    """How to render finished pictures with the flags of add_rendering."""
+    options = saved.curriculum.preview_render(saved.step, args.image_size)
+    return replace(
+        options,
+        num_steps=saved.curriculum.stage_settings(0).num_steps * args.ray_step_multiplier,
+        lock_view_dependence=options.lock_view_dependence or args.lock_view_dependence,
+    )
+
+
+def chunk_size(saved: SavedGenerator, args: argparse.Namespace) -> int:
+    """Points in one call of the field: what the memory bears, at most --max_batch_size."""
+    is_cuda = next(saved.generator.parameters()).device.type == "cuda"
+    return min(args.max_batch_size, CUDA_CHUNK if is_cuda else CPU_CHUNK)
+
+
+@torch.no_grad()
+def look(
+    saved: SavedGenerator,
+    film: Film,
+    pitch: float,
+    yaw: float,
+    options: RenderOptions,
+    *,
+    points_per_chunk: int,
+) -> View:
+    """The view of one object (1, F) from a camera at pitch and yaw, radians; not random."""
+    poses = Poses(torch.tensor([pitch]), torch.tensor([yaw]))
+    return saved.generator.render(film, poses, options, points_per_chunk=points_per_chunk)
+
+
+@contextlib.contextmanager
+def filled_folder(path: Path) -> Iterator[Path]:
+    """The folder of --output_dir; what was made of it goes away where nothing is written into it.
+
+    Raises:
+        UsageError: it cannot be made or is no folder.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield output_folder(path)
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
+        raise
+
+
+def output_folder(path: Path, *, flag: str = "--output_dir") -> Path:
+    """The folder that flag names, made where it is missing.
+
+    Raises:
+        UsageError: it cannot be made or is no folder.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{flag} {path}: cannot be made ({error.strerror})") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UsageError(f"{flag} {path}: cannot be written")
+    return path

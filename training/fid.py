@@ -1,0 +1,180 @@
+"""BOUNDARY: FID while training: the averaged generator against the run's own data set.
+
+pytorch-fid's network and statistics; images as finished pictures are rendered (evaluation
+background and cameras, no noise, no jitter), at the curriculum's preview_size. Every rank renders
+its share. Nothing here draws from a stream of training, so that a run is the same with and without.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import datasets
+from checkpoint_io import checkpoints
+from checkpoint_io.network_state import tensor_entry
+from config.curriculum import Curriculum
+from datasets import DatasetOptions
+from distributed import processes
+from distributed.processes import Place
+from generators.generators import ImplicitGenerator3d
+from image_io import png
+from image_io.files import Skipped
+from metrics import features as quality
+from metrics import inception, real_images, samples
+from metrics.frechet import Gaussian, fitted_gaussian, frechet_distance
+from metrics.inception import NUM_FEATURES, Network, Unavailable, Weights
+from metrics.real_images import Choice
+from metrics.samples import SampleOptions
+from rendering import viewing
+
+NUM_REAL = 8000  # as published
+SEED = 0  # of latents and cameras: the same at every step, so that steps can be compared
+FREE_BYTES = 500 * 2**20  # the real images' statistics, and best/
+FID_FILE = "fid.txt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FidOptions:
+    """What was typed: steps between measurements, images generated, and the network's file."""
+
+    interval: int
+    num_images: int
+    weights: Path | None
+    takes_any_weights: bool
+
+    def is_due(self, step: int) -> bool:
+        """Whether FID is measured after so many steps."""
+        return step % self.interval == 0
+
+    def is_ever_due(self, first: int, last: int | None) -> bool:
+        """Whether it is measured at all after a step in first + 1 .. last; None is no end."""
+        return last is None or last // self.interval > first // self.interval
+
+
+class FidMeter:
+    """Measures generators of one curriculum; every rank has one and all measure together."""
+
+    def __init__(
+        self, network: Network, real: Gaussian, curriculum: Curriculum, num_images: int
+    ) -> None:
+        self.network, self.real = network, real
+        self.curriculum, self.num_images = curriculum, num_images
+
+    def measure(
+        self,
+        generator: ImplicitGenerator3d,
+        step: int,
+        place: Place,
+        is_stopped: Callable[[], bool],
+    ) -> float | None:
+        """FID of a generator after step steps; None when asked to stop meanwhile."""
+        curriculum = self.curriculum
+        sampling = SampleOptions(
+            seed=SEED,
+            poses=curriculum.evaluation_poses(),
+            latent_kind=curriculum.settings.z_dist,
+            render=curriculum.preview_render(step - 1, curriculum.settings.preview_size),
+        )
+        is_cuda = place.device.type == "cuda"
+        chunk = viewing.CUDA_CHUNK if is_cuda else viewing.CPU_CHUNK
+
+        def image_of(number: int) -> Tensor:
+            image = samples.sample_image(generator, number, sampling, points_per_chunk=chunk)
+            return png.to_uint8(image)
+
+        features = quality.features_of(
+            image_of, self.num_images, self.network, NUM_FEATURES, place,
+            title="FID", is_stopped=is_stopped,
+        )  # fmt: skip
+        if features is None:
+            return None
+        return frechet_distance(fitted_gaussian(features), self.real)
+
+
+def open_meter(
+    place: Place, options: FidOptions, curriculum: Curriculum, data: DatasetOptions, cache_dir: Path
+) -> tuple[FidMeter | None, str]:
+    """A meter, or why there can be none; called by all ranks before the first step.
+
+    Raises:
+        UsageError: the file of weights that was given is not the right one.
+    """
+    if not place.is_main:
+        processes.wait_for_all()  # the main process may download the network
+    reason, network, weights = "", None, None
+    try:
+        weights = inception.find_weights(options.weights, takes_any=options.takes_any_weights)
+        network = inception.pytorch_fid_network(weights, place.device)
+        _check_disk(cache_dir)
+    except Unavailable as error:
+        reason = f"FID is not measured: {error}"
+    if place.is_main:
+        processes.wait_for_all()
+    if processes.agree_to_stop(network is None or bool(reason)):
+        return None, reason or "FID is not measured: another process cannot"
+    assert network is not None  # as agreed
+    assert weights is not None
+    choice = Choice(options=data, image_size=curriculum.settings.preview_size, count=NUM_REAL)
+    real = _real_statistics(place, choice, network, weights, cache_dir)
+    kind = "" if weights.is_official else " (of a network that is not the published one)"
+    text = f"FID{kind} every {options.interval} steps, {options.num_images} images"
+    return FidMeter(network, real, curriculum, options.num_images), text
+
+
+def _check_disk(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < FREE_BYTES:
+        raise Unavailable(f"only {free // 2**20} MB are free at {folder}")
+
+
+def _real_statistics(
+    place: Place, choice: Choice, network: Network, weights: Weights, cache_dir: Path
+) -> Gaussian:
+    """Mean and covariance of the real images' features, kept in cache_dir."""
+    listing = datasets.find_images(choice.options)
+    made = json.dumps(real_images.manifest(choice, listing, "clean"))
+    key = hashlib.sha256(f"{made} {weights.sha256} pytorch-fid".encode()).hexdigest()[:32]
+    path = cache_dir / f"fid-{key}.pth"
+    size = NUM_FEATURES
+    real = Gaussian(torch.zeros(size).double(), torch.zeros(size, size).double())
+    if place.is_main:
+        if not path.is_file():
+            total = len(choice.indices(listing.count))
+            blocks = real_images.chosen_images(choice, listing)
+            readable = (item for block in blocks for item in block if not isinstance(item, Skipped))
+            found = quality.features_of_stream(readable, network, total=total, title="real images")
+            checkpoints.save(path, "real_statistics", fitted_gaussian(found)._asdict())
+        content = checkpoints.read(path, "real_statistics")
+        with checkpoints.complaints(path):
+            real = Gaussian(
+                tensor_entry(content, "mean", (size,)).double(),
+                tensor_entry(content, "covariance", (size, size)).double(),
+            )
+    processes.broadcast_state(real)  # other machines have disks of their own
+    return real
+
+
+def note(folder: Path, step: int, fid: float) -> bool:
+    """Add a line `step:fid` to fid.txt; whether it is the best of this run so far.
+
+    Lines of later steps, of a run that was gone on with from an earlier state, are dropped.
+    """
+    path = folder / FID_FILE
+    earlier = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        at, _, value = line.partition(":")
+        with contextlib.suppress(ValueError):
+            if int(at) < step:
+                earlier.append((int(at), float(value)))
+    with checkpoints.replaced(path) as file:
+        lines = [*earlier, (step, fid)]
+        file.write("".join(f"{at}:{value}\n" for at, value in lines).encode())
+    return all(fid < value for _, value in earlier)

@@ -1,0 +1,162 @@
+"""BOUNDARY: what a run keeps: states, snapshots and previews, written where they are due.
+
+A disk that refuses is told once; training goes on and tries again.
+"""
+
+import re
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from config.curriculum import Curriculum
+from config.stage import Stage
+from training import collapse, state
+from training import fid as training_fid
+from training.adversarial import AdversarialGame
+from training.collapse import CollapseWatch
+from training.log import RunLog
+from training.previews import COLUMNS, PreviewScenes, previews
+from training.state import Progress
+
+RETRY_SECONDS = 60.0  # after a state that could not be saved
+PROBE_INTERVAL = 100  # steps between looks for signs of collapse
+PROBE_COUNT = 8  # objects that are looked at
+SHEETS_PER_KEEP = 10  # steps with previews that stay, for each of --keep
+PREVIEW_NAMES = ("fixed", "tilted", "fixed_ema", "tilted_ema", "random")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepOptions:
+    """What is kept where, and how often. Intervals in steps; keep: how many snapshots stay."""
+
+    folder: Path
+    sample_interval: int
+    model_save_interval: int
+    state_seconds: float
+    keep: int
+
+
+def steps_to_keep(steps: Collection[int], interval: int, keep: int) -> set[int]:
+    """Of the steps that have previews those whose previews stay, SHEETS_PER_KEEP * keep at most.
+
+    The newest keep stay, and all before them while there is room. When there is none, only those
+    at every second interval stay, or fourth, eighth ...: spread over the whole run.
+    """
+    ordered = sorted(steps)
+    newest, older = ordered[-keep:], ordered[:-keep]
+    unit = interval
+    while len(older) > (SHEETS_PER_KEEP - 1) * keep:
+        older = [step for step in older if step % unit == 0]
+        unit *= 2
+    return {*older, *newest}
+
+
+class Keeper:
+    """The files of a run that are written between steps; only the main process has one."""
+
+    def __init__(
+        self,
+        options: KeepOptions,
+        game: AdversarialGame,
+        curriculum: Curriculum,
+        progress: Progress,
+        scenes: PreviewScenes,
+        log: RunLog,
+    ) -> None:
+        self.options, self.game, self.curriculum = options, game, curriculum
+        self.progress, self.scenes, self.log = progress, scenes, log
+        self.watch = CollapseWatch()
+        self.due = time.monotonic() + options.state_seconds
+        self.saved_step: int | None = None  # of this process's last good state
+
+    def between_steps(self, *, is_last: bool, is_stopped: bool) -> None:
+        """States, snapshots and previews, where they are due; no previews when asked to stop.
+
+        Raises:
+            NotFinite: there is nothing good to save any more.
+        """
+        step, options = self.progress.step, self.options
+        is_snapshot = step % options.model_save_interval == 0
+        is_saved = is_snapshot or is_last or is_stopped or time.monotonic() > self.due
+        is_shown = step % options.sample_interval == 0 or (is_last and not is_stopped)
+        if is_snapshot:
+            self.log.attempt("writing a snapshot", self._save_snapshot)
+        if is_saved:
+            self.save()
+        if is_shown:
+            self._write_previews()
+        if step % PROBE_INTERVAL == 0:
+            self._probe()
+        if is_saved or is_shown:
+            self.log.reset_clock()
+
+    def save(self) -> None:
+        """Save the state, or say why it cannot be and try again a little later.
+
+        Raises:
+            NotFinite: there is nothing good to save any more.
+        """
+        is_saved = self.log.attempt(f"writing {state.STATE_FILE}", self._save_state)
+        pause = self.options.state_seconds if is_saved else RETRY_SECONDS
+        self.due = time.monotonic() + min(pause, self.options.state_seconds)
+        if is_saved:
+            self.saved_step = self.progress.step
+            skipped = int(self.game.health.skipped)
+            self.log.record({"step": self.progress.step, "saved": True, "skipped": skipped})
+
+    def _save_state(self) -> None:
+        state.save_state(self.options.folder, self.game, self.curriculum, self.progress)
+
+    def _save_snapshot(self) -> None:
+        options = self.options
+        state.save_snapshot(
+            options.folder, self.game, self.curriculum, self.progress, keep=options.keep
+        )
+
+    def note_losses(self, means: dict[str, float], stage: Stage) -> None:
+        """Tell what the means of the loss terms show of a collapse."""
+        for line in self.watch.losses(self.progress.step, means, stage):
+            self.log.warn(self.progress.step, line)
+
+    def note_fid(self, fid: float) -> None:
+        """Write down a measured FID; the networks of the best one are kept in best/."""
+        step, folder = self.progress.step, self.options.folder
+        self.log.measured(step, "fid", fid)
+
+        def write() -> None:
+            if training_fid.note(folder, step, fid):
+                state.export(folder / "best", self.game, self.curriculum, self.progress)
+
+        self.log.attempt(f"writing {training_fid.FID_FILE}", write)
+        self.log.reset_clock()
+
+    def _probe(self) -> None:
+        step = self.progress.step
+        generator = self.game.generator.eval()
+        film = generator.mapping(self.scenes.latents[:PROBE_COUNT].to(self.game.device))
+        options = self.curriculum.evaluation_render(step - 1)
+        found = collapse.probe(generator, film, self.scenes.center, options)
+        for line in self.watch.probed(step, found):
+            self.log.warn(step, line)
+
+    def _write_previews(self) -> None:
+        step = self.progress.step
+        size = self.curriculum.settings.preview_size
+        options = self.curriculum.preview_render(step - 1, size)
+        averaged = self.game.averages[0].averaged(self.game.generator)
+        pictures = previews(self.game.generator.eval(), averaged, self.scenes, options)
+        for name, images in pictures:
+            self.log.preview(step, name, images, COLUMNS)
+        self.log.attempt("removing old previews", self._thin_previews)
+
+    def _thin_previews(self) -> None:
+        """Remove previews of this folder beyond what is kept; other files are not touched."""
+        pattern = re.compile(rf"(\d{{6,}})_(?:{'|'.join(PREVIEW_NAMES)})\.png")
+        found = [(path, pattern.fullmatch(path.name)) for path in self.options.folder.iterdir()]
+        sheets = [(path, int(match[1])) for path, match in found if match]
+        options = self.options
+        stay = steps_to_keep({step for _, step in sheets}, options.sample_interval, options.keep)
+        for path, step in sheets:
+            if step not in stay:
+                path.unlink()

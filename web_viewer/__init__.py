@@ -1,0 +1,1 @@
+"""The interactive viewer: its page, its sessions and the pictures it shows."""

@@ -1,0 +1,161 @@
+"""BOUNDARY: the generators that the viewer can show: a run's newest state and its snapshots.
+
+Names are what the page sees; a name that is not in the list opens nothing, and the list holds only
+files under the run's folder.
+"""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from checkpoint_io import checkpoints
+from checkpoint_io.checkpoints import Average, SavedGenerator
+from config.curriculum import Curriculum
+from rendering import viewing
+from siren.film import Film
+from system.flags import UsageError
+from web_viewer.request import Request
+
+KEPT = 4  # generators in memory at once
+AVERAGES: tuple[Average, ...] = ("ema", "ema2", "none")
+
+Stamp = tuple[tuple[int, int, int] | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Opened:
+    """A generator in memory: the files' stamp when it was read, and its center of truncation.
+
+    fits: the fitted objects that were looked at with it.
+    """
+
+    saved: SavedGenerator
+    mean: Film
+    stamp: Stamp
+    fits: dict[str, Film] = field(default_factory=dict)
+
+
+class Checkpoints:
+    """What the picker lists, read as it is asked for.
+
+    Args:
+        generator: the file that the command names; its folder is the run's.
+        device: where generators live.
+        curriculum: what they were trained with; None takes what the files say.
+        fits: files of fitted objects by name.
+        precision: exact or fast, as --precision says.
+    """
+
+    def __init__(
+        self,
+        generator: Path,
+        *,
+        device: torch.device,
+        curriculum: Curriculum | None,
+        fits: Mapping[str, Path] | None = None,
+        precision: viewing.Precision = "exact",
+    ) -> None:
+        self.newest = generator.name
+        self._folder = generator.parent
+        self._device, self._curriculum = device, curriculum
+        self._precision = precision
+        self.fits = dict(fits or {})
+        self._opened: dict[tuple[str, Average], Opened] = {}
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        """The newest state, then the snapshots, newest first."""
+        found = [*self._folder.glob("*generator.pth"), *self._folder.glob("*/*generator.pth")]
+        root = self._folder.resolve()
+        inside = [path for path in found if path.resolve().is_relative_to(root)]
+        names = sorted((str(path.relative_to(self._folder)) for path in inside), reverse=True)
+        return [self.newest, *(name for name in names if name != self.newest)]
+
+    def path(self, name: str) -> Path:
+        """The file of that name.
+
+        Raises:
+            UsageError: the list has no such name.
+        """
+        if name not in self.names():
+            raise UsageError(f"no checkpoint {name!r} in this run")
+        return self._folder / name
+
+    def averages(self, name: str) -> list[Average]:
+        """Which parameters of a checkpoint there are."""
+        path = self.path(name)
+        return [kind for kind in AVERAGES if kind == "none" or _beside(path, kind).is_file()]
+
+    def stamp(self, name: str, ema: Average) -> Stamp:
+        """What changes when the checkpoint's files do."""
+        path = self.path(name)
+        return tuple(_file_stamp(file) for file in {path, _beside(path, ema)})
+
+    def open(self, name: str, ema: Average) -> Opened:
+        """The checkpoint as it is now; as it was, where its files have become unreadable.
+
+        Raises:
+            UsageError: it cannot be read and never could, or there is none of that name.
+        """
+        with self._lock:
+            stamp, earlier = self.stamp(name, ema), self._opened.get((name, ema))
+            if earlier is not None and earlier.stamp == stamp:
+                return earlier
+            try:
+                opened = self._read(name, ema, stamp)
+            except UsageError:
+                if earlier is None:
+                    raise
+                opened = replace(earlier, stamp=stamp)  # tried again when the files change
+            self._opened.pop((name, ema), None)
+            self._opened[name, ema] = opened
+            while len(self._opened) > KEPT:
+                del self._opened[next(iter(self._opened))]
+            return opened
+
+    def _read(self, name: str, ema: Average, stamp: Stamp) -> Opened:
+        saved = checkpoints.load_generator(
+            self.path(name), ema=ema, device=self._device, curriculum=self._curriculum
+        )
+        viewing.set_precision(saved.generator, self._precision)
+        return Opened(saved=saved, mean=viewing.mean_film(saved), stamp=stamp)
+
+    def film(self, opened: Opened, request: Request) -> Film:
+        """The conditioning (1, F) of what the request shows.
+
+        Raises:
+            UsageError: it shows a fit that was made with another generator.
+        """
+        if request.fit:
+            return self._fitted(opened, request.fit)
+        seeds = [request.seed, request.seed if request.to_seed is None else request.to_seed]
+        start, end = viewing.objects_of_seeds(
+            opened.saved, seeds, psi=request.psi, mean=opened.mean
+        )
+        return start.film.lerp(end.film, request.mix)
+
+    def _fitted(self, opened: Opened, name: str) -> Film:
+        if name not in self.fits:
+            raise UsageError(f"no fit {name!r} was given with --fit")
+        if name not in opened.fits:
+            (shown,) = viewing.fitted_objects(opened.saved, [self.fits[name]])
+            opened.fits[name] = shown.film
+        return opened.fits[name]
+
+
+def _file_stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _beside(path: Path, ema: Average) -> Path:
+    """Where the average of a generator's file lies; the file itself for "none"."""
+    if ema == "none":
+        return path
+    return path.with_name(f"{path.name.removesuffix('generator.pth')}{ema}.pth")

@@ -1,0 +1,221 @@
+"""BOUNDARY: the page of the viewer, on viser: fields and a camera for each visitor."""
+
+import contextlib
+import functools
+import html
+import io
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import viser
+
+from web_viewer.map import PoseMap
+from web_viewer.pictures import Picture
+from web_viewer.request import NARROWEST, SHOWS, WIDEST, Eye, Request
+from web_viewer.session import LABELS, NO_FIT, Session, Shared, distance_of
+
+Vector = np.ndarray[Any, np.dtype[np.float64]]
+
+NARROW = 600  # pixels of a window that is a phone's
+MAX_RANDOM_SEED = 2**31
+JPEG_QUALITY = 90  # of coarse pictures; finished ones are exact
+SAVED = {"picture": "Save picture", "video": "Save orbit video", "mesh": "Save mesh"}
+SMALL = "font-size:0.8em;padding:0 1em"
+TROUBLE = "color:#fff;background:#c92a2a;padding:6px;margin:0 1em;border-radius:4px"
+TEXT = "width:100%;box-sizing:border-box;font:11px monospace;resize:vertical"
+# The old way to the clipboard: the new one works on this machine's own pages only.
+COPY = "this.previousElementSibling.select();document.execCommand('copy');this.textContent='Copied'"
+
+
+class _LocalServer(viser.ViserServer):
+    """A viser server that connects to nobody: its page can ask for a public address, in vain."""
+
+    def request_share_url(self, verbose: bool = True) -> str | None:
+        """None, and nothing happens."""
+        return None
+
+
+class Server:
+    """Serves pages from its making to stop; every visitor gets a session of its own."""
+
+    def __init__(self, shared: Shared, pose_map: PoseMap, host: str, port: int) -> None:
+        self._shared, self._pose_map = shared, pose_map
+        self._pages: dict[int, Page] = {}
+        with contextlib.redirect_stdout(io.StringIO()):  # viser's own greeting
+            self._viser = _LocalServer(host=host, port=port, verbose=False)
+        self.port = self._viser.get_port()
+        gui, scene, camera = self._viser.gui, self._viser.scene, self._viser.initial_camera
+        gui.configure_theme(show_logo=False, show_share_button=False, dark_mode=True)
+        gui.set_panel_label("pi-GAN viewer")
+        scene.set_up_direction("+y")
+        camera.fov = np.radians(shared.usual.fov_degrees)
+        camera.look_at, camera.position = _page_camera(shared.start.eye, shared.usual)
+        self._viser.on_client_connect(self._came)
+        self._viser.on_client_disconnect(self._went)
+
+    def _came(self, client: viser.ClientHandle) -> None:
+        page = Page(client, self._shared, self._pose_map)
+        self._pages[client.client_id] = page
+        if client.client_id not in self._viser.get_clients():  # gone meanwhile
+            self._went(client)
+
+    def _went(self, client: viser.ClientHandle) -> None:
+        page = self._pages.pop(client.client_id, None)
+        if page is not None:
+            page.session.end()
+
+    def look_around(self) -> None:
+        """Have every page look whether the files of what it shows have changed."""
+        for page in list(self._pages.values()):
+            page.look_around()
+
+    def stop(self) -> None:
+        """Close all pages."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._viser.stop()
+
+
+def _page_camera(eye: Eye, usual: Eye) -> tuple[Vector, Vector]:
+    """Where the page's camera looks, and where it stands, to show what eye sees."""
+    place, _ = eye.placed()
+    target = np.array(eye.target)
+    distance = distance_of(eye, usual.fov_degrees)
+    return target, target + distance * (place[0].double().numpy() - target)
+
+
+class Page:
+    """One visitor's fields and picture. It is the Screen of its session."""
+
+    def __init__(self, client: viser.ClientHandle, shared: Shared, pose_map: PoseMap) -> None:
+        self._client, self._shared, self._pose_map = client, shared, pose_map
+        self.session = Session(shared, self)
+        self._fields: dict[str, Any] = {}
+        gui = client.gui
+        is_wide = client.camera.image_width >= NARROW  # else the fields would cover the object
+        self._trouble = gui.add_html("")
+        self._status = gui.add_html("")
+        with gui.add_folder("Object", expand_by_default=is_wide):
+            self._add_object(shared.start)
+        with gui.add_folder("Picture", expand_by_default=is_wide):
+            self._add_picture(shared.start)
+        with gui.add_folder("Camera", expand_by_default=is_wide):
+            self._map = gui.add_html(pose_map.svg(shared.start.eye))
+            self._button("Back to the middle", lambda: self._place(shared.usual))
+        with gui.add_folder("Save", expand_by_default=is_wide):
+            self._add_saving()
+        self._set_camera_limits()
+        client.camera.on_update(lambda _: self._moved())
+        self._moved()
+        self.session.begin()
+
+    def _field(self, name: str, handle: Any) -> None:
+        """Have a field's value, whenever it changes, put into the request."""
+        self._fields[name] = handle
+        handle.on_update(lambda _: self._filled_in())
+
+    def _button(self, label: str, pressed: Callable[[], None]) -> None:
+        self._client.gui.add_button(label).on_click(lambda _: pressed())
+
+    def _add_object(self, start: Request) -> None:
+        gui, source = self._client.gui, self._shared.source
+        if source.fits:
+            fits = [NO_FIT, *source.fits]
+            fit = gui.add_dropdown("Photo's fit", fits, initial_value=start.fit or NO_FIT)
+            self._field("fit", fit)
+            eyes = self._shared.fit_eyes
+            fit.on_update(lambda _: self._place(eyes.get(fit.value, self._shared.usual)))
+        self._field("seed", gui.add_text(LABELS["seed"], str(start.seed)))
+        self._button("Random seed", self._roll)
+        self._field("psi", gui.add_slider(LABELS["psi"], 0.0, 1.0, 0.01, start.psi))
+        to_seed = "" if start.to_seed is None else str(start.to_seed)
+        self._field("to_seed", gui.add_text(LABELS["to_seed"], to_seed))
+        self._field("mix", gui.add_slider(LABELS["mix"], 0.0, 1.0, 0.01, start.mix))
+
+    def _add_picture(self, start: Request) -> None:
+        gui, source = self._client.gui, self._shared.source
+        self._field("show", gui.add_dropdown("Show", SHOWS, initial_value=start.show))
+        self._field("image_size", gui.add_text(LABELS["image_size"], str(start.image_size)))
+        self._field("num_steps", gui.add_text(LABELS["num_steps"], str(start.num_steps)))
+        lock = gui.add_checkbox("Lock view dependence", start.lock_view_dependence)
+        self._field("lock_view_dependence", lock)
+        names = source.names()
+        self._field("checkpoint", gui.add_dropdown("Checkpoint", names, initial_value=names[0]))
+        averages = source.averages(start.checkpoint)
+        self._field("ema", gui.add_dropdown("Parameters", averages, initial_value=start.ema))
+
+    def _add_saving(self) -> None:
+        gui = self._client.gui
+        for what, label in SAVED.items():
+            self._button(label, functools.partial(self.session.save, what))
+        self._bar: Any = gui.add_progress_bar(0.0, visible=False)
+        self._bar_text = gui.add_html("")
+        self._command = gui.add_html("")
+
+    def _set_camera_limits(self) -> None:
+        usual = self._shared.usual
+        camera, nowhere = self._client.camera, usual._replace
+        camera.max_orbit_distance = distance_of(nowhere(fov_degrees=WIDEST), usual.fov_degrees)
+        camera.min_orbit_distance = distance_of(nowhere(fov_degrees=NARROWEST), usual.fov_degrees)
+
+    def _filled_in(self) -> None:
+        self.session.fill_in({name: handle.value for name, handle in self._fields.items()})
+        self._tell()
+
+    def _roll(self) -> None:
+        self._fields["seed"].value = str(random.randrange(MAX_RANDOM_SEED))
+
+    def _moved(self) -> None:
+        camera = self._client.camera
+        self.session.move(camera.position.tolist(), camera.look_at.tolist(), float(camera.aspect))
+        self._tell()
+
+    def _place(self, eye: Eye) -> None:
+        """Move the page's camera to where eye is."""
+        target, place = _page_camera(eye, self._shared.usual)
+        with self._client.atomic():
+            self._client.camera.position = place  # first: it moves the target along
+            self._client.camera.look_at = target
+
+    def look_around(self) -> None:
+        """Show snapshots that have come, and what has changed."""
+        names = self._shared.source.names()
+        picker = self._fields["checkpoint"]
+        if list(picker.options) != names:
+            picker.options = names
+        self.session.look_around()
+
+    def _tell(self) -> None:
+        """Have the page say where the camera is, and the command line."""
+        self._map.content = self._pose_map.svg(self.session.request.eye)
+        self._command.content = (
+            f'<div style="padding:0 1em"><textarea readonly rows="3" style="{TEXT}" '
+            f'aria-label="command line">{html.escape(self.session.command_line())}</textarea>'
+            f'<button style="width:100%;padding:4px" onclick="{COPY}">Copy the command</button>'
+            "</div>"
+        )
+
+    def show(self, picture: Picture) -> None:
+        """Put a picture behind everything."""
+        pixels = picture.pixels.permute(1, 2, 0).numpy()
+        self._client.scene.set_background_image(
+            pixels, "png" if picture.is_finished else "jpeg", jpeg_quality=JPEG_QUALITY
+        )
+        saved = picture.opened.saved
+        height, width, _ = pixels.shape
+        self._status.content = (
+            f'<div style="{SMALL}">{width} x {height} px in {picture.seconds:.2f} s, '
+            f"step {saved.step}{'' if picture.is_finished else ' ...'}</div>"
+        )
+
+    def complain(self, text: str) -> None:
+        """Say in red what is wrong."""
+        box = f'<div data-trouble role="alert" style="{TROUBLE}">{html.escape(text)}</div>'
+        self._trouble.content = box if text else ""
+
+    def progress(self, text: str, share: float | None) -> None:
+        """Show how far saving is."""
+        self._bar.visible = share is not None
+        self._bar.value = 100 * (share or 0.0)
+        self._bar_text.content = f'<div style="{SMALL}">{html.escape(text)}</div>'
