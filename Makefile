@@ -48,10 +48,10 @@ demo-training: .venv/installed
 	$(VENV_PYTHON) train.py --curriculum Demo --output_dir $(DEMO) --resume $(DEMO_FLAGS) $(MORE)
 
 gallery: .venv/installed  ## rebuild the pictures of the documents from assets/demo
-	$(VENV_PYTHON) gallery.py
+	$(VENV_PYTHON) -m docs.gallery
 
 assets: .venv/installed  ## take the generator of RUN=runs/demo into assets, and rebuild them
-	$(VENV_PYTHON) gallery.py --run $(or $(RUN),$(DEMO))
+	$(VENV_PYTHON) -m docs.gallery --run $(or $(RUN),$(DEMO))
 
 test: .venv/installed-dev  ## run the default tests, at most 5 minutes on two cores
 	$(PYTEST) -n $(WORKERS) --dist worksteal

@@ -20,9 +20,9 @@ from checkpoint_io import checkpoints, published_run
 from checkpoint_io.checkpoints import Average, SavedGenerator
 from checkpoint_io.published_run import DISCRIMINATOR_FILE, GENERATOR_FILE
 from config.curriculum import Curriculum
-from rendering import viewing
 from system import flags
-from system.flags import UsageError
+from system.errors import UsageError
+from system.files import output_folder
 from training import state as run_state
 from training.state import STATE_FILE, Progress
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     there = [name for name in files if (args.target / name).exists()]
     if there:  # whoever wrote it
         raise UsageError(f"{args.target}: holds {there[0]} already; give a new folder")
-    folder = viewing.output_folder(args.target, flag="OUT")
+    folder = output_folder(args.target, flag="OUT")
     _write(folder, files)
     print(f"in {folder}: {' '.join(files)}")
     return 0
@@ -93,12 +93,12 @@ def _of_run(source: Path, curriculum: Curriculum) -> Files:
 
 def _of_generator(source: Path, curriculum: Curriculum) -> Files:
     """A generator, and what lies beside it."""
-    if not checkpoints.load_generator(source, ema="none").is_published:
-        raise UsageError(f"{source}: is in our format already")
     found: list[SavedGenerator] = []
     average: Average
     for average in ("none", *AVERAGES):
-        saved = checkpoints.load_generator(source, ema=average, curriculum=curriculum)
+        saved = checkpoints.load_generator(source, ema=average, published_curriculum=curriculum)
+        if not saved.is_published:
+            raise UsageError(f"{source}: is in our format already")
         found += [saved] if saved.average == average else []
     networks: dict[str, tuple[str, nn.Module]] = {
         _file_name(saved): ("generator", saved.generator) for saved in found

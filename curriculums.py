@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from config.curriculum import Curriculum, build
-from system.flags import UsageError, choose, nearest_path
+from system.errors import UsageError, choose, nearest_path
 
 PAPER_LATITUDES = math.pi / 4 * 85 / 90  # CARLA's cameras: the upper hemisphere, less five degrees
 

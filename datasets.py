@@ -16,7 +16,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import numpy as np
 import torch
@@ -25,14 +25,14 @@ from torch import Tensor
 
 import generators.cameras
 import scenes
+from config.schema import DatasetKind
 from image_io.cache import Block, cached
 from image_io.decoding import Crop, Framing, Pixels, Resize, decode_all
 from image_io.files import HOW_TO_GIVE, Listing, Skipped, find_pictures, opened, printable
 from scenes.toy_car_images import toy_car_images
-from system.flags import UsageError, choose
+from system.errors import UsageError, choose
 from system.screen import Screen
 
-DatasetKind = Literal["CelebA", "Cats", "Carla", "Images", "ToyCars"]
 KINDS: tuple[DatasetKind, ...] = get_args(DatasetKind)
 
 CACHE_VERSION = 1  # raise it when the same files come to give other pixels

@@ -21,12 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import held_out_cars
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
 from distributed import processes
 from distributed.processes import Place
-from generators.inversion import FitOptions
 from image_io import png
 from metrics import features, inception, real_images, report, samples
 from metrics.inception import NUM_FEATURES, NUM_LOGITS, Weights
@@ -35,7 +33,8 @@ from metrics.report import ConsistencyOptions
 from metrics.samples import SampleOptions
 from rendering import viewing
 from system import flags
-from system.flags import UsageError
+from system.errors import UsageError
+from system.files import output_folder, replaced
 
 COLUMNS = (  # of the table: key in metrics.json, name
     ("fid", "FID"), ("kid_mean", "KID x 100"), ("is_mean", "IS"),
@@ -66,8 +65,6 @@ def build_parser() -> flags.ArgumentParser:
     add("--num_objects", type=flags.positive_int, default=16, help="of --consistency")
     add("--consistency_size", type=flags.positive_int, default=128, help="pixels per side of the "
         "views of --consistency")  # fmt: skip
-    add("--held_out_cars", type=flags.non_negative_int, default=0, help="with --consistency and a "
-        "generator of toy cars: fit so many cars that it has not seen (minutes)")  # fmt: skip
     add("--image_size", type=flags.positive_int, help="pixels per side of generated images; "
         "default: that of the real ones")  # fmt: skip
     add("--psi", type=flags.fraction, default=1.0, help="truncation; figures of the literature "
@@ -101,11 +98,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.real_image_dir is None and not args.consistency:
         raise UsageError("nothing to measure: give --real_image_dir, --consistency or both")
     saved = viewing.open_generator(args)
-    if args.held_out_cars and saved.curriculum.settings.dataset != "ToyCars":
-        raise UsageError(
-            f"--held_out_cars: {args.generator} learned from {saved.curriculum.settings.dataset}, "
-            "not from ToyCars"
-        )
     folder, path = args.output_dir, args.output_dir / "metrics.json"
     if args.real_image_dir is not None:
         real = real_images.open_real_set(args.real_image_dir)
@@ -119,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code or not places[0].is_main:
             return code
     if args.consistency:
-        viewing.output_folder(folder)
+        output_folder(folder)
         _update(path, _about(saved, args), {"consistency": _consistency(saved, args, folder)})
     print(f"in {folder}: metrics.json{' consistency.png' if args.consistency else ''}")
     return 0
@@ -133,7 +125,7 @@ def measure_images(place: Place, job: Job) -> int:
     size = args.image_size or job.real.image_size
     sampling = _sampling(saved, args, size)
     network = inception.fidelity_network(job.weights, place.device)
-    viewing.output_folder(args.output_dir)  # now that nothing is missing
+    output_folder(args.output_dir)  # now that nothing is missing
     chunk = viewing.chunk_size(saved, args)
     protocol: Protocol = args.protocol
 
@@ -234,7 +226,7 @@ def _update(path: Path, about: dict[str, Any], part: dict[str, Any]) -> None:
     same = isinstance(old, dict) and all(old.get(key) == about[key] for key in about)
     content = {**about, **({k: v for k, v in old.items() if k not in about} if same else {}),
                **part}  # fmt: skip
-    with checkpoints.replaced(path) as file:
+    with replaced(path) as file:
         file.write(json.dumps(content, indent=1).encode())
 
 
@@ -268,13 +260,6 @@ def _consistency(saved: SavedGenerator, args: argparse.Namespace, folder: Path) 
     )
     sampling = _sampling(saved, args, args.consistency_size)
     found = report.measure(saved, sampling, options)
-    if args.held_out_cars:
-        render = saved.curriculum.evaluation_render(saved.step)
-        rows = held_out_cars.held_out_cars(saved, render, args.held_out_cars, FitOptions())
-        found["held_out_cars"] = {
-            name: dict(zip(("lower_quartile", "median", "upper_quartile"), values, strict=True))
-            for name, values in held_out_cars.quartiles(rows).items()
-        } | {"count": args.held_out_cars}
     title = f"{saved.curriculum.name} at step {saved.step}"
     report.save_plot(folder / "consistency.png", found["by_yaw"], title)
     _print_consistency(found, options)
@@ -295,9 +280,6 @@ def _print_consistency(found: dict[str, Any], options: ConsistencyOptions) -> No
     if pose is not None:
         print(f"  {'pose head, degrees of error':32} pitch {pose['pitch_error_degrees']:.2f}, "
               f"yaw {pose['yaw_error_degrees']:.2f}")  # fmt: skip
-    for name, values in found.get("held_out_cars", {}).items():
-        if name != "count":
-            print(f"  held-out cars, {name:18} {values['median']:.3f}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from geometry.mesh_extraction import Wanted
 from rendering import viewing
 from rendering.viewing import SceneObject
 from system import flags
+from system.errors import nearest
+from system.files import filled_folder
 
 FORMATS = ("mrc", *mesh_files.MESH_WRITERS)
 FARTHEST = 1e6  # scene units: cameras are at distance 1, and float32 is coarse far out
@@ -59,7 +61,7 @@ def _formats(text: str) -> list[str]:
     for name in names:
         if name not in FORMATS:
             raise argparse.ArgumentTypeError(
-                f"{name!r} is none of {','.join(FORMATS)}.{flags.nearest(name, FORMATS)}"
+                f"{name!r} is none of {','.join(FORMATS)}.{nearest(name, FORMATS)}"
             )
     return names
 
@@ -108,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     side = args.cube_size or options.visible_side
     cube = Cube(center=tuple(args.center), side=side, resolution=args.voxel_resolution)
     things = viewing.objects_to_show(saved, args)
-    with viewing.filled_folder(args.output_dir) as folder:
+    with filled_folder(args.output_dir) as folder:
         for thing in things:
             _extract(saved, thing, cube, options, args, folder)
     return 0
@@ -136,11 +138,13 @@ def _extract(
             bar.update(done - bar.n)
 
         shape = mesh_extraction.take_shape(
-            saved,
-            thing,
+            saved.generator,
+            thing.film,
             cube,
             options,
             wanted,
+            name=thing.name,
+            poses=saved.curriculum.poses(),
             points_per_chunk=viewing.chunk_size(saved, args),
             progress=progress,
         )
@@ -149,7 +153,9 @@ def _extract(
             mesh_files.save_mrc(folder / f"{thing.name}.mrc", shape.values, cube)
         else:
             mesh_files.save_mesh(folder / f"{thing.name}.{kind}", shape.mesh)
-    mesh_extraction.save_preview(folder / f"{thing.name}.png", shape.mesh, saved, options)
+    mesh_extraction.save_preview(
+        folder / f"{thing.name}.png", shape.mesh, saved.curriculum.poses(), options
+    )
     count = len(shape.mesh.triangles)
     print(
         f"{thing.name}: level {shape.level:.4g}, {count} triangles; in {folder}: "

@@ -23,7 +23,8 @@ from metrics import real_images
 from metrics.real_images import Choice
 from rendering import viewing
 from system import flags, machine
-from system.flags import UsageError
+from system.errors import UsageError
+from system.files import output_folder
 
 
 def build_parser() -> flags.ArgumentParser:
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         is_flipped=args.protocol == "published",
     )
     default = Path("EvalImages") / f"{options.kind}_real_images_{args.img_size}"
-    folder = viewing.output_folder(args.output_dir or default)
+    folder = output_folder(args.output_dir or default)
     real_images.write_manifest(folder, real_images.manifest(choice, listing, args.protocol))
     written, skipped = _write(folder, choice, listing, args)
     if listing.count < args.num_imgs:

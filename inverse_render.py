@@ -26,13 +26,14 @@ from generators.cameras import Poses
 from generators.inversion import FitOptions, Guess, Photo
 from generators.trajectories import TRAJECTORIES, Camera
 from generators.volumetric_rendering import RenderOptions
-from image_io import photos, png
+from image_io import png
 from image_io import video as video_io
 from image_io.decoding import Crop
-from rendering import filming, viewing
+from rendering import filming, photos, viewing
 from rendering.filming import Shot
 from system import flags
-from system.flags import UsageError
+from system.errors import UsageError
+from system.files import filled_folder
 
 VIEW_OFFSETS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # radians of yaw around the photo's camera
 DEFAULTS = FitOptions()
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     photo = _open_photo(saved, args, options)
     folder = args.output_dir or Path(f"{args.photo.stem}_fit")
     video = _video_path(saved, folder, options, args)
-    with viewing.filled_folder(folder):
+    with filled_folder(folder):
         guess, loss = _fitted(saved, photo, options, args)
     fit = Fit(
         film=guess.film,

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checkpoint_io import checkpoints
-from rendering import viewing
 from system import flags
-from system.flags import UsageError, nearest_path
+from system.errors import UsageError, nearest_path
+from system.files import output_folder, replaced
 
 LOG_FILE, PICTURE = "log.jsonl", "run.png"
 ROUGH_SHARE = 200  # entries of one curve that are drawn; more are averaged in groups
@@ -71,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = args.output or args.run / PICTURE
     if path.is_dir():
         raise UsageError(f"--output {path}: is a folder")
-    viewing.output_folder(path.parent, flag="--output")
+    output_folder(path.parent, flag="--output")
     _draw(entries, args.run.resolve().name, path)
     print(path)
     return 0
@@ -160,7 +159,7 @@ def _draw(entries: Sequence[Entry], title: str, path: Path) -> None:
     axes[-1, 0].set_xlabel("step")
     figure.suptitle(title)
     figure.tight_layout()
-    with checkpoints.replaced(path) as file:
+    with replaced(path) as file:
         figure.savefig(file, format="png", metadata={"Software": None})
     pyplot.close(figure)
 

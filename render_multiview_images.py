@@ -23,6 +23,7 @@ from rendering import filming, viewing
 from rendering.filming import Shot
 from rendering.viewing import SceneObject
 from system import flags
+from system.files import filled_folder
 
 YAWS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # radians from the middle, as published
 SHEET_SIZE = 128  # pixels per side of a picture on the sheet, at most
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = viewing.render_options(saved, args)
     num_views = len(objects) * len(args.pitches) * len(args.yaws)
     with (
-        viewing.filled_folder(args.output_dir) as folder,
+        filled_folder(args.output_dir) as folder,
         filming.progress(num_views, options) as bar,
     ):
         for shown in objects:

@@ -14,6 +14,7 @@ from image_io import video
 from rendering import filming, viewing
 from rendering.filming import Shot
 from system import flags
+from system.files import filled_folder
 
 
 def build_parser() -> flags.ArgumentParser:
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for shown, way in zip(objects, ways, strict=True)
     ]
     with (
-        viewing.filled_folder(args.output_dir),
+        filled_folder(args.output_dir),
         filming.progress(sum(len(way) for way in ways), options) as bar,
     ):
         for shown, way, path in zip(objects, ways, paths, strict=True):

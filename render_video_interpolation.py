@@ -16,7 +16,8 @@ from rendering import filming, viewing
 from rendering.filming import Shot
 from rendering.viewing import SceneObject
 from system import flags
-from system.flags import UsageError
+from system.errors import UsageError
+from system.files import filled_folder
 
 
 def build_parser() -> flags.ArgumentParser:
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     shots = morph(objects, ways)
     path = filming.destination(args, args.output_dir, "interp", len(shots))
-    with viewing.filled_folder(args.output_dir), filming.progress(len(shots), options) as bar:
+    with filled_folder(args.output_dir), filming.progress(len(shots), options) as bar:
         frames = filming.frames(saved, shots, options, args, bar)
         video.save_video(path, frames, kind=args.format, fps=args.fps)
     print(path)

@@ -24,7 +24,7 @@ from image_io.files import Listing
 from metrics import inception
 from rendering import viewing
 from system import flags, machine
-from system.flags import UsageError
+from system.errors import UsageError
 from training import changes, dry_run, setup, state
 from training.fid import FidOptions
 from training.loop import train

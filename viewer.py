@@ -17,7 +17,8 @@ from pathlib import Path
 from checkpoint_io.checkpoints import SavedGenerator
 from rendering import viewing
 from system import flags
-from system.flags import UsageError
+from system.errors import UsageError
+from system.files import output_folder
 from web_viewer import request as viewer_request
 from web_viewer import saving
 from web_viewer.checkpoints import Checkpoints
@@ -83,7 +84,7 @@ def _serve(
             f"the page needs {error.name}; install it with: pip install -r {EXTRA}"
         ) from error
     _check_address(args.host, args.port)
-    output_dir = viewing.output_folder(args.output_dir)
+    output_dir = output_folder(args.output_dir)
     turns = Turns()
     shared = Shared(
         source=source,

@@ -27,9 +27,10 @@ import curriculums
 from benchmarks import data, demo, results, sizes, table, view
 from benchmarks.table import VARIANTS
 from benchmarks.textbook import TextbookGame, twin_of
+from config.stage import OptimizerOptions, Precision
 from siren.fused.arithmetic import HAS_ONEDNN_LINEAR, onednn_product
 from system import flags, machine
-from training.adversarial import AdversarialGame, OptimizerOptions, Precision
+from training.adversarial import AdversarialGame
 
 # What a 64 px picture asks for at once, 12 points on each ray, and a third of it: arrays that are
 # small enough for the C library to keep their memory, which is what the textbook's time depends on.

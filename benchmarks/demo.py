@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import curriculums
-from system.flags import UsageError
+from system.errors import UsageError
 
 LOG = "log.jsonl"
 PART = 500  # steps of the demo between two measurements of the textbook's

@@ -28,14 +28,14 @@ from benchmarks import view
 from benchmarks.bench import Bench, Sizes
 from benchmarks.textbook import TextbookGame, twin_of
 from config.curriculum import Curriculum
-from config.stage import Stage
+from config.stage import OptimizerOptions, Precision, Stage
 from generators.cameras import Poses
 from generators.generators import ImplicitGenerator3d
 from generators.volumetric_rendering import RenderOptions
 from siren.film import Film
 from siren.fused import fused_field
 from siren.siren import FIELDS, FilmSiren
-from training.adversarial import AdversarialGame, OptimizerOptions, Precision
+from training.adversarial import AdversarialGame
 
 RESULTS = Path(__file__).resolve().parent / "results"
 STEP = 20_000  # of the curriculum: faded in, without density noise

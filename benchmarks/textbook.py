@@ -8,14 +8,14 @@ pass of its own for each kind of image, R1 by differentiating the gradient. As t
 import torch
 from torch import Tensor, nn
 
-from config.stage import Stage
+from config.stage import OptimizerOptions, Precision, Stage
 from discriminators.convolutions import CoordConv
 from discriminators.discriminators import PyramidDiscriminator
 from generators.generators import ImplicitGenerator3d
 from siren.film import Film
 from siren.siren import FilmSiren
 from training import losses
-from training.adversarial import AdversarialGame, Fakes, OptimizerOptions, Precision, Scenes, Terms
+from training.adversarial import AdversarialGame, Fakes, Scenes, Terms
 from training.health import DISCRIMINATOR
 
 

@@ -18,6 +18,7 @@ import torch
 import curriculums
 from checkpoint_io import checkpoints
 from generators.cameras import Poses
+from generators.fields import CPU_CHUNK
 from generators.generators import ImplicitGenerator3d
 from rendering import viewing
 from siren.film import Film
@@ -65,7 +66,7 @@ def measure(precision: viewing.Precision) -> dict[str, float]:
     empty_all_but(generator, film, SHARE)
     poses = Poses(torch.tensor([torch.pi / 2]), torch.tensor([torch.pi / 2]))
     wall, processor = time.perf_counter(), time.process_time()
-    generator.render(film, poses, options, points_per_chunk=viewing.CPU_CHUNK)
+    generator.render(film, poses, options, points_per_chunk=CPU_CHUNK)
     return {
         "seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - processor,
@@ -96,7 +97,7 @@ def measure_trained(size: int = SIZE) -> dict[str, float]:
         start = time.process_time()
         images[precision] = torch.cat([
             generator.render(films[i : i + 1], poses, options,
-                             points_per_chunk=viewing.CPU_CHUNK).images
+                             points_per_chunk=CPU_CHUNK).images
             for i in range(OBJECTS)
         ])  # fmt: skip
         seconds[precision] = (time.process_time() - start) / OBJECTS

@@ -8,18 +8,14 @@ import contextlib
 import hashlib
 import io
 import math
-import os
-import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-import curriculums
 from checkpoint_io import network_state, published, tensor_files
 from checkpoint_io.network_state import StateError, checked_tensor, count_entry, entry
 from checkpoint_io.pickle_data import BadPickleError, shown
@@ -29,77 +25,12 @@ from config.curriculum import Curriculum
 from discriminators.discriminators import PyramidDiscriminator
 from generators.generators import ImplicitGenerator3d
 from siren.film import Film
-from system.flags import UsageError
+from system.errors import UsageError
+from system.files import replaced
 
 FORMAT, FORMAT_VERSION = "pi-gan", 1
 MAX_REASON = 200  # characters of another message within a message
 Average = Literal["ema", "ema2", "none"]
-
-
-@contextlib.contextmanager
-def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
-    """A file that takes the place of path when it is complete and on the disk, else never.
-
-    Args:
-        path: its folder is made where it is missing.
-        is_synced: wait until it is on the disk; else a power cut may leave it empty.
-
-    Raises:
-        OSError: it cannot be written; filename is path where the system says why.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as file:
-            yield file
-            if is_synced:
-                file.flush()
-                os.fsync(file.fileno())
-        draft.replace(path)
-        if is_synced:
-            _sync_folder(path.parent)
-    except OSError as error:
-        if error.errno is None:  # its text would be lost
-            raise
-        # Another error, as not every library's one lets its filename be changed.
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def remove_drafts(folder: Path) -> None:
-    """Remove what killed processes were writing into folder; nobody else may write there now."""
-    for draft in folder.glob(".*.tmp"):
-        if re.fullmatch(r"\..+\.\d+\.tmp", draft.name):
-            shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
-
-
-@contextlib.contextmanager
-def replaced_folder(path: Path) -> Iterator[Path]:
-    """A folder that takes the place of path when all in it is written, else never."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft, old = (path.with_name(f".{path.name}.{os.getpid()}{end}") for end in (".tmp", "0.tmp"))
-    try:
-        draft.mkdir()
-        yield draft
-        _sync_folder(draft)
-        if path.exists():
-            path.replace(old)
-        draft.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        for leftover in (draft, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the renames in folder on the disk, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def save(path: Path, kind: str, content: Mapping[str, Any]) -> None:
@@ -167,6 +98,7 @@ def load_generator(
     ema: Average = "ema",
     device: torch.device | str = "cpu",
     curriculum: Curriculum | None = None,
+    published_curriculum: Curriculum | None = None,
 ) -> SavedGenerator:
     """The generator of a saved file, with averaged parameters where the average lies beside it.
 
@@ -176,19 +108,21 @@ def load_generator(
             raw parameters. Where there is no such file the parameters are the raw ones; the
             result's `average` says so.
         device: where the generator shall live.
-        curriculum: what the file must have been trained with; None takes what the file says. Of a
-            published file, which says nothing, the networks are its own and the rest is the
-            curriculum's; None is CelebA.
+        curriculum: what the file must have been trained with; None takes what the file says.
+        published_curriculum: for published files, which do not say theirs, where curriculum is
+            None: the networks are the file's own, and the rest is this curriculum's.
 
     Raises:
-        UsageError: the file cannot be read, holds no generator, or another than curriculum's.
+        UsageError: the file cannot be read, holds no generator, or another than curriculum's, or
+            it is a published one and neither curriculum is given.
     """
     path = Path(path)
     file, average = _averaged_file(path, ema)
     root = tensor_files.read(file)
     is_published = not (isinstance(root, dict) and "format" in root)
     build = _published_generator if is_published else _own_generator
-    generator, own, step = build(file, root, curriculum)
+    named = (curriculum or published_curriculum) if is_published else curriculum
+    generator, own, step = build(file, root, named)
     return SavedGenerator(
         generator=generator.to(device).eval().requires_grad_(False),
         curriculum=own,
@@ -234,7 +168,8 @@ def _published_generator(
     file: Path, root: Any, curriculum: Curriculum | None
 ) -> tuple[ImplicitGenerator3d, Curriculum, int]:
     """The generator of a published file, the curriculum with its networks, and its step."""
-    curriculum = curriculum or curriculums.load("CelebA")
+    if curriculum is None:
+        raise UsageError(f"{file}: a published file does not say its curriculum; name it")
     with complaints(file):
         average = published.average_of(root)
     if average is None:

@@ -18,7 +18,6 @@ from checkpoint_io.pickle_data import shown
 from config.curriculum import Curriculum
 from discriminators.discriminators import PyramidDiscriminator
 from generators.generators import ImplicitGenerator3d
-from training.ema import ExponentialMovingAverage
 
 T = TypeVar("T")
 Network = TypeVar("Network", bound=nn.Module)
@@ -248,21 +247,3 @@ def load_scaler(scaler: torch.amp.GradScaler, state: object) -> None:
     checked, own = checked_scaler(state), scaler.state_dict()  # {} where it is off
     if checked and own:
         scaler.load_state_dict({**own, **checked})
-
-
-def load_average(
-    average: ExponentialMovingAverage, values: Sequence[object], num_updates: int
-) -> None:
-    """Take over averages, in the order of the average's own.
-
-    Raises:
-        StateError: they are not those of this network.
-    """
-    if len(values) != len(average.shadow):
-        raise StateError(f"has {len(values)} averages for {len(average.shadow)} parameters")
-    pairs = zip(values, average.shadow, strict=True)
-    shadow = [
-        checked_tensor(f"average {index}", value, own.shape)
-        for index, (value, own) in enumerate(pairs)
-    ]
-    average.load_state_dict({"shadow": shadow, "num_updates": num_updates})

@@ -24,9 +24,9 @@ from checkpoint_io.network_state import (
 from checkpoint_io.pickle_data import Record
 from checkpoint_io.published import PublishedAverage, PublishedDiscriminator, PublishedGenerator
 from config.curriculum import Curriculum
+from config.stage import EMA_DECAYS, generator_groups
 from generators.generators import ImplicitGenerator3d
-from system.flags import UsageError
-from training.adversarial import EMA_DECAYS, generator_groups
+from system.errors import UsageError
 
 GENERATOR_FILE, DISCRIMINATOR_FILE = "generator.pth", "discriminator.pth"
 AVERAGE_FILES = ("ema.pth", "ema2.pth")

@@ -17,7 +17,7 @@ from typing import Any
 
 from checkpoint_io import pickle_data
 from checkpoint_io.pickle_data import BadPickleError, Record, Storage, TensorView, Unpickled, shown
-from system.flags import UsageError, nearest_path
+from system.errors import UsageError, nearest_path
 
 MAX_PICKLE_BYTES = 2**22  # a whole training state has 2**18
 MAX_DIRECTORY_BYTES = 2**24  # of a zip archive; 100 bytes for each storage

@@ -7,14 +7,13 @@ from typing import Any, Literal
 
 from config import schema
 from config.schema import Settings, StageSettings
-from config.stage import Stage, density_noise, fade_in, topk_share
+from config.stage import OptimizerOptions, Stage, density_noise, fade_in, topk_share
 from discriminators.discriminators import DISCRIMINATORS, PyramidDiscriminator
 from generators.cameras import PoseDistribution
 from generators.generators import ImplicitGenerator3d
 from generators.volumetric_rendering import RenderOptions
 from siren.siren import FIELDS
-from system.flags import UsageError
-from training.adversarial import OptimizerOptions
+from system.errors import UsageError
 
 
 def _either(of_stage: float | None, of_all: float) -> float:

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from datasets import DatasetKind
 from discriminators.discriminators import DISCRIMINATORS
 from generators.cameras import PoseKind
 from generators.latents import LatentKind
 from siren.siren import FIELDS
-from system.flags import UsageError, nearest
+from system.errors import UsageError, nearest
 
+DatasetKind = Literal["CelebA", "Cats", "Carla", "Images", "ToyCars"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 

@@ -2,10 +2,16 @@
 
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
 from generators.cameras import PoseDistribution
+from generators.generators import ImplicitGenerator3d
 from generators.latents import LatentKind
 from generators.volumetric_rendering import RenderOptions
 
+MAPPING_RATE = 0.05  # share of the generator's rate for its mapping network under unique_lr
+EMA_DECAYS = (0.999, 0.9999)
 TOPK_DECAY = 0.99  # per topk_interval steps (Sinha et al. 2020)
 
 
@@ -50,3 +56,32 @@ def density_noise(step: int, noise_steps: int) -> float:
 def topk_share(step: int, interval: int, floor: float) -> float:
     """Share of a batch's fakes, the best ones, that the generator learns from."""
     return max(TOPK_DECAY ** (step / interval), floor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerOptions:
+    """Adam's settings; has_slow_mapping gives the mapping network MAPPING_RATE of the rate."""
+
+    betas: tuple[float, float] = (0.0, 0.9)
+    weight_decay: float = 0.0
+    has_slow_mapping: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """autocast_dtype: what the networks compute in, None is float32; is_scaled: loss scaling."""
+
+    autocast_dtype: torch.dtype | None = None
+    is_scaled: bool = False
+
+
+def generator_groups(
+    generator: ImplicitGenerator3d, *, has_slow_mapping: bool
+) -> list[tuple[list[nn.Parameter], float]]:
+    """Parameters with their share of the learning rate."""
+    if not has_slow_mapping:
+        return [(list(generator.parameters()), 1.0)]
+    mapping = list(generator.siren.mapping_network.parameters())
+    slow = {id(parameter) for parameter in mapping}
+    rest = [p for p in generator.parameters() if id(p) not in slow]
+    return [(rest, 1.0), (mapping, MAPPING_RATE)]

@@ -29,7 +29,8 @@ from distributed.supervisor import PeerLost as PeerLost  # part of what this mod
 from distributed.supervisor import StopSignal as StopSignal
 from distributed.supervisor import supervise
 from system import flags, machine
-from system.flags import UsageError, resolve_device
+from system.errors import UsageError
+from system.flags import resolve_device
 
 Payload = TypeVar("Payload")
 

@@ -16,7 +16,8 @@ from types import FrameType
 from typing import Literal
 
 from system import flags
-from system.flags import DISK_EXIT_CODE, INTERRUPT_EXIT_CODE, UsageError
+from system.errors import UsageError
+from system.flags import DISK_EXIT_CODE, INTERRUPT_EXIT_CODE
 
 POLL_SECONDS = 0.1  # between looks at the ranks
 SETTLE_SECONDS = 0.5  # after a failure, until a rank that failed before has been heard too

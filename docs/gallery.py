@@ -1,8 +1,8 @@
 """Rebuild every picture of the documents with this project's own commands.
 
-    python gallery.py                  # all pictures, from the generator in assets/demo
-    python gallery.py strip.png        # those alone
-    python gallery.py --run runs/demo  # take the generator of a run into assets/demo first
+    python -m docs.gallery                  # all pictures, from the generator in assets/demo
+    python -m docs.gallery strip.png        # those alone
+    python -m docs.gallery --run runs/demo  # take the generator of a run into assets/demo first
 
 assets/gallery.json remembers for each picture the command, what it was made from, and the picture
 itself, as hashes: a test tells when one is older than what made it.
@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 from checkpoint_io import checkpoints
 from system import flags
-from system.flags import UsageError
+from system.errors import UsageError, choose
+from system.files import replaced
 
 ASSETS = Path("assets")
 DEMO = ASSETS / "demo"
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Take over a run where one is given, render, and remember what was made of what."""
     args = build_parser().parse_args(argv)
     for name in args.pictures:
-        flags.choose("picture", name, PICTURES)
+        choose("picture", name, PICTURES)
     if args.run is not None:
         if args.pictures:
             raise UsageError("--run: all pictures change with the run; name none")
@@ -213,7 +214,7 @@ def about_demo() -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with checkpoints.replaced(path) as file:
+    with replaced(path) as file:
         file.write(content)
 
 

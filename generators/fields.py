@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+CPU_CHUNK, CUDA_CHUNK = 2**17, 2**19  # points in one call of the field; bounds the memory
+
 # Points (B, P, 3) and directions (B, G, 3) to colors in [0, 1] and raw densities (B, P, 4).
 Field = Callable[[Tensor, Tensor], Tensor]
 

@@ -13,9 +13,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from checkpoint_io import checkpoints
 from geometry.density_grid import Cube
 from geometry.surface import Array, Mesh
+from system.files import replaced
 
 TITLE = b"pi-GAN, done right"
 ROWS_PER_WRITE = 2**15  # of text; bounds the memory
@@ -31,7 +31,7 @@ def save_mrc(path: Path, values: Array, cube: Cube) -> None:
     Raises:
         OSError: it cannot be written; filename is path where the system says why.
     """
-    with checkpoints.replaced(path) as file:
+    with replaced(path) as file:
         file.write(_mrc_header(values, cube))
         for plane in values:  # one at a time: no second copy of the grid
             file.write(np.ascontiguousarray(plane, "<f4").tobytes())
@@ -183,5 +183,5 @@ def save_mesh(path: Path, mesh: Mesh) -> None:
     Raises:
         OSError: it cannot be written; filename is path where the system says why.
     """
-    with checkpoints.replaced(path) as file:
+    with replaced(path) as file:
         MESH_WRITERS[path.suffix.removeprefix(".")](file, mesh)

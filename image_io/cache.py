@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from image_io.decoding import Pixels
 from image_io.files import Skipped, printable
-from system.flags import UsageError
+from system.errors import UsageError
 from system.screen import Screen
 
 PIXELS_FILE, META_FILE = "pixels.u8", "meta.json"

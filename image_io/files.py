@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, NamedTuple
 
-from system.flags import UsageError, nearest_path
+from system.errors import UsageError, nearest_path
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_BYTES = 2**27  # a larger file or zip member is refused unread

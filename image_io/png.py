@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from checkpoint_io.checkpoints import replaced
+from system.files import replaced
 
 
 def to_uint8(images: Tensor) -> Tensor:

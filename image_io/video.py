@@ -13,9 +13,9 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 from torch import Tensor
 
-from checkpoint_io.checkpoints import replaced
 from image_io import png
-from system.flags import UsageError
+from system.errors import UsageError
+from system.files import replaced
 
 VideoFormat = Literal["mp4", "gif", "webp", "frames"]
 FORMATS: tuple[VideoFormat, ...] = get_args(VideoFormat)

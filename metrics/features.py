@@ -26,7 +26,8 @@ from image_io.decoding import Pixels
 from metrics import inception
 from metrics.inception import NUM_FEATURES, NUM_LOGITS, Network, Weights
 from metrics.real_images import RealSet
-from system.flags import UsageError
+from system.errors import UsageError
+from system.files import replaced
 
 BLOCK = 32  # images that the network sees at once
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # torch-fidelity's defaults, as in the published script
@@ -125,7 +126,7 @@ def real_features(
     if place.is_main:
         if not is_cached:
             checkpoints.save(path, "features", {"features": features.clone()})
-        with checkpoints.replaced(known) as file:
+        with replaced(known) as file:
             file.write(json.dumps({"content": content}).encode())
     return features, content
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from checkpoint_io import tensor_files
-from system.flags import UsageError, nearest_path
+from system.errors import UsageError, nearest_path
 
 # The first digits of the SHA-256 are part of the published file's name.
 FILE_NAMES = (

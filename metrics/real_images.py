@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from checkpoint_io import checkpoints
 from datasets import DatasetOptions
 from image_io.decoding import FORMATS, Framing, Pixels, decode_all
 from image_io.files import Listing, Skipped, find_pictures, opened
 from scenes.toy_car_images import toy_car_images
-from system.flags import UsageError
+from system.errors import UsageError
+from system.files import replaced
 
 Protocol = Literal["clean", "published"]
 PROTOCOLS: tuple[Protocol, ...] = ("clean", "published")
@@ -135,7 +135,7 @@ def put(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written; filename is path.
     """
-    with checkpoints.replaced(path, is_synced=False) as file:
+    with replaced(path, is_synced=False) as file:
         file.write(content)
 
 
@@ -156,7 +156,7 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
         return
     if folder.is_dir() and any(folder.glob("*.*")):
         raise UsageError(f"{folder} holds files that are not ours; give another --output_dir")
-    with checkpoints.replaced(path) as file:
+    with replaced(path) as file:
         file.write(json.dumps(own, indent=1).encode())
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
 from generators.cameras import Poses
+from generators.fields import CPU_CHUNK
 from generators.volumetric_rendering import RenderOptions
 from geometry import mesh_extraction
 from geometry.density_grid import Cube
@@ -25,9 +26,8 @@ from metrics.mesh_sanity import MeshSanity, mesh_sanity
 from metrics.pose_accuracy import pose_errors
 from metrics.samples import SampleOptions
 from metrics.surfaces import Surface, surface
-from rendering import viewing
-from rendering.viewing import SceneObject
-from system.flags import UsageError
+from system.errors import UsageError
+from system.files import replaced
 
 YAW_OFFSETS = (-0.5, -0.375, -0.25, -0.125, 0.125, 0.25, 0.375, 0.5)  # radians
 POSE_IMAGES = 256
@@ -47,7 +47,7 @@ class ConsistencyOptions:
     num_objects: int = 16
     image_size: int = 128
     yaw_offsets: tuple[float, ...] = YAW_OFFSETS
-    points_per_chunk: int = viewing.CPU_CHUNK
+    points_per_chunk: int = CPU_CHUNK
 
 
 def measure(
@@ -159,13 +159,14 @@ def _shape(
 ) -> dict[str, float]:
     """What is odd about the mesh of an object, at the level that agrees best with its renders."""
     z, _ = samples.sample_scene(index, saved.generator.z_dim, sampling)
-    thing = SceneObject(str(index), samples.sample_film(saved.generator, z, sampling))
+    film = samples.sample_film(saved.generator, z, sampling)
     side = render.visible_side
     cube = Cube(center=(0.0, 0.0, 0.0), side=side, resolution=SHAPE_RESOLUTION)
     try:
         shape = mesh_extraction.take_shape(
-            saved, thing, cube, render, Wanted(keeps_all=True),
-            points_per_chunk=viewing.CPU_CHUNK, progress=lambda *_: None,
+            saved.generator, film, cube, render, Wanted(keeps_all=True),
+            name=str(index), poses=saved.curriculum.poses(),
+            points_per_chunk=CPU_CHUNK, progress=lambda *_: None,
         )  # fmt: skip
     except UsageError:  # nothing is opaque
         return dict.fromkeys(MeshSanity._fields, 0.0)
@@ -236,6 +237,6 @@ def save_plot(path: Path, by_yaw: Sequence[Mapping[str, Any]], title: str) -> No
     for axis in axes[1]:
         axis.set_xlabel("turn of the camera, degrees of yaw", fontsize=9)
     figure.suptitle(f"{title}: mean and quartiles over the objects", fontsize=12)
-    with checkpoints.replaced(path) as file:
+    with replaced(path) as file:
         figure.savefig(file, format="png", dpi=110)
     pyplot.close(figure)

@@ -12,7 +12,7 @@ from typing import Any
 
 from generators.cameras import POLE_MARGIN
 from generators.trajectories import Camera
-from system.flags import UsageError, nearest, nearest_path
+from system.errors import UsageError, nearest, nearest_path
 
 REQUIRED, OPTIONAL = ("pitch", "yaw"), ("fov",)
 COLUMNS = (*REQUIRED, *OPTIONAL)

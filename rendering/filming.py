@@ -19,7 +19,7 @@ from image_io import png, video
 from rendering import camera_files, viewing
 from siren.film import Film
 from system import flags
-from system.flags import UsageError, nearest
+from system.errors import UsageError, nearest
 
 NUM_FRAMES = 36  # as published
 

@@ -5,10 +5,8 @@ A command reads top-down: its parser is made of `add_generator`, `add_objects` a
 """
 
 import argparse
-import contextlib
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -19,13 +17,14 @@ import curriculums
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
 from generators.cameras import Poses
+from generators.fields import CPU_CHUNK, CUDA_CHUNK
 from generators.generators import ImplicitGenerator3d, View
 from generators.latents import sample_latents
 from generators.trajectories import Camera
 from generators.volumetric_rendering import RenderOptions
 from siren.film import Film
 from system import flags, machine
-from system.flags import UsageError
+from system.errors import UsageError
 
 Precision = Literal["exact", "fast"]
 MEAN_LATENTS = 10_000  # whose mean is the center of truncation, as published
@@ -40,7 +39,6 @@ FILM_BYTES = 8  # per feature of an object
 MEAN_SEED = 0  # of that mean: the same for every picture, so that seeds are reproducible
 # What --precision fast rounds operands to: float16 is eight times finer, processors have bfloat16.
 FAST_DTYPES = {"cpu": torch.bfloat16, "cuda": torch.float16}
-CPU_CHUNK, CUDA_CHUNK = 2**17, 2**19  # points in one call of the field; bounds the memory
 
 
 class SceneObject(NamedTuple):
@@ -112,7 +110,11 @@ def open_generator(args: argparse.Namespace) -> SavedGenerator:
         curriculum = curriculums.load(args.curriculum or "CelebA", file=args.curriculum_file)
     device = flags.resolve_device(args.device)
     saved = checkpoints.load_generator(
-        args.generator, ema=args.ema, device=device, curriculum=curriculum
+        args.generator,
+        ema=args.ema,
+        device=device,
+        curriculum=curriculum,
+        published_curriculum=curriculums.load("CelebA"),
     )
     if saved.is_published and curriculum is None:
         print(f"{saved.path}: published files don't say their curriculum; taking the cameras of "
@@ -267,35 +269,3 @@ def look(
     """The view of one object (1, F) from a camera at pitch and yaw, radians; not random."""
     poses = Poses(torch.tensor([pitch]), torch.tensor([yaw]))
     return saved.generator.render(film, poses, options, points_per_chunk=points_per_chunk)
-
-
-@contextlib.contextmanager
-def filled_folder(path: Path) -> Iterator[Path]:
-    """The folder of --output_dir; what was made of it goes away where nothing is written into it.
-
-    Raises:
-        UsageError: it cannot be made or is no folder.
-    """
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
-        yield output_folder(path)
-    except BaseException:
-        for folder in made:
-            with contextlib.suppress(OSError):  # it holds something
-                folder.rmdir()
-        raise
-
-
-def output_folder(path: Path, *, flag: str = "--output_dir") -> Path:
-    """The folder that flag names, made where it is missing.
-
-    Raises:
-        UsageError: it cannot be made or is no folder.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{flag} {path}: cannot be made ({error.strerror})") from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise UsageError(f"{flag} {path}: cannot be written")
-    return path

@@ -1,18 +1,18 @@
 """BOUNDARY: what a person typed. Shared argparse pieces, usage errors, and running a command."""
 
 import argparse
-import difflib
 import errno
 import math
 import os
 import re
 import select
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import torch
+
+from system.errors import UsageError, nearest
 
 T = TypeVar("T")
 
@@ -28,41 +28,6 @@ BROKEN_PIPE_EXIT_CODE = 141  # 128 + SIGPIPE
 MAX_INT = 2**63 - 1  # what PyTorch and files can hold
 MAX_EXTRA = 3  # words that nobody asked for, named in a complaint
 MAX_SEEDS = 1_000_000  # more in one range is a slip of the finger, and would fill the memory
-
-
-class UsageError(Exception):
-    """Something a person typed or gave is wrong; the text is one clear line for them."""
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """A hint such as " Did you mean 'CelebA'?", or nothing where no choice is close."""
-    folded = {choice.casefold(): choice for choice in choices}
-    close = difflib.get_close_matches(name.casefold(), folded, n=1)
-    return f" Did you mean {folded[close[0]]!r}?" if close else ""
-
-
-def nearest_path(path: str | Path) -> str:
-    """A hint that names what exists beside a path that was not meant, or nothing."""
-    wanted = Path(path)
-    try:
-        beside = [entry.name for entry in wanted.parent.iterdir()]
-    except OSError:
-        return ""
-    others = [name for name in beside if name != wanted.name]
-    close = difflib.get_close_matches(wanted.name, others, n=1)
-    return f" Did you mean {str(wanted.parent / close[0])!r}?" if close else ""
-
-
-def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """Look name up in table.
-
-    Raises:
-        UsageError: name is not in table; the text lists the choices and the nearest one.
-    """
-    if name in table:
-        return table[name]
-    choices = ", ".join(sorted(table))
-    raise UsageError(f"unknown {kind} {name!r}; choose one of {choices}.{nearest(name, table)}")
 
 
 def run(main: Callable[[Sequence[str] | None], int]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from system.flags import UsageError
+from system.errors import UsageError
 
 GIB = 2**30
 NARROW = 128  # features: a field of less has operations of some 50 microseconds

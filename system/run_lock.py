@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from system.flags import UsageError
+from system.errors import UsageError
 
 RUN_LOCK = "run.lock"  # held by the main process of a run
 RESCUE_LOCK = "rescue.lock"  # held by another process that saves because that one is lost

@@ -14,7 +14,7 @@ import torch
 
 from distributed import processes
 from system import flags
-from system.flags import UsageError
+from system.errors import UsageError
 
 FOREVER = 600.0  # seconds; what waits so long is to be ended from outside
 

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 import curriculums
+from config.stage import OptimizerOptions, Precision
 from generators.seeding import Purpose, step_rng
 from training import losses
-from training.adversarial import AdversarialGame, OptimizerOptions, Precision
+from training.adversarial import AdversarialGame
 from training.ema import ExponentialMovingAverage
 
 TINY = ["hidden_dim=8", "num_layers=2", "mapping_hidden_dim=8", "latent_dim=4", "0.num_steps=3",

@@ -18,7 +18,7 @@ from PIL import Image
 import datasets
 from image_io.decoding import Framing, decode_all
 from image_io.files import Skipped, find_pictures, opened
-from system.flags import UsageError
+from system.errors import UsageError
 
 SIZE = 16
 FRAMING = Framing(image_size=SIZE, crop="center", resize="antialias")

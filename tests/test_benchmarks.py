@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import demo
-from system.flags import UsageError
+from system.errors import UsageError
 
 
 def log(folder, entries):

@@ -4,7 +4,7 @@ import pytest
 
 from generators.trajectories import Camera
 from rendering.camera_files import read_cameras
-from system.flags import UsageError
+from system.errors import UsageError
 
 
 def write(tmp_path, name, text):

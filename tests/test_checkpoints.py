@@ -10,7 +10,8 @@ import curriculums
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import Fit
 from config import curriculum
-from system.flags import UsageError
+from system.errors import UsageError
+from system.files import replaced
 
 
 def parameters_of(path):
@@ -113,7 +114,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     path.write_bytes(b"before")
 
     def fail():
-        with checkpoints.replaced(path) as file:
+        with replaced(path) as file:
             file.write(b"half")
             raise OSError("disk full")
 

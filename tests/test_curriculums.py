@@ -5,7 +5,7 @@ import math
 import pytest
 
 import curriculums
-from system.flags import UsageError
+from system.errors import UsageError
 
 
 @pytest.mark.parametrize("name", curriculums.PRESETS)

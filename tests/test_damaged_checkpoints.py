@@ -30,11 +30,12 @@ import viewer
 from checkpoint_io import checkpoints, published_run
 from checkpoint_io.checkpoints import Fit
 from config import curriculum
+from config.stage import Precision
 from geometry import mesh_extraction
 from metrics import report
-from system.flags import UsageError
+from system.errors import UsageError
 from training import state
-from training.adversarial import AdversarialGame, Precision
+from training.adversarial import AdversarialGame
 from training.state import Progress
 
 MAX_SECONDS = 20.0  # for one file, on a busy machine; the files here take some milliseconds

@@ -17,7 +17,7 @@ from datasets import (
     training_images,
 )
 from image_io import decoding
-from system.flags import UsageError
+from system.errors import UsageError
 
 
 def write_pictures(folder, count, size=(12, 12)):

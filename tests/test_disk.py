@@ -11,6 +11,8 @@ import train
 from checkpoint_io import checkpoints
 from image_io import png
 from system import flags
+from system.errors import UsageError
+from system.files import replaced
 from training import append_files, snapshots, state
 
 FULL_FROM, FULL_UNTIL = 10, 20  # steps between which the disk takes nothing
@@ -62,7 +64,7 @@ def test_a_disk_that_stays_full_ends_with_the_last_good_state(
     assert trained(tmp_path, out, 15) == 1
     assert "step 15 could not be saved; the last good state is" in capsys.readouterr().err
     assert state_of(out)["step"] == FULL_FROM - 1
-    with pytest.raises(flags.UsageError, match="cannot be written .No space left on device"):
+    with pytest.raises(UsageError, match="cannot be written .No space left on device"):
         trained(tmp_path, out, 15, "--resume")
     monkeypatch.undo()
     (small_disk / "filler").unlink()
@@ -111,7 +113,7 @@ def test_a_command_that_cannot_write_says_so_in_one_line(tmp_path, small_disk, c
     fill(small_disk)
 
     def main(_):
-        with checkpoints.replaced(small_disk / "mesh.ply") as file:
+        with replaced(small_disk / "mesh.ply") as file:
             file.write(bytes(10_000))
         return 0
 

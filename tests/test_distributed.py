@@ -15,7 +15,7 @@ import torch
 
 from distributed import processes, supervisor
 from distributed.processes import Place, StopSignal
-from system.flags import UsageError
+from system.errors import UsageError
 
 ROOT = Path(processes.__file__).parent
 TWO = processes.plan("cpu", 2, {})

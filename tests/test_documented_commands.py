@@ -83,7 +83,7 @@ def check_benchmark(line):
 def test_the_lines_are_found():
     assert len(LINES) > 80
     assert {line.document for line in LINES} == set(documented.DOCUMENTS)
-    assert set(COMMANDS) - {"gallery"} <= {line.command()[0] for line in LINES if line.command()}
+    assert set(COMMANDS) <= {line.command()[0] for line in LINES if line.command()}
 
 
 def test_a_wrong_line_is_noticed():
@@ -106,7 +106,7 @@ def test_flags_named_in_a_sentence_exist_and_every_flag_is_described():
                 unknown = set(re.findall(r"(?<![\w-])--[a-z_]+", code)) - known
                 assert not unknown, (document, code)
     described = documented.text_of("docs/commands.md")
-    commands = set(COMMANDS) - {"gallery"}  # for those who work on the documents
+    commands = set(COMMANDS)
     wanted = set().union(*(flags_of(module) for module in commands)) - {"--help"}
     assert not {flag for flag in wanted if not re.search(rf"{flag}\b", described)}
 

@@ -18,7 +18,7 @@ from generators.generators import ImplicitGenerator3d
 from geometry import mesh_extraction
 from rendering import viewing
 from siren.siren import SPATIALSIRENBASELINE
-from system.flags import UsageError
+from system.errors import UsageError
 
 CENTER, RADIUS = (0.02, 0.01, -0.015), 0.05
 GREEN = torch.tensor([0.2, 0.8, 0.4])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from system import flags
-from system.flags import UsageError
+from system.errors import UsageError, choose, nearest_path
 
 ROOT = Path(flags.__file__).parent
 
@@ -159,11 +159,11 @@ class TestDevice:
 class TestChoose:
     def test_nearest_whatever_the_case(self):
         with pytest.raises(UsageError, match="Did you mean 'CelebA'"):
-            flags.choose("curriculum", "celebb", {"CelebA": 1, "Cats": 2})
+            choose("curriculum", "celebb", {"CelebA": 1, "Cats": 2})
 
     def test_no_hint_where_nothing_is_close(self):
         with pytest.raises(UsageError, match=r"choose one of a\.$"):
-            flags.choose("thing", "zzzzzz", {"a": 1})
+            choose("thing", "zzzzzz", {"a": 1})
 
 
 class TestRun:
@@ -247,6 +247,6 @@ def test_a_mistyped_choice_is_answered_with_the_nearest():
 
 def test_the_nearest_path_is_another_one(tmp_path):
     (tmp_path / "runs").mkdir()
-    assert flags.nearest_path(tmp_path / "runs") == ""
+    assert nearest_path(tmp_path / "runs") == ""
     (tmp_path / "run").mkdir()
-    assert flags.nearest_path(tmp_path / "runs") == f" Did you mean {str(tmp_path / 'run')!r}?"
+    assert nearest_path(tmp_path / "runs") == f" Did you mean {str(tmp_path / 'run')!r}?"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from checkpoint_io import checkpoints
 from docs import gallery
-from system.flags import UsageError
+from system.errors import UsageError
 
 MANIFEST = json.loads((ROOT / gallery.MANIFEST).read_text("utf-8"))
 

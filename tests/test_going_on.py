@@ -9,7 +9,7 @@ from PIL import Image
 from test_train import TINY, run, state_of, tiny  # noqa: F401 (a fixture)
 
 from config import curriculum, run_length
-from system.flags import UsageError
+from system.errors import UsageError
 from training import changes
 
 

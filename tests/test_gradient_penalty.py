@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 
 import curriculums
+from config.stage import OptimizerOptions, Precision
 from discriminators.discriminators import DISCRIMINATORS
 from discriminators.linearized import Affine
 from generators.cameras import Poses
 from training import losses
-from training.adversarial import AdversarialGame, Fakes, OptimizerOptions, Precision, Scenes
+from training.adversarial import AdversarialGame, Fakes, Scenes
 from training.gradient_penalty import penalized_reals
 
 STRENGTH = 0.7

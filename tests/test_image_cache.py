@@ -14,7 +14,7 @@ import pytest
 from image_io import cache
 from image_io.cache import cached
 from image_io.files import Skipped
-from system.flags import UsageError
+from system.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 
@@ -165,14 +165,11 @@ def test_a_bar_shows_rate_and_time_left(tmp_path, capsys):
 
 
 WORKER = """
-    import sys, time, types
+    import sys, time
     from pathlib import Path
     import numpy as np
 
-    sys.modules["flags"] = types.SimpleNamespace(  # spares importing torch
-        UsageError=Exception, nearest_path=str
-    )
-    from image_cache import cached
+    from image_io.cache import cached
 
     folder, name, num_blocks = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 

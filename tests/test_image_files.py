@@ -4,7 +4,7 @@ import zipfile
 import pytest
 
 from image_io.files import find_pictures, opened, printable
-from system.flags import UsageError
+from system.errors import UsageError
 
 
 def touch(path, content=b"x"):

@@ -22,7 +22,7 @@ from metrics import features as quality
 from metrics import inception, real_images, report, samples
 from metrics.frechet import fitted_gaussian, frechet_distance
 from metrics.inception import Weights
-from system.flags import UsageError
+from system.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("few_features")
 
@@ -381,6 +381,4 @@ def test_nothing_to_measure_is_said(tiny_run, tmp_path):
     generator = str(tiny_run / "generator.pth")
     with pytest.raises(UsageError, match="nothing to measure"):
         eval_metrics.main([generator, "--output_dir", str(tmp_path / "out")])
-    with pytest.raises(UsageError, match="not from ToyCars"):
-        eval_metrics.main([generator, "--consistency", "--held_out_cars", "2"])
     assert not (tmp_path / "out").exists()

@@ -17,9 +17,8 @@ from generators import inversion
 from generators.cameras import Poses, cast_rays, sample_poses
 from generators.inversion import FitOptions, Guess, Photo, photo_losses
 from generators.latents import sample_latents
-from image_io import photos
-from rendering import viewing
-from system.flags import UsageError
+from rendering import photos, viewing
+from system.errors import UsageError
 
 QUICK = FitOptions(num_candidates=64, num_starts=2, latent_steps=25, film_steps=40, search_size=8)
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import train
 from checkpoint_io import checkpoints
 from system import run_lock
-from system.flags import UsageError
+from system.errors import UsageError
+from system.files import remove_drafts, replaced_folder
 from training import append_files, collapse, losses, setup, snapshots, state
 from training.append_files import Board, JsonLines
 from training.snapshots import SHEETS_PER_KEEP, steps_to_keep
@@ -157,7 +158,7 @@ def test_a_snapshot_is_there_whole_or_not_at_all(tmp_path):
     path = tmp_path / "snapshot_00000007"
 
     def write_half():
-        with checkpoints.replaced_folder(path) as draft:
+        with replaced_folder(path) as draft:
             (draft / "training_state.pth").write_text("half")
             raise OSError("full")
 
@@ -165,7 +166,7 @@ def test_a_snapshot_is_there_whole_or_not_at_all(tmp_path):
         write_half()
     assert list(tmp_path.iterdir()) == []
     for text in ("old", "new"):
-        with checkpoints.replaced_folder(path) as draft:
+        with replaced_folder(path) as draft:
             (draft / "training_state.pth").write_text(text)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert (path / "training_state.pth").read_text() == "new"
@@ -178,7 +179,7 @@ def test_drafts_of_killed_processes_are_removed_and_nothing_else(tmp_path):
     (tmp_path / drafts[1] / "ema.pth").touch()
     for name in [drafts[0], *others]:
         (tmp_path / name).touch()
-    checkpoints.remove_drafts(tmp_path)
+    remove_drafts(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == set(others)
 
 

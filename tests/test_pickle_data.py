@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from checkpoint_io import checkpoints, pickle_data, published, tensor_files
 from checkpoint_io.network_state import StateError
 from checkpoint_io.pickle_data import BUILDERS, OBJECT_NAMES, STORAGE_DTYPES, BadPickleError, Record
-from system.flags import UsageError
+from system.errors import UsageError
 
 ALL_NAMES = [*OBJECT_NAMES, *STORAGE_DTYPES, *BUILDERS]
 settings.register_profile("project", deadline=None, derandomize=True, database=None)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import plot_run
-from system.flags import UsageError
+from system.errors import UsageError
 
 
 def write(folder, entries, tail=""):

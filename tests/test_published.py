@@ -17,7 +17,14 @@ from generators.cameras import Poses
 from generators.volumetric_rendering import RenderOptions
 from rendering import viewing
 from siren.film import Film
-from system.flags import ArgumentParser, UsageError
+from system.errors import UsageError
+from system.flags import ArgumentParser
+
+
+def load_generator(path, **options):
+    """The generator of a published file, with the cameras of CelebA."""
+    celeba = curriculums.load("CelebA")
+    return checkpoints.load_generator(path, published_curriculum=celeba, **options)
 
 
 def assert_holds(network, parameters):
@@ -51,7 +58,7 @@ def small(tmp_path):
 def test_every_field_loads_in_both_formats(tmp_path, model, legacy):
     network = published_files.generator(model)
     published_files.save(network, tmp_path / "generator.pth", legacy=legacy)
-    saved = checkpoints.load_generator(tmp_path / "generator.pth")
+    saved = load_generator(tmp_path / "generator.pth")
     assert_holds(saved.generator, network.named_parameters())
     settings = saved.curriculum.settings
     assert (settings.model, settings.hidden_dim, settings.num_layers) == (model, 8, 2)
@@ -65,21 +72,21 @@ def test_every_field_loads_in_both_formats(tmp_path, model, legacy):
 def test_the_largest_field_loads(tmp_path):
     network = published_files.generator("EmbeddingPiGAN128", num_layers=8, width=128)
     published_files.save(network, tmp_path / "generator.pth")
-    saved = checkpoints.load_generator(tmp_path / "generator.pth")
+    saved = load_generator(tmp_path / "generator.pth")
     assert_holds(saved.generator, network.named_parameters())
     assert saved.curriculum.settings.hidden_dim is None  # it is the class's own
 
 
 def test_averages_are_taken_by_position_in_both_forms(small):
     path, network = small
-    saved = checkpoints.load_generator(path)
+    saved = load_generator(path)
     assert_holds(saved.generator, shifted(network, 0.999 * 0.01))
     assert (saved.step, saved.average) == (42, "ema")  # the count of the average, not the step
-    saved = checkpoints.load_generator(path, ema="ema2")
+    saved = load_generator(path, ema="ema2")
     assert_holds(saved.generator, shifted(network, 0.9999 * 0.01))
     assert saved.average == "ema2"
-    assert checkpoints.load_generator(path.with_name("ema2.pth")).average == "ema2"
-    raw = checkpoints.load_generator(path, ema="none")
+    assert load_generator(path.with_name("ema2.pth")).average == "ema2"
+    raw = load_generator(path, ema="none")
     assert_holds(raw.generator, network.named_parameters())
 
 
@@ -89,7 +96,7 @@ def test_an_average_that_was_not_counted_leaves_the_generators_step(small):
     ema.num_updates = None
     ema.collected_params = [p.clone() for p in network.parameters()]
     published_files.save(ema, path.with_name("ema.pth"))
-    saved = checkpoints.load_generator(path)
+    saved = load_generator(path)
     assert (saved.step, saved.average) == (40, "ema")
 
 
@@ -98,17 +105,17 @@ def test_a_snapshot_finds_its_own_average(small):
     for name in ("generator", "ema"):
         path.with_name(f"{name}.pth").rename(path.with_name(f"05--12:30--{name}.pth"))
     for name in ("generator", "ema"):
-        saved = checkpoints.load_generator(path.with_name(f"05--12:30--{name}.pth"))
+        saved = load_generator(path.with_name(f"05--12:30--{name}.pth"))
         assert_holds(saved.generator, shifted(network, 0.999 * 0.01))
     path.with_name("05--12:30--generator.pth").unlink()
     with pytest.raises(UsageError, match="05--12:30--generator.pth must lie beside it"):
-        checkpoints.load_generator(path.with_name("05--12:30--ema.pth"))
+        load_generator(path.with_name("05--12:30--ema.pth"))
 
 
 def test_half_precision_becomes_float32(tmp_path):
     network = published_files.generator().half()
     published_files.save(network, tmp_path / "generator.pth")
-    saved = checkpoints.load_generator(tmp_path / "generator.pth")
+    saved = load_generator(tmp_path / "generator.pth")
     assert_holds(saved.generator, network.named_parameters())
 
 
@@ -116,7 +123,7 @@ def test_the_scale_of_space_is_the_files(tmp_path):
     network = published_files.generator()
     network.siren.gridwarper.scale_factor = 2 / 0.6
     published_files.save(network, tmp_path / "generator.pth")
-    saved = checkpoints.load_generator(tmp_path / "generator.pth")
+    saved = load_generator(tmp_path / "generator.pth")
     assert saved.curriculum.settings.box_side == pytest.approx(0.6)
     points = torch.randn(1, 5, 3)
     torch.testing.assert_close(
@@ -206,7 +213,7 @@ def test_a_generator_that_is_not_right_is_one_line(tmp_path, complaint):
     path = tmp_path / "generator.pth"
     published_files.save(network, path)
     with pytest.raises(UsageError, match=complaint) as caught:
-        checkpoints.load_generator(path)
+        load_generator(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
 
@@ -226,7 +233,7 @@ def test_an_average_that_does_not_fit_is_one_line(small):
         for form in (ema, ema.state_dict()):
             published_files.save(form, beside)
             with pytest.raises(UsageError, match=f"ema.pth: .*{complaint}"):
-                checkpoints.load_generator(path)
+                load_generator(path)
 
 
 def test_another_object_than_a_generator_is_named(tmp_path):
@@ -240,7 +247,7 @@ def test_another_object_than_a_generator_is_named(tmp_path):
     ):
         published_files.save(other, path)
         with pytest.raises(UsageError, match=complaint):
-            checkpoints.load_generator(path)
+            load_generator(path)
 
 
 def film_of(network, count, rng):
@@ -272,7 +279,7 @@ def test_a_render_is_the_published_one(tmp_path, model, case):
     network.siren.final_layer.weight.mul_(30)
     network.siren.final_layer.bias.fill_(5)  # neither empty nor opaque
     published_files.save(network, tmp_path / "generator.pth")
-    saved = checkpoints.load_generator(tmp_path / "generator.pth")
+    saved = load_generator(tmp_path / "generator.pth")
     frequencies, phases = film_of(network, 2, rng)
     pitch, yaw = torch.tensor([1.3, 1.7]), torch.tensor([1.2, 1.9])
     near, far, fov, steps, size = 0.88, 1.12, 12.0, 9, 7
@@ -312,7 +319,7 @@ def test_a_render_at_full_width_is_the_published_one(tmp_path):
     network.load_state_dict(start)  # as the published code starts it
     network.siren.final_layer.weight.mul_(20)
     published_files.save(network, tmp_path / "generator.pth")
-    saved = checkpoints.load_generator(tmp_path / "generator.pth")
+    saved = load_generator(tmp_path / "generator.pth")
     frequencies, phases = film_of(network, 1, torch.Generator().manual_seed(0))
     pitch, yaw = torch.tensor([1.5]), torch.tensor([1.7])
     torch.manual_seed(1)
@@ -331,5 +338,5 @@ def test_a_render_at_full_width_is_the_published_one(tmp_path):
 def test_loading_changes_no_random_stream(small):
     torch.manual_seed(3)
     before = copy.deepcopy(torch.get_rng_state())
-    checkpoints.load_generator(small[0])
+    load_generator(small[0])
     assert torch.equal(torch.get_rng_state(), before)

@@ -11,9 +11,10 @@ import curriculums
 import train
 from checkpoint_io import checkpoints, published_run
 from config import curriculum
-from system.flags import UsageError
+from config.stage import Precision
+from system.errors import UsageError
 from training import state as run_state
-from training.adversarial import AdversarialGame, Precision
+from training.adversarial import AdversarialGame
 from training.state import Progress
 
 SOURCE = {

@@ -20,7 +20,7 @@ from image_io import contact_sheet, png
 from rendering import filming, viewing
 from rendering.filming import Shot
 from rendering.viewing import SceneObject
-from system.flags import UsageError
+from system.errors import UsageError
 
 SMALL = ("--image_size", "10", "--ray_step_multiplier", "1", "--device", "cpu")
 COMMON = ["--batch_size", "--curriculum", "--curriculum_file", "--depth_map", "--device", "--ema",

@@ -6,8 +6,9 @@ import torch
 import curriculums
 from benchmarks import view
 from benchmarks.textbook import TextbookGame
+from config.stage import OptimizerOptions, Precision
 from siren.fused import cpu as fused_cpu
-from training.adversarial import AdversarialGame, OptimizerOptions, Precision
+from training.adversarial import AdversarialGame
 
 TINY = ["hidden_dim=8", "num_layers=2", "mapping_hidden_dim=8", "latent_dim=4", "0.num_steps=3",
         "discriminator_width=8", "0.img_size=8", "0.batch_size=4", "0.batch_split=2",

@@ -14,7 +14,7 @@ from PIL import Image
 
 import train
 from checkpoint_io import checkpoints
-from system.flags import UsageError
+from system.errors import UsageError
 from training import setup
 
 ROOT = Path(train.__file__).parent

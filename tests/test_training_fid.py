@@ -13,7 +13,7 @@ from distributed import processes
 from metrics import inception
 from metrics.frechet import fitted_gaussian, frechet_distance
 from scenes.toy_car_images import toy_car_images
-from system.flags import UsageError
+from system.errors import UsageError
 from training import fid
 
 

@@ -8,7 +8,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
 from image_io import video
-from system.flags import UsageError
+from system.errors import UsageError
 
 COLORS = [(0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40)]
 

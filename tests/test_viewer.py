@@ -13,7 +13,7 @@ import viewer
 from generators.cameras import Poses, camera_rotations, cast_rays
 from rendering import viewing
 from siren.fused import cpu as fused_cpu
-from system.flags import UsageError
+from system.errors import UsageError
 from web_viewer import checkpoints
 from web_viewer import page as viewer_page
 from web_viewer import pictures as viewer_pictures

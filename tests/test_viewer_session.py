@@ -15,7 +15,7 @@ import viewer
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import Fit
 from geometry.mesh_extraction import Wanted
-from system.flags import UsageError
+from system.errors import UsageError
 from web_viewer import pictures as viewer_pictures
 from web_viewer import saving
 from web_viewer.session import Session

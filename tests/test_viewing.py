@@ -11,10 +11,12 @@ from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import Fit
 from config import curriculum
 from generators.cameras import Poses
+from generators.fields import CPU_CHUNK
 from rendering import viewing
 from siren.fused import cpu as fused_cpu
 from system import flags
-from system.flags import UsageError
+from system.errors import UsageError
+from system.files import output_folder
 
 
 def parse(*texts):
@@ -71,7 +73,7 @@ def test_rays_are_those_of_the_stage_that_was_trained_last(opened):
 
 def test_chunks_are_at_most_what_is_asked_for(opened):
     saved, args = opened
-    assert viewing.chunk_size(saved, args) == viewing.CPU_CHUNK
+    assert viewing.chunk_size(saved, args) == CPU_CHUNK
     args.max_batch_size = 100
     assert viewing.chunk_size(saved, args) == 100
 
@@ -111,7 +113,7 @@ def test_a_missing_average_is_said(tiny_run, capsys):
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "imgs").write_text("mine")
     with pytest.raises(UsageError, match="cannot be made"):
-        viewing.output_folder(tmp_path / "imgs")
+        output_folder(tmp_path / "imgs")
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])

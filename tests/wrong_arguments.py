@@ -186,8 +186,6 @@ OF_MEASURING = [
     ([*MEASURING, "FILE"], "is not the published Inception network"),
     ([*MEASURING, "FILE", "--any_inception_weights"], "FILE: is no checkpoint"),
     ([*MEASURING, "FILE", "--any_inception_weights", "--num_processes", "999"], "at most 256"),
-    (["--held_out_cars", "-1"], "--held_out_cars"),
-    (["--held_out_cars", "2"], "not from ToyCars"),
     (["--num_processes", "0"], "--num_processes"),
     (["--port", "-1"], "--port"),
     (["GENERATOR", "nowhere/generator.pth"], "no such file"),

@@ -7,13 +7,12 @@ Source: pi-GAN (Chan et al. 2021), section 3.3.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from config.stage import Stage
+from config.stage import EMA_DECAYS, OptimizerOptions, Precision, Stage, generator_groups
 from discriminators.discriminators import PyramidDiscriminator, Verdict
 from discriminators.linearized import AS_THEY_ARE, Affine
 from generators.cameras import Poses, moved, sample_poses
@@ -26,28 +25,9 @@ from training.ema import ExponentialMovingAverage
 from training.gradient_penalty import PenalizedReals, penalized_reals
 from training.health import DISCRIMINATOR, GENERATOR, Health, poison
 
-MAPPING_RATE = 0.05  # share of the generator's rate for its mapping network under unique_lr
-EMA_DECAYS = (0.999, 0.9999)
 INITIAL_LOSS_SCALE = 2.0**16
 
 Terms = dict[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimizerOptions:
-    """Adam's settings; has_slow_mapping gives the mapping network MAPPING_RATE of the rate."""
-
-    betas: tuple[float, float] = (0.0, 0.9)
-    weight_decay: float = 0.0
-    has_slow_mapping: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Precision:
-    """autocast_dtype: what the networks compute in, None is float32; is_scaled: loss scaling."""
-
-    autocast_dtype: torch.dtype | None = None
-    is_scaled: bool = False
 
 
 class Scenes(NamedTuple):
@@ -77,18 +57,6 @@ def build_optimizer(
         weight_decay=options.weight_decay,
         fused=device.type in ("cpu", "cuda"),
     )
-
-
-def generator_groups(
-    generator: ImplicitGenerator3d, *, has_slow_mapping: bool
-) -> list[tuple[list[nn.Parameter], float]]:
-    """Parameters with their share of the learning rate."""
-    if not has_slow_mapping:
-        return [(list(generator.parameters()), 1.0)]
-    mapping = list(generator.siren.mapping_network.parameters())
-    slow = {id(parameter) for parameter in mapping}
-    rest = [p for p in generator.parameters() if id(p) not in slow]
-    return [(rest, 1.0), (mapping, MAPPING_RATE)]
 
 
 class AdversarialGame:

@@ -14,7 +14,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
-from checkpoint_io import checkpoints
+from system.files import replaced
 
 LOG_BYTES = 2**24  # of log.jsonl, after which it becomes log.1.jsonl; about 400,000 steps
 BOARD_BYTES = 2**26  # of one TensorBoard file, mostly previews
@@ -36,7 +36,7 @@ class JsonLines:
         self.path, self.keep = path, keep
         if path.exists():
             lines = [line for line in path.read_bytes().splitlines() if _step(line) <= first_step]
-            with checkpoints.replaced(path) as draft:
+            with replaced(path) as draft:
                 draft.write(b"".join(line + b"\n" for line in lines))
         self.file = path.open("ab", buffering=0)
 

@@ -14,7 +14,7 @@ from config.schema import StageSettings
 from distributed.processes import Place
 from image_io.files import Listing
 from system import machine
-from system.flags import UsageError
+from system.errors import UsageError
 from system.machine import GIB
 from training.previews import COUNT as PREVIEWS
 

@@ -23,6 +23,7 @@ from config.curriculum import Curriculum
 from datasets import DatasetOptions
 from distributed import processes
 from distributed.processes import Place
+from generators.fields import CPU_CHUNK, CUDA_CHUNK
 from generators.generators import ImplicitGenerator3d
 from image_io import png
 from image_io.files import Skipped
@@ -32,7 +33,7 @@ from metrics.frechet import Gaussian, fitted_gaussian, frechet_distance
 from metrics.inception import NUM_FEATURES, Network, Unavailable, Weights
 from metrics.real_images import Choice
 from metrics.samples import SampleOptions
-from rendering import viewing
+from system.files import replaced
 
 NUM_REAL = 8000  # as published
 SEED = 0  # of latents and cameras: the same at every step, so that steps can be compared
@@ -83,7 +84,7 @@ class FidMeter:
             render=curriculum.preview_render(step - 1, curriculum.settings.preview_size),
         )
         is_cuda = place.device.type == "cuda"
-        chunk = viewing.CUDA_CHUNK if is_cuda else viewing.CPU_CHUNK
+        chunk = CUDA_CHUNK if is_cuda else CPU_CHUNK
 
         def image_of(number: int) -> Tensor:
             image = samples.sample_image(generator, number, sampling, points_per_chunk=chunk)
@@ -174,7 +175,7 @@ def note(folder: Path, step: int, fid: float) -> bool:
         with contextlib.suppress(ValueError):
             if int(at) < step:
                 earlier.append((int(at), float(value)))
-    with checkpoints.replaced(path) as file:
+    with replaced(path) as file:
         lines = [*earlier, (step, fid)]
         file.write("".join(f"{at}:{value}\n" for at, value in lines).encode())
     return all(fid < value for _, value in earlier)

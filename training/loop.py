@@ -14,7 +14,7 @@ from distributed import processes
 from distributed.processes import PeerLost, Place, StopSignal
 from generators.seeding import Purpose, step_rng
 from system import machine, run_lock
-from system.flags import UsageError
+from system.errors import UsageError
 from training import fid as training_fid
 from training import setup as run_setup
 from training import state as run_state

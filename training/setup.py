@@ -12,15 +12,16 @@ import numpy as np
 import torch
 
 import datasets
-from checkpoint_io import checkpoints
 from config.curriculum import Curriculum
+from config.stage import Precision
 from datasets import ImageSet
 from distributed import processes
 from distributed.processes import Place
-from system.flags import UsageError
+from system.errors import UsageError
+from system.files import remove_drafts, replaced
 from system.screen import Screen
 from training import changes, state
-from training.adversarial import AdversarialGame, Precision
+from training.adversarial import AdversarialGame
 from training.fid import FidOptions
 from training.state import Progress
 
@@ -138,7 +139,7 @@ def set_up(place: Place, options: TrainOptions) -> Setup:
         if before is not None and content is not None:
             _tell_changes(start, before, state.seed_of(content), seed, options, images)
         try:
-            checkpoints.remove_drafts(options.output_dir)
+            remove_drafts(options.output_dir)
             own = options.output_dir / state.STATE_FILE
             if start is not None and start.resolve() == own.resolve():
                 # A kill may have come between the state and what is exported from it.
@@ -296,5 +297,5 @@ def _write_options(
             "numpy": np.__version__,
         },
     }
-    with checkpoints.replaced(options.output_dir / changes.OPTIONS_FILE) as file:
+    with replaced(options.output_dir / changes.OPTIONS_FILE) as file:
         file.write(json.dumps(content, indent=2).encode())

@@ -6,7 +6,7 @@
 
 import io
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,9 +19,9 @@ from checkpoint_io import checkpoints, published_run
 from checkpoint_io.network_state import (
     StateError,
     checked_state,
+    checked_tensor,
     count_entry,
     entry,
-    load_average,
     load_moments,
     load_scaler,
 )
@@ -29,8 +29,10 @@ from checkpoint_io.pickle_data import shown
 from config.curriculum import Curriculum
 from distributed import processes
 from distributed.processes import Place
-from system.flags import UsageError, nearest_path
+from system.errors import UsageError, nearest_path
+from system.files import replaced_folder
 from training.adversarial import AdversarialGame
+from training.ema import ExponentialMovingAverage
 
 STATE_FILE = "training_state.pth"
 AVERAGE_FILES = ("ema.pth", "ema2.pth")  # in the order of the game's averages
@@ -135,7 +137,7 @@ def save_snapshot(
 ) -> Path:
     """Write the state once more, into a folder of its own, and drop the oldest beyond keep."""
     snapshot = folder / f"{SNAPSHOT_PREFIX}{progress.step:08d}"
-    with checkpoints.replaced_folder(snapshot) as draft:
+    with replaced_folder(snapshot) as draft:
         save_state(draft, game, curriculum, progress)
     ours = sorted(folder.glob(f"{SNAPSHOT_PREFIX}" + "[0-9]" * 8))
     for old in ours[: max(0, len(ours) - keep)]:
@@ -306,3 +308,21 @@ def _take_over(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
     load_scaler(game.scaler, content.get("scaler"))
     game.health.skipped.fill_(skipped)
     return progress
+
+
+def load_average(
+    average: ExponentialMovingAverage, values: Sequence[object], num_updates: int
+) -> None:
+    """Take over averages, in the order of the average's own.
+
+    Raises:
+        StateError: they are not those of this network.
+    """
+    if len(values) != len(average.shadow):
+        raise StateError(f"has {len(values)} averages for {len(average.shadow)} parameters")
+    pairs = zip(values, average.shadow, strict=True)
+    shadow = [
+        checked_tensor(f"average {index}", value, own.shape)
+        for index, (value, own) in enumerate(pairs)
+    ]
+    average.load_state_dict({"shadow": shadow, "num_updates": num_updates})

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
+import curriculums
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import Average, SavedGenerator
 from config.curriculum import Curriculum
 from rendering import viewing
 from siren.film import Film
-from system.flags import UsageError
+from system.errors import UsageError
 from web_viewer.request import Request
 
 KEPT = 4  # generators in memory at once
@@ -118,7 +119,11 @@ class Checkpoints:
 
     def _read(self, name: str, ema: Average, stamp: Stamp) -> Opened:
         saved = checkpoints.load_generator(
-            self.path(name), ema=ema, device=self._device, curriculum=self._curriculum
+            self.path(name),
+            ema=ema,
+            device=self._device,
+            curriculum=self._curriculum,
+            published_curriculum=curriculums.load("CelebA"),
         )
         viewing.set_precision(saved.generator, self._precision)
         return Opened(saved=saved, mean=viewing.mean_film(saved), stamp=stamp)

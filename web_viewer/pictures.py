@@ -14,7 +14,7 @@ from generators.normal_pictures import normal_pictures, surface_normals
 from generators.volumetric_rendering import Rendering, RenderOptions
 from image_io import png
 from siren.film import Film
-from system.flags import UsageError
+from system.errors import UsageError
 from web_viewer.checkpoints import Checkpoints, Opened, Stamp
 from web_viewer.request import MAX_SIZE, Request, quick_steps, render_options
 

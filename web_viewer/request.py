@@ -19,7 +19,7 @@ from generators.cameras import POLE_MARGIN, Poses, Rays, camera_origins, camera_
 from generators.volumetric_rendering import RenderOptions
 from rendering import viewing
 from system import flags
-from system.flags import UsageError
+from system.errors import UsageError
 
 Show = Literal["color", "depth", "normals", "opacity"]
 SHOWS: tuple[Show, ...] = get_args(Show)

@@ -18,9 +18,9 @@ from geometry import mesh_extraction, mesh_files
 from geometry.density_grid import Cube
 from geometry.mesh_extraction import Wanted
 from image_io import png, video
-from rendering import filming, viewing
+from rendering import filming
 from rendering.filming import Shot
-from rendering.viewing import SceneObject
+from system.files import output_folder
 from web_viewer.checkpoints import Checkpoints
 from web_viewer.pictures import finished_picture
 from web_viewer.request import Request, render_options
@@ -43,7 +43,7 @@ def save_picture(
     progress(0.0)
     pixels = finished_picture(source, request, max_points=max_points)
     kind = "" if request.show == "color" else f"_{request.show}"
-    path = viewing.output_folder(folder) / f"{request.object_name()}{kind}.png"
+    path = output_folder(folder) / f"{request.object_name()}{kind}.png"
     png.save_png(path, pixels)
     return path
 
@@ -66,7 +66,7 @@ def save_video(
             pair = filming.pictures(view, options, depth_map=request.show == "depth")
             yield from torch.cat(pair, dim=3)
 
-    path = viewing.output_folder(folder) / f"{request.object_name()}.mp4"
+    path = output_folder(folder) / f"{request.object_name()}.mp4"
     video.save_video(path, frames(), kind="mp4", fps=VIDEO_FPS)
     return path
 
@@ -82,15 +82,17 @@ def save_mesh(
     options = replace(usual, lock_view_dependence=locked)
     side = options.visible_side
     shape = mesh_extraction.take_shape(
-        saved,
-        SceneObject(name, source.film(opened, request)),
+        saved.generator,
+        source.film(opened, request),
         Cube(center=(0.0, 0.0, 0.0), side=side, resolution=MESH_RESOLUTION),
         options,
         Wanted(),
+        name=name,
+        poses=saved.curriculum.poses(),
         points_per_chunk=max_points,
         progress=lambda done, needed: progress(done / max(1, needed)),
     )
-    path = viewing.output_folder(folder) / f"{name}.glb"
+    path = output_folder(folder) / f"{name}.glb"
     mesh_files.save_mesh(path, shape.mesh)
     return path
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from generators.cameras import POLE_MARGIN
 from system import flags
-from system.flags import UsageError
+from system.errors import UsageError
 from web_viewer import saving
 from web_viewer.checkpoints import Checkpoints
 from web_viewer.pictures import Picture, Progressive

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from generators.inversion import Photo
 from image_io.decoding import FORMATS, MAX_PIXELS, Crop, crop_box
-from system.flags import UsageError, nearest_path
+from system.errors import UsageError, nearest_path
 
 
 def open_photo(
