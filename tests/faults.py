@@ -11,9 +11,7 @@ from pathlib import Path
 
 import torch
 
-import train
-
-ROOT = Path(train.__file__).parent
+ROOT = Path(__file__).parent.parent
 FAULTY = Path(__file__).parent / "faulty_train.py"
 TINY = """
 from curriculums import Demo

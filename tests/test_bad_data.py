@@ -22,7 +22,7 @@ from system.errors import UsageError
 
 SIZE = 16
 FRAMING = Framing(image_size=SIZE, crop="center", resize="antialias")
-ROOT = Path(datasets.__file__).parent
+ROOT = Path(__file__).parent.parent
 ROUNDS = 34  # of about thirty kinds
 
 

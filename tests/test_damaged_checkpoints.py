@@ -90,7 +90,11 @@ class Lab:
         }  # fmt: skip
 
     def load(self, path):
-        return checkpoints.load_generator(path, ema="ema" if path.parent == self.ours else "none")
+        return checkpoints.load_generator(
+            path,
+            ema="ema" if path.parent == self.ours else "none",
+            published_curriculum=self.wanted,
+        )
 
     def discriminator(self, path):
         return checkpoints.load_discriminator(path, self.wanted)
@@ -104,7 +108,7 @@ class Lab:
         run = published_run.open_run(path.parent)
         wanted = run.adapt(curriculum.build("Small", {**SMALL, "discriminator_width": None}))
         if path.name in ("ema.pth", "ema2.pth"):
-            checkpoints.load_generator(path)
+            checkpoints.load_generator(path, published_curriculum=self.wanted)
         return state.read_state(path.parent, wanted)
 
 

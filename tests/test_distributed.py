@@ -17,7 +17,7 @@ from distributed import processes, supervisor
 from distributed.processes import Place, StopSignal
 from system.errors import UsageError
 
-ROOT = Path(processes.__file__).parent
+ROOT = Path(__file__).parent.parent
 TWO = processes.plan("cpu", 2, {})
 TORCHRUN = {
     "RANK": "5",
@@ -274,7 +274,8 @@ class TestStopSignal:
 
 
 COUNT_FAULTS = """
-import resource, machine, torch
+import resource, torch
+from system import machine
 print(machine.keep_freed_memory())
 for round in range(8):
     if round == 6:

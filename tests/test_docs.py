@@ -3,7 +3,7 @@
 import ast
 import re
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 import torch
@@ -63,7 +63,8 @@ def test_the_curriculum_of_the_contributing_guide(tmp_path):
 
 
 def test_the_data_set_of_the_contributing_guide(tmp_path, monkeypatch):
-    names = {**vars(datasets), "_DEFAULTS": dict(datasets._DEFAULTS)}
+    names = {**vars(datasets), "Literal": Literal, "_DEFAULTS": dict(datasets._DEFAULTS)}
+    exec(example("config/schema.py"), names)
     exec(example("datasets.py"), names)
     monkeypatch.setattr(datasets, "_DEFAULTS", names["_DEFAULTS"])
     assert "Boats" in get_args(names["DatasetKind"])

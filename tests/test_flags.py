@@ -11,7 +11,7 @@ import torch
 from system import flags
 from system.errors import UsageError, choose, nearest_path
 
-ROOT = Path(flags.__file__).parent
+ROOT = Path(__file__).parent.parent
 
 
 def parser():

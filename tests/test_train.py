@@ -17,7 +17,7 @@ from checkpoint_io import checkpoints
 from system.errors import UsageError
 from training import setup
 
-ROOT = Path(train.__file__).parent
+ROOT = Path(__file__).parent.parent
 TINY = """
 from curriculums import Demo
 

@@ -93,7 +93,7 @@ def test_the_figure_is_the_distance_to_the_data_set(tiny, weights, tmp_path):
         fid.samples.sample_image(saved.generator, i, options, points_per_chunk=10**6)
         for i in range(9)
     ]
-    generated = fitted_gaussian(network(fid.image_io.to_uint8(torch.stack(shown))))
+    generated = fitted_gaussian(network(fid.png.to_uint8(torch.stack(shown))))
     assert fids(tmp_path / "out")[2] == pytest.approx(frechet_distance(generated, expected))
 
 
@@ -141,7 +141,7 @@ def test_two_ranks_measure_what_one_does(tiny, weights, tmp_path):
     alone = processes.Place(device=torch.device("cpu"))
     options = fid.FidOptions(interval=1, num_images=70, weights=tmp_path / "weights.pth",
                                       takes_any_weights=True)  # fmt: skip
-    data = train.run_setup.dataset_options(curriculum)
+    data = train.setup.dataset_options(curriculum)
     meter, _ = fid.open_meter(alone, options, curriculum, data, tmp_path / "cache")
     expected = meter.measure(generator, 1, alone, lambda: False)
     shares = []
@@ -163,7 +163,7 @@ def test_a_machine_with_a_disk_of_its_own_gets_the_statistics(tiny, weights, tmp
     curriculum = load("Tiny", file=tmp_path / "tiny.py")
     options = fid.FidOptions(interval=1, num_images=9, weights=tmp_path / "weights.pth",
                                       takes_any_weights=True)  # fmt: skip
-    data = train.run_setup.dataset_options(curriculum)
+    data = train.setup.dataset_options(curriculum)
     main, other = (
         processes.Place(device=torch.device("cpu"), rank=r, world_size=2) for r in (0, 1)
     )
