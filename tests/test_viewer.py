@@ -223,7 +223,8 @@ def test_a_port_in_use_is_one_line(tiny_run, tmp_path):
 
 
 def test_a_missing_library_is_one_line(tiny_run, monkeypatch):
-    monkeypatch.setitem(viewer.sys.modules, "viewer_page", None)
+    monkeypatch.setitem(viewer.sys.modules, "web_viewer.page", None)
+    monkeypatch.delattr("web_viewer.page")
     with pytest.raises(UsageError, match="pip install -r requirements-viewer.txt"):
         viewer.main([str(tiny_run / "generator.pth")])
 
