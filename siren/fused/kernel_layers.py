@@ -163,7 +163,7 @@ def trunk(
         if KEEPS:
             _keep(sines_ptr, slopes_ptr, offset + WIDTH, h1, phase, ON_DEVICE)
 
-    pending = h0
+    pending = tl.zeros((h0.shape[0], WIDTH), operand)
     for turn in tl.range(0, (num_inner - 1) * PIECES, num_stages=STAGES):
         layer = turn // PIECES
         piece = turn % PIECES
@@ -244,7 +244,7 @@ def layers_back(
     columns = tl.arange(0, WIDTH)
     last = num_inner - 1
     tl.debug_barrier()  # slopes are read by other threads than those that stored them
-    pending = d0
+    pending = tl.zeros((d0.shape[0], WIDTH), d0.dtype)
     for turn in tl.range(0, num_inner * PIECES, num_stages=STAGES):
         layer = last - turn // PIECES
         piece = turn % PIECES
