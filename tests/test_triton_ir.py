@@ -12,9 +12,9 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 import test_triton_field as field_tests
+import ttir
 from compile_kernels import Compiler
 
-import ttir
 from siren.fused import kernels, triton_field
 
 OPTIONS = {"num_warps", "enable_fp_fusion"}

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from siren.fused import launching
 from siren.fused.folded import FoldedField
 
 WIDTHS = (64, 128, 256)  # that the kernels take
-BLOCK = 128  # points of one program
-STAGES = 2  # turns whose weights are in shared memory; three would exceed it
 
 
 class Weights(NamedTuple):
@@ -85,8 +84,8 @@ def inputs(encoded: Tensor, directions: Tensor, dtype: torch.dtype) -> Inputs:
     )
 
 
-def constants(weights: Weights) -> dict[str, Any]:
-    """Compile-time constants of the kernels that hold a block of points."""
+def constants(weights: Weights, block: int) -> dict[str, Any]:
+    """Compile-time constants of a kernel whose programs hold a block of points each."""
     width = weights.inner.shape[-1]
     piece = min(width, 128)
     return {
@@ -94,16 +93,7 @@ def constants(weights: Weights) -> dict[str, Any]:
         "WIDTH": piece,
         "PIECES": width // piece,
         "CHANNELS": weights.features.shape[-1],
-        "BLOCK": BLOCK,
-        "STAGES": STAGES,
-        "ON_DEVICE": weights.inner.is_cuda,
-        **launch(width),
+        "BLOCK": block,
+        "STAGES": launching.STAGES,
+        **launching.options(width),
     }
-
-
-def launch(width: int) -> dict[str, Any]:
-    """Compiler options of every kernel for a field of this width.
-
-    A product and a sum become one instruction: Triton's default so far, and to be named from now.
-    """
-    return {"num_warps": 4 if width == 64 else 8, "enable_fp_fusion": True}

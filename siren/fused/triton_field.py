@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from siren.fused import kernels, packing, triton_gradients
+from siren.fused import kernels, launching, packing, triton_gradients
 from siren.fused.folded import FoldedField
-from siren.fused.packing import BLOCK, Inputs, Weights
+from siren.fused.packing import Inputs, Weights
 
 
 def evaluate(field: FoldedField, encoded: Tensor, directions: Tensor, dtype: torch.dtype) -> Tensor:
@@ -60,10 +60,12 @@ def _forward(weights: Weights, inputs: Inputs, *, is_density_only: bool) -> Tens
     output = inputs.points.new_empty(num_objects, num_points, *(() if is_density_only else (4,)))
     if output.numel() == 0:
         return output
-    kernels.forward_kernel[(math.ceil(num_points / BLOCK), num_objects)](
+    block = launching.blocks_of(output.device).forward
+    launching.launch(
+        kernels.forward_kernel, (math.ceil(num_points / block), num_objects),
         *inputs, *weights, output,
         num_points, inputs.directions.shape[1], weights.inner.shape[1],
-        DENSITY_ONLY=is_density_only, **packing.constants(weights),
+        DENSITY_ONLY=is_density_only, **packing.constants(weights, block),
     )  # fmt: skip
     return output
 

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from siren.fused import kernels, packing
-from siren.fused.packing import BLOCK, Inputs, Weights
+from siren.fused import kernels, launching, packing
+from siren.fused.launching import ROWS
+from siren.fused.packing import Inputs, Weights
 
-STEP = 64  # rows of one turn of the reduction; divides BLOCK
+STEP = 64  # rows of one turn of the reduction; divides ROWS
 STAGES = 3  # turns of the reduction whose rows are in shared memory
 CHUNK_NUMBERS = 2**25  # of one layer's sines: 64 MiB, of which 2 (L + 1)
 PROGRAMS = 512  # that a reduction is split into where objects and layers are few
@@ -62,19 +63,21 @@ def gradients(
     scale = _scale(upstream, weights.heads)  # (B,)
     scaled = (upstream * scale[:, None, None]).contiguous()
     points, features = inputs.points, inputs.features
-    into = Inputs(
-        *(torch.empty_like(t, dtype=torch.float32) for t in (points, features, points))
-    )  # the kernel writes those that are needed
+    wanted = zip((points, features, points), (needs[0], needs[0], needs[1]), strict=True)
+    into = Inputs(*(points.new_empty(t.shape if is_needed else 0) for t, is_needed in wanted))
     kept = _kept(weights, points.shape[1])
     sums = _zero_sums(weights, kept.shape[3])
     for start in range(0, points.shape[1], kept.shape[3]):
         _add_chunk(weights, inputs, scaled, start, kept, into, sums, needs)
-    of_encoded = torch.cat([into.features, into.points], dim=-1) / scale[:, None, None]
-    num_directions = inputs.directions.shape[1]
-    of_directions = into.directions.unflatten(1, (num_directions, -1)).sum(2)
+    of_encoded = of_directions = None
+    if needs[0]:
+        of_encoded = torch.cat([into.features, into.points], dim=-1) / scale[:, None, None]
+    if needs[1]:
+        of_each = into.directions.unflatten(1, (inputs.directions.shape[1], -1))
+        of_directions = of_each.sum(2) / scale[:, None, None]
     return (
-        of_encoded if needs[0] else None,
-        of_directions / scale[:, None, None] if needs[1] else None,
+        of_encoded,
+        of_directions,
         *_of_weights(_Sums(*(t.sum(0) for t in sums)), scale),
         upstream.sum((0, 1)),
     )
@@ -93,7 +96,7 @@ def _scale(upstream: Tensor, heads: Tensor) -> Tensor:
 def _zero_sums(weights: Weights, num_rows: int) -> _Sums:
     num_objects, num_inner, width, _ = weights.inner.shape
     programs = num_objects * num_inner * math.ceil(width / 128)
-    splits = max(1, min(PROGRAMS // programs, num_rows // BLOCK))
+    splits = max(1, min(PROGRAMS // programs, num_rows // ROWS))
     zeros = functools.partial(weights.biases.new_zeros, dtype=torch.float32)
     return _Sums(
         zeros(splits, num_inner, num_objects, width, width),
@@ -107,9 +110,9 @@ def _zero_sums(weights: Weights, num_rows: int) -> _Sums:
 def _kept(weights: Weights, num_points: int) -> Tensor:
     """Room for a chunk's sines and gradients, (2, L + 1, B, N, H)."""
     num_objects, num_inner, width, _ = weights.inner.shape
-    blocks = max(1, CHUNK_NUMBERS // (num_objects * width * BLOCK))
-    num_rows = min(blocks, math.ceil(num_points / BLOCK)) * BLOCK
-    return weights.inner.new_empty(2, num_inner + 1, num_objects, max(num_rows, BLOCK), width)
+    blocks = max(1, CHUNK_NUMBERS // (num_objects * width * ROWS))
+    num_rows = min(blocks, math.ceil(num_points / ROWS)) * ROWS
+    return weights.inner.new_empty(2, num_inner + 1, num_objects, max(num_rows, ROWS), width)
 
 
 def _add_chunk(
@@ -128,10 +131,12 @@ def _add_chunk(
     num_directions = directions.shape[1]
     sines, of_phases = kept
     num_rows = kept.shape[3]
-    kernels.backward_kernel[(num_rows // BLOCK, num_objects)](
+    block = launching.blocks_of(points.device).backward
+    launching.launch(
+        kernels.backward_kernel, (num_rows // block, num_objects),
         *inputs, *weights[:-1], upstream, sines, of_phases, *into,
         start, num_rows, num_objects, num_points, num_directions, weights.inner.shape[1],
-        OF_POINTS=needs[0], OF_DIRECTIONS=needs[1], **packing.constants(weights),
+        OF_POINTS=needs[0], OF_DIRECTIONS=needs[1], **packing.constants(weights, block),
     )  # fmt: skip
     stop = min(start + num_rows, num_points)
     group = torch.arange(start, stop, device=points.device) // (num_points // num_directions)
@@ -148,12 +153,13 @@ def _reduce(
 ) -> None:
     """Add left^T right to wide_sum and left^T narrow to narrow_sum; shapes are in kernels.py."""
     num_layers, num_objects, num_rows, width = left.shape
-    splits, tile = len(narrow_sum), min(width, 128)
-    kernels.reduction_kernel[(width // tile, num_layers * num_objects, splits)](
+    splits, tile = len(narrow_sum), min(width, launching.blocks_of(left.device).tile)
+    launching.launch(
+        kernels.reduction_kernel, (width // tile, num_layers * num_objects, splits),
         left, left if right is None else right, narrow, wide_sum, narrow_sum,
         num_rows, num_objects, math.ceil(num_rows / STEP / splits) * STEP,
         H=width, TILE=tile, RIGHT=0 if right is None else right.shape[-1], NARROW=NARROW,
-        STEP=STEP, STAGES=STAGES, ON_DEVICE=left.is_cuda, **packing.launch(width),
+        STEP=STEP, STAGES=STAGES, **launching.options(width),
     )  # fmt: skip
 
 
