@@ -42,6 +42,9 @@ def evaluate(field: FoldedField, encoded: Tensor, directions: Tensor, dtype: tor
     num_points, num_directions = encoded.shape[1], directions.shape[1]
     if num_directions == 0 or num_points % num_directions:
         raise ValueError(f"{num_directions} directions cannot share {num_points} points")
+    width = field.color_weight.shape[-1]
+    if width not in packing.WIDTHS:
+        raise ValueError(f"the kernels take fields {packing.WIDTHS} wide, this one is {width}")
     output: Tensor = _FieldFunction.apply(  # type: ignore[no-untyped-call]
         dtype, encoded, directions, *packing.joined(field)
     )

@@ -20,7 +20,6 @@ STEP = 64  # rows of one turn of the reduction; divides ROWS
 STAGES = 3  # turns of the reduction whose rows are in shared memory
 CHUNK_NUMBERS = 2**25  # of one layer's sines: 64 MiB, of which 2 (L + 1)
 PROGRAMS = 512  # that a reduction is split into where objects and layers are few
-SMALLEST_HEAD = 1e-2  # head weights under this do not raise the scale of the gradients
 NARROW = 16  # columns of the narrowest matrix that the matrix units take
 # Columns of _beside: the point in two parts, a one, the direction in two parts.
 POINT, ONE, DIRECTION = (slice(0, 3), slice(3, 6)), 6, (slice(7, 10), slice(10, 13))
@@ -58,9 +57,8 @@ def gradients(
         weights: of the forward pass.
         needs: whether encoded's and whether the directions' are needed; None stands for the others.
     """
-    rgb = output[..., :3]
-    upstream = torch.cat([gradient[..., :3] * rgb * (1 - rgb), gradient[..., 3:]], dim=-1)
-    scale = _scale(upstream, weights.heads)  # (B,)
+    upstream = packing.upstream(output, gradient)
+    scale = packing.gradient_scale(upstream, weights.heads)  # (B,)
     scaled = (upstream * scale[:, None, None]).contiguous()
     points, features = inputs.points, inputs.features
     wanted = zip((points, features, points), (needs[0], needs[0], needs[1]), strict=True)
@@ -81,16 +79,6 @@ def gradients(
         *_of_weights(_Sums(*(t.sum(0) for t in sums)), scale),
         upstream.sum((0, 1)),
     )
-
-
-def _scale(upstream: Tensor, heads: Tensor) -> Tensor:
-    """A power of two per object (B,) under which no gradient enters the layers larger than 1."""
-    if upstream.numel() == 0:
-        return upstream.new_ones(len(upstream))
-    largest = heads.abs().amax(dim=1).clamp(min=SMALLEST_HEAD)  # (4,)
-    entering = (upstream.abs() * largest).amax(dim=(1, 2))
-    exponent = torch.frexp(entering).exponent.clamp(min=-100)
-    return torch.ldexp(torch.ones_like(entering), -exponent)
 
 
 def _zero_sums(weights: Weights, num_rows: int) -> _Sums:
@@ -144,7 +132,7 @@ def _add_chunk(
     _reduce(of_phases[1:], sines[:-1], beside, sums.inner, sums.beside)
     rows = _padded(features[:, start:stop], num_rows)[None]
     _reduce(of_phases[:1], rows, beside, sums.first_features, sums.first_beside)
-    logits = torch.cat(_high_and_low(upstream[:, start:stop], kept.dtype), dim=-1)
+    logits = torch.cat(packing.high_and_low(upstream[:, start:stop], kept.dtype), dim=-1)
     _reduce(sines[-2:], None, _padded(logits, num_rows, NARROW), sums.heads, sums.heads)
 
 
@@ -163,12 +151,6 @@ def _reduce(
     )  # fmt: skip
 
 
-def _high_and_low(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """X as the sum of two numbers of dtype, which hold twice its digits."""
-    high = x.to(dtype)
-    return high, (x - high.float()).to(dtype)
-
-
 def _padded(x: Tensor, num_rows: int, num_columns: int = 0) -> Tensor:
     """X (B, n, c) with zeros up to (B, num_rows, at least num_columns)."""
     # Not F.pad, which refuses what is empty up to PyTorch 2.6.
@@ -180,7 +162,7 @@ def _padded(x: Tensor, num_rows: int, num_columns: int = 0) -> Tensor:
 def _beside(points: Tensor, directions: Tensor, dtype: torch.dtype, num_rows: int) -> Tensor:
     """What the narrow inputs of the layers are, (B, N, 16): see POINT, ONE, DIRECTION."""
     one = torch.ones_like(points[..., :1]).to(dtype)
-    parts = [*_high_and_low(points, dtype), one, *_high_and_low(directions, dtype)]
+    parts = [*packing.high_and_low(points, dtype), one, *packing.high_and_low(directions, dtype)]
     return _padded(torch.cat(parts, dim=-1), num_rows, NARROW)
 
 
