@@ -24,7 +24,8 @@ class Compiler:
     """The script, as a process that answers requests."""
 
     def __init__(self, cache):
-        environment = {**os.environ, "TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "TRITON_CACHE_DIR": str(cache), "PYTHONPATH": path}
         environment.pop("TRITON_INTERPRET", None)
         self.process = subprocess.Popen(
             [sys.executable, __file__], env=environment, text=True,
@@ -53,7 +54,7 @@ def source_of(kernel, constants):
     types = {name: "constexpr" if name in constants else "i32" for name in kernel.arg_names}
     for name in kernel.arg_names:
         if name.endswith("_ptr"):
-            types[name] = "*fp16" if name in HALF else "*fp32"
+            types[name] = "*i32" if name == "counts_ptr" else "*fp16" if name in HALF else "*fp32"
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, kind in enumerate(types.values())

@@ -85,6 +85,12 @@ def distinct_bytes(tensor):
     return math.prod(sizes) * tensor.element_size()
 
 
+PARAMETERS = {
+    name: getattr(kernels, name).arg_names
+    for name in ("forward_kernel", "backward_kernel", "reduction_kernel")
+}
+
+
 class Kernel:
     """In place of a Triton kernel: counts its tensors as often as it reads or writes them."""
 
@@ -93,35 +99,49 @@ class Kernel:
 
     def __getitem__(self, grid):
         def launch(*arguments, **constants):
-            given = [argument for argument in arguments if torch.is_tensor(argument)]
-            sizes = [distinct_bytes(t) for t in given]
-            width = constants["H"]
-            if self.name == "forward_kernel":
-                points, passes = given[0].shape[:2].numel(), 1
-            elif self.name == "backward_kernel":
-                sines, gradients = given[10], given[11]
-                sizes[11] *= 3  # slopes are written, then read and replaced
-                # A chunk takes its share of what holds all points.
-                points = sines.shape[1:3].numel()
-                share = points / given[0].shape[:2].numel()
-                sizes[:3] = [size * share for size in sizes[:3]]
-                sizes[9] *= share
-                assert gradients.shape == sines.shape
-                passes = 2
-            else:
-                rows = given[0].shape[:3].numel()
-                right = constants["RIGHT"] + constants["NARROW"]
-                sizes = [*sizes[:3], *(2 * size for size in sizes[3:])]  # sums are added to
-                if constants["RIGHT"] == 0:
-                    sizes[1] = sizes[3] = 0
-                work = Work(self.name, int(sum(sizes)), 2 * rows * width * right)
-                self.count.work.append(work)
-                return
-            layers = given[6].shape[1]
-            products = 2 * points * width * width * layers * passes
-            self.count.work.append(Work(self.name, int(sum(sizes)), products))
+            names = PARAMETERS[self.name]
+            tensors = {
+                name: argument
+                for name, argument in zip(names, arguments, strict=False)
+                if torch.is_tensor(argument)
+            }
+            times, products = getattr(self, self.name)(tensors, constants)
+            size = sum(distinct_bytes(t) * times.get(n, 1) for n, t in tensors.items())
+            self.count.work.append(Work(self.name, int(size), int(products)))
 
         return launch
+
+    def forward_kernel(self, given, constants):
+        """How often each tensor is read or written if not once, and the products' operations."""
+        return {}, self.layers(given, constants, given["points_ptr"])
+
+    def backward_kernel(self, given, constants):
+        """As forward_kernel. A chunk takes its share of what holds all rows."""
+        rows = given["sines_ptr"][0, ..., :1]
+        share = rows.numel() / given["points_ptr"][..., :1].numel()
+        times = dict.fromkeys(
+            ["points_ptr", "features_ptr", "directions_ptr", "upstream_ptr"], share
+        )
+        times["gradients_ptr"] = 3  # slopes are written, read, and replaced
+        return times, 2 * self.layers(given, constants, rows)
+
+    def reduction_kernel(self, given, constants):
+        """As forward_kernel."""
+        left, right = given["left_ptr"], constants["RIGHT"]
+        rows = left[..., 0].numel()
+        times = {"wide_out_ptr": 2 if right else 0, "narrow_out_ptr": 2}  # sums are added to
+        times["narrow_ptr"] = left.shape[2] / given["narrow_ptr"].shape[1]
+        if given["right_ptr"].shape[2] != left.shape[2]:  # it holds all rows
+            times["right_ptr"] = times["narrow_ptr"]
+        elif not right:
+            times["right_ptr"] = 0
+        return times, 2 * rows * constants["H"] * (right + constants["NARROW"])
+
+    @staticmethod
+    def layers(given, constants, points):
+        """Operations of the products of inner layers."""
+        num_layers = given["weights_ptr"].shape[1]
+        return 2 * points[..., 0].numel() * constants["H"] ** 2 * num_layers
 
 
 def count_of(path, dtype, monkeypatch):
@@ -135,7 +155,7 @@ def count_of(path, dtype, monkeypatch):
         for needs_gradients in (False, True):
             film = field.mapping_network(torch.empty(OBJECTS, 256))
             count = Count()
-            for name in ("forward_kernel", "backward_kernel", "reduction_kernel"):
+            for name in PARAMETERS:
                 monkeypatch.setattr(kernels, name, Kernel(count, name))
             with count, torch.set_grad_enabled(needs_gradients):
                 if path == "published":

@@ -173,6 +173,33 @@ def test_gradients_do_not_depend_on_the_chunk_and_splits(device, monkeypatch):
     torch.testing.assert_close(found[2], found[0], rtol=1e-4, atol=1e-6)
 
 
+def test_points_without_upstream_gradient_are_left_out(device, monkeypatch):
+    case = make_case(device, "EmbeddingPiGAN128", 128, 2, 3, 300, 3)
+    monkeypatch.setattr(triton_gradients, "CHUNK_NUMBERS", 3 * 128 * 128)  # a block a chunk
+    upstream = torch.randn(3, 300, 4)
+    upstream[0, torch.randperm(300)[:170]] = 0  # 130 points: a block and two more
+    upstream[1] = 0
+    upstream[2, :, :3] = 0  # the density alone
+    points, directions = case.points.requires_grad_(), case.directions.requires_grad_()
+    film = film_of(case.field, case.latents)
+    output = triton_field.evaluate(
+        case.field.folded(film), case.field.encode(points), directions, torch.float16
+    )
+    kept = []
+    room = triton_gradients._kept
+    monkeypatch.setattr(triton_gradients, "_kept", lambda *a: kept.append(room(*a)) or kept[0])
+    wanted = [points, directions, *case.field.parameters()]
+    gradients = torch.autograd.grad((output * upstream.to(device)).sum(), wanted)
+    _, expected = reference(case, upstream.double())
+    for one, other in zip(gradients, expected, strict=True):
+        assert relative_error(one, other) < TOLERANCE[torch.float16][1]
+    assert torch.equal((gradients[0] != 0).any(-1).cpu(), (upstream != 0).any(-1))
+    if device == "cpu":  # where nobody has written, tests find NaN
+        sines = kept[0][0]
+        assert sines[:, [0, 2]].isfinite().all()
+        assert sines[:, 1].isnan().all(), "rows of an object without gradient were computed"
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter's numpy
 def test_a_gradient_that_overflowed_stays_visible(device):
     case = make_case(device, "TALLSIREN", 64, 2, 2, 3, 1)

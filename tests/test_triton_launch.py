@@ -81,8 +81,8 @@ def evaluate_and_differentiate(cls, wants):
     ("wants", "sizes"),
     [
         ((), (0, 0, 0)),
-        (("points",), (2 * 150 * 3, 2 * 150 * 4, 0)),
-        (("directions",), (0, 0, 2 * 150 * 3)),
+        (("points",), (2 * 256 * 3, 2 * 256 * 4, 0)),  # of whole blocks of rows
+        (("directions",), (0, 0, 2 * 256 * 3)),
     ],
 )
 def test_gradients_of_the_inputs_are_made_only_where_they_are_asked_for(

@@ -76,6 +76,11 @@ class Program:
                 return [self.values[operand] for operand in operands]
             if name == "scf.for":
                 found = self._loop(rest, region)
+            elif name == "scf.if":
+                assert "else" not in rest, "an if with two branches is not known here"
+                if self.values[operands[0]]:
+                    self.run(region)
+                continue
             elif name in IGNORED:
                 continue
             else:
@@ -174,6 +179,7 @@ class Program:
         result = np.array(np.broadcast_to(values[2] if len(values) > 2 else 0, pointers.shape))
         if mask.any():
             array, index = self._elements(pointers, mask)
+            assert array.dtype == TYPES[re.search(r"!tt\.ptr<(\w+)>", text)[1]]
             result = result.astype(array.dtype)
             result[mask] = array[index]
         return result[()]

@@ -204,7 +204,7 @@ def logit(sine, heads_ptr, row: tl.constexpr, columns, H: tl.constexpr):
 
 
 @triton.jit
-def color_gradient(
+def _color_gradient(
     phase, red, green, blue, heads_ptr, sines_ptr, gradients_ptr, offset, columns,
     H: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
@@ -212,8 +212,43 @@ def color_gradient(
     operand = sines_ptr.dtype.element_ty
     tl.store(sines_ptr + offset, sine_of(phase, ON_DEVICE).to(operand))
     gradient = _outer3(red, green, blue, heads_ptr, columns, H) * cosine_of(phase, ON_DEVICE)
-    tl.store(gradients_ptr + offset, gradient.to(operand))
+    gradient = gradient.to(operand)
+    tl.store(gradients_ptr + offset, gradient)
     return gradient
+
+
+@triton.jit
+def color_layer_back(
+    h0, h1, directions_ptr, upstream_ptr, point, is_inside, direction_weight_ptr, weights_ptr,
+    biases_ptr, heads_ptr, sines_ptr, gradients_ptr, offset, num_inner,
+    H: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, ON_DEVICE: tl.constexpr,
+):  # fmt: skip
+    """The gradient of the color layer's phases, two pieces; stores it and their sines."""
+    u, v, w = load3(directions_ptr, point, is_inside)
+    red = tl.load(upstream_ptr + point * 4, mask=is_inside, other=0.0)
+    green = tl.load(upstream_ptr + point * 4 + 1, mask=is_inside, other=0.0)
+    blue = tl.load(upstream_ptr + point * 4 + 2, mask=is_inside, other=0.0)
+    columns = tl.arange(0, WIDTH)
+    last = num_inner - 1
+    phase = color_phase(
+        h0, h1, u, v, w, direction_weight_ptr, weights_ptr, biases_ptr, last, 0,
+        H, WIDTH, PIECES, ON_DEVICE,
+    )  # fmt: skip
+    d0 = _color_gradient(
+        phase, red, green, blue, heads_ptr, sines_ptr, gradients_ptr, offset, columns,
+        H, ON_DEVICE,
+    )  # fmt: skip
+    d1 = d0
+    if PIECES == 2:
+        phase = color_phase(
+            h0, h1, u, v, w, direction_weight_ptr, weights_ptr, biases_ptr, last, 1,
+            H, WIDTH, PIECES, ON_DEVICE,
+        )  # fmt: skip
+        d1 = _color_gradient(
+            phase, red, green, blue, heads_ptr, sines_ptr, gradients_ptr, WIDTH + offset,
+            WIDTH + columns, H, ON_DEVICE,
+        )  # fmt: skip
+    return d0, d1
 
 
 @triton.jit

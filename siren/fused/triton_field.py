@@ -4,14 +4,14 @@ Folding FiLM into each object's weights costs no accuracy in half precision: a r
 so that of f W is f times that of W. It leaves a layer that is one product and one sine, and the
 gradient of the frequencies follows from that of f W without a pass over the points.
 
-Backward, a chunk of points at a time: one kernel repeats the layers, keeps their sines and replaces
-their slopes by the gradients of the phases; another one multiplies the two into the gradients of
-the weights, in a fixed order, so that results are repeatable. Gradients are scaled by a power of
-two per object, so that float16 holds them whatever the loss is scaled by.
+Backward, points whose gradient is zero are left out, as in the empty space of a scene whose density
+is a ReLU. Of the others, a chunk at a time, one kernel repeats the layers, keeps their sines and
+replaces their slopes by the gradients of the phases; another one multiplies the two into the
+gradients of the weights, in a fixed order, so that results are repeatable. Gradients are scaled by
+a power of two per object, so that float16 holds them whatever the loss is scaled by.
 
 Legend: B objects, P points per object, G directions per object, H hidden width, L inner layers (the
-trunk after its first layer, then the color layer), C features beside the point, N rows of a chunk:
-its points of one object, padded to whole blocks.
+trunk after its first layer, then the color layer), C features beside the point.
 """
 
 import math
