@@ -114,15 +114,37 @@ def counts(assembly):
         elif match := re.match(r"\s+/\*[0-9a-f]+\*/\s+(.*?);", line):
             instructions.append(match[1])
     kinds = [re.sub(r"^@!?U?P\w+ ", "", text).split()[0].split(".")[0] for text in instructions]
-    inside = set()
-    for index, text in enumerate(instructions):
-        match = re.search(r"BRA.*`\((\.L_x_\d+)\)", text)
-        if match and labels.get(match[1], index) < index:
-            inside |= set(range(labels[match[1]], index))
+    inside = inside_loops(instructions, kinds, labels)
     return {
         "all": collections.Counter(kinds),
         "loops": collections.Counter(kinds[index] for index in inside),
     }
+
+
+def inside_loops(instructions, kinds, labels):
+    """Indices of instructions that can come round to themselves by a jump back."""
+    before = collections.defaultdict(set)  # of an instruction, those that may run just before it
+    jumps = []
+    for index, (text, kind) in enumerate(zip(instructions, kinds, strict=True)):
+        match = re.search(r"BRA.*`\((\.L_x_\d+)\)", text)
+        if match:
+            before[labels[match[1]]].add(index)
+            jumps.append((index, labels[match[1]]))
+        if text.startswith("@") or kind not in {"BRA", "EXIT"}:
+            before[index + 1].add(index)
+    inside = set()
+    for end, start in jumps:
+        found, waiting = set(), [end]
+        while waiting:
+            index = waiting.pop()
+            if index not in found:
+                found.add(index)
+                waiting += before[index] if index != start else ()
+        # Where the way from the entry, 0, to the jump does not lead over start, it is no loop, but
+        # a branch that was laid out behind what follows it.
+        if start < end and start in found and 0 not in found:
+            inside |= found
+    return inside
 
 
 def main():

@@ -43,7 +43,7 @@ NOT_FITTING = "the GPU is older than Ampere, or has too little shared memory"
         (9, 232_448, torch.float16, 256,
          "Triton, float16, 128 points forward, 128 backward, tiles of 128"),
         (8, 101_376, torch.bfloat16, 64,
-         "Triton, bfloat16, 64 points forward, 64 backward, tiles of 64"),
+         "Triton, bfloat16, 128 points forward, 64 backward, tiles of 64"),
         (9, 232_448, torch.float16, 96, "folded, float16 (not by Triton: a field 96 wide)"),
         (9, 232_448, torch.float32, 256, "folded, float32"),
         (9, 232_448, None, 256, "folded, float32"),
@@ -86,7 +86,7 @@ def test_without_triton_pytorch_serves_and_the_line_says_why(gpu, monkeypatch):
 def test_the_path_that_is_named_is_taken(gpu, monkeypatch, major, dtype):
     taken = []
     stub = types.ModuleType("siren.fused.triton_field")
-    stub.evaluate = stub.density = lambda *args: taken.append(("Triton", args[-1]))
+    stub.evaluate = stub.density = lambda *args, **_: taken.append(("Triton", args[-1]))
     monkeypatch.setitem(sys.modules, "siren.fused.triton_field", stub)
     monkeypatch.setattr("siren.fused.triton_field", stub, raising=False)
     for name in ("evaluate", "density"):

@@ -126,6 +126,32 @@ def test_the_density_alone_is_that_of_the_whole(device, name):
     assert triton_field.density(folded, encoded[:, :0], torch.float16).shape == (2, 0)
 
 
+def test_blocks_without_density_may_be_left_black_and_the_gradients_stay(device):
+    case = make_case(device, "TALLSIREN", 256, 2, 1, 512, 2)
+    film = film_of(case.field, case.latents)
+    folded = case.field.folded(film)
+    raw = triton_field.density(folded, case.points, torch.float16)[0]
+    order = raw.argsort()
+    clear, dense = order[:128], order[-128:]
+    points = case.points[
+        :, torch.cat([clear, dense[:128], dense[128:]])
+    ]  # the first block is clear
+    assert raw[clear].max() < 0 < raw[dense].min()
+    found = []
+    for skips_clear in (False, True):
+        output = triton_field.evaluate(
+            folded, points, case.directions, torch.float16, skips_clear=skips_clear
+        )
+        seen = output[..., :3] * (output[..., 3:] > 0)  # as a picture shows them
+        weight = case.field.color_layer_sine.layer.weight
+        found.append((output, *torch.autograd.grad(seen.sum(), weight, retain_graph=True)))
+    (whole, gradient), (skipped, other_gradient) = found
+    assert (skipped[:, :128, :3] == 0).all()
+    assert torch.equal(skipped[..., 3], whole[..., 3])
+    assert torch.equal(skipped[:, 128:], whole[:, 128:])
+    assert torch.equal(gradient, other_gradient)
+
+
 def test_no_points_give_no_samples_and_zero_gradients(device):
     case = make_case(device, "TALLSIREN", 64, 2, 2, 0, 1)
     output = triton_field.evaluate(

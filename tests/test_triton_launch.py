@@ -132,10 +132,10 @@ HOPPER, AMPERE, ADA = 232_448, 166_912, 101_376  # bytes that one program may ta
     ("capability", "shared", "sizes"),
     [
         ((7, 5), 65_536, None),
-        ((8, 0), AMPERE, (64, 64, 64)),
-        ((8, 6), ADA, (64, 64, 64)),
-        ((8, 7), AMPERE, (64, 64, 64)),
-        ((8, 9), ADA, (64, 64, 64)),
+        ((8, 0), AMPERE, (128, 64, 64)),
+        ((8, 6), ADA, (128, 64, 64)),
+        ((8, 7), AMPERE, (128, 64, 64)),
+        ((8, 9), ADA, (128, 64, 64)),
         ((9, 0), HOPPER, (128, 128, 128)),
         ((9, 0), ADA, None),
         ((10, 0), HOPPER, (128, 128, 64)),
@@ -160,5 +160,5 @@ def test_sizes_are_told_in_one_line_and_asked_of_the_device_once(monkeypatch):
     for _ in range(2):
         found = launching.blocks_of(torch.device("cuda", 3))
     launching.find_blocks.cache_clear()
-    assert str(found) == "64 points forward, 64 backward, tiles of 64"
+    assert str(found) == "128 points forward, 64 backward, tiles of 64"
     assert asked == [torch.device("cuda", 3)]

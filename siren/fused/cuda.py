@@ -77,14 +77,19 @@ def choose(device: torch.device, width: int) -> Choice:
     return Choice(dtype, blocks)
 
 
-def evaluate(field: FoldedField, encoded: Tensor, directions: Tensor) -> Tensor:
-    """Colors in [0, 1] and raw densities (B, P, 4), by what choose names."""
+def evaluate(
+    field: FoldedField, encoded: Tensor, directions: Tensor, *, skips_clear: bool = False
+) -> Tensor:
+    """Colors in [0, 1] and raw densities (B, P, 4), by what choose names.
+
+    skips_clear: points whose raw density is not positive may be left black.
+    """
     choice = choose(encoded.device, field.color_weight.shape[-1])
     if choice.blocks is None:
         return eager.evaluate(field, encoded, directions, _operands(choice))
     from siren.fused import triton_field  # here, because CPU users need no Triton
 
-    return triton_field.evaluate(field, encoded, directions, choice.dtype)
+    return triton_field.evaluate(field, encoded, directions, choice.dtype, skips_clear=skips_clear)
 
 
 def density(field: FoldedField, encoded: Tensor) -> Tensor:

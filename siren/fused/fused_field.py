@@ -31,7 +31,7 @@ def evaluate(
     skips_clear: points whose raw density is not positive may be left black.
     """
     if encoded.is_cuda:
-        return cuda.evaluate(field, encoded, directions)
+        return cuda.evaluate(field, encoded, directions, skips_clear=skips_clear)
     return cpu.evaluate(field, encoded, directions, skips_clear=skips_clear)
 
 

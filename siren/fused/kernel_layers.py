@@ -59,6 +59,14 @@ def load3(ptr, index, is_inside):
 
 
 @triton.jit
+def store3(ptr, index, is_inside, x, y, z):
+    """Store three vectors as the first numbers of row index of an (..., 4) array."""
+    tl.store(ptr + index * 4, x, mask=is_inside)
+    tl.store(ptr + index * 4 + 1, y, mask=is_inside)
+    tl.store(ptr + index * 4 + 2, z, mask=is_inside)
+
+
+@triton.jit
 def _tile(weights_ptr, layer, k, n, H: tl.constexpr, WIDTH: tl.constexpr):
     """Inputs in piece k to outputs in piece n of a layer, as (in, out)."""
     inputs = k * WIDTH + tl.arange(0, WIDTH)
@@ -201,6 +209,28 @@ def color_phase(
 def logit(sine, heads_ptr, row: tl.constexpr, columns, H: tl.constexpr):
     """The product with some columns of one row of a matrix: one head's share, (BLOCK,)."""
     return tl.sum(sine * tl.load(heads_ptr + row * H + columns)[None, :], axis=1)
+
+
+@triton.jit
+def color_logits(
+    h0, h1, u, v, w, direction_weight_ptr, weights_ptr, biases_ptr, heads_ptr, head_biases_ptr,
+    last, H: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, ON_DEVICE: tl.constexpr,
+):  # fmt: skip
+    """What the color heads, three, give of a block seen along (u, v, w)."""
+    red = tl.load(head_biases_ptr)
+    green = tl.load(head_biases_ptr + 1)
+    blue = tl.load(head_biases_ptr + 2)
+    for n in tl.static_range(PIECES):
+        columns = n * WIDTH + tl.arange(0, WIDTH)
+        phase = color_phase(
+            h0, h1, u, v, w, direction_weight_ptr, weights_ptr, biases_ptr, last, n,
+            H, WIDTH, PIECES, ON_DEVICE,
+        )  # fmt: skip
+        sine = sine_of(phase, ON_DEVICE)
+        red += logit(sine, heads_ptr, 0, columns, H)
+        green += logit(sine, heads_ptr, 1, columns, H)
+        blue += logit(sine, heads_ptr, 2, columns, H)
+    return red, green, blue
 
 
 @triton.jit

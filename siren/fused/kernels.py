@@ -23,13 +23,13 @@ import triton.language as tl
 
 from siren.fused.kernel_layers import (
     color_layer_back,
-    color_phase,
+    color_logits,
     dot_add,
     layers_back,
     load3,
     load_features,
     logit,
-    sine_of,
+    store3,
     store3_back,
     store_input_gradients,
     trunk,
@@ -43,11 +43,11 @@ def forward_kernel(
     num_points, num_directions, num_inner,
     H: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr, STAGES: tl.constexpr, DENSITY_ONLY: tl.constexpr,
-    ON_DEVICE: tl.constexpr,
+    SKIPS_CLEAR: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
     """Colors and raw densities out (B, P, 4), or raw densities out (B, P) alone.
 
-    Grid: (blocks of points, B).
+    SKIPS_CLEAR leaves a block black in which no density is positive. Grid: (blocks of points, B).
     """
     which = tl.program_id(1).to(tl.int64)
     first_ptr += which * 3 * H
@@ -55,8 +55,7 @@ def forward_kernel(
     direction_weight_ptr += which * 3 * H
     weights_ptr += which * num_inner * H * H
     biases_ptr += which * (num_inner + 1) * H
-    columns0 = tl.arange(0, WIDTH)
-    columns1 = (PIECES - 1) * WIDTH + columns0
+    columns = tl.arange(0, WIDTH)
 
     point = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_inside = point < num_points
@@ -71,37 +70,26 @@ def forward_kernel(
         out_ptr, out_ptr, point, 0, num_inner,
         H, WIDTH, PIECES, CHANNELS, STAGES, False, ON_DEVICE,
     )  # fmt: skip
-    density = tl.load(head_biases_ptr + 3) + logit(h0, heads_ptr, 3, columns0, H)
+    density = tl.load(head_biases_ptr + 3) + logit(h0, heads_ptr, 3, columns, H)
     if PIECES == 2:
-        density += logit(h1, heads_ptr, 3, columns1, H)
+        density += logit(h1, heads_ptr, 3, WIDTH + columns, H)
     if DENSITY_ONLY:
         tl.store(out_ptr + which * num_points + point, density, mask=is_inside)
     else:
-        share = num_points // num_directions
-        u, v, w = load3(directions_ptr + which * num_directions * 3, point // share, is_inside)
-        last = num_inner - 1
-        phase = color_phase(
-            h0, h1, u, v, w, direction_weight_ptr, weights_ptr, biases_ptr, last, 0,
-            H, WIDTH, PIECES, ON_DEVICE,
-        )  # fmt: skip
-        sine = sine_of(phase, ON_DEVICE)
-        red = tl.load(head_biases_ptr) + logit(sine, heads_ptr, 0, columns0, H)
-        green = tl.load(head_biases_ptr + 1) + logit(sine, heads_ptr, 1, columns0, H)
-        blue = tl.load(head_biases_ptr + 2) + logit(sine, heads_ptr, 2, columns0, H)
-        if PIECES == 2:
-            phase = color_phase(
-                h0, h1, u, v, w, direction_weight_ptr, weights_ptr, biases_ptr, last, 1,
-                H, WIDTH, PIECES, ON_DEVICE,
-            )  # fmt: skip
-            sine = sine_of(phase, ON_DEVICE)
-            red += logit(sine, heads_ptr, 0, columns1, H)
-            green += logit(sine, heads_ptr, 1, columns1, H)
-            blue += logit(sine, heads_ptr, 2, columns1, H)
         out_ptr += which * num_points * 4
-        tl.store(out_ptr + point * 4, tl.sigmoid(red), mask=is_inside)
-        tl.store(out_ptr + point * 4 + 1, tl.sigmoid(green), mask=is_inside)
-        tl.store(out_ptr + point * 4 + 2, tl.sigmoid(blue), mask=is_inside)
         tl.store(out_ptr + point * 4 + 3, density, mask=is_inside)
+        share = num_points // num_directions
+        directions_ptr += which * num_directions * 3
+        if (tl.max(density, axis=0) > 0) | (not SKIPS_CLEAR):
+            u, v, w = load3(directions_ptr, point // share, is_inside)
+            red, green, blue = color_logits(
+                h0, h1, u, v, w, direction_weight_ptr, weights_ptr, biases_ptr, heads_ptr,
+                head_biases_ptr, num_inner - 1, H, WIDTH, PIECES, ON_DEVICE,
+            )  # fmt: skip
+            store3(out_ptr, point, is_inside, tl.sigmoid(red), tl.sigmoid(green), tl.sigmoid(blue))
+        else:
+            black = tl.zeros((BLOCK,), tl.float32)
+            store3(out_ptr, point, is_inside, black, black, black)
 
 
 @triton.jit(

@@ -25,7 +25,14 @@ from siren.fused.folded import FoldedField
 from siren.fused.packing import Inputs, Weights
 
 
-def evaluate(field: FoldedField, encoded: Tensor, directions: Tensor, dtype: torch.dtype) -> Tensor:
+def evaluate(
+    field: FoldedField,
+    encoded: Tensor,
+    directions: Tensor,
+    dtype: torch.dtype,
+    *,
+    skips_clear: bool = False,
+) -> Tensor:
     """Colors in [0, 1] and raw densities (B, P, 4), float32; differentiable once.
 
     Differentiating twice (create_graph=True) raises a RuntimeError.
@@ -35,6 +42,7 @@ def evaluate(field: FoldedField, encoded: Tensor, directions: Tensor, dtype: tor
         encoded: (B, P, in) what the first layer sees.
         directions: (B, G, 3); each serves P / G consecutive points.
         dtype: of the operands of matrix products, float16 or bfloat16.
+        skips_clear: blocks of points in which no raw density is positive are left black.
 
     Raises:
         ValueError: the field's width is none of WIDTHS, or G does not divide P.
@@ -46,7 +54,7 @@ def evaluate(field: FoldedField, encoded: Tensor, directions: Tensor, dtype: tor
     if width not in packing.WIDTHS:
         raise ValueError(f"the kernels take fields {packing.WIDTHS} wide, this one is {width}")
     output: Tensor = _FieldFunction.apply(  # type: ignore[no-untyped-call]
-        dtype, encoded, directions, *packing.joined(field)
+        (dtype, skips_clear), encoded, directions, *packing.joined(field)
     )
     return output
 
@@ -58,7 +66,9 @@ def density(field: FoldedField, encoded: Tensor, dtype: torch.dtype) -> Tensor:
     return _forward(packing.packed(dtype, *packing.joined(field)), inputs, is_density_only=True)
 
 
-def _forward(weights: Weights, inputs: Inputs, *, is_density_only: bool) -> Tensor:
+def _forward(
+    weights: Weights, inputs: Inputs, *, is_density_only: bool, skips_clear: bool = False
+) -> Tensor:
     num_objects, num_points, _ = inputs.points.shape
     output = inputs.points.new_empty(num_objects, num_points, *(() if is_density_only else (4,)))
     if output.numel() == 0:
@@ -68,7 +78,8 @@ def _forward(weights: Weights, inputs: Inputs, *, is_density_only: bool) -> Tens
         kernels.forward_kernel, (math.ceil(num_points / block), num_objects),
         *inputs, *weights, output,
         num_points, inputs.directions.shape[1], weights.inner.shape[1],
-        DENSITY_ONLY=is_density_only, **packing.constants(weights, block),
+        DENSITY_ONLY=is_density_only, SKIPS_CLEAR=skips_clear,
+        **packing.constants(weights, block),
     )  # fmt: skip
     return output
 
@@ -78,10 +89,15 @@ class _FieldFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, dtype: torch.dtype, encoded: Tensor, directions: Tensor, *joined: Tensor
+        ctx: Any,
+        how: tuple[torch.dtype, bool],
+        encoded: Tensor,
+        directions: Tensor,
+        *joined: Tensor,
     ) -> Tensor:
+        dtype, skips_clear = how
         weights, inputs = packing.packed(dtype, *joined), packing.inputs(encoded, directions, dtype)
-        output = _forward(weights, inputs, is_density_only=False)
+        output = _forward(weights, inputs, is_density_only=False, skips_clear=skips_clear)
         ctx.save_for_backward(output, *inputs, *weights)
         ctx.dtypes = [t.dtype for t in (encoded, directions, *joined)]
         return output
