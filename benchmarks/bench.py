@@ -42,16 +42,23 @@ class Bench:
         print(f"  {name:46} {text}", flush=True)
 
     def section(self, title: str, work: Callable[["Bench"], None]) -> None:
-        """Do work; a failure is shown and counted, and does not end the run."""
+        """Do work, then free cached memory; a failure of either is shown and counted.
+
+        The rest of the run goes on.
+        """
         print(f"\n{title}  [{time.perf_counter() - self.start:.0f} s]", flush=True)
+        self._attempt(title, lambda: work(self))
+        if self.device.type == "cuda":  # after an error on the device this fails too
+            self._attempt(title, torch.cuda.empty_cache)
+
+    def _attempt(self, title: str, work: Callable[[], object]) -> None:
         try:
-            work(self)
+            work()
         except Exception:
-            self.failures.append(title)
             traceback.print_exc()
             print(f"  FAILED: {title}", flush=True)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            if title not in self.failures:
+                self.failures.append(title)
 
     def synchronize(self) -> None:
         """Wait for the device."""

@@ -25,7 +25,15 @@ class TextbookField(FilmSiren):
     def forward(
         self, points: Tensor, directions: Tensor, film: Film, *, skips_clear: bool = False
     ) -> Tensor:
-        """As FilmSiren.forward; colors all points."""
+        """As FilmSiren.forward; colors all points.
+
+        Under autocast FiLM is in half precision, as that of the published code, whose mapping
+        network autocast rounds: its multiplications, additions and sines take half the bytes.
+        """
+        device = points.device.type
+        if torch.is_autocast_enabled(device):
+            half = torch.get_autocast_dtype(device)
+            film = Film(film.frequencies.to(half), film.phase_shifts.to(half))
         directions = directions.repeat_interleave(points.shape[1] // directions.shape[1], dim=1)
         *trunk, (color_frequencies, color_phases) = film.layers(self.hidden_dim)
         x = self.encode(points)

@@ -24,7 +24,7 @@ from torch import Tensor
 from generators.cameras import Rays
 from generators.fields import Field
 from generators.volumetric_rendering import RenderOptions, depth_range, stratified_depths
-from siren.film import Film
+from siren.film import Film, at_least_float32
 
 PIXELS_PER_CELL = 6  # of a picture that the cube fills
 FEWEST_CELLS, MOST_CELLS = (
@@ -55,10 +55,11 @@ class Occupancy:
     def may_hold(self, points: Tensor) -> Tensor:
         """Bool (...) of points (..., 3): False where the field is known to be empty."""
         count = len(self.cells)
-        place = points * ((count - 2) / self.side) + count / 2
-        place = place.floor_().clamp_(0, count - 1)
-        # One number per cell: exact, as there are fewer than 2^24 cells.
-        index = place @ place.new_tensor((count**2, count, 1.0))
+        with torch.autocast(points.device.type, enabled=False):  # half precision counts to 2^11
+            place = at_least_float32(points) * ((count - 2) / self.side) + count / 2
+            place = place.floor_().clamp_(0, count - 1)
+            # One number per cell: exact in float32, as there are fewer than 2^24 cells.
+            index = place @ place.new_tensor((count**2, count, 1.0))
         return self.cells.view(-1)[index.long()]
 
 

@@ -1,55 +1,107 @@
-"""Compile every kernel for a Hopper GPU without one; run as a script by test_triton_compiles.py.
+"""Compile kernels without a GPU, in a process where Triton does not interpret them.
 
-Prints one JSON line per kernel: its name and constants, instructions in all and in its loops,
-shared memory and stack in bytes.
+As a script: reads one request (JSON) a line and prints one answer (JSON) a line. A request names
+the kernel, its constants, the compute capability, the number of warps, and whether the answer is
+the intermediate representation ("ttir") or figures of the machine code. As a module: Compiler
+starts the script and asks it.
 """
 
 import collections
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
-from siren.fused import kernels, packing, triton_gradients
-
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+ROOT = Path(__file__).parent.parent
 HALF = {"features_ptr", "features_weight_ptr", "weights_ptr", "sines_ptr", "gradients_ptr",
         "left_ptr", "right_ptr", "narrow_ptr"}  # fmt: skip
 
 
-def compiled(kernel, width, constants, folder):
+class Compiler:
+    """The script, as a process that answers requests."""
+
+    def __init__(self, cache):
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "TRITON_CACHE_DIR": str(cache), "PYTHONPATH": path}
+        environment.pop("TRITON_INTERPRET", None)
+        self.process = subprocess.Popen(
+            [sys.executable, __file__], env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def __call__(self, **request):
+        """The answer to a request."""
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        assert answer, f"the compiler stopped at {request}"
+        return json.loads(answer)
+
+    def close(self):
+        """End the process."""
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+def source_of(kernel, constants):
+    """What Triton compiles: the kernel with its constants; pointers are aligned as PyTorch's."""
+    from triton.compiler import ASTSource
+
     types = {name: "constexpr" if name in constants else "i32" for name in kernel.arg_names}
     for name in kernel.arg_names:
         if name.endswith("_ptr"):
-            types[name] = "*fp16" if name in HALF else "*fp32"
+            types[name] = "*i32" if name == "counts_ptr" else "*fp16" if name in HALF else "*fp32"
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, kind in enumerate(types.values())
         if kind.startswith("*")
     }
-    source = ASTSource(kernel, signature=types, constexprs=constants, attrs=aligned)
-    options = {**packing.launch(width), "num_stages": 3}
-    binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    file = folder / "kernel.cubin"
-    file.write_bytes(binary.asm["cubin"])
-    usage = run("cuobjdump", "-res-usage", file)
+    return ASTSource(kernel, signature=types, constexprs=constants, attrs=aligned)
+
+
+def ttir(source, target, options):
+    """The intermediate representation after the compiler's first passes."""
+    from triton._C.libtriton import ir
+    from triton.compiler.compiler import make_backend
+
+    backend = make_backend(target)
+    parsed = backend.parse_options(options)
+    stages: dict = {}
+    backend.add_stages(stages, parsed, source.language)
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    functions = backend.get_codegen_implementation(parsed)
+    module = source.make_ir(target, parsed, functions, backend.get_module_map(), context)
+    return stages["ttir"](module, {}).str_nodebug()
+
+
+def machine_code(source, target, options):
+    """Bytes of shared memory and of stack; instructions of each kind in all, and in loops."""
+    import triton
+
+    binary = triton.compile(source, target=target, options={**options, "num_stages": 3})
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(binary.asm["cubin"])
+        usage, assembly = run("cuobjdump", "-res-usage", file), run("nvdisasm", "-c", file)
     return {
-        "kernel": kernel.__name__,
-        "width": width,
-        "constants": constants,
         "shared": binary.metadata.shared,
         "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
-        **counts(run("nvdisasm", "-c", file)),
+        **counts(assembly),
     }
 
 
 def run(tool, *arguments):
-    done = subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True)
+    """What a tool that comes with Triton prints."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    done = subprocess.run([tools / tool, *arguments], capture_output=True, text=True, check=True)
     return done.stdout
 
 
@@ -62,39 +114,53 @@ def counts(assembly):
         elif match := re.match(r"\s+/\*[0-9a-f]+\*/\s+(.*?);", line):
             instructions.append(match[1])
     kinds = [re.sub(r"^@!?U?P\w+ ", "", text).split()[0].split(".")[0] for text in instructions]
-    inside = set()
-    for index, text in enumerate(instructions):
-        match = re.search(r"BRA.*`\((\.L_x_\d+)\)", text)
-        if match and labels.get(match[1], index) < index:
-            inside |= set(range(labels[match[1]], index))
+    inside = inside_loops(instructions, kinds, labels)
     return {
         "all": collections.Counter(kinds),
         "loops": collections.Counter(kinds[index] for index in inside),
     }
 
 
-def variants(width, channels):
-    """Every kernel of one field, with all that can be asked of it."""
-    piece = min(width, 128)
-    field = {"H": width, "WIDTH": piece, "PIECES": width // piece, "CHANNELS": channels,
-             "BLOCK": packing.BLOCK, "STAGES": packing.STAGES, "ON_DEVICE": True}  # fmt: skip
-    yield kernels.forward_kernel, {**field, "DENSITY_ONLY": False}
-    yield kernels.forward_kernel, {**field, "DENSITY_ONLY": True}
-    yield kernels.backward_kernel, {**field, "OF_POINTS": False, "OF_DIRECTIONS": False}
-    if channels:
-        yield kernels.backward_kernel, {**field, "OF_POINTS": True, "OF_DIRECTIONS": True}
-    reduction = {"H": width, "TILE": piece, "NARROW": triton_gradients.NARROW, "ON_DEVICE": True,
-                 "STEP": triton_gradients.STEP, "STAGES": triton_gradients.STAGES}  # fmt: skip
-    for right in {width, channels, 0}:
-        yield kernels.reduction_kernel, {**reduction, "RIGHT": right}
+def inside_loops(instructions, kinds, labels):
+    """Indices of instructions that can come round to themselves by a jump back."""
+    before = collections.defaultdict(set)  # of an instruction, those that may run just before it
+    jumps = []
+    for index, (text, kind) in enumerate(zip(instructions, kinds, strict=True)):
+        match = re.search(r"BRA.*`\((\.L_x_\d+)\)", text)
+        if match:
+            before[labels[match[1]]].add(index)
+            jumps.append((index, labels[match[1]]))
+        if text.startswith("@") or kind not in {"BRA", "EXIT"}:
+            before[index + 1].add(index)
+    inside = set()
+    for end, start in jumps:
+        found, waiting = set(), [end]
+        while waiting:
+            index = waiting.pop()
+            if index not in found:
+                found.add(index)
+                waiting += before[index] if index != start else ()
+        # Where the way from the entry, 0, to the jump does not lead over start, it is no loop, but
+        # a branch that was laid out behind what follows it.
+        if start < end and start in found and 0 not in found:
+            inside |= found
+    return inside
 
 
-def main(folder, *fields):
-    for field in fields:
-        width, channels = (int(number) for number in field.split("+"))
-        for kernel, constants in variants(width, channels):
-            print(json.dumps(compiled(kernel, width, constants, Path(folder))), flush=True)
+def main():
+    """Answer requests until there are no more."""
+    from triton.backends.compiler import GPUTarget
+
+    from siren.fused import kernels
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        source = source_of(getattr(kernels, request["kernel"]), request["constants"])
+        target = GPUTarget("cuda", request["capability"], 32)
+        options = {"num_warps": request["num_warps"], "enable_fp_fusion": True}
+        answer = {"ttir": ttir, "machine code": machine_code}[request["output"]]
+        print(json.dumps(answer(source, target, options)), flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -1,64 +1,102 @@
-"""Which path serves on CUDA, and the eager one against the reference, on the CPU."""
+"""Which path serves on CUDA, and PyTorch's own operations against the reference, on the CPU."""
 
+import sys
 import types
 
 import pytest
 import torch
 
-from siren.fused import cuda, eager, fused_field
+from siren.fused import cuda, eager, fused_field, launching
 from siren.siren import TALLSIREN, EmbeddingPiGAN128
 
-HOPPER = types.SimpleNamespace(major=9, shared_memory_per_block_optin=232_448)
+GPU = torch.device("cuda", 0)
+HALVES = (torch.float16, torch.bfloat16)
 
 
 @pytest.fixture
-def hopper(monkeypatch):
-    """A machine that seems to have a Hopper GPU and Triton."""
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: HOPPER)
-    monkeypatch.setattr(cuda, "has_triton", lambda: True)
-    cuda._fits.cache_clear()
-    yield torch.device("cuda", 0)
-    cuda._fits.cache_clear()
+def gpu(monkeypatch):
+    """Makes the machine seem to have a GPU, Triton and a compiler, under autocast."""
+
+    def pretend(major, shared_memory, dtype):
+        properties = types.SimpleNamespace(
+            major=major, minor=0, shared_memory_per_block_optin=shared_memory
+        )
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: dtype is not None)
+        monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: dtype)
+
+    monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
+    monkeypatch.setenv("CC", sys.executable)
+    for cached in (cuda.missing_tool, launching.find_blocks):
+        cached.cache_clear()
+    yield pretend
+    for cached in (cuda.missing_tool, launching.find_blocks):
+        cached.cache_clear()
 
 
-def under_autocast(monkeypatch, dtype):
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: dtype is not None)
-    monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: dtype)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "width", "path"),
-    [
-        (torch.float16, 256, "Triton, float16"),
-        (torch.bfloat16, 64, "Triton, bfloat16"),
-        (torch.float32, 256, "folded, float32"),
-        (None, 256, "folded, float32"),
-        (torch.float16, 96, "folded, float32"),
-    ],
-)
-def test_triton_serves_half_precision_at_its_widths(hopper, monkeypatch, dtype, width, path):
-    under_autocast(monkeypatch, dtype)
-    assert fused_field.path_name(hopper, width) == path
+NOT_FITTING = "the GPU is older than Ampere, or has too little shared memory"
 
 
 @pytest.mark.parametrize(
-    "properties",
+    ("major", "shared_memory", "dtype", "width", "path"),
     [
-        types.SimpleNamespace(major=8, shared_memory_per_block_optin=232_448),
-        types.SimpleNamespace(major=12, shared_memory_per_block_optin=101_376),
-        types.SimpleNamespace(major=9),  # an older torch does not tell
+        (9, 232_448, torch.float16, 256,
+         "Triton, float16, 128 points forward, 128 backward, tiles of 128"),
+        (8, 101_376, torch.bfloat16, 64,
+         "Triton, bfloat16, 128 points forward, 64 backward, tiles of 64"),
+        (9, 232_448, torch.float16, 96, "folded, float16 (not by Triton: a field 96 wide)"),
+        (9, 232_448, torch.float32, 256, "folded, float32"),
+        (9, 232_448, None, 256, "folded, float32"),
+        (7, 65_536, torch.float16, 256, f"folded, float16 (not by Triton: {NOT_FITTING})"),
+        (7, 65_536, torch.bfloat16, 256, "folded, float32"),  # such a GPU multiplies it slowly
+        (6, 49_152, torch.float16, 256, "folded, float32"),
     ],
-)
-def test_other_gpus_are_served_eagerly(hopper, monkeypatch, properties):
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    under_autocast(monkeypatch, torch.float16)
-    assert fused_field.path_name(hopper, 256) == "folded, float32"
+)  # fmt: skip
+def test_what_serves_is_told_in_one_line(gpu, major, shared_memory, dtype, width, path):
+    gpu(major, shared_memory, dtype)
+    assert fused_field.path_name(GPU, width) == path
 
 
-def test_without_triton_the_eager_path_serves(hopper, monkeypatch):
-    monkeypatch.setattr(cuda, "has_triton", lambda: False)
-    under_autocast(monkeypatch, torch.float16)
-    assert fused_field.path_name(hopper, 256) == "folded, float32"
+def test_without_a_c_compiler_pytorch_serves_and_the_line_says_why(gpu, monkeypatch, tmp_path):
+    gpu(8, 101_376, torch.float16)
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    cuda.missing_tool.cache_clear()
+    assert fused_field.path_name(GPU, 256) == (
+        "folded, float16 (not by Triton: no C compiler: install gcc or clang)"
+    )
+    compiler = tmp_path / "gcc"
+    compiler.touch(mode=0o755)
+    cuda.missing_tool.cache_clear()
+    assert fused_field.path_name(GPU, 256).startswith("Triton, float16")
+    monkeypatch.setenv("CC", "no-such-compiler")
+    cuda.missing_tool.cache_clear()
+    assert fused_field.path_name(GPU, 256).endswith("CC names no program: no-such-compiler)")
+
+
+def test_without_triton_pytorch_serves_and_the_line_says_why(gpu, monkeypatch):
+    gpu(8, 101_376, torch.float16)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    cuda.missing_tool.cache_clear()
+    path = fused_field.path_name(GPU, 256)
+    assert path == "folded, float16 (not by Triton: it is not installed)"
+
+
+@pytest.mark.parametrize(("major", "dtype"), [(7, torch.float16), (7, None), (9, torch.float16)])
+def test_the_path_that_is_named_is_taken(gpu, monkeypatch, major, dtype):
+    taken = []
+    stub = types.ModuleType("siren.fused.triton_field")
+    stub.evaluate = stub.density = lambda *args, **_: taken.append(("Triton", args[-1]))
+    monkeypatch.setitem(sys.modules, "siren.fused.triton_field", stub)
+    monkeypatch.setattr("siren.fused.triton_field", stub, raising=False)
+    for name in ("evaluate", "density"):
+        monkeypatch.setattr(eager, name, lambda *args: taken.append(("folded", args[-1])))
+    gpu(major, 232_448, dtype)
+    field = types.SimpleNamespace(color_weight=torch.empty(1, 256, 256))
+    points = types.SimpleNamespace(device=GPU)
+    cuda.evaluate(field, points, points)
+    cuda.density(field, points)
+    assert taken == [("Triton" if major == 9 else "folded", dtype)] * 2
 
 
 def test_the_cpu_has_paths_of_its_own():
@@ -72,43 +110,61 @@ def inputs(num_points, num_directions):
     return points.requires_grad_(), directions.requires_grad_(), torch.randn(2, 6).double()
 
 
-@pytest.mark.parametrize(("num_points", "num_directions"), [(12, 1), (12, 3), (12, 12), (1, 1)])
-@pytest.mark.parametrize("cls", [TALLSIREN, EmbeddingPiGAN128])
-def test_the_eager_path_equals_the_reference(cls, num_points, num_directions, monkeypatch):
-    monkeypatch.setattr(cls, "embedding_shape", cls.embedding_shape and (4, 5, 0.1))
-    monkeypatch.setattr(eager, "CHUNK_NUMBERS", 2 * 16 * 5)  # five points, and a rest
-    field = cls(z_dim=6, hidden_dim=16, num_layers=2, density_scale=3.0).double()
-    points, directions, z = inputs(num_points, num_directions)
-    upstream = torch.randn(2, num_points, 4, dtype=torch.float64)
-    results = []
+def results_of(field, points, directions, z, upstream, dtype=None):
+    """Output and gradients by the eager path (dtype: its operands), and by the reference."""
     for path in ("eager", "reference"):
         film, encoded = field.mapping_network(z), field.encode(points)
         if path == "eager":
-            output = eager.evaluate(field.folded(film), encoded, directions)
+            output = eager.evaluate(field.folded(film), encoded, directions, dtype)
         else:
             output = field.reference(encoded, directions, film)
         wanted = [points, directions, *field.parameters()]
-        loss = (output * upstream).sum()
-        results.append((output, *torch.autograd.grad(loss, wanted)))
-    for fast, slow in zip(*results, strict=True):
-        torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-11)
+        yield output, *torch.autograd.grad((output * upstream).sum(), wanted)
+
+
+@pytest.mark.parametrize(("num_points", "num_directions"), [(12, 1), (12, 3), (12, 12), (1, 1)])
+@pytest.mark.parametrize("cls", [TALLSIREN, EmbeddingPiGAN128])
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_the_eager_path_equals_the_reference(
+    cls, num_points, num_directions, num_layers, monkeypatch
+):
+    monkeypatch.setattr(cls, "embedding_shape", cls.embedding_shape and (4, 5, 0.1))
+    monkeypatch.setattr(eager, "CHUNK_NUMBERS", 2 * 16 * 5)  # five points, and a rest
+    field = cls(z_dim=6, hidden_dim=16, num_layers=num_layers, density_scale=3.0).double()
+    points, directions, z = inputs(num_points, num_directions)
+    upstream = torch.randn(2, num_points, 4, dtype=torch.float64)
+    fast, slow = results_of(field, points, directions, z, upstream)
+    for one, other in zip(fast, slow, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
     alone = eager.density(field.folded(field.mapping_network(z)), field.encode(points))
-    torch.testing.assert_close(alone, results[1][0][..., 3])
+    torch.testing.assert_close(alone, slow[0][..., 3])
 
 
-def test_the_eager_path_is_differentiable_twice():
+@pytest.mark.parametrize("cls", [TALLSIREN, EmbeddingPiGAN128])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_precision_operands_keep_within_the_bounds_of_the_kernels(cls, dtype, monkeypatch):
+    monkeypatch.setattr(cls, "embedding_shape", cls.embedding_shape and (4, 5, 0.1))
+    field = cls(z_dim=6, hidden_dim=64, num_layers=3, density_scale=20.0).double()
+    points, directions, z = inputs(60, 3)
+    upstream = torch.randn(2, 60, 4, dtype=torch.float64) * 1e-9  # float16 alone would lose it
+    upstream[:1] *= 1e3  # and objects differ
+    fast, slow = results_of(field, points, directions, z, upstream, dtype)
+    roundings = {torch.float16: 2**-11, torch.bfloat16: 2**-8}[dtype]
+    for columns in (slice(0, 3), slice(3, 4)):
+        difference = (fast[0] - slow[0])[..., columns].norm()
+        assert difference < 3 * roundings * slow[0][..., columns].norm()
+    for one, other in zip(fast[1:], slow[1:], strict=True):
+        assert (one - other).norm() <= 10 * roundings * other.norm()
+    alone = eager.density(field.folded(field.mapping_network(z)), field.encode(points), dtype)
+    torch.testing.assert_close(alone, fast[0][..., 3], rtol=1e-4, atol=1e-5)
+
+
+def test_the_eager_path_is_differentiable_once_and_says_so():
     field = TALLSIREN(z_dim=6, hidden_dim=16, num_layers=2).double()
     points, directions, z = inputs(4, 1)
-    seconds = []
-    for path in ("eager", "reference"):
-        film = field.mapping_network(z)
-        if path == "eager":
-            output = eager.evaluate(field.folded(film), points, directions)
-        else:
-            output = field.reference(points, directions, film)
-        (slope,) = torch.autograd.grad(output.sum(), points, create_graph=True)
-        seconds.append(torch.autograd.grad(slope.square().sum(), field.network[1].layer.weight)[0])
-    torch.testing.assert_close(*seconds)
+    output = eager.evaluate(field.folded(field.mapping_network(z)), points, directions)
+    with pytest.raises(RuntimeError, match="differentiable once; use FilmSiren.reference"):
+        torch.autograd.grad(output.sum(), points, create_graph=True)
 
 
 def test_the_eager_path_takes_no_points_and_keeps_its_precision_under_autocast():
@@ -120,5 +176,8 @@ def test_the_eager_path_takes_no_points_and_keeps_its_precision_under_autocast()
         torch.testing.assert_close(
             eager.evaluate(folded, points, directions), exact, rtol=0, atol=0
         )
-    assert eager.evaluate(folded, points[:, :0], directions).shape == (2, 0, 4)
+    output = eager.evaluate(folded, points[:, :0], directions.requires_grad_())
+    assert output.shape == (2, 0, 4)
+    weight = field.network[1].layer.weight
+    assert all((t == 0).all() for t in torch.autograd.grad(output.sum(), [weight, directions]))
     assert eager.density(folded, points[:, :0]).shape == (2, 0)

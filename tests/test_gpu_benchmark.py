@@ -50,6 +50,20 @@ def test_a_failure_is_counted_and_the_rest_goes_on(capsys):
     assert "FAILED: Something" in capsys.readouterr().out
 
 
+def test_memory_that_cannot_be_freed_after_an_error_on_the_device_does_not_end_the_run(
+    capsys, monkeypatch
+):
+    def fail(*_):
+        raise RuntimeError("device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", fail)
+    bench = Bench(torch.device("cuda"), TINY)
+    bench.section("Something", fail)
+    bench.section("The next", lambda _: None)
+    assert bench.failures == ["Something", "The next"]
+    assert capsys.readouterr().out.count("FAILED") == 3
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize("how", [["benchmarks/gpu.py"], ["-m", "benchmarks.gpu"]])
 def test_without_a_device_one_line_says_so(how, tmp_path):

@@ -73,6 +73,15 @@ def test_cells_are_where_they_say():
     assert not found.may_hold(inside - torch.tensor([0, 0, 0.1])).any()
 
 
+def test_half_precision_around_it_does_not_move_the_cells():
+    cells = torch.rand(42, 42, 42, generator=torch.Generator().manual_seed(0)) > 0.5
+    found = occupancy.Occupancy(cells, side=0.24)
+    points = torch.rand(1000, 3) * 0.3 - 0.15
+    exact = found.may_hold(points)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(found.may_hold(points), exact)
+
+
 @pytest.mark.parametrize("directions", [1, 25, 50])
 def test_the_field_is_asked_where_it_may_hold_density_alone(directions):
     found = find_occupancy(ball(0.1), options(), torch.device("cpu"))

@@ -1,13 +1,17 @@
 """What benchmarks compare with computes the same, and --precision fast what it promises."""
 
+import collections
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import curriculums
 from benchmarks import view
-from benchmarks.textbook import TextbookGame
+from benchmarks.textbook import TextbookGame, twin_of
 from config.stage import OptimizerOptions, Precision
 from siren.fused import cpu as fused_cpu
+from siren.siren import TALLSIREN
 from training.adversarial import AdversarialGame
 
 TINY = ["hidden_dim=8", "num_layers=2", "mapping_hidden_dim=8", "latent_dim=4", "0.num_steps=3",
@@ -35,6 +39,26 @@ def test_the_textbook_step_has_the_terms_and_gradients_of_ours(name, step):
     assert len(ours) == len(textbook)
     for one, other in zip(ours, textbook, strict=True):
         assert (one - other).norm() <= 2e-3 * other.norm() + 1e-6
+
+
+def test_the_textbook_field_modulates_in_half_precision_as_the_published_code():
+    field = twin_of(TALLSIREN(z_dim=4, hidden_dim=8, num_layers=2, mapping_hidden_dim=8))
+    film = field.mapping_network(torch.randn(1, 4))
+    taken = collections.Counter()
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.sin.default:
+                taken[args[0].dtype] += 1
+            return func(*args, **(kwargs or {}))
+
+    points, directions = torch.rand(1, 5, 3), torch.rand(1, 1, 3)
+    with Record(), torch.autocast("cpu", dtype=torch.bfloat16):
+        field(points, directions, film)
+    assert taken == {torch.bfloat16: 3}
+    with Record():
+        field(points, directions, film)
+    assert taken == {torch.bfloat16: 3, torch.float32: 3}
 
 
 def test_fast_pictures_of_the_shipped_generator_agree_with_exact_ones(monkeypatch):

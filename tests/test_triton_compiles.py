@@ -1,49 +1,88 @@
-"""What the compiler makes of the kernels for a Hopper GPU; no GPU is needed."""
-
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""What the compiler makes of the kernels for each GPU that they serve; no GPU is needed."""
 
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
+from compile_kernels import Compiler
 
-ROOT = Path(__file__).parent.parent
-HOPPER_SHARED_MEMORY = 227 * 1024  # bytes that one program may take
+from siren.fused import launching, triton_gradients
+
+# By compute capability: bytes of shared memory that one program may take, and the instruction of
+# the matrix units. Source: the table of technical specifications in the CUDA C++ Programming Guide.
+GPUS = {
+    80: (163 * 1024, "HMMA"),
+    86: (99 * 1024, "HMMA"),
+    89: (99 * 1024, "HMMA"),
+    90: (227 * 1024, "HGMMA"),
+    100: (227 * 1024, "UTCHMMA"),
+    120: (99 * 1024, "HMMA"),
+}
+FIELDS = [(64, 0), (128, 32), (256, 0), (256, 32)]  # width, features beside the point
+# Share of the loops' instructions that may be spills, in percent. A backward block of 128 points at
+# 256 wide holds a little more than the registers: 2.8 (Hopper) and 4.0 (Blackwell) with Triton 3.6,
+# 3.5 and 4.5 with 3.9. A block of 64 would spill nothing and read the weights twice as often.
+MOST_SPILLS, MOST_SPILLS_OF_LARGE_BLOCKS = 3.0, 5.0
 
 
-def compile_fields(folder, *fields):
-    """In a process of its own: in this one Triton interprets."""
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(folder), "PYTHONPATH": str(ROOT)}
-    environment.pop("TRITON_INTERPRET", None)
-    done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "compile_kernels.py", folder, *fields],
-        env=environment, capture_output=True, text=True,
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory):
+    found = Compiler(tmp_path_factory.mktemp("triton"))
+    yield found
+    found.close()
+
+
+def blocks_for(capability):
+    return launching.blocks_for(divmod(capability, 10), GPUS[capability][0])
+
+
+def variants(blocks, width, channels):
+    """Every kernel of one field, with all that can be asked of it."""
+    piece = min(width, 128)
+    field = {"H": width, "WIDTH": piece, "PIECES": width // piece, "CHANNELS": channels,
+             "STAGES": launching.STAGES, "ON_DEVICE": True}  # fmt: skip
+    forward, backward = {**field, "BLOCK": blocks.forward}, {**field, "BLOCK": blocks.backward}
+    yield "forward_kernel", {**forward, "DENSITY_ONLY": False, "SKIPS_CLEAR": True}
+    yield "backward_kernel", {**backward, "OF_POINTS": False, "OF_DIRECTIONS": False}
+    reduction = {"H": width, "TILE": min(width, blocks.tile), "NARROW": triton_gradients.NARROW,
+                 "STEP": triton_gradients.STEP, "STAGES": triton_gradients.STAGES,
+                 "ON_DEVICE": True}  # fmt: skip
+    yield "reduction_kernel", {**reduction, "RIGHT": width}
+    yield "forward_kernel", {**forward, "DENSITY_ONLY": True, "SKIPS_CLEAR": False}
+    if channels:
+        yield "backward_kernel", {**backward, "OF_POINTS": True, "OF_DIRECTIONS": True}
+    for right in sorted({channels, 0}):
+        yield "reduction_kernel", {**reduction, "RIGHT": right}
+
+
+def check(compiler, capability, kernel, constants):
+    width = constants["H"]
+    found = compiler(
+        kernel=kernel, constants=constants, capability=capability, output="machine code",
+        num_warps=launching.options(width)["num_warps"],
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    shared, matrix_instruction = GPUS[capability]
+    loops = found["loops"]
+    name = f"{kernel} on {capability}: {constants}"
+    assert found["shared"] <= shared, name
+    assert loops.get(matrix_instruction, 0) > 0, f"{name}: no use of its matrix units in loops"
+    spills = 100 * (loops.get("LDL", 0) + loops.get("STL", 0)) / sum(loops.values())
+    is_large = kernel == "backward_kernel" and width == 256 and constants["BLOCK"] == 128
+    assert spills <= (MOST_SPILLS_OF_LARGE_BLOCKS if is_large else MOST_SPILLS), (
+        f"{name}: {spills:.1f} % of its loops are spills"
+    )
+    assert found["stack"] <= 1280, f"{name}: {found['stack']} bytes wait in local memory"
+    assert loops.get("LDGSTS", 0) > 0, f"{name}: operands are not fetched ahead"
 
 
-def check(kernel):
-    name = f"{kernel['kernel']} {kernel['constants']}"
-    assert kernel["all"]["HGMMA"] > 0, f"{name}: no use of Hopper's matrix units"
-    assert "HMMA" not in kernel["all"], f"{name}: products on the slower matrix units"
-    assert kernel["shared"] <= HOPPER_SHARED_MEMORY, name
-    # Around the loops a few values may wait in local memory, inside them hardly any.
-    assert kernel["stack"] <= 1024, name
-    spills = kernel["loops"].get("LDL", 0) + kernel["loops"].get("STL", 0)
-    assert spills <= 0.02 * sum(kernel["loops"].values()), f"{name}: {spills} spills in its loops"
+@pytest.mark.parametrize("kernel", ["forward_kernel", "backward_kernel", "reduction_kernel"])
+def test_the_kernels_of_training_compile_for_a_common_gpu(compiler, kernel):
+    constants = dict(list(variants(blocks_for(86), 256, 0))[:3])[kernel]
+    check(compiler, 86, kernel, constants)
 
 
 @pytest.mark.slow
-def test_all_kernels_compile_for_hopper(tmp_path):
-    kernels = compile_fields(tmp_path, "64+0", "128+0", "128+32", "256+0", "256+32")
-    assert {kernel["kernel"] for kernel in kernels} == {
-        "forward_kernel", "backward_kernel", "reduction_kernel",
-    }  # fmt: skip
-    for kernel in kernels:
-        check(kernel)
-        loops = kernel["loops"]
-        assert loops["LDGSTS"] > 0, "weights are not fetched ahead"
+@pytest.mark.parametrize(("width", "channels"), FIELDS)
+@pytest.mark.parametrize("capability", GPUS)
+def test_all_kernels_compile_for_every_gpu_they_serve(compiler, capability, width, channels):
+    for kernel, constants in variants(blocks_for(capability), width, channels):
+        check(compiler, capability, kernel, constants)

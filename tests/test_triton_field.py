@@ -126,6 +126,32 @@ def test_the_density_alone_is_that_of_the_whole(device, name):
     assert triton_field.density(folded, encoded[:, :0], torch.float16).shape == (2, 0)
 
 
+def test_blocks_without_density_may_be_left_black_and_the_gradients_stay(device):
+    case = make_case(device, "TALLSIREN", 256, 2, 1, 512, 2)
+    film = film_of(case.field, case.latents)
+    folded = case.field.folded(film)
+    raw = triton_field.density(folded, case.points, torch.float16)[0]
+    order = raw.argsort()
+    clear, dense = order[:128], order[-128:]
+    points = case.points[
+        :, torch.cat([clear, dense[:128], dense[128:]])
+    ]  # the first block is clear
+    assert raw[clear].max() < 0 < raw[dense].min()
+    found = []
+    for skips_clear in (False, True):
+        output = triton_field.evaluate(
+            folded, points, case.directions, torch.float16, skips_clear=skips_clear
+        )
+        seen = output[..., :3] * (output[..., 3:] > 0)  # as a picture shows them
+        weight = case.field.color_layer_sine.layer.weight
+        found.append((output, *torch.autograd.grad(seen.sum(), weight, retain_graph=True)))
+    (whole, gradient), (skipped, other_gradient) = found
+    assert (skipped[:, :128, :3] == 0).all()
+    assert torch.equal(skipped[..., 3], whole[..., 3])
+    assert torch.equal(skipped[:, 128:], whole[:, 128:])
+    assert torch.equal(gradient, other_gradient)
+
+
 def test_no_points_give_no_samples_and_zero_gradients(device):
     case = make_case(device, "TALLSIREN", 64, 2, 2, 0, 1)
     output = triton_field.evaluate(
@@ -171,6 +197,33 @@ def test_gradients_do_not_depend_on_the_chunk_and_splits(device, monkeypatch):
         found.append(torch.autograd.grad(output.square().sum(), weight, retain_graph=True)[0])
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found[2], found[0], rtol=1e-4, atol=1e-6)
+
+
+def test_points_without_upstream_gradient_are_left_out(device, monkeypatch):
+    case = make_case(device, "EmbeddingPiGAN128", 128, 2, 3, 300, 3)
+    monkeypatch.setattr(triton_gradients, "CHUNK_NUMBERS", 3 * 128 * 128)  # a block a chunk
+    upstream = torch.randn(3, 300, 4)
+    upstream[0, torch.randperm(300)[:170]] = 0  # 130 points: a block and two more
+    upstream[1] = 0
+    upstream[2, :, :3] = 0  # the density alone
+    points, directions = case.points.requires_grad_(), case.directions.requires_grad_()
+    film = film_of(case.field, case.latents)
+    output = triton_field.evaluate(
+        case.field.folded(film), case.field.encode(points), directions, torch.float16
+    )
+    kept = []
+    room = triton_gradients._kept
+    monkeypatch.setattr(triton_gradients, "_kept", lambda *a: kept.append(room(*a)) or kept[0])
+    wanted = [points, directions, *case.field.parameters()]
+    gradients = torch.autograd.grad((output * upstream.to(device)).sum(), wanted)
+    _, expected = reference(case, upstream.double())
+    for one, other in zip(gradients, expected, strict=True):
+        assert relative_error(one, other) < TOLERANCE[torch.float16][1]
+    assert torch.equal((gradients[0] != 0).any(-1).cpu(), (upstream != 0).any(-1))
+    if device == "cpu":  # where nobody has written, tests find NaN
+        sines = kept[0][0]
+        assert sines[:, [0, 2]].isfinite().all()
+        assert sines[:, 1].isnan().all(), "rows of an object without gradient were computed"
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter's numpy

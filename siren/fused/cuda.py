@@ -1,66 +1,107 @@
 """The folded field on CUDA: which implementation serves.
 
-Triton serves where autocast asks for half precision, on GPUs from Hopper on; the eager path, in
-float32, serves everything else on CUDA.
+Where autocast asks for half precision, the Triton kernels do on GPUs from Ampere on, and PyTorch's
+own operations with half-precision operands elsewhere. Without autocast all is float32.
 """
 
 import functools
+import os
+import shutil
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from siren.fused import eager
+from siren.fused import eager, launching
 from siren.fused.folded import FoldedField
+from siren.fused.launching import Blocks
 from siren.fused.packing import WIDTHS
 
-SHARED_MEMORY = 200 * 1024  # bytes a block of points needs at 256 wide
+
+@dataclass(frozen=True)
+class Choice:
+    """What evaluates a field on CUDA; str() says it in one line.
+
+    dtype: of the operands of matrix products. blocks: sizes of the Triton kernels; None means
+    PyTorch's own operations. reason: why not Triton, where half precision was asked for.
+    """
+
+    dtype: torch.dtype
+    blocks: Blocks | None = None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        if self.blocks is not None:
+            return f"Triton, {dtype}, {self.blocks}"
+        return f"folded, {dtype}" + (f" (not by Triton: {self.reason})" if self.reason else "")
 
 
 @functools.cache
-def has_triton() -> bool:
-    """Whether Triton can be imported."""
+def missing_tool() -> str:
+    """What Triton lacks to run on this machine; empty if nothing."""
     try:
         import triton  # noqa: F401
     except ImportError:
-        return False
-    return True
+        return "it is not installed"
+    if os.name != "posix":  # there Triton brings a compiler along
+        return ""
+    named = os.environ.get("CC")
+    if any(shutil.which(name) for name in ([named] if named else ["gcc", "clang"])):
+        return ""
+    return f"CC names no program: {named}" if named else "no C compiler: install gcc or clang"
 
 
-@functools.cache
-def _fits(device: torch.device) -> bool:
-    """Whether the GPU has Hopper's matrix units, or later ones, and memory for a block."""
-    properties = torch.cuda.get_device_properties(device)
-    shared: int = getattr(properties, "shared_memory_per_block_optin", 0)
-    return properties.major >= 9 and shared >= SHARED_MEMORY
-
-
-def operand_type(device: torch.device, width: int) -> torch.dtype | None:
-    """Triton's operands for a field of this width under the autocast now in force, or None.
-
-    None means that the eager path serves.
-    """
-    if device.type != "cuda" or width not in WIDTHS or not torch.is_autocast_enabled("cuda"):
+def _half_type(device: torch.device) -> torch.dtype | None:
+    """The half precision that autocast asks for now, if the GPU multiplies it fast; else None."""
+    if not torch.is_autocast_enabled("cuda") or torch.version.hip is not None:
         return None
     dtype = torch.get_autocast_dtype("cuda")
-    is_half = dtype in (torch.float16, torch.bfloat16)
-    return dtype if is_half and has_triton() and _fits(device) else None
+    first = {torch.float16: 7, torch.bfloat16: 8}  # major compute capability with matrix units
+    major = torch.cuda.get_device_properties(device).major
+    return dtype if major >= first.get(dtype, major + 1) else None
 
 
-def evaluate(field: FoldedField, encoded: Tensor, directions: Tensor) -> Tensor:
-    """Colors in [0, 1] and raw densities (B, P, 4), by the path that operand_type names."""
-    dtype = operand_type(encoded.device, field.color_weight.shape[-1])
+def choose(device: torch.device, width: int) -> Choice:
+    """What serves a field of this width on this device under the autocast now in force."""
+    dtype = _half_type(device)
     if dtype is None:
-        return eager.evaluate(field, encoded, directions)
+        return Choice(torch.float32)
+    if width not in WIDTHS:
+        return Choice(dtype, reason=f"a field {width} wide")
+    blocks = launching.find_blocks(device)
+    if blocks is None:
+        return Choice(dtype, reason="the GPU is older than Ampere, or has too little shared memory")
+    if reason := missing_tool():
+        return Choice(dtype, reason=reason)
+    return Choice(dtype, blocks)
+
+
+def evaluate(
+    field: FoldedField, encoded: Tensor, directions: Tensor, *, skips_clear: bool = False
+) -> Tensor:
+    """Colors in [0, 1] and raw densities (B, P, 4), by what choose names.
+
+    skips_clear: points whose raw density is not positive may be left black.
+    """
+    choice = choose(encoded.device, field.color_weight.shape[-1])
+    if choice.blocks is None:
+        return eager.evaluate(field, encoded, directions, _operands(choice))
     from siren.fused import triton_field  # here, because CPU users need no Triton
 
-    return triton_field.evaluate(field, encoded, directions, dtype)
+    return triton_field.evaluate(field, encoded, directions, choice.dtype, skips_clear=skips_clear)
 
 
 def density(field: FoldedField, encoded: Tensor) -> Tensor:
-    """Raw densities (B, P) of encoded (B, P, in) alone, by the same path; not differentiable."""
-    dtype = operand_type(encoded.device, field.color_weight.shape[-1])
-    if dtype is None:
-        return eager.density(field, encoded)
+    """Raw densities (B, P) of encoded (B, P, in) alone, by the same; not differentiable."""
+    choice = choose(encoded.device, field.color_weight.shape[-1])
+    if choice.blocks is None:
+        return eager.density(field, encoded, _operands(choice))
     from siren.fused import triton_field
 
-    return triton_field.density(field, encoded, dtype)
+    return triton_field.density(field, encoded, choice.dtype)
+
+
+def _operands(choice: Choice) -> torch.dtype | None:
+    """None, which keeps the points' precision, for float32: they may be float64."""
+    return None if choice.dtype == torch.float32 else choice.dtype

@@ -1,88 +1,159 @@
-"""The folded field by PyTorch's own operations, on any device: one product and one sine a layer.
+"""The folded field by PyTorch's own operations, on any device, in chunks of points.
 
-It serves where there is no kernel. Half precision is not used, because a product that comes back in
-half precision would round the phases. Chunks bound the memory, forward and backward: a chunk's
-layers are repeated when its gradient is due.
+It serves on CUDA where no Triton kernel does. The operands of products are float16 or bfloat16
+where autocast asks for it, else in the points' own precision. Products are added up and returned in
+float32, so that phases are not rounded, and the first layer, which sees the points, is float32. The
+backward pass repeats a chunk's layers; gradients are scaled by a power of two per object, so that
+float16 holds them.
 
-Legend: B objects, P points per object, G directions per object, H hidden width, n points of a
-chunk.
+Legend: as in eager_layers.
 """
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from siren.film import at_least_float32
+from siren.fused import eager_layers, packing
+from siren.fused.eager_layers import DENSITY, DIRECTION, ONES, Chunk, Weights, product
 from siren.fused.folded import FoldedField
 
-CHUNK_NUMBERS = 2**26  # of one layer's output in one chunk: 256 MiB
+CHUNK_NUMBERS = 2**25  # of one layer's sines in one chunk: 64 MiB, of which 2 (L + 1) backward
 
 
-def evaluate(field: FoldedField, encoded: Tensor, directions: Tensor) -> Tensor:
-    """Colors in [0, 1] and raw densities (B, P, 4) in the points' precision, float32 at least.
+def evaluate(
+    field: FoldedField, encoded: Tensor, directions: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Colors in [0, 1] and raw densities (B, P, 4), float32 at least; differentiable once.
+
+    Differentiating twice (create_graph=True) raises a RuntimeError.
 
     Args:
         field: folded weights of B objects.
         encoded: (B, P, in) what the first layer sees.
         directions: (B, G, 3); each serves P / G consecutive points.
+        dtype: of the operands of products; None is that of encoded, float32 at least.
     """
-    num_objects, num_points, _ = encoded.shape
-    share = num_points // max(1, directions.shape[1])
     with torch.autocast(encoded.device.type, enabled=False):
-        encoded, directions = (_at_least_float32(t) for t in (encoded, directions))
-        # What a direction adds to the color layer is the same for all points that it serves.
-        color_bias = torch.baddbmm(
-            field.color_bias[:, None], directions, field.direction_weight.transpose(1, 2)
-        )  # (B, G, H)
-        parts = []
-        for start, part in _chunks(field, encoded):
-            indices = torch.arange(start, start + part.shape[1], device=encoded.device)
-            bias = color_bias[:, indices // share]  # (B, n, H)
-            needs_graph = torch.is_grad_enabled()
-            parts.append(
-                checkpoint(_samples, field, part, bias, use_reentrant=False,
-                           preserve_rng_state=False) if needs_graph else _samples(field, part, bias)
-            )  # fmt: skip
-        return torch.cat(parts, dim=1) if parts else encoded.new_empty(num_objects, 0, 4)
+        encoded, directions = at_least_float32(encoded), at_least_float32(directions)
+        output: Tensor = _FieldFunction.apply(  # type: ignore[no-untyped-call]
+            dtype or encoded.dtype, encoded, directions, *packing.joined(field)
+        )
+    return output
 
 
 @torch.no_grad()
-def density(field: FoldedField, encoded: Tensor) -> Tensor:
+def density(field: FoldedField, encoded: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Raw densities (B, P) of encoded (B, P, in); not differentiable."""
     with torch.autocast(encoded.device.type, enabled=False):
-        encoded = _at_least_float32(encoded)
-        parts = [
-            _head(_trunk(field, part), *field.density_head)[..., 0]
-            for _, part in _chunks(field, encoded)
-        ]
-        return torch.cat(parts, dim=1) if parts else encoded.new_empty(encoded.shape[:2])
+        encoded = at_least_float32(encoded)
+        weights = eager_layers.pack(dtype or encoded.dtype, *packing.joined(field))
+        directions = encoded.new_zeros(len(encoded), 1, 3)
+        output = encoded.new_empty(encoded.shape[:2])
+        for chunk in eager_layers.chunks(weights, encoded, directions, CHUNK_NUMBERS):
+            x = eager_layers.trunk(weights, chunk, eager_layers.room(weights, chunk, 2))
+            output[:, chunk.where] = eager_layers.logits(weights, x)[..., DENSITY]
+        return output
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+class _FieldFunction(torch.autograd.Function):
+    """The field as one operation of encoded, directions and the tensors of packing.joined."""
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any, dtype: torch.dtype, encoded: Tensor, directions: Tensor, *joined: Tensor
+    ) -> Tensor:
+        weights = eager_layers.pack(dtype, *joined)
+        output = encoded.new_empty(*encoded.shape[:2], 4)
+        for chunk in eager_layers.chunks(weights, encoded, directions, CHUNK_NUMBERS):
+            sines = eager_layers.room(weights, chunk, 2)
+            part = output[:, chunk.where]
+            part[..., DENSITY], x = eager_layers.color_layer(weights, chunk, sines)
+            colors = eager_layers.logits(weights, x)[..., :DENSITY]
+            torch.sigmoid(colors, out=part[..., :DENSITY])
+        ctx.dtype = dtype
+        ctx.save_for_backward(output, encoded, directions, *joined)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        if torch.is_grad_enabled():  # create_graph=True: the result would lack its graph
+            raise RuntimeError("the fast field is differentiable once; use FilmSiren.reference")
+        output, encoded, directions, *joined = ctx.saved_tensors
+        weights = eager_layers.pack(ctx.dtype, *joined)
+        upstream = packing.upstream(output, gradient)
+        scale = packing.gradient_scale(upstream, joined[4])
+        scaled = upstream * scale[:, None, None]
+        needs = ctx.needs_input_grad[1:3]
+        sums = _Sums(*(torch.zeros_like(t, dtype=encoded.dtype) for t in weights))
+        of_encoded = torch.empty_like(encoded) if needs[0] else None
+        of_directions = encoded.new_empty(*encoded.shape[:2], 3) if needs[1] else None
+        for chunk in eager_layers.chunks(weights, encoded, directions, CHUNK_NUMBERS):
+            _add_chunk(weights, chunk, scaled[:, chunk.where], sums, of_encoded, of_directions)
+        if of_encoded is not None:
+            of_encoded /= scale[:, None, None]
+        if of_directions is not None:
+            of_each = of_directions.unflatten(1, (directions.shape[1], -1))
+            of_directions = of_each.sum(2) / scale[:, None, None]
+        return None, of_encoded, of_directions, *_of_joined(sums, scale), upstream.sum((0, 1))
 
 
-def _chunks(field: FoldedField, encoded: Tensor) -> list[tuple[int, Tensor]]:
-    """Points by chunk, with the index of each chunk's first; none where there are no points."""
-    if encoded.numel() == 0:
-        return []
-    size = max(1, CHUNK_NUMBERS // (len(encoded) * field.color_weight.shape[-1]))
-    starts = range(0, encoded.shape[1], size)
-    return list(zip(starts, encoded.split(size, dim=1), strict=True))
+class _Sums(NamedTuple):
+    """Gradients of Weights, scaled, in the points' precision."""
+
+    first: Tensor
+    layers: Tensor
+    heads: Tensor
 
 
-def _trunk(field: FoldedField, x: Tensor) -> Tensor:
-    for weight, bias in zip(field.trunk_weights, field.trunk_biases, strict=True):
-        x = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2)).sin()
-    return x
+def _add_chunk(
+    weights: Weights,
+    chunk: Chunk,
+    upstream: Tensor,
+    sums: _Sums,
+    of_encoded: Tensor | None,
+    of_directions: Tensor | None,
+) -> None:
+    """Add a chunk's gradients of the weights to sums, and write its inputs' where asked for."""
+    num_layers, width = weights.layers.shape[1], weights.first.shape[1]
+    sines = eager_layers.room(weights, chunk, num_layers + 1)
+    slopes = sines.new_empty(*sines.shape[:3], width)
+    eager_layers.color_layer(weights, chunk, sines, slopes)
+    of_phase = torch.zeros_like(sines[0])  # (B, n, A), the heads' logits beside H
+    of_logits = of_phase[..., width:].clone()
+    of_logits[..., :DENSITY] = upstream[..., :DENSITY]
+    of_phase[..., width + DENSITY] = upstream[..., DENSITY]
+    sums.heads.add_(product(of_logits.transpose(1, 2), sines[-1]))
+    of_sine = torch.bmm(of_logits, weights.heads[..., :width])
+    for index in reversed(range(num_layers)):
+        torch.mul(of_sine, slopes[index + 1], out=of_phase[..., :width])
+        is_color = index == num_layers - 1
+        left = of_phase if is_color else of_phase[..., :width]
+        rows = left.shape[-1]
+        sums.layers[:, index, :rows] += product(left.transpose(1, 2), sines[index])
+        of_inputs = torch.bmm(left, weights.layers[:, index, :rows])
+        of_sine = of_inputs[..., :width]
+        if is_color and of_directions is not None:
+            of_directions[:, chunk.where] = of_inputs[..., width:][..., DIRECTION]
+    of_first = torch.mul(of_sine, slopes[0], out=torch.empty_like(of_sine, dtype=upstream.dtype))
+    sums.first.add_(torch.bmm(of_first.transpose(1, 2), chunk.encoded))
+    if of_encoded is not None:
+        of_encoded[:, chunk.where] = torch.bmm(of_first, weights.first[..., :-1])
 
 
-def _head(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.nn.functional.linear(x, weight, bias)
-
-
-def _samples(field: FoldedField, encoded: Tensor, color_bias: Tensor) -> Tensor:
-    """Colors and densities (B, n, 4) of one chunk; color_bias (B, n, H) is the color layer's."""
-    x = _trunk(field, encoded)
-    density = _head(x, *field.density_head)
-    features = torch.baddbmm(color_bias, x, field.color_weight.transpose(1, 2)).sin()
-    return torch.cat([_head(features, *field.color_head).sigmoid(), density], dim=-1)
+def _of_joined(sums: _Sums, scale: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of the tensors of packing.joined but the last."""
+    width = sums.first.shape[1]
+    first = sums.first / scale[:, None, None]
+    layers = sums.layers / scale[:, None, None, None]
+    heads = (sums.heads / scale[:, None, None])[:, : DENSITY + 1, :width].sum(0)
+    heads[DENSITY] += layers[:, -1, width + DENSITY, :width].sum(0)
+    beside = layers[:, :, :width, width:]
+    return (
+        first[..., :-1],
+        beside[:, -1, :, DIRECTION],
+        layers[:, :, :width, :width],
+        torch.cat([first[..., None, :, -1], beside[..., ONES.start]], dim=1),
+        heads,
+    )

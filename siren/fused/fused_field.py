@@ -17,10 +17,9 @@ def is_supported(encoded: Tensor) -> bool:
 
 
 def path_name(device: torch.device, width: int) -> str:
-    """What serves a field of this width on this device under the autocast now in force."""
+    """Name what serves a field of this width on this device under the autocast now in force."""
     if device.type == "cuda":
-        dtype = cuda.operand_type(device, width)
-        return f"Triton, {str(dtype).removeprefix('torch.')}" if dtype else "folded, float32"
+        return str(cuda.choose(device, width))
     return "folded" if cpu.is_supported(torch.empty(0, device=device)) else "reference"
 
 
@@ -32,7 +31,7 @@ def evaluate(
     skips_clear: points whose raw density is not positive may be left black.
     """
     if encoded.is_cuda:
-        return cuda.evaluate(field, encoded, directions)
+        return cuda.evaluate(field, encoded, directions, skips_clear=skips_clear)
     return cpu.evaluate(field, encoded, directions, skips_clear=skips_clear)
 
 

@@ -59,6 +59,14 @@ def load3(ptr, index, is_inside):
 
 
 @triton.jit
+def store3(ptr, index, is_inside, x, y, z):
+    """Store three vectors as the first numbers of row index of an (..., 4) array."""
+    tl.store(ptr + index * 4, x, mask=is_inside)
+    tl.store(ptr + index * 4 + 1, y, mask=is_inside)
+    tl.store(ptr + index * 4 + 2, z, mask=is_inside)
+
+
+@triton.jit
 def _tile(weights_ptr, layer, k, n, H: tl.constexpr, WIDTH: tl.constexpr):
     """Inputs in piece k to outputs in piece n of a layer, as (in, out)."""
     inputs = k * WIDTH + tl.arange(0, WIDTH)
@@ -163,7 +171,7 @@ def trunk(
         if KEEPS:
             _keep(sines_ptr, slopes_ptr, offset + WIDTH, h1, phase, ON_DEVICE)
 
-    pending = h0
+    pending = tl.zeros((h0.shape[0], WIDTH), operand)
     for turn in tl.range(0, (num_inner - 1) * PIECES, num_stages=STAGES):
         layer = turn // PIECES
         piece = turn % PIECES
@@ -204,7 +212,29 @@ def logit(sine, heads_ptr, row: tl.constexpr, columns, H: tl.constexpr):
 
 
 @triton.jit
-def color_gradient(
+def color_logits(
+    h0, h1, u, v, w, direction_weight_ptr, weights_ptr, biases_ptr, heads_ptr, head_biases_ptr,
+    last, H: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, ON_DEVICE: tl.constexpr,
+):  # fmt: skip
+    """What the color heads, three, give of a block seen along (u, v, w)."""
+    red = tl.load(head_biases_ptr)
+    green = tl.load(head_biases_ptr + 1)
+    blue = tl.load(head_biases_ptr + 2)
+    for n in tl.static_range(PIECES):
+        columns = n * WIDTH + tl.arange(0, WIDTH)
+        phase = color_phase(
+            h0, h1, u, v, w, direction_weight_ptr, weights_ptr, biases_ptr, last, n,
+            H, WIDTH, PIECES, ON_DEVICE,
+        )  # fmt: skip
+        sine = sine_of(phase, ON_DEVICE)
+        red += logit(sine, heads_ptr, 0, columns, H)
+        green += logit(sine, heads_ptr, 1, columns, H)
+        blue += logit(sine, heads_ptr, 2, columns, H)
+    return red, green, blue
+
+
+@triton.jit
+def _color_gradient(
     phase, red, green, blue, heads_ptr, sines_ptr, gradients_ptr, offset, columns,
     H: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
@@ -212,8 +242,43 @@ def color_gradient(
     operand = sines_ptr.dtype.element_ty
     tl.store(sines_ptr + offset, sine_of(phase, ON_DEVICE).to(operand))
     gradient = _outer3(red, green, blue, heads_ptr, columns, H) * cosine_of(phase, ON_DEVICE)
-    tl.store(gradients_ptr + offset, gradient.to(operand))
+    gradient = gradient.to(operand)
+    tl.store(gradients_ptr + offset, gradient)
     return gradient
+
+
+@triton.jit
+def color_layer_back(
+    h0, h1, directions_ptr, upstream_ptr, point, is_inside, direction_weight_ptr, weights_ptr,
+    biases_ptr, heads_ptr, sines_ptr, gradients_ptr, offset, num_inner,
+    H: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, ON_DEVICE: tl.constexpr,
+):  # fmt: skip
+    """The gradient of the color layer's phases, two pieces; stores it and their sines."""
+    u, v, w = load3(directions_ptr, point, is_inside)
+    red = tl.load(upstream_ptr + point * 4, mask=is_inside, other=0.0)
+    green = tl.load(upstream_ptr + point * 4 + 1, mask=is_inside, other=0.0)
+    blue = tl.load(upstream_ptr + point * 4 + 2, mask=is_inside, other=0.0)
+    columns = tl.arange(0, WIDTH)
+    last = num_inner - 1
+    phase = color_phase(
+        h0, h1, u, v, w, direction_weight_ptr, weights_ptr, biases_ptr, last, 0,
+        H, WIDTH, PIECES, ON_DEVICE,
+    )  # fmt: skip
+    d0 = _color_gradient(
+        phase, red, green, blue, heads_ptr, sines_ptr, gradients_ptr, offset, columns,
+        H, ON_DEVICE,
+    )  # fmt: skip
+    d1 = d0
+    if PIECES == 2:
+        phase = color_phase(
+            h0, h1, u, v, w, direction_weight_ptr, weights_ptr, biases_ptr, last, 1,
+            H, WIDTH, PIECES, ON_DEVICE,
+        )  # fmt: skip
+        d1 = _color_gradient(
+            phase, red, green, blue, heads_ptr, sines_ptr, gradients_ptr, WIDTH + offset,
+            WIDTH + columns, H, ON_DEVICE,
+        )  # fmt: skip
+    return d0, d1
 
 
 @triton.jit
@@ -244,7 +309,7 @@ def layers_back(
     columns = tl.arange(0, WIDTH)
     last = num_inner - 1
     tl.debug_barrier()  # slopes are read by other threads than those that stored them
-    pending = d0
+    pending = tl.zeros((d0.shape[0], WIDTH), d0.dtype)
     for turn in tl.range(0, num_inner * PIECES, num_stages=STAGES):
         layer = last - turn // PIECES
         piece = turn % PIECES

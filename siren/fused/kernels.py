@@ -9,8 +9,9 @@ too narrow to be matrix products.
 
 Legend: B objects, P points per object, G directions per object (P / G consecutive points share
 one), H hidden width = PIECES * WIDTH, L inner layers (H to H: the trunk after its first layer, then
-the color layer), C features beside the point (CHANNELS), N points of a chunk (num_rows), padded to
-whole blocks. ON_DEVICE is false in Triton's interpreter.
+the color layer), C features beside the point (CHANNELS), N rows of a chunk (num_rows), R rows of
+all chunks (total_rows): backward, the points with a gradient, then empty ones. ON_DEVICE is false
+in Triton's interpreter.
 
 Arrays, contiguous: points (B, P, 3), features (B, P, C), directions (B, G, 3), first weight
 (B, 3, H), features weight (B, H, C), direction weight (B, 3, H), weights (B, L, H, H) as (out, in),
@@ -21,14 +22,14 @@ import triton
 import triton.language as tl
 
 from siren.fused.kernel_layers import (
-    color_gradient,
-    color_phase,
+    color_layer_back,
+    color_logits,
     dot_add,
     layers_back,
     load3,
     load_features,
     logit,
-    sine_of,
+    store3,
     store3_back,
     store_input_gradients,
     trunk,
@@ -42,11 +43,11 @@ def forward_kernel(
     num_points, num_directions, num_inner,
     H: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr, STAGES: tl.constexpr, DENSITY_ONLY: tl.constexpr,
-    ON_DEVICE: tl.constexpr,
+    SKIPS_CLEAR: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
     """Colors and raw densities out (B, P, 4), or raw densities out (B, P) alone.
 
-    Grid: (blocks of points, B).
+    SKIPS_CLEAR leaves a block black in which no density is positive. Grid: (blocks of points, B).
     """
     which = tl.program_id(1).to(tl.int64)
     first_ptr += which * 3 * H
@@ -54,8 +55,7 @@ def forward_kernel(
     direction_weight_ptr += which * 3 * H
     weights_ptr += which * num_inner * H * H
     biases_ptr += which * (num_inner + 1) * H
-    columns0 = tl.arange(0, WIDTH)
-    columns1 = (PIECES - 1) * WIDTH + columns0
+    columns = tl.arange(0, WIDTH)
 
     point = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_inside = point < num_points
@@ -70,151 +70,136 @@ def forward_kernel(
         out_ptr, out_ptr, point, 0, num_inner,
         H, WIDTH, PIECES, CHANNELS, STAGES, False, ON_DEVICE,
     )  # fmt: skip
-    density = tl.load(head_biases_ptr + 3) + logit(h0, heads_ptr, 3, columns0, H)
+    density = tl.load(head_biases_ptr + 3) + logit(h0, heads_ptr, 3, columns, H)
     if PIECES == 2:
-        density += logit(h1, heads_ptr, 3, columns1, H)
+        density += logit(h1, heads_ptr, 3, WIDTH + columns, H)
     if DENSITY_ONLY:
         tl.store(out_ptr + which * num_points + point, density, mask=is_inside)
     else:
-        share = num_points // num_directions
-        u, v, w = load3(directions_ptr + which * num_directions * 3, point // share, is_inside)
-        last = num_inner - 1
-        phase = color_phase(
-            h0, h1, u, v, w, direction_weight_ptr, weights_ptr, biases_ptr, last, 0,
-            H, WIDTH, PIECES, ON_DEVICE,
-        )  # fmt: skip
-        sine = sine_of(phase, ON_DEVICE)
-        red = tl.load(head_biases_ptr) + logit(sine, heads_ptr, 0, columns0, H)
-        green = tl.load(head_biases_ptr + 1) + logit(sine, heads_ptr, 1, columns0, H)
-        blue = tl.load(head_biases_ptr + 2) + logit(sine, heads_ptr, 2, columns0, H)
-        if PIECES == 2:
-            phase = color_phase(
-                h0, h1, u, v, w, direction_weight_ptr, weights_ptr, biases_ptr, last, 1,
-                H, WIDTH, PIECES, ON_DEVICE,
-            )  # fmt: skip
-            sine = sine_of(phase, ON_DEVICE)
-            red += logit(sine, heads_ptr, 0, columns1, H)
-            green += logit(sine, heads_ptr, 1, columns1, H)
-            blue += logit(sine, heads_ptr, 2, columns1, H)
         out_ptr += which * num_points * 4
-        tl.store(out_ptr + point * 4, tl.sigmoid(red), mask=is_inside)
-        tl.store(out_ptr + point * 4 + 1, tl.sigmoid(green), mask=is_inside)
-        tl.store(out_ptr + point * 4 + 2, tl.sigmoid(blue), mask=is_inside)
         tl.store(out_ptr + point * 4 + 3, density, mask=is_inside)
+        share = num_points // num_directions
+        directions_ptr += which * num_directions * 3
+        if (tl.max(density, axis=0) > 0) | (not SKIPS_CLEAR):
+            u, v, w = load3(directions_ptr, point // share, is_inside)
+            red, green, blue = color_logits(
+                h0, h1, u, v, w, direction_weight_ptr, weights_ptr, biases_ptr, heads_ptr,
+                head_biases_ptr, num_inner - 1, H, WIDTH, PIECES, ON_DEVICE,
+            )  # fmt: skip
+            store3(out_ptr, point, is_inside, tl.sigmoid(red), tl.sigmoid(green), tl.sigmoid(blue))
+        else:
+            black = tl.zeros((BLOCK,), tl.float32)
+            store3(out_ptr, point, is_inside, black, black, black)
 
 
 @triton.jit(
-    do_not_specialize=[
-        "start", "num_rows", "num_objects", "num_points", "num_directions", "num_inner"
-    ]
+    do_not_specialize=["start", "num_rows", "num_objects", "total_rows", "num_inner"]
 )  # fmt: skip
 def backward_kernel(
     points_ptr, features_ptr, directions_ptr, first_ptr, features_weight_ptr,
-    direction_weight_ptr, weights_ptr, biases_ptr, heads_ptr, upstream_ptr,
+    direction_weight_ptr, weights_ptr, biases_ptr, heads_ptr, upstream_ptr, counts_ptr,
     sines_ptr, gradients_ptr, of_points_ptr, of_features_ptr, of_directions_ptr,
-    start, num_rows, num_objects, num_points, num_directions, num_inner,
+    start, num_rows, num_objects, total_rows, num_inner,
     H: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr, STAGES: tl.constexpr, OF_POINTS: tl.constexpr,
     OF_DIRECTIONS: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
     """Recompute a chunk's sines and find the gradients of all phases, both (L + 1, B, N, H).
 
-    The chunk holds N rows of each object from point start on; rows behind the last point have
-    gradient 0. gradients first holds the slopes, which each program replaces layer by layer.
+    The chunk holds N rows of each object from row start on, of R rows in all; counts (B,) of them
+    hold points. A block without points writes nothing; other rows without have gradient 0.
 
-    upstream: (B, P, 4), gradients of the color logits and of the densities. of_points (B, P, 3) and
-    of_features (B, P, C), or of_directions (B, P, 3) per point, are written on request.
-    Grid: (N / BLOCK, B).
+    points, directions and upstream, the gradients of the color logits and of the densities, are
+    (B, R, 3) and (B, R, 4), features (B, R, C). of_points (B, R, 3) and of_features (B, R, C), or
+    of_directions (B, R, 3), are written on request. Grid: (N / BLOCK, B).
     """
     which = tl.program_id(1).to(tl.int64)
-    first_ptr += which * 3 * H
-    features_weight_ptr += which * H * CHANNELS
-    direction_weight_ptr += which * 3 * H
-    weights_ptr += which * num_inner * H * H
-    biases_ptr += which * (num_inner + 1) * H
-    sines_ptr += which * num_rows * H
-    gradients_ptr += which * num_rows * H
-    upstream_ptr += which * num_points * 4
-    layer_stride = num_objects.to(tl.int64) * num_rows * H
-    columns = tl.arange(0, WIDTH)
-
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    offset = row[:, None] * H + columns[None, :]
-    point = start + row
-    is_inside = point < num_points
-    x, y, z = load3(points_ptr + which * num_points * 3, point, is_inside)
+    count = tl.load(counts_ptr + which)
+    if start + tl.program_id(0) * BLOCK < count:
+        _backward_block(
+            points_ptr + which * total_rows * 3,
+            features_ptr + which * total_rows * CHANNELS,
+            directions_ptr + which * total_rows * 3,
+            first_ptr + which * 3 * H,
+            features_weight_ptr + which * H * CHANNELS,
+            direction_weight_ptr + which * 3 * H,
+            weights_ptr + which * num_inner * H * H,
+            biases_ptr + which * (num_inner + 1) * H,
+            heads_ptr,
+            upstream_ptr + which * total_rows * 4,
+            sines_ptr + which * num_rows * H,
+            gradients_ptr + which * num_rows * H,
+            of_points_ptr + which * total_rows * 3,
+            of_features_ptr + which * total_rows * CHANNELS,
+            of_directions_ptr + which * total_rows * 3,
+            row, start + row, start + row < count,
+            num_objects.to(tl.int64) * num_rows * H, num_inner,
+            H, WIDTH, PIECES, CHANNELS, STAGES, OF_POINTS, OF_DIRECTIONS, ON_DEVICE,
+        )  # fmt: skip
+
+
+@triton.jit
+def _backward_block(
+    points_ptr, features_ptr, directions_ptr, first_ptr, features_weight_ptr,
+    direction_weight_ptr, weights_ptr, biases_ptr, heads_ptr, upstream_ptr,
+    sines_ptr, gradients_ptr, of_points_ptr, of_features_ptr, of_directions_ptr,
+    row, point, is_inside, layer_stride, num_inner,
+    H: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr, OF_POINTS: tl.constexpr, OF_DIRECTIONS: tl.constexpr,
+    ON_DEVICE: tl.constexpr,
+):  # fmt: skip
+    """One block of backward_kernel: pointers are to its object, row is its rows in the chunk.
+
+    gradients first holds the slopes, which are replaced layer by layer.
+    """
+    x, y, z = load3(points_ptr, point, is_inside)
     features = x
     if CHANNELS > 0:
-        features = load_features(
-            features_ptr + which * num_points * CHANNELS, point, is_inside, CHANNELS
-        )
+        features = load_features(features_ptr, point, is_inside, CHANNELS)
     h0, h1 = trunk(
         x, y, z, features, first_ptr, features_weight_ptr, weights_ptr, biases_ptr,
         sines_ptr, gradients_ptr, row, layer_stride, num_inner,
         H, WIDTH, PIECES, CHANNELS, STAGES, True, ON_DEVICE,
     )  # fmt: skip
-
-    operand = weights_ptr.dtype.element_ty
-    share = num_points // num_directions
-    u, v, w = load3(directions_ptr + which * num_directions * 3, point // share, is_inside)
-    red = tl.load(upstream_ptr + point * 4, mask=is_inside, other=0.0)
-    green = tl.load(upstream_ptr + point * 4 + 1, mask=is_inside, other=0.0)
-    blue = tl.load(upstream_ptr + point * 4 + 2, mask=is_inside, other=0.0)
     density = tl.load(upstream_ptr + point * 4 + 3, mask=is_inside, other=0.0)
-    last = num_inner - 1
     color = num_inner * layer_stride
-    phase = color_phase(
-        h0, h1, u, v, w, direction_weight_ptr, weights_ptr, biases_ptr, last, 0,
-        H, WIDTH, PIECES, ON_DEVICE,
+    offset = row[:, None] * H + tl.arange(0, WIDTH)[None, :]
+    d0, d1 = color_layer_back(
+        h0, h1, directions_ptr, upstream_ptr, point, is_inside, direction_weight_ptr,
+        weights_ptr, biases_ptr, heads_ptr, sines_ptr + color, gradients_ptr + color, offset,
+        num_inner, H, WIDTH, PIECES, ON_DEVICE,
     )  # fmt: skip
-    gradient = color_gradient(
-        phase, red, green, blue, heads_ptr, sines_ptr + color, gradients_ptr + color, offset,
-        columns, H, ON_DEVICE,
-    )  # fmt: skip
-    d0 = gradient.to(operand)
-    d1 = d0
-    if PIECES == 2:
-        phase = color_phase(
-            h0, h1, u, v, w, direction_weight_ptr, weights_ptr, biases_ptr, last, 1,
-            H, WIDTH, PIECES, ON_DEVICE,
-        )  # fmt: skip
-        gradient = color_gradient(
-            phase, red, green, blue, heads_ptr, sines_ptr + color, gradients_ptr + color,
-            WIDTH + offset, WIDTH + columns, H, ON_DEVICE,
-        )  # fmt: skip
-        d1 = gradient.to(operand)
-
     if OF_DIRECTIONS:
         store3_back(
-            of_directions_ptr + which * num_points * 3, point, is_inside, d0, d1,
-            direction_weight_ptr, H, WIDTH, PIECES,
-        )  # fmt: skip
+            of_directions_ptr, point, is_inside, d0, d1, direction_weight_ptr, H, WIDTH, PIECES
+        )
     d0, d1 = layers_back(
         d0, d1, density, weights_ptr, heads_ptr, gradients_ptr, offset, layer_stride, num_inner,
         H, WIDTH, PIECES, STAGES, ON_DEVICE,
     )  # fmt: skip
     if OF_POINTS:
         store_input_gradients(
-            d0, d1, point, is_inside, first_ptr, features_weight_ptr,
-            of_points_ptr + which * num_points * 3, of_features_ptr + which * num_points * CHANNELS,
-            H, WIDTH, PIECES, CHANNELS, ON_DEVICE,
+            d0, d1, point, is_inside, first_ptr, features_weight_ptr, of_points_ptr,
+            of_features_ptr, H, WIDTH, PIECES, CHANNELS, ON_DEVICE,
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_objects", "rows_per_split"])
+@triton.jit(do_not_specialize=["start", "num_rows", "right_rows", "total_rows", "num_objects"])
 def reduction_kernel(
-    left_ptr, right_ptr, narrow_ptr, wide_out_ptr, narrow_out_ptr,
-    num_rows, num_objects, rows_per_split,
+    left_ptr, right_ptr, narrow_ptr, wide_out_ptr, narrow_out_ptr, counts_ptr,
+    start, num_rows, right_rows, total_rows, num_objects,
     H: tl.constexpr, TILE: tl.constexpr, RIGHT: tl.constexpr, NARROW: tl.constexpr,
     STEP: tl.constexpr, STAGES: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
-    """Add left^T right (H, RIGHT) and left^T narrow (H, NARROW), summed over the N rows of a chunk.
+    """Add left^T right (H, RIGHT) and left^T narrow (H, NARROW), summed over the rows of a chunk.
 
     Each program owns its part of the outputs, so that sums have one order: results are repeatable.
 
-    left (layers, B, N, H); right (layers, B, N, RIGHT), RIGHT 0 is none; narrow (B, N, NARROW);
-    outputs (splits, layers, B, H, RIGHT) and (..., NARROW), float32.
-    Grid: (H / TILE, layers * B, splits); N, rows_per_split are multiples of STEP.
+    left (layers, B, N, H) holds the chunk, of which counts (B,) less start are in use; narrow
+    (B, R, NARROW) holds all R rows. right has the chunk (layers, B, N, RIGHT) or, where right_rows
+    is R, all rows (1, B, R, RIGHT); RIGHT 0 is none. Outputs, float32: (splits, layers, B, H,
+    RIGHT) and (..., NARROW). Grid: (H / TILE, layers * B, splits); N is a multiple of STEP.
     """
     columns = tl.program_id(0) * TILE + tl.arange(0, TILE)
     pair = tl.program_id(1).to(tl.int64)
@@ -222,15 +207,19 @@ def reduction_kernel(
     split = tl.program_id(2)
     left_ptr += pair * num_rows * H + columns[None, :]
     narrow_columns = tl.arange(0, NARROW)
-    narrow_ptr += which * num_rows * NARROW + narrow_columns[None, :]
+    narrow_ptr += (which * total_rows + start) * NARROW + narrow_columns[None, :]
     narrow_sum = tl.zeros((TILE, NARROW), tl.float32)
     if RIGHT > 0:
         right_columns = tl.arange(0, RIGHT)
-        right_ptr += pair * num_rows * RIGHT + right_columns[None, :]
+        right_start = tl.where(right_rows == num_rows, 0, start)
+        right_ptr += (pair * right_rows + right_start) * RIGHT + right_columns[None, :]
         wide_sum = tl.zeros((TILE, RIGHT), tl.float32)
 
-    begin = split * rows_per_split
-    end = tl.minimum(begin + rows_per_split, num_rows)
+    used = tl.minimum(tl.maximum(tl.load(counts_ptr + which) - start, 0), num_rows)
+    turns = tl.cdiv(used, STEP)
+    share = tl.cdiv(turns, tl.num_programs(2))
+    begin = split * share * STEP
+    end = tl.minimum(split * share + share, turns) * STEP
     for row in tl.range(begin, end, STEP, num_stages=STAGES):
         rows = row + tl.arange(0, STEP)
         left = tl.trans(tl.load(left_ptr + rows[:, None] * H))
@@ -240,9 +229,10 @@ def reduction_kernel(
             right = tl.load(right_ptr + rows[:, None] * RIGHT)
             wide_sum = dot_add(left, right, wide_sum, ON_DEVICE)
 
-    first_row = (split * tl.num_programs(1) + pair) * H + columns
-    target = narrow_out_ptr + first_row[:, None] * NARROW + narrow_columns[None, :]
-    tl.store(target, tl.load(target) + narrow_sum)
-    if RIGHT > 0:
-        target = wide_out_ptr + first_row[:, None] * RIGHT + right_columns[None, :]
-        tl.store(target, tl.load(target) + wide_sum)
+    if begin < end:
+        first_row = (split * tl.num_programs(1) + pair) * H + columns
+        target = narrow_out_ptr + first_row[:, None] * NARROW + narrow_columns[None, :]
+        tl.store(target, tl.load(target) + narrow_sum)
+        if RIGHT > 0:
+            target = wide_out_ptr + first_row[:, None] * RIGHT + right_columns[None, :]
+            tl.store(target, tl.load(target) + wide_sum)

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from siren.fused import launching
 from siren.fused.folded import FoldedField
 
 WIDTHS = (64, 128, 256)  # that the kernels take
-BLOCK = 128  # points of one program
-STAGES = 2  # turns whose weights are in shared memory; three would exceed it
+SMALLEST_HEAD = 1e-2  # head weights under this do not raise the scale of the gradients
 
 
 class Weights(NamedTuple):
@@ -42,9 +42,6 @@ def joined(field: FoldedField) -> tuple[Tensor, ...]:
     First weight (B, H, in), direction weight (B, H, 3), inner weights (B, L, H, H), biases
     (B, L + 1, H), heads (4, H) and their biases (4,): colors, then density.
     """
-    width = field.color_weight.shape[-1]
-    if width not in WIDTHS:
-        raise ValueError(f"the kernels take fields {WIDTHS} wide, this one is {width}")
     return (
         field.trunk_weights[0],
         field.direction_weight,
@@ -85,8 +82,8 @@ def inputs(encoded: Tensor, directions: Tensor, dtype: torch.dtype) -> Inputs:
     )
 
 
-def constants(weights: Weights) -> dict[str, Any]:
-    """Compile-time constants of the kernels that hold a block of points."""
+def constants(weights: Weights, block: int) -> dict[str, Any]:
+    """Compile-time constants of a kernel whose programs hold a block of points each."""
     width = weights.inner.shape[-1]
     piece = min(width, 128)
     return {
@@ -94,16 +91,29 @@ def constants(weights: Weights) -> dict[str, Any]:
         "WIDTH": piece,
         "PIECES": width // piece,
         "CHANNELS": weights.features.shape[-1],
-        "BLOCK": BLOCK,
-        "STAGES": STAGES,
-        "ON_DEVICE": weights.inner.is_cuda,
-        **launch(width),
+        "BLOCK": block,
+        "STAGES": launching.STAGES,
+        **launching.options(width),
     }
 
 
-def launch(width: int) -> dict[str, Any]:
-    """Compiler options of every kernel for a field of this width.
+def upstream(output: Tensor, gradient: Tensor) -> Tensor:
+    """Gradients of color logits and densities (B, P, 4) from those of the output (B, P, 4)."""
+    rgb = output[..., :3]
+    return torch.cat([gradient[..., :3] * rgb * (1 - rgb), gradient[..., 3:]], dim=-1)
 
-    A product and a sum become one instruction: Triton's default so far, and to be named from now.
-    """
-    return {"num_warps": 4 if width == 64 else 8, "enable_fp_fusion": True}
+
+def gradient_scale(upstream: Tensor, heads: Tensor) -> Tensor:
+    """A power of two per object (B,) under which no gradient enters the layers larger than 1."""
+    if upstream.numel() == 0:
+        return upstream.new_ones(len(upstream))
+    largest = heads.abs().amax(dim=1).clamp(min=SMALLEST_HEAD)  # (4,)
+    entering = (upstream.abs() * largest).amax(dim=(1, 2))
+    exponent = torch.frexp(entering).exponent.clamp(min=-100)
+    return torch.ldexp(torch.ones_like(entering), -exponent)
+
+
+def high_and_low(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two numbers of dtype whose sum is x: together they hold twice the digits."""
+    high = x.to(dtype)
+    return high, (x - high.to(x.dtype)).to(dtype)

@@ -4,14 +4,14 @@ Folding FiLM into each object's weights costs no accuracy in half precision: a r
 so that of f W is f times that of W. It leaves a layer that is one product and one sine, and the
 gradient of the frequencies follows from that of f W without a pass over the points.
 
-Backward, a chunk of points at a time: one kernel repeats the layers, keeps their sines and replaces
-their slopes by the gradients of the phases; another one multiplies the two into the gradients of
-the weights, in a fixed order, so that results are repeatable. Gradients are scaled by a power of
-two per object, so that float16 holds them whatever the loss is scaled by.
+Backward, points whose gradient is zero are left out, as in the empty space of a scene whose density
+is a ReLU. Of the others, a chunk at a time, one kernel repeats the layers, keeps their sines and
+replaces their slopes by the gradients of the phases; another one multiplies the two into the
+gradients of the weights, in a fixed order, so that results are repeatable. Gradients are scaled by
+a power of two per object, so that float16 holds them whatever the loss is scaled by.
 
 Legend: B objects, P points per object, G directions per object, H hidden width, L inner layers (the
-trunk after its first layer, then the color layer), C features beside the point, N rows of a chunk:
-its points of one object, padded to whole blocks.
+trunk after its first layer, then the color layer), C features beside the point.
 """
 
 import math
@@ -20,12 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from siren.fused import kernels, packing, triton_gradients
+from siren.fused import kernels, launching, packing, triton_gradients
 from siren.fused.folded import FoldedField
-from siren.fused.packing import BLOCK, Inputs, Weights
+from siren.fused.packing import Inputs, Weights
 
 
-def evaluate(field: FoldedField, encoded: Tensor, directions: Tensor, dtype: torch.dtype) -> Tensor:
+def evaluate(
+    field: FoldedField,
+    encoded: Tensor,
+    directions: Tensor,
+    dtype: torch.dtype,
+    *,
+    skips_clear: bool = False,
+) -> Tensor:
     """Colors in [0, 1] and raw densities (B, P, 4), float32; differentiable once.
 
     Differentiating twice (create_graph=True) raises a RuntimeError.
@@ -35,6 +42,7 @@ def evaluate(field: FoldedField, encoded: Tensor, directions: Tensor, dtype: tor
         encoded: (B, P, in) what the first layer sees.
         directions: (B, G, 3); each serves P / G consecutive points.
         dtype: of the operands of matrix products, float16 or bfloat16.
+        skips_clear: blocks of points in which no raw density is positive are left black.
 
     Raises:
         ValueError: the field's width is none of WIDTHS, or G does not divide P.
@@ -42,8 +50,11 @@ def evaluate(field: FoldedField, encoded: Tensor, directions: Tensor, dtype: tor
     num_points, num_directions = encoded.shape[1], directions.shape[1]
     if num_directions == 0 or num_points % num_directions:
         raise ValueError(f"{num_directions} directions cannot share {num_points} points")
+    width = field.color_weight.shape[-1]
+    if width not in packing.WIDTHS:
+        raise ValueError(f"the kernels take fields {packing.WIDTHS} wide, this one is {width}")
     output: Tensor = _FieldFunction.apply(  # type: ignore[no-untyped-call]
-        dtype, encoded, directions, *packing.joined(field)
+        (dtype, skips_clear), encoded, directions, *packing.joined(field)
     )
     return output
 
@@ -55,15 +66,20 @@ def density(field: FoldedField, encoded: Tensor, dtype: torch.dtype) -> Tensor:
     return _forward(packing.packed(dtype, *packing.joined(field)), inputs, is_density_only=True)
 
 
-def _forward(weights: Weights, inputs: Inputs, *, is_density_only: bool) -> Tensor:
+def _forward(
+    weights: Weights, inputs: Inputs, *, is_density_only: bool, skips_clear: bool = False
+) -> Tensor:
     num_objects, num_points, _ = inputs.points.shape
     output = inputs.points.new_empty(num_objects, num_points, *(() if is_density_only else (4,)))
     if output.numel() == 0:
         return output
-    kernels.forward_kernel[(math.ceil(num_points / BLOCK), num_objects)](
+    block = launching.blocks_of(output.device).forward
+    launching.launch(
+        kernels.forward_kernel, (math.ceil(num_points / block), num_objects),
         *inputs, *weights, output,
         num_points, inputs.directions.shape[1], weights.inner.shape[1],
-        DENSITY_ONLY=is_density_only, **packing.constants(weights),
+        DENSITY_ONLY=is_density_only, SKIPS_CLEAR=skips_clear,
+        **packing.constants(weights, block),
     )  # fmt: skip
     return output
 
@@ -73,10 +89,15 @@ class _FieldFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, dtype: torch.dtype, encoded: Tensor, directions: Tensor, *joined: Tensor
+        ctx: Any,
+        how: tuple[torch.dtype, bool],
+        encoded: Tensor,
+        directions: Tensor,
+        *joined: Tensor,
     ) -> Tensor:
+        dtype, skips_clear = how
         weights, inputs = packing.packed(dtype, *joined), packing.inputs(encoded, directions, dtype)
-        output = _forward(weights, inputs, is_density_only=False)
+        output = _forward(weights, inputs, is_density_only=False, skips_clear=skips_clear)
         ctx.save_for_backward(output, *inputs, *weights)
         ctx.dtypes = [t.dtype for t in (encoded, directions, *joined)]
         return output

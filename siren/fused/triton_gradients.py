@@ -1,8 +1,8 @@
 """Gradients of the field by Triton kernels, a chunk of points at a time.
 
 Legend: B objects, P points per object, G directions per object, H hidden width, L inner layers (the
-trunk after its first layer, then the color layer), C features beside the point, N rows of a chunk:
-its points of one object, padded to whole blocks; S splits of the rows, summed last.
+trunk after its first layer, then the color layer), C features beside the point, R rows: an object's
+points with a gradient and empty ones, in chunks of N; S splits of a chunk, summed last.
 """
 
 import functools
@@ -12,14 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from siren.fused import kernels, packing
-from siren.fused.packing import BLOCK, Inputs, Weights
+from siren.fused import kernels, launching, packing
+from siren.fused.launching import ROWS
+from siren.fused.packing import Inputs, Weights
 
-STEP = 64  # rows of one turn of the reduction; divides BLOCK
+STEP = 64  # rows of one turn of the reduction; divides ROWS
 STAGES = 3  # turns of the reduction whose rows are in shared memory
 CHUNK_NUMBERS = 2**25  # of one layer's sines: 64 MiB, of which 2 (L + 1)
 PROGRAMS = 512  # that a reduction is split into where objects and layers are few
-SMALLEST_HEAD = 1e-2  # head weights under this do not raise the scale of the gradients
 NARROW = 16  # columns of the narrowest matrix that the matrix units take
 # Columns of _beside: the point in two parts, a one, the direction in two parts.
 POINT, ONE, DIRECTION = (slice(0, 3), slice(3, 6)), 6, (slice(7, 10), slice(10, 13))
@@ -40,6 +40,45 @@ class _Sums(NamedTuple):
     heads: Tensor
 
 
+class _Rows(NamedTuple):
+    """Points with a gradient, a row each in their order, then empty rows: (B, R, ...).
+
+    counts (B,) int32 rows hold points, is_row (B, R) says which; point_of_row (B, R). has_gradient
+    (B, P) says which points have a row; row_of_point (B, P).
+    """
+
+    counts: Tensor
+    is_row: Tensor
+    point_of_row: Tensor
+    row_of_point: Tensor
+    has_gradient: Tensor
+
+    @staticmethod
+    def of(upstream: Tensor, num_rows: int) -> "_Rows":
+        """Leave out the points whose upstream gradient (B, P, 4) is zero, without a host wait."""
+        has_gradient = (upstream != 0).any(-1)  # NaN is not zero either
+        row_of_point = has_gradient.cumsum(1) - 1
+        counts = has_gradient.sum(1)
+        points = torch.arange(upstream.shape[1], device=upstream.device).expand_as(row_of_point)
+        point_of_row = row_of_point.new_zeros(len(upstream), num_rows + 1)
+        rows = row_of_point.where(has_gradient, num_rows)  # the last one is waste
+        point_of_row.scatter_(1, rows, points)
+        is_row = torch.arange(num_rows, device=upstream.device) < counts[:, None]
+        return _Rows(
+            counts.int(), is_row, point_of_row[:, :-1], row_of_point.clamp(min=0), has_gradient
+        )
+
+    def take(self, x: Tensor, share: int = 1) -> Tensor:
+        """Rows (B, R, c) of x (B, P, c), or of x (B, P / share, c); empty ones are zero."""
+        taken = torch.take_along_dim(x, (self.point_of_row // share)[..., None], dim=1)
+        return taken.where(self.is_row[..., None], 0).contiguous()
+
+    def put_back(self, x: Tensor) -> Tensor:
+        """Points' values (B, P, c) of rows x (B, R, c): zero where there is no row."""
+        found = torch.take_along_dim(x, self.row_of_point[..., None], dim=1)
+        return found.where(self.has_gradient[..., None], 0)
+
+
 def gradients(
     output: Tensor,
     gradient: Tensor,
@@ -57,43 +96,37 @@ def gradients(
         weights: of the forward pass.
         needs: whether encoded's and whether the directions' are needed; None stands for the others.
     """
-    rgb = output[..., :3]
-    upstream = torch.cat([gradient[..., :3] * rgb * (1 - rgb), gradient[..., 3:]], dim=-1)
-    scale = _scale(upstream, weights.heads)  # (B,)
-    scaled = (upstream * scale[:, None, None]).contiguous()
-    points, features = inputs.points, inputs.features
-    into = Inputs(
-        *(torch.empty_like(t, dtype=torch.float32) for t in (points, features, points))
-    )  # the kernel writes those that are needed
-    kept = _kept(weights, points.shape[1])
-    sums = _zero_sums(weights, kept.shape[3])
-    for start in range(0, points.shape[1], kept.shape[3]):
-        _add_chunk(weights, inputs, scaled, start, kept, into, sums, needs)
-    of_encoded = torch.cat([into.features, into.points], dim=-1) / scale[:, None, None]
-    num_directions = inputs.directions.shape[1]
-    of_directions = into.directions.unflatten(1, (num_directions, -1)).sum(2)
+    upstream = packing.upstream(output, gradient)
+    scale = packing.gradient_scale(upstream, weights.heads)  # (B,)
+    num_points, num_directions = upstream.shape[1], inputs.directions.shape[1]
+    kept = _kept(weights, num_points)
+    num_rows = kept.shape[3]
+    rows = _Rows.of(upstream, math.ceil(num_points / num_rows) * num_rows)
+    share = max(1, num_points // num_directions)
+    seen_from = rows.take(inputs.directions, share)
+    taken = Inputs(rows.take(inputs.points), rows.take(inputs.features), seen_from)
+    into, sums = _add_chunks(
+        weights, taken, rows.take(upstream * scale[:, None, None]), rows.counts, kept, needs
+    )
+    of_encoded = of_directions = None
+    if needs[0]:
+        of_encoded = rows.put_back(torch.cat([into.features, into.points], dim=-1))
+        of_encoded /= scale[:, None, None]
+    if needs[1]:
+        of_each = rows.put_back(into.directions).unflatten(1, (num_directions, -1))
+        of_directions = of_each.sum(2) / scale[:, None, None]
     return (
-        of_encoded if needs[0] else None,
-        of_directions / scale[:, None, None] if needs[1] else None,
+        of_encoded,
+        of_directions,
         *_of_weights(_Sums(*(t.sum(0) for t in sums)), scale),
         upstream.sum((0, 1)),
     )
 
 
-def _scale(upstream: Tensor, heads: Tensor) -> Tensor:
-    """A power of two per object (B,) under which no gradient enters the layers larger than 1."""
-    if upstream.numel() == 0:
-        return upstream.new_ones(len(upstream))
-    largest = heads.abs().amax(dim=1).clamp(min=SMALLEST_HEAD)  # (4,)
-    entering = (upstream.abs() * largest).amax(dim=(1, 2))
-    exponent = torch.frexp(entering).exponent.clamp(min=-100)
-    return torch.ldexp(torch.ones_like(entering), -exponent)
-
-
 def _zero_sums(weights: Weights, num_rows: int) -> _Sums:
     num_objects, num_inner, width, _ = weights.inner.shape
     programs = num_objects * num_inner * math.ceil(width / 128)
-    splits = max(1, min(PROGRAMS // programs, num_rows // BLOCK))
+    splits = max(1, min(PROGRAMS // programs, num_rows // ROWS))
     zeros = functools.partial(weights.biases.new_zeros, dtype=torch.float32)
     return _Sums(
         zeros(splits, num_inner, num_objects, width, width),
@@ -107,75 +140,83 @@ def _zero_sums(weights: Weights, num_rows: int) -> _Sums:
 def _kept(weights: Weights, num_points: int) -> Tensor:
     """Room for a chunk's sines and gradients, (2, L + 1, B, N, H)."""
     num_objects, num_inner, width, _ = weights.inner.shape
-    blocks = max(1, CHUNK_NUMBERS // (num_objects * width * BLOCK))
-    num_rows = min(blocks, math.ceil(num_points / BLOCK)) * BLOCK
-    return weights.inner.new_empty(2, num_inner + 1, num_objects, max(num_rows, BLOCK), width)
+    blocks = max(1, CHUNK_NUMBERS // (num_objects * width * ROWS))
+    num_rows = min(blocks, math.ceil(num_points / ROWS)) * ROWS
+    return weights.inner.new_empty(2, num_inner + 1, num_objects, max(num_rows, ROWS), width)
 
 
-def _add_chunk(
+def _add_chunks(
     weights: Weights,
-    inputs: Inputs,
+    rows: Inputs,
     upstream: Tensor,
-    start: int,
+    counts: Tensor,
     kept: Tensor,
-    into: Inputs,
-    sums: _Sums,
     needs: tuple[bool, bool],
-) -> None:
-    """Add what the N points from start on give to sums, and write theirs into into."""
-    points, features, directions = inputs
-    num_objects, num_points, _ = points.shape
-    num_directions = directions.shape[1]
-    sines, of_phases = kept
-    num_rows = kept.shape[3]
-    kernels.backward_kernel[(num_rows // BLOCK, num_objects)](
-        *inputs, *weights[:-1], upstream, sines, of_phases, *into,
-        start, num_rows, num_objects, num_points, num_directions, weights.inner.shape[1],
-        OF_POINTS=needs[0], OF_DIRECTIONS=needs[1], **packing.constants(weights),
-    )  # fmt: skip
-    stop = min(start + num_rows, num_points)
-    group = torch.arange(start, stop, device=points.device) // (num_points // num_directions)
-    beside = _beside(points[:, start:stop], directions[:, group], kept.dtype, num_rows)
-    _reduce(of_phases[1:], sines[:-1], beside, sums.inner, sums.beside)
-    rows = _padded(features[:, start:stop], num_rows)[None]
-    _reduce(of_phases[:1], rows, beside, sums.first_features, sums.first_beside)
-    logits = torch.cat(_high_and_low(upstream[:, start:stop], kept.dtype), dim=-1)
-    _reduce(sines[-2:], None, _padded(logits, num_rows, NARROW), sums.heads, sums.heads)
+) -> tuple[Inputs, _Sums]:
+    """Gradients of rows (B, R, ...), those that are needed, and sums over them.
+
+    Only the first counts (B,) rows hold points. kept has room for a chunk of N; N divides R.
+    """
+    points, features, _ = rows
+    num_objects, total_rows, _ = points.shape
+    (sines, of_phases), num_rows = kept, kept.shape[3]
+    wanted = zip((points, features, points), (needs[0], needs[0], needs[1]), strict=True)
+    into = Inputs(*(points.new_empty(t.shape if is_needed else 0) for t, is_needed in wanted))
+    sums = _zero_sums(weights, num_rows)
+    beside, logits = _beside(rows, kept.dtype), _logits(upstream, kept.dtype)
+    block = launching.blocks_of(points.device).backward
+    for start in range(0, total_rows, num_rows):
+        launching.launch(
+            kernels.backward_kernel, (num_rows // block, num_objects),
+            *rows, *weights[:-1], upstream, counts, sines, of_phases, *into,
+            start, num_rows, num_objects, total_rows, weights.inner.shape[1],
+            OF_POINTS=needs[0], OF_DIRECTIONS=needs[1], **packing.constants(weights, block),
+        )  # fmt: skip
+        reduce = functools.partial(_reduce, counts, start)
+        reduce(of_phases[1:], sines[:-1], beside, sums.inner, sums.beside)
+        reduce(of_phases[:1], features[None], beside, sums.first_features, sums.first_beside)
+        reduce(sines[-2:], None, logits, sums.heads, sums.heads)
+    return into, sums
 
 
 def _reduce(
-    left: Tensor, right: Tensor | None, narrow: Tensor, wide_sum: Tensor, narrow_sum: Tensor
+    counts: Tensor,
+    start: int,
+    left: Tensor,
+    right: Tensor | None,
+    narrow: Tensor,
+    wide_sum: Tensor,
+    narrow_sum: Tensor,
 ) -> None:
     """Add left^T right to wide_sum and left^T narrow to narrow_sum; shapes are in kernels.py."""
     num_layers, num_objects, num_rows, width = left.shape
-    splits, tile = len(narrow_sum), min(width, 128)
-    kernels.reduction_kernel[(width // tile, num_layers * num_objects, splits)](
-        left, left if right is None else right, narrow, wide_sum, narrow_sum,
-        num_rows, num_objects, math.ceil(num_rows / STEP / splits) * STEP,
+    splits, tile = len(narrow_sum), min(width, launching.blocks_of(left.device).tile)
+    right_rows = num_rows if right is None else right.shape[2]
+    launching.launch(
+        kernels.reduction_kernel, (width // tile, num_layers * num_objects, splits),
+        left, left if right is None else right, narrow, wide_sum, narrow_sum, counts,
+        start, num_rows, right_rows, narrow.shape[1], num_objects,
         H=width, TILE=tile, RIGHT=0 if right is None else right.shape[-1], NARROW=NARROW,
-        STEP=STEP, STAGES=STAGES, ON_DEVICE=left.is_cuda, **packing.launch(width),
+        STEP=STEP, STAGES=STAGES, **launching.options(width),
     )  # fmt: skip
 
 
-def _high_and_low(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """X as the sum of two numbers of dtype, which hold twice its digits."""
-    high = x.to(dtype)
-    return high, (x - high.float()).to(dtype)
+def _beside(rows: Inputs, dtype: torch.dtype) -> Tensor:
+    """The layers' narrow inputs (B, R, 16): see POINT, ONE, DIRECTION."""
+    points = packing.high_and_low(rows.points, dtype)
+    directions = packing.high_and_low(rows.directions, dtype)
+    one = torch.ones_like(points[0][..., :1])
+    return _padded(torch.cat([*points, one, *directions], dim=-1))
 
 
-def _padded(x: Tensor, num_rows: int, num_columns: int = 0) -> Tensor:
-    """X (B, n, c) with zeros up to (B, num_rows, at least num_columns)."""
-    # Not F.pad, which refuses what is empty up to PyTorch 2.6.
-    padded = x.new_zeros(len(x), num_rows, max(num_columns, x.shape[2]))
-    padded[:, : x.shape[1], : x.shape[2]] = x
-    return padded
+def _logits(upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    """The upstream gradients (B, R, 4) in two parts: (B, R, 16)."""
+    return _padded(torch.cat(packing.high_and_low(upstream, dtype), dim=-1))
 
 
-def _beside(points: Tensor, directions: Tensor, dtype: torch.dtype, num_rows: int) -> Tensor:
-    """What the narrow inputs of the layers are, (B, N, 16): see POINT, ONE, DIRECTION."""
-    one = torch.ones_like(points[..., :1]).to(dtype)
-    parts = [*_high_and_low(points, dtype), one, *_high_and_low(directions, dtype)]
-    return _padded(torch.cat(parts, dim=-1), num_rows, NARROW)
+def _padded(x: Tensor) -> Tensor:
+    """X with columns of zeros up to NARROW."""
+    return torch.nn.functional.pad(x, (0, NARROW - x.shape[-1]))
 
 
 def _of_weights(sums: _Sums, scale: Tensor) -> tuple[Tensor, ...]:

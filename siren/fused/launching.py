@@ -1,0 +1,82 @@
+"""How Triton's kernels are launched: how much one program takes on a GPU, and on which GPU.
+
+The sizes were chosen by compiling for each architecture (tests/test_triton_compiles.py) with Triton
+3.6 and 3.9: the largest ones that fit the shared memory and hardly spill registers in their loops.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROWS = 128  # the rows of a chunk are a multiple of this, and so of every block
+STAGES = 2  # turns whose weights are in shared memory; three would exceed it
+KIB = 1024
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Sizes for one GPU.
+
+    forward and backward: points of one program. tile: rows of one program of the reduction.
+    """
+
+    forward: int = ROWS
+    backward: int = ROWS
+    tile: int = 128
+
+    def __str__(self) -> str:
+        return f"{self.forward} points forward, {self.backward} backward, tiles of {self.tile}"
+
+
+def blocks_for(capability: tuple[int, int], shared_memory: int) -> Blocks | None:
+    """Sizes that fit a GPU, or None where none do.
+
+    Args:
+        capability: major and minor compute capability.
+        shared_memory: bytes that one program may take.
+    """
+    if capability < (8, 0) or shared_memory < 97 * KIB:
+        return None
+    if capability[0] == 9:  # Hopper's matrix units read both operands from shared memory
+        return Blocks() if shared_memory >= 225 * KIB else None
+    # On the A100 a block of 128 fits too, but newer Tritons keep a sixth of it in local memory.
+    is_large = capability[0] > 8 and shared_memory >= 161 * KIB
+    return Blocks(backward=128 if is_large else 64, tile=64)
+
+
+@functools.cache
+def find_blocks(device: torch.device) -> Blocks | None:
+    """Sizes for a device, or None where none fit; the default ones in Triton's interpreter."""
+    if device.type != "cuda":
+        return Blocks()
+    properties = torch.cuda.get_device_properties(device)
+    capability = (properties.major, properties.minor)
+    # PyTorch's type annotations lack it.
+    shared_memory: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
+    return blocks_for(capability, shared_memory)
+
+
+def blocks_of(device: torch.device) -> Blocks:
+    """Sizes for a device that the kernels fit."""
+    found = find_blocks(device)
+    if found is None:
+        raise ValueError(f"the Triton kernels do not fit {device}")
+    return found
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Tensor | int, **constants: Any) -> None:
+    """Launch a kernel on the device of its tensors, which need not be the current one."""
+    first = next(argument for argument in arguments if isinstance(argument, Tensor))
+    with torch.cuda.device_of(first):
+        kernel[grid](*arguments, ON_DEVICE=first.is_cuda, **constants)
+
+
+def options(width: int) -> dict[str, Any]:
+    """Compiler options of every kernel for a field of this width.
+
+    A product and a sum become one instruction: Triton's default so far, and to be named from now.
+    """
+    return {"num_warps": 4 if width == 64 else 8, "enable_fp_fusion": True}

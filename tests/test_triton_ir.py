@@ -1,0 +1,128 @@
+"""The field by the compiler's reading of the kernels, run in NumPy, against the float64 reference.
+
+Faults of the compiler's front end show here, which Triton's interpreter, that the other tests use
+where there is no GPU, cannot have.
+"""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+import test_triton_field as field_tests
+import ttir
+from compile_kernels import Compiler
+
+from siren.fused import kernels, triton_field
+
+OPTIONS = {"num_warps", "enable_fp_fusion"}
+
+
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory):
+    found = Compiler(tmp_path_factory.mktemp("triton"))
+    yield found
+    found.close()
+
+
+class Compiled:
+    """In place of a kernel: compiles it on its first launch, and runs what came out."""
+
+    def __init__(self, compiler, name):
+        self.compiler, self.name, self.texts = compiler, name, {}
+
+    def __getitem__(self, grid):
+        def launch(*arguments, **constants):
+            constants = {k: v for k, v in constants.items() if k not in OPTIONS}
+            constants["ON_DEVICE"] = True
+            key = str(constants)
+            if key not in self.texts:
+                self.texts[key] = self.compiler(
+                    kernel=self.name, constants=constants, capability=90, num_warps=8, output="ttir"
+                )
+            flat = [a.view(-1).numpy() if torch.is_tensor(a) else a for a in arguments]
+            ttir.launch(self.texts[key], grid, flat)
+
+        return launch
+
+
+@pytest.fixture
+def compiled(compiler, monkeypatch):
+    found = {name: Compiled(compiler, name) for name in vars(kernels) if name.endswith("_kernel")}
+    for name, kernel in found.items():
+        monkeypatch.setattr(kernels, name, kernel)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("TALLSIREN", (256, 4, 1, 129, 3)),  # two pieces a layer, a block and a point
+        ("EmbeddingPiGAN128", (128, 2, 2, 14, 7)),  # one piece; features beside the point
+    ],
+)
+def test_the_compiled_kernels_equal_the_reference_gradients_included(
+    compiled, monkeypatch, name, sizes
+):
+    if name.startswith("Embedding"):
+        monkeypatch.setattr(field_tests.FIELDS[name], "embedding_shape", (32, 5, 0.1))
+    case = field_tests.make_case("cpu", name, *sizes)
+    upstream = torch.randn(*case.points.shape[:2], 4) * 1e-9
+    points, directions = case.points.requires_grad_(), case.directions.requires_grad_()
+    film = field_tests.film_of(case.field, case.latents)
+    output = triton_field.evaluate(
+        case.field.folded(film), case.field.encode(points), directions, torch.float16
+    )
+    wanted = [points, directions, *case.field.parameters()]
+    gradients = torch.autograd.grad((output * upstream).sum(), wanted)
+    expected, expected_gradients = field_tests.reference(case, upstream.double())
+    of_output, of_gradients = field_tests.TOLERANCE[torch.float16]
+    errors = [
+        field_tests.relative_error(output[..., part], expected[..., part])
+        for part in (slice(0, 3), slice(3, 4))
+    ]
+    assert max(errors) < of_output, errors
+    errors = [
+        field_tests.relative_error(*pair)
+        for pair in zip(gradients, expected_gradients, strict=True)
+    ]
+    assert max(errors) < of_gradients, errors
+    assert all(kernel.texts for kernel in compiled.values())
+
+
+def test_the_loop_over_wide_layers_carries_both_pieces_and_the_next(compiled):
+    case = field_tests.make_case("cpu", "TALLSIREN", 256, 2, 1, 1, 1)
+    film = field_tests.film_of(case.field, case.latents)
+    output = triton_field.evaluate(
+        case.field.folded(film), case.points, case.directions, torch.float16
+    )
+    output.sum().backward()
+    for name, loops in (("forward_kernel", 1), ("backward_kernel", 2)):
+        (text,) = compiled[name].texts.values()
+        carried = [
+            len(re.findall(r"tensor<\d+x\d+xf16>", line))
+            for line in text.splitlines()
+            if "scf.for" in line
+        ]
+        assert carried == [3] * loops, name
+
+
+@pytest.mark.parametrize("operation", ["arith.xori %a, %b : i32", "math.sqrt %a : f32"])
+def test_an_operation_that_is_not_known_is_an_error(operation):
+    text = f"module {{\ntt.func public @k(%a: i32, %b: i32) {{\n%0 = {operation}\n}}\n}}"
+    with pytest.raises(NotImplementedError, match="is not known here"):
+        ttir.launch(text, (1,), [1, 2])
+
+
+def test_an_access_outside_of_its_array_is_an_error():
+    text = """module {
+      tt.func public @k(%arg0: !tt.ptr<f32>, %arg1: i32) {
+        %0 = tt.addptr %arg0, %arg1 : !tt.ptr<f32>, i32
+        %1 = tt.load %0 : !tt.ptr<f32>
+      }
+    }"""
+    ttir.launch(text, (1,), [np.ones(3, np.float32), 2])
+    with pytest.raises(AssertionError, match="outside of its array"):
+        ttir.launch(text, (1,), [np.ones(3, np.float32), 3])
