@@ -29,6 +29,7 @@ MATHEMATICS = {
 # Files of these folders that read or write files, show progress or start threads.
 REACH_OUTSIDE = {
     "siren/fused/cores.py",
+    "siren/fused/cuda.py",
     *(f"config/{name}.py" for name in ("curriculum", "schema")),
     *(f"geometry/{name}.py" for name in ("mesh_extraction", "mesh_files")),
     *(f"metrics/{name}.py" for name in ("features", "inception", "real_images", "report")),
