@@ -19,7 +19,7 @@ def gpu(monkeypatch):
 
     def pretend(major, shared_memory, dtype):
         properties = types.SimpleNamespace(
-            major=major, minor=0, shared_memory_per_block_optin=shared_memory
+            major=major, minor=6, shared_memory_per_block_optin=shared_memory
         )
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
         monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: dtype is not None)
