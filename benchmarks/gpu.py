@@ -26,6 +26,7 @@ from torch import Tensor
 import curriculums
 from benchmarks import view
 from benchmarks.bench import Bench, Sizes
+from benchmarks.gpu_checks import check, check_without_triton, field_inputs, without_triton
 from benchmarks.textbook import TextbookGame, twin_of
 from config.curriculum import Curriculum
 from config.stage import OptimizerOptions, Precision, Stage
@@ -33,79 +34,11 @@ from generators.cameras import Poses
 from generators.generators import ImplicitGenerator3d
 from generators.volumetric_rendering import RenderOptions
 from siren.film import Film
-from siren.fused import fused_field
 from siren.siren import FIELDS, FilmSiren
 from training.adversarial import AdversarialGame
 
 RESULTS = Path(__file__).resolve().parent / "results"
 STEP = 20_000  # of the curriculum: faded in, without density noise
-# Relative errors of output and gradients that eight layers of roundings may give: twice what the
-# kernels have in Triton's interpreter.
-TOLERANCE = {torch.float16: (5e-4, 1.2e-2), torch.bfloat16: (4e-3, 0.14)}
-
-
-def field_inputs(bench: Bench, points: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Points in the published cube, a direction for every 12 or fewer, and latents."""
-    size = (bench.sizes.objects, points)
-    directions = points // 12 if points % 12 == 0 else 1
-    unit = torch.nn.functional.normalize(torch.randn(size[0], directions, 3), dim=-1)
-    drawn = (torch.rand(*size, 3) * 0.24 - 0.12, unit, torch.randn(size[0], 256))
-    return drawn[0].to(bench.device), drawn[1].to(bench.device), drawn[2].to(bench.device)
-
-
-def check(bench: Bench) -> None:
-    """Every path that may serve, against the float64 reference, gradients included."""
-    for name in ("SPATIALSIRENBASELINE", "EmbeddingPiGAN128"):
-        for dtype in (torch.float16, torch.bfloat16):
-            if dtype == torch.float16 and bench.device.type != "cuda":
-                continue
-            errors, path, is_repeatable = errors_of(bench, FIELDS[name](), dtype)
-            worst = max(errors.values())
-            bench.note(
-                f"{name}, {str(dtype)[6:]}",
-                {"path": path, "errors": errors, "is_repeatable": is_repeatable},
-                f"{path}: density and color {errors['output']:.1e}, gradients {worst:.1e}"
-                f"{'' if is_repeatable else ', NOT repeatable'}",
-            )
-            of_output, of_gradients = TOLERANCE[dtype]
-            if errors["output"] > of_output or worst > of_gradients:
-                raise RuntimeError(f"errors of {name} are too large: {errors}")
-
-
-def errors_of(
-    bench: Bench, field: FilmSiren, dtype: torch.dtype
-) -> tuple[dict[str, float], str, bool]:
-    """Relative errors by name, the path that served, and whether two runs agree to the bit."""
-    twin = type(field)()
-    twin.load_state_dict(field.state_dict())
-    field, twin = field.to(bench.device), twin.double().to(bench.device)
-    points, directions, z = field_inputs(bench, bench.sizes.checked_points)
-    upstream = torch.randn(*points.shape[:2], 4, device=bench.device)
-    runs = []
-    for _ in range(2):
-        film = field.mapping_network(z)
-        with torch.autocast(bench.device.type, dtype=dtype):
-            path = fused_field.path_name(bench.device, field.hidden_dim)
-            output = field(points, directions, film).float()
-        loss = (output * upstream).sum()
-        runs.append([output.detach(), *torch.autograd.grad(loss, list(field.parameters()))])
-    expected = twin.reference(
-        twin.encode(points.double()), directions.double(), twin.mapping_network(z.double())
-    )
-    loss = (expected * upstream).sum()
-    exact = [expected.detach(), *torch.autograd.grad(loss, list(twin.parameters()))]
-    names = ["output", *(name for name, _ in field.named_parameters())]
-    errors = {
-        name: ((one.double() - other).norm() / other.norm()).item()
-        for name, one, other in zip(names, runs[0], exact, strict=True)
-    }
-    # The sampled grid is PyTorch's, whose gradient adds up in any order.
-    same = [
-        torch.equal(*pair)
-        for name, *pair in zip(names, *runs, strict=True)
-        if name != "spatial_embeddings"
-    ]
-    return errors, path, all(same)
 
 
 def matrix_rate(bench: Bench) -> None:
@@ -225,6 +158,9 @@ def measure_training(bench: Bench) -> None:
     if slow["peak_bytes"]:
         memory = fast["peak_bytes"] / slow["peak_bytes"]
         bench.note("training step, memory", memory, f"{memory:.2f} of the textbook's peak memory")
+    if bench.device.type == "cuda":
+        with without_triton():
+            measure_step(bench, "training step, ours without Triton", plain, is_textbook=False)
     larger = [*plain, *bench.sizes.larger]
     measure_step(bench, "larger training step, ours", larger, is_textbook=False)
 
@@ -322,6 +258,8 @@ def measure(device: torch.device, sizes: Sizes) -> Bench:
     bench = Bench(device, sizes)
     torch.manual_seed(0)
     bench.section("Correctness: relative errors against float64", check)
+    if device.type == "cuda":
+        bench.section("Correctness without Triton", check_without_triton)
     bench.section("The limit", matrix_rate)
     bench.section("The field, 256 wide, 8 + 1 layers", measure_field)
     bench.section("Training CelebA's networks", measure_training)

@@ -114,37 +114,42 @@ def counts(assembly):
         elif match := re.match(r"\s+/\*[0-9a-f]+\*/\s+(.*?);", line):
             instructions.append(match[1])
     kinds = [re.sub(r"^@!?U?P\w+ ", "", text).split()[0].split(".")[0] for text in instructions]
-    inside = inside_loops(instructions, kinds, labels)
+    inside = inside_loops(instructions, labels)
     return {
         "all": collections.Counter(kinds),
         "loops": collections.Counter(kinds[index] for index in inside),
     }
 
 
-def inside_loops(instructions, kinds, labels):
+def inside_loops(instructions, labels):
     """Indices of instructions that can come round to themselves by a jump back."""
-    before = collections.defaultdict(set)  # of an instruction, those that may run just before it
+    before, after = (collections.defaultdict(set) for _ in range(2))
     jumps = []
-    for index, (text, kind) in enumerate(zip(instructions, kinds, strict=True)):
-        match = re.search(r"BRA.*`\((\.L_x_\d+)\)", text)
-        if match:
-            before[labels[match[1]]].add(index)
+    for index, text in enumerate(instructions):
+        is_end = re.match(r"EXIT|BRA(\.\w+)* `", text)  # without a condition before or behind it
+        following = set() if is_end else {index + 1}
+        if match := re.search(r"BRA.*`\((\.L_x_\d+)\)", text):
             jumps.append((index, labels[match[1]]))
-        if text.startswith("@") or kind not in {"BRA", "EXIT"}:
-            before[index + 1].add(index)
+            following.add(labels[match[1]])
+        after[index] = following
+        for other in following:
+            before[other].add(index)
     inside = set()
     for end, start in jumps:
-        found, waiting = set(), [end]
-        while waiting:
-            index = waiting.pop()
-            if index not in found:
-                found.add(index)
-                waiting += before[index] if index != start else ()
-        # Where the way from the entry, 0, to the jump does not lead over start, it is no loop, but
-        # a branch that was laid out behind what follows it.
-        if start < end and start in found and 0 not in found:
-            inside |= found
+        if start < end:
+            inside |= reached(start, after) & reached(end, before)
     return inside
+
+
+def reached(start, edges):
+    """All that edges lead to from start."""
+    found, waiting = set(), [start]
+    while waiting:
+        index = waiting.pop()
+        if index not in found:
+            found.add(index)
+            waiting += edges[index]
+    return found
 
 
 def main():

@@ -1,6 +1,7 @@
 """Which path serves on CUDA, and PyTorch's own operations against the reference, on the CPU."""
 
 import sys
+import sysconfig
 import types
 
 import pytest
@@ -14,12 +15,12 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def gpu(monkeypatch, tmp_path):
     """Makes the machine seem to have a GPU, Triton and a compiler, under autocast."""
 
     def pretend(major, shared_memory, dtype):
         properties = types.SimpleNamespace(
-            major=major, minor=0, shared_memory_per_block_optin=shared_memory
+            major=major, minor=6, shared_memory_per_block_optin=shared_memory
         )
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
         monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: dtype is not None)
@@ -27,6 +28,8 @@ def gpu(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
     monkeypatch.setenv("CC", sys.executable)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
     for cached in (cuda.missing_tool, launching.find_blocks):
         cached.cache_clear()
     yield pretend
@@ -72,6 +75,14 @@ def test_without_a_c_compiler_pytorch_serves_and_the_line_says_why(gpu, monkeypa
     monkeypatch.setenv("CC", "no-such-compiler")
     cuda.missing_tool.cache_clear()
     assert fused_field.path_name(GPU, 256).endswith("CC names no program: no-such-compiler)")
+
+
+def test_without_the_headers_of_python_pytorch_serves_and_the_line_says_why(gpu, tmp_path):
+    gpu(8, 101_376, torch.float16)
+    (tmp_path / "Python.h").unlink()
+    assert fused_field.path_name(GPU, 256).endswith(
+        "(not by Triton: no Python.h for its C compiler: install python3-dev)"
+    )
 
 
 def test_without_triton_pytorch_serves_and_the_line_says_why(gpu, monkeypatch):

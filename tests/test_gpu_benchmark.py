@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_checks
 from benchmarks.bench import Bench, Sizes
 from siren.siren import EmbeddingPiGAN128
 
@@ -29,7 +29,7 @@ TINY = Sizes(
 
 def test_every_section_runs(capsys, monkeypatch):
     loose = {torch.bfloat16: (0.1, 1.0)}  # the reference under autocast
-    monkeypatch.setattr(gpu, "TOLERANCE", loose)
+    monkeypatch.setattr(gpu_checks, "TOLERANCE", loose)
     monkeypatch.setattr(EmbeddingPiGAN128, "embedding_shape", (32, 5, 0.1))
     bench = gpu.measure(torch.device("cpu"), TINY)
     capsys.readouterr()

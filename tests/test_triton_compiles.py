@@ -20,8 +20,8 @@ GPUS = {
 FIELDS = [(64, 0), (128, 32), (256, 0), (256, 32)]  # width, features beside the point
 # Share of the loops' instructions that may be spills, in percent. A backward block of 128 points at
 # 256 wide holds a little more than the registers: 2.8 (Hopper) and 4.0 (Blackwell) with Triton 3.6,
-# 3.5 and 4.5 with 3.9. A block of 64 would spill nothing and read the weights twice as often.
-MOST_SPILLS, MOST_SPILLS_OF_LARGE_BLOCKS = 3.0, 5.0
+# 3.5 to 5.5 with 3.9. A block of 64 would spill nothing and read the weights twice as often.
+MOST_SPILLS, MOST_SPILLS_OF_LARGE_BLOCKS = 3.0, 6.0
 
 
 @pytest.fixture(scope="module")

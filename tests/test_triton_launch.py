@@ -132,9 +132,9 @@ HOPPER, AMPERE, ADA = 232_448, 166_912, 101_376  # bytes that one program may ta
     ("capability", "shared", "sizes"),
     [
         ((7, 5), 65_536, None),
-        ((8, 0), AMPERE, (128, 64, 64)),
+        ((8, 0), AMPERE, (64, 64, 64)),
         ((8, 6), ADA, (128, 64, 64)),
-        ((8, 7), AMPERE, (128, 64, 64)),
+        ((8, 7), AMPERE, (64, 64, 64)),
         ((8, 9), ADA, (128, 64, 64)),
         ((9, 0), HOPPER, (128, 128, 128)),
         ((9, 0), ADA, None),

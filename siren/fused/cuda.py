@@ -7,7 +7,9 @@ own operations with half-precision operands elsewhere. Without autocast all is f
 import functools
 import os
 import shutil
+import sysconfig
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -47,9 +49,12 @@ def missing_tool() -> str:
     if os.name != "posix":  # there Triton brings a compiler along
         return ""
     named = os.environ.get("CC")
-    if any(shutil.which(name) for name in ([named] if named else ["gcc", "clang"])):
-        return ""
-    return f"CC names no program: {named}" if named else "no C compiler: install gcc or clang"
+    if not any(shutil.which(name) for name in ([named] if named else ["gcc", "clang"])):
+        return f"CC names no program: {named}" if named else "no C compiler: install gcc or clang"
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton
+    if not Path(sysconfig.get_paths(scheme)["include"], "Python.h").exists():
+        return "no Python.h for its C compiler: install python3-dev"
+    return ""
 
 
 def _half_type(device: torch.device) -> torch.dtype | None:

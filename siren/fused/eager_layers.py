@@ -72,7 +72,7 @@ def pack(
     beside[:, -1, :, DIRECTION] = direction
     layers[:, -1, width:] = of_heads
     with_bias = torch.cat([first, biases[:, 0, :, None]], dim=-1)
-    return Weights(with_bias, layers, of_heads.expand(num_objects, -1, -1))
+    return Weights(with_bias, layers, of_heads.repeat(num_objects, 1, 1))
 
 
 def chunks(weights: Weights, encoded: Tensor, directions: Tensor, numbers: int) -> Iterator[Chunk]:

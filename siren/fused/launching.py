@@ -42,9 +42,10 @@ def blocks_for(capability: tuple[int, int], shared_memory: int) -> Blocks | None
         return None
     if capability[0] == 9:  # Hopper's matrix units read both operands from shared memory
         return Blocks() if shared_memory >= 225 * KIB else None
-    # On the A100 a block of 128 fits too, but newer Tritons keep a sixth of it in local memory.
-    is_large = capability[0] > 8 and shared_memory >= 161 * KIB
-    return Blocks(backward=128 if is_large else 64, tile=64)
+    if capability in {(8, 0), (8, 7)}:
+        # 128 fit as well, but newer Tritons keep a sixth of their values in local memory.
+        return Blocks(forward=64, backward=64, tile=64)
+    return Blocks(backward=128 if shared_memory >= 161 * KIB else 64, tile=64)
 
 
 @functools.cache
