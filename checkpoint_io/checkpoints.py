@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from checkpoint_io import network_state, published, tensor_files
+from checkpoint_io import network_state, published, safe_load
 from checkpoint_io.network_state import StateError, checked_tensor, count_entry, entry
-from checkpoint_io.pickle_data import BadPickleError, shown
+from checkpoint_io.pickle_scan import shown
 from checkpoint_io.published import PublishedGenerator
 from config import curriculum as curricula
 from config.curriculum import Curriculum
@@ -48,11 +49,11 @@ def read(path: Path, kind: str) -> dict[str, Any]:
     Raises:
         UsageError: no such file, or it is not a whole file of this kind.
     """
-    return _own(path, tensor_files.read(path), kind)
+    return _own(path, safe_load.read(path), kind)
 
 
 def _own(path: Path, root: Any, kind: str) -> dict[str, Any]:
-    """The content of a file of ours; root is what tensor_files.read gave."""
+    """The content of a file of ours; root is what safe_load.read gave."""
     if not isinstance(root, dict) or root.get("format") != FORMAT:
         raise UsageError(f"{path}: is not a file that this project writes; it holds "
                          f"{published.describe(root)}")  # fmt: skip
@@ -62,8 +63,7 @@ def _own(path: Path, root: Any, kind: str) -> dict[str, Any]:
             raise StateError(f"has format {version}, this code reads {FORMAT_VERSION}")
         if own_kind != kind:
             raise StateError(f"holds a {own_kind}, not a {kind}")
-        content: dict[str, Any] = tensor_files.plain(root)
-        return content
+        return root
 
 
 @contextlib.contextmanager
@@ -71,7 +71,7 @@ def complaints(path: Path) -> Iterator[None]:
     """What is wrong with a file's content as one line that names the file."""
     try:
         yield
-    except (StateError, BadPickleError) as error:
+    except StateError as error:
         raise UsageError(f"{path}: {error}") from error
 
 
@@ -117,8 +117,8 @@ def load_generator(
             it is a published one and neither curriculum is given.
     """
     path = Path(path)
-    file, average = _averaged_file(path, ema)
-    root = tensor_files.read(file)
+    file, average = averaged_file(path, ema)
+    root = safe_load.read(file)
     is_published = not (isinstance(root, dict) and "format" in root)
     build = _published_generator if is_published else _own_generator
     named = (curriculum or published_curriculum) if is_published else curriculum
@@ -195,13 +195,12 @@ def _published_of(file: Path, root: Any) -> PublishedGenerator:
 
 def _published_beside(average: Path) -> PublishedGenerator:
     """The generator whose positional average this is: `05--ema.pth` is of `05--generator.pth`."""
-    prefix = average.name.removesuffix(".pth").removesuffix("2").removesuffix("ema")
-    beside = average.with_name(f"{prefix}generator.pth")
-    if not beside.is_file():
+    generator = beside(average, "generator.pth")
+    if not generator.is_file():
         raise UsageError(
-            f"{average}: is an average without names; {beside.name} must lie beside it"
+            f"{average}: is an average without names; {generator.name} must lie beside it"
         )
-    return _published_of(beside, tensor_files.read(beside))
+    return _published_of(generator, safe_load.read(generator))
 
 
 def load_discriminator(
@@ -215,7 +214,7 @@ def load_discriminator(
     Raises:
         UsageError: the file cannot be read, or holds none that fits the curriculum.
     """
-    root = tensor_files.read(path)
+    root = safe_load.read(path)
     with complaints(path):
         found = published.discriminator_of(root)
         if found is not None:
@@ -225,15 +224,23 @@ def load_discriminator(
         return curriculum, network_state.build_discriminator(curriculum, state).eval()
 
 
-def _averaged_file(path: Path, ema: Average) -> tuple[Path, Average]:
-    """The file to read, and what it holds: `05--generator.pth` has its average `05--ema.pth`."""
+def beside(path: Path, name: str) -> Path:
+    """Return the path of the file called name that belongs to a generator or its average.
+
+    Both `05--generator.pth` and `05--ema.pth` have `05--discriminator.pth` beside them.
+    """
+    return path.with_name(re.sub(r"(generator|ema2?)?\.pth$", "", path.name) + name)
+
+
+def averaged_file(path: Path, ema: Average) -> tuple[Path, Average]:
+    """Return the file to read for a generator's path, and which parameters that file holds."""
     for average in ("ema2", "ema"):
         if path.name.endswith(f"{average}.pth"):
             return path, average
     if ema == "none" or not path.name.endswith("generator.pth"):
         return path, "none"
-    beside = path.with_name(f"{path.name.removesuffix('generator.pth')}{ema}.pth")
-    return (beside, ema) if beside.is_file() else (path, "none")
+    file = beside(path, f"{ema}.pth")
+    return (file, ema) if file.is_file() else (path, "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

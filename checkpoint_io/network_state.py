@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from checkpoint_io.pickle_data import shown
+from checkpoint_io.pickle_scan import shown
 from config.curriculum import Curriculum
 from discriminators.discriminators import PyramidDiscriminator
 from generators.generators import ImplicitGenerator3d
@@ -94,6 +94,7 @@ def checked_state(module: nn.Module, state: object) -> dict[str, Tensor]:
     if not isinstance(state, Mapping):
         raise StateError("holds no parameters")
     expected = {name: value.shape for name, value in module.state_dict().items()}
+    state = _with_linear_pose_layer(state, expected)
     missing = [name for name in expected if name not in state]
     extra = [str(name) for name in state if name not in expected]
     if missing or extra:
@@ -101,6 +102,20 @@ def checked_state(module: nn.Module, state: object) -> dict[str, Tensor]:
         more = len(missing) + len(extra) - 1
         raise StateError(first + (f" ({more} more do not fit)" if more else ""))
     return {name: checked_tensor(name, state[name], shape) for name, shape in expected.items()}
+
+
+def _with_linear_pose_layer(
+    state: Mapping[Any, Any], expected: Mapping[str, torch.Size]
+) -> Mapping[Any, Any]:
+    """Put zeros in place of pose_layer where it is the convolution that our older files have.
+
+    Nothing uses that layer, so it has no gradient, and an optimizer no moments of it.
+    """
+    (width, _), old = expected.get("pose_layer.weight", (0, 0)), state.get("pose_layer.weight")
+    if not isinstance(old, Tensor) or tuple(old.shape) != (2, width, 2, 2):
+        return state
+    layer = {name: shape for name, shape in expected.items() if name.startswith("pose_layer.")}
+    return {**state, **{name: torch.zeros(shape) for name, shape in layer.items()}}
 
 
 def build_generator(curriculum: Curriculum, state: object) -> ImplicitGenerator3d:

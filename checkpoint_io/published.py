@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from checkpoint_io import tensor_files
 from checkpoint_io.network_state import PUBLISHED_NUM_LAYERS, StateError, checked_tensor, is_layer
-from checkpoint_io.pickle_data import Record, TensorView, shown
+from checkpoint_io.pickle_scan import shown
+from checkpoint_io.safe_load import Record
 from config import curriculum as curricula
 from config.curriculum import Curriculum
 from discriminators.discriminators import DISCRIMINATORS, PUBLISHED_WIDTH
@@ -185,10 +185,10 @@ def average_of(root: Any) -> PublishedAverage | None:
     elif not isinstance(root, dict) or "shadow_params" not in root:
         return None
     shadow = root.get("shadow_params")
-    if not isinstance(shadow, list) or not all(isinstance(view, TensorView) for view in shadow):
+    if not isinstance(shadow, list) or not all(isinstance(value, Tensor) for value in shadow):
         raise StateError("holds averages that are no list of tensors")
     return PublishedAverage(
-        shadow=[view.tensor() for view in shadow],
+        shadow=shadow,
         num_updates=_count(root.get("num_updates"), "num_updates"),
     )
 
@@ -199,7 +199,7 @@ def describe(root: Any) -> str:
         if root.name.startswith("torch."):
             return f"a {root.short_name} of PyTorch, which is no whole network"
         return f"a published {root.short_name}"
-    if isinstance(root, TensorView):
+    if isinstance(root, Tensor):
         return "a single tensor"
     if isinstance(root, dict):
         if isinstance(root.get("kind"), str) and isinstance(root.get("format"), str):
@@ -249,23 +249,10 @@ def _parameters(root: Record) -> Iterator[tuple[str, Tensor]]:
             own = module.attributes.get(kind)
             if not isinstance(own, dict):
                 raise StateError(f"holds a {module.short_name} that is no module")
-            for name, view in own.items():
-                if isinstance(view, TensorView):
-                    yield f"{prefix}{name}", view.tensor()
-                elif view is not None:
+            for name, value in own.items():
+                if isinstance(value, Tensor):
+                    yield f"{prefix}{name}", value
+                elif value is not None:
                     raise StateError(f"holds no tensor as {shown(f'{prefix}{name}')}")
         inner = [(f"{prefix}{name}.", each) for name, each in _modules(module).items()]
         waiting.extend(reversed(inner))
-
-
-def plain(root: Any, what: str) -> dict[str, Any]:
-    """The dict that an optimizer's or a scaler's file holds, with real tensors.
-
-    Raises:
-        StateError: it holds something else.
-        BadPickleError: its values are no plain ones.
-    """
-    if not isinstance(root, dict):
-        raise StateError(f"holds {describe(root)}, not the state dict of {what}")
-    copied: dict[str, Any] = tensor_files.plain(root)
-    return copied

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from checkpoint_io import published, tensor_files
+from checkpoint_io import published, safe_load
 from checkpoint_io.checkpoints import complaints
 from checkpoint_io.network_state import (
     StateError,
@@ -21,8 +21,8 @@ from checkpoint_io.network_state import (
     checked_scaler,
     entry,
 )
-from checkpoint_io.pickle_data import Record
 from checkpoint_io.published import PublishedAverage, PublishedDiscriminator, PublishedGenerator
+from checkpoint_io.safe_load import Record
 from config.curriculum import Curriculum
 from config.stage import EMA_DECAYS, generator_groups
 from generators.generators import ImplicitGenerator3d
@@ -52,11 +52,16 @@ class PublishedRun:
         counted = self.averages[0].num_updates
         return self.generator.step if counted is None else counted
 
-    def adapt(self, curriculum: Curriculum) -> Curriculum:
-        """The curriculum with this run's widths and box in place of its own.
+    def adapt(self, curriculum: Curriculum, *, keeps_classes: bool = True) -> Curriculum:
+        """Return the curriculum with the widths and box of this run's networks.
+
+        Args:
+            curriculum: of the cameras, and of all else that the files do not say.
+            keeps_classes: whether the networks' classes must be the curriculum's; otherwise they
+                are the run's too.
 
         Raises:
-            UsageError: the run has other classes of networks than the curriculum.
+            UsageError: they are not, or a file fits none of the networks that we know.
         """
         settings = curriculum.settings
         pairs = (
@@ -64,7 +69,7 @@ class PublishedRun:
             (self.discriminator.kind, settings.discriminator),
         )
         for own, wanted in pairs:
-            if own != wanted:
+            if own != wanted and keeps_classes:
                 raise UsageError(
                     f"{self.folder}: was trained with {own}, curriculum {curriculum.name} has "
                     f"{wanted}; give the curriculum of the run"
@@ -166,7 +171,7 @@ def is_one(folder: Path) -> bool:
     if any((folder / name).is_file() for name in OPTIMIZER_FILES):  # ours has none
         return True
     path = folder / GENERATOR_FILE
-    return path.is_file() and isinstance(tensor_files.read(path), Record)
+    return path.is_file() and isinstance(safe_load.read(path), Record)
 
 
 def open_run(folder: Path) -> PublishedRun:
@@ -183,7 +188,7 @@ def open_run(folder: Path) -> PublishedRun:
     found: dict[str, Any] = {}
     for name in FILES:
         with complaints(folder / name):
-            found[name] = _content(name, tensor_files.read(folder / name))
+            found[name] = _content(name, safe_load.read(folder / name))
     return PublishedRun(
         folder=folder,
         generator=found[GENERATOR_FILE],
@@ -204,7 +209,10 @@ def _content(name: str, root: Any) -> Any:
         "ema2.pth": published.average_of,
     }
     if name not in readers:
-        return published.plain(root, "a scaler" if name == "scaler.pth" else "an optimizer")
+        if not isinstance(root, dict):
+            what = "a scaler" if name == "scaler.pth" else "an optimizer"
+            raise StateError(f"holds {published.describe(root)}, not the state dict of {what}")
+        return root
     content = readers[name](root)
     if content is None:
         raise StateError(f"holds {published.describe(root)}")

@@ -249,6 +249,10 @@ def discriminator_classes(module, *, has_coordinates):
     )
 
 
+DISCRIMINATORS = (
+    *("ProgressiveDiscriminator", "ProgressiveEncoderDiscriminator", "StridedDiscriminator"),
+    *("CCSDiscriminator", "CCSEncoderDiscriminator"),
+)
 PROGRESSIVE_WIDTHS = (16, 32, 64, 128, 256, 400, 400, 400, 400)
 STRIDED_WIDTHS = (32, 64, 128, 256, 400, 400, 400, 400)
 
@@ -292,7 +296,7 @@ def discriminator(name, *, latent_dim=Z_DIM, max_width=8):
         outputs = 1 + (latent_dim + 2 if "Encoder" in name else 0)
         self.final_layer = nn.Conv2d(widths[-1], outputs, 2)
         if name in ("StridedDiscriminator", "CCSDiscriminator"):
-            self.pose_layer = nn.Conv2d(widths[-1], 2, 2)
+            self.pose_layer = nn.Linear(2, widths[-1])
         self.img_size_to_layer = {2**i: len(widths) - i for i in range(1, len(widths) + 1)}
 
     return kit.in_module(type(name, (nn.Module,), {"__init__": init}))()

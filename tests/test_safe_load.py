@@ -1,4 +1,4 @@
-"""The reader of pickles: what is allowed comes as data, everything else is refused unrun."""
+"""Reading .pth files: listed names and instructions give data, all others are refused unrun."""
 
 import io
 import os
@@ -13,18 +13,29 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoint_io import checkpoints, pickle_data, published, tensor_files
+from checkpoint_io import checkpoints, pickle_scan, published, safe_load
 from checkpoint_io.network_state import StateError
-from checkpoint_io.pickle_data import BUILDERS, OBJECT_NAMES, STORAGE_DTYPES, BadPickleError, Record
+from checkpoint_io.pickle_scan import ALL_NAMES, FUNCTIONS, OBJECT_NAMES, STORAGE_BYTES
+from checkpoint_io.safe_load import Record
 from system.errors import UsageError
 
-ALL_NAMES = [*OBJECT_NAMES, *STORAGE_DTYPES, *BUILDERS]
 settings.register_profile("project", deadline=None, derandomize=True, database=None)
 settings.load_profile("project")
 
 
-def load(data):
-    return pickle_data.load(io.BytesIO(data)).root
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    """A function that reads a pickle out of a file, whose storage "0" has 16 bytes."""
+    path = tmp_path_factory.mktemp("programs") / "file.pth"
+
+    def read(data):
+        path.write_bytes(archive(data, **{"0": bytes(16)}))
+        try:
+            return safe_load.read(path)
+        except UsageError as error:
+            raise UsageError(str(error).removeprefix(f"{path}: ")) from error
+
+    return read
 
 
 def program(*parts):
@@ -42,10 +53,10 @@ def text(value):
     return b"X" + struct.pack("<I", len(data)) + data
 
 
-def archive(data, **members):
+def archive(data, kind=zipfile.ZIP_STORED, **members):
     """A .pth file whose pickle is data; members are its storages."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as made:
+    with zipfile.ZipFile(file, "w", kind) as made:
         made.writestr("archive/data.pkl", data)
         made.writestr("archive/version", "3\n")
         for key, content in members.items():
@@ -104,16 +115,16 @@ def calls(marker):
     }
 
 
-FUNCTIONS = [*calls("x")]
+CALLS = [*calls("x")]
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("function", CALLS)
 def test_a_call_is_refused_by_name_and_not_run(tmp_path, function, legacy):
     marker = tmp_path / "marker"
     path = tmp_path / "generator.pth"
     torch.save({"state": calls(marker)[function]}, path, _use_new_zipfile_serialization=not legacy)
-    for read in (checkpoints.load_generator, tensor_files.read):
+    for read in (checkpoints.load_generator, safe_load.read):
         module, name = function.rsplit(".", 1)
         place = rf"_?{module}(\._local)?\.{name}"  # Python 3.13 and 3.14 say io and pathlib so
         with pytest.raises(UsageError, match=f"asks for {place}.*nothing in it was run"):
@@ -122,69 +133,91 @@ def test_a_call_is_refused_by_name_and_not_run(tmp_path, function, legacy):
     assert os.listdir(tmp_path) == ["generator.pth"]
 
 
-def test_a_module_of_the_files_choosing_is_not_imported(tmp_path, monkeypatch):
+def test_a_module_of_the_files_choosing_is_not_imported(load, tmp_path, monkeypatch):
     (tmp_path / "side_effect.py").write_text("raise SystemExit('was imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(BadPickleError, match="asks for side_effect.anything"):
+    with pytest.raises(UsageError, match="asks for side_effect.anything"):
         load(program(name("side_effect.anything"), b")R"))
     assert "side_effect" not in sys.modules
 
 
-@pytest.mark.parametrize("full", sorted(OBJECT_NAMES | set(STORAGE_DTYPES)))
-def test_no_allowed_class_can_be_called(full):
+@pytest.mark.parametrize("full", sorted(OBJECT_NAMES | set(STORAGE_BYTES)))
+def test_no_allowed_class_can_be_called(load, full):
     for arguments in (b")", b"(" + text("x") + b"t", b"]"):
-        with pytest.raises(BadPickleError, match=f"calls {full} as a function; nothing"):
+        with pytest.raises(UsageError, match=f"calls {full} as a function; nothing"):
             load(program(name(full), arguments, b"R"))
 
 
-@pytest.mark.parametrize("full", sorted(BUILDERS))
 @pytest.mark.parametrize(
     "arguments",
-    [b"]", b"}", b"N", text("x"), b"(" + text("touch x") + text("y") + text("z") + b"t",
+    [b"]", b"N", text("x"), b"(" + text("touch x") + text("y") + text("z") + b"t",
      b"(" + b"K\x01" * 6 + b"t", b"((lp0\nt" , b"(" + name("siren.siren.Sine") + b"t"],
 )  # fmt: skip
-def test_builders_take_only_their_own_arguments(full, arguments):
-    with pytest.raises(BadPickleError):
-        load(program(name(full), arguments, b"R"))
+@pytest.mark.parametrize("full", sorted(FUNCTIONS))
+def test_functions_take_only_their_own_arguments(load, full, arguments):
+    call = program(name(full), arguments, b"R")
+    if arguments in (b"]", text("x")) and full.rpartition(".")[2] in ("set", "OrderedDict"):
+        assert refusal(load, call) or load(call) in ({}, set(), {"x"})  # called with () or "x"
+        return
+    with pytest.raises(UsageError):
+        load(call)
 
 
 @pytest.mark.parametrize("full", sorted(OBJECT_NAMES))
-def test_an_object_is_only_a_record_of_its_attributes(full):
-    attributes = b"}(" + text("__class__") + name(full) + text("__setstate__") + b"K\x01"
-    attributes += text("__reduce__") + text("x") + b"u"
+def test_an_object_is_only_a_record_of_its_attributes(load, full):
+    attributes = b"}(" + text("__class__") + text("x") + text("__setstate__") + b"K\x01"
+    attributes += text("name") + text("x") + text("attributes") + b"N" + b"u"
     record = load(program(name(full), b")\x81", attributes, b"b"))
-    assert type(record) is Record
-    assert (record.name, set(record.attributes)) == (
-        full,
-        {"__class__", "__setstate__", "__reduce__"},
-    )
-    with pytest.raises(BadPickleError, match="with arguments"):
+    assert isinstance(record, Record)
+    assert record.name == full
+    assert set(record.attributes) == {"__class__", "__setstate__", "name", "attributes"}
+    with pytest.raises(UsageError, match="takes no arguments"):
         load(program(name(full), b"(K\x01t\x81"))
 
 
-@pytest.mark.parametrize("full", sorted([*STORAGE_DTYPES, *BUILDERS]))
-def test_what_is_no_class_has_no_objects(full):
-    with pytest.raises(BadPickleError, match="what is no class"):
+@pytest.mark.parametrize("full", sorted({*STORAGE_BYTES, *FUNCTIONS} - {"torch.device"}))
+def test_what_is_no_class_has_no_objects(load, full):
+    if full.rpartition(".")[2] in ("set", "OrderedDict"):
+        assert len(load(program(name(full), b")\x81"))) == 0
+        return
+    with pytest.raises(UsageError):
         load(program(name(full), b")\x81"))
+
+
+def test_attributes_of_a_dict_do_not_hide_its_methods(load):
+    """A state dict has version numbers as an attribute; another could be called `items`."""
+    made = name("collections.OrderedDict") + b")R" + text("a") + b"K\x01s"
+    made += b"}(" + text("items") + b"K\x05" + text("get") + b"N" + b"ub"
+    for root in (made, b"(" + made + b"t"):
+        found = load(program(root))
+        found = found[0] if isinstance(found, tuple) else found
+        assert type(found) is dict
+        assert found.get("a") == 1
+
+
+def test_an_object_within_plain_data_is_refused(load):
+    made = name("siren.siren.Sine") + b")\x81"
+    for root in (b"]" + made + b"a", b"}" + text("a") + made + b"s", made + b"\x85"):
+        with pytest.raises(UsageError, match="holds siren.siren.Sine where plain numbers"):
+            load(program(root))
 
 
 @pytest.mark.parametrize(
     ("parts", "complaint"),
     [
-        ([name("siren.siren.Sine"), b"}b"], "attributes of what has none"),
+        ([name("siren.siren.Sine"), b"}b"], "is damaged: it cannot be read"),
         ([name("siren.siren.Sine"), b")\x81", b"(K\x01K\x02tb"], "attributes that have no names"),
-        ([name("siren.siren.Sine"), b")\x81", b"}K\x01K\x02sb"], "attributes that have no names"),
         ([b"}]K\x01s"], "neither text nor number"),
         ([b"})K\x01s"], "neither text nor number"),
         ([b"}N", b"K\x01s"], "neither text nor number"),
-        ([b"N", b"K\x01a"], "what is no list"),
-        ([b"]", b"K\x01K\x01s"], "what is no dict"),
-        ([b"}(K\x01u"], "without a value"),
+        ([b"N", b"K\x01a"], "is damaged: it cannot be read"),
+        ([b"]", b"K\x01K\x01s"], "is damaged: it cannot be read"),
+        ([b"}(K\x01u"], "is damaged: it cannot be read"),
         ([b"\x8a\x09", b"\xff" * 8 + b"\x01"], "more than 64 bits"),
-        ([b"h\x05"], "recalls what it never stored"),
-        ([b"q\x05"], "empty stack"),
-        ([b"K\x01", b"(R"], "empty stack"),
-        ([b"t"], "no mark"),
+        ([b"h\x05"], "is damaged: it cannot be read"),
+        ([b"q\x05"], "is damaged: it cannot be read"),
+        ([b"K\x01", b"(R"], "is damaged: it cannot be read"),
+        ([b"t"], "is damaged: it cannot be read"),
         ([b"K\x01Q"], "unknown sort of thing"),
         ([b"NQ"], "unknown sort of thing"),
         ([b"(" + text("storage") * 5 + b"tQ"], "storage is malformed"),
@@ -205,8 +238,8 @@ def test_what_is_no_class_has_no_objects(full):
         ([b"\x8b\xff\xff\xff\x7f"], "cannot be read"),
     ],
 )  # fmt: skip
-def test_what_no_checkpoint_needs_is_refused(parts, complaint):
-    with pytest.raises(BadPickleError, match=complaint):
+def test_what_no_checkpoint_needs_is_refused(load, parts, complaint):
+    with pytest.raises(UsageError, match=complaint):
         load(program(*parts))
 
 
@@ -219,9 +252,91 @@ def test_what_no_checkpoint_needs_is_refused(parts, complaint):
         ((2**62, 2**62), (2**62, 2**62), 2**62),
     ],
 )  # fmt: skip
-def test_a_tensor_lies_within_its_storage(shape, strides, offset):
-    with pytest.raises(BadPickleError):
+def test_a_tensor_lies_within_its_storage(load, shape, strides, offset):
+    with pytest.raises(UsageError, match="larger than its 4|malformed|no number"):
         load(program(tensor(shape, strides, offset)))
+
+
+def test_a_tensor_within_its_storage_is_read(load):
+    assert load(program(tensor((2, 2), (1, 2)))).shape == (2, 2)
+    assert load(program(tensor((1,), (1,), 3))).shape == (1,)
+
+
+HUGE = 2**34
+
+
+def test_a_tensor_is_not_enlarged_by_attributes(load):
+    where = b"(" + storage() + number(0) + numbers(HUGE) + numbers(1) + b"t"
+    parameter = name("torch._utils._rebuild_parameter") + b"(" + tensor((4,), (1,)) + b"\x89"
+    parameter += name("collections.OrderedDict") + b")RtR"
+    for made in (tensor((4,), (1,)), parameter):
+        assert load(program(made)).shape == (4,)
+        with pytest.raises(UsageError, match="sets attributes of what has none"):
+            load(program(made, where, b"b"))
+
+
+def old_file(*pickles, head=safe_load.OLD_START):
+    system = b"}" + text("little_endian") + b"\x88s"
+    return head + b"".join(program(part) for part in (system, *pickles))
+
+
+def old_storage(count):
+    return storage(count=count)[:-2] + b"NtQ"
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (old_file(old_storage(HUGE), b"]" + text("0") + b"a"), "has 1.. bytes and declares 687"),
+        (old_file(tensor((HUGE,), (1,), stored=old_storage(4)), b"]" + text("0") + b"a"),
+         "larger than its 4 numbers"),
+        (old_file(old_storage(4), b"]" + text("1") + b"a") + bytes(24), "list of storages"),
+        (old_file(old_storage(4), b"]" + text("0") + b"a") + bytes(24), "wrong byte size|cannot"),
+        (old_file(old_storage(4)), "cannot be read"),
+        (old_file(), "cannot be read"),
+        (old_file(head=safe_load.OLD_START[:20]), "no checkpoint of PyTorch"),
+        (safe_load.OLD_START, "cannot be read"),
+        (old_file(b"cos\nsystem\n"), "asks for os.system"),
+    ],
+)  # fmt: skip
+def test_a_file_from_before_pytorch_1_6_has_what_it_declares(tmp_path, data, complaint):
+    (tmp_path / "x.pth").write_bytes(data)
+    with pytest.raises(UsageError, match=complaint):
+        safe_load.read(tmp_path / "x.pth")
+
+
+def test_an_archive_holds_what_it_declares(tmp_path):
+    path, body = tmp_path / "x.pth", program(tensor((4,), (1,)))
+    for change, complaint in (
+        ({"0": bytes(12)}, "storage 0 has 12 bytes, its tensors need 16"),
+        ({"0": bytes(20)}, "storage 0 has 20 bytes, its tensors need 16"),
+        ({"1": bytes(16)}, "storage 0 is missing"),
+    ):
+        path.write_bytes(archive(body, **change))
+        with pytest.raises(UsageError, match=complaint):
+            safe_load.read(path)
+    path.write_bytes(archive(body, **{"0": bytes(16), "1": bytes(7)}))  # the other is not read
+    assert torch.equal(safe_load.read(path), torch.zeros(4))
+    path.write_bytes(archive(body, kind=zipfile.ZIP_DEFLATED, **{"0": bytes(16)}))
+    with pytest.raises(UsageError, match="compressed data"):
+        safe_load.read(path)
+
+
+def test_members_that_overlap_are_not_read_again_and_again(tmp_path):
+    path = tmp_path / "x.pth"
+    keys = [str(key) for key in range(100)]
+    body = b"](" + b"".join(storage(key, count=2500) for key in keys) + b"e"
+    path.write_bytes(archive(program(body), **{key: bytes(10_000) for key in keys}))
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as made:
+        first, at = made.getinfo("archive/data/0"), made.start_dir
+    for _ in range(made.infolist().index(first) + len(keys)):
+        at = data.index(b"PK\x01\x02", at) + 4
+        data[at + 38 : at + 42] = struct.pack("<I", first.header_offset)
+    del data[first.header_offset + 10_100 : made.start_dir]
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match="is damaged: it has 22... bytes and declares 100"):
+        safe_load.read(path)
 
 
 def test_tensors_are_what_torch_wrote(tmp_path):
@@ -241,7 +356,7 @@ def test_tensors_are_what_torch_wrote(tmp_path):
     }
     for legacy in (False, True):
         torch.save(wanted, tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy)
-        found = tensor_files.plain(tensor_files.read(tmp_path / "x.pth"))
+        found = safe_load.read(tmp_path / "x.pth")
         for key, value in wanted.items():
             assert torch.equal(found[key], value), key
             assert found[key].dtype == value.dtype
@@ -250,21 +365,21 @@ def test_tensors_are_what_torch_wrote(tmp_path):
 
 def test_recursion_and_repetition_end(tmp_path):
     path = tmp_path / "x.pth"
+    tuples = b")" + b"\x85" * 100_000  # whose hash would take as many calls
+    shared = b")" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))
     deep = b"".join([b"]" * 20_000, b"a" * 19_999])
     itself = b"]q\x00h\x00a"
     doubled = b"]" + b"".join(b"q" + bytes([i]) + b"]h" + bytes([i]) + b"ah" + bytes([i]) + b"a"
                               for i in range(30))  # fmt: skip
-    for body in (deep, itself, doubled):
+    for body in (deep, itself, doubled, b"}" + tuples + b"Ns", b"}" + shared + b"Ns"):
         path.write_bytes(archive(program(body)))
-        with pytest.raises(UsageError):
+        with pytest.raises(UsageError, match="is damaged"):
             checkpoints.read(path, "generator")
-        with pytest.raises(BadPickleError):
-            tensor_files.plain(load(program(body)))
 
 
-def test_a_pickle_without_end_is_given_up(monkeypatch):
-    monkeypatch.setattr(pickle_data, "MAX_OPCODES", 1000)
-    with pytest.raises(BadPickleError, match="longer than any checkpoint's"):
+def test_a_pickle_without_end_is_given_up(load, monkeypatch):
+    monkeypatch.setattr(pickle_scan, "MAX_INSTRUCTIONS", 1000)
+    with pytest.raises(UsageError, match="longer than any checkpoint's"):
         load(program(b"]" * 1001))
 
 
@@ -272,7 +387,7 @@ def test_a_module_that_holds_itself_is_refused(tmp_path):
     network = published_files.generator()
     network.siren.final_layer.add_module("again", network.siren)
     published_files.save(network, tmp_path / "generator.pth")
-    with pytest.raises(UsageError, match="twice, or modules without end"):
+    with pytest.raises(UsageError, match="could hold itself"):
         checkpoints.load_generator(tmp_path / "generator.pth")
 
 
@@ -289,24 +404,23 @@ plain_data = st.recursive(
 
 @given(plain_data)
 @settings(max_examples=60)
-def test_plain_data_comes_back(value):
+def test_plain_data_comes_back(load, value):
     data = pickle.dumps(value, protocol=2)
     assert repr(load(data)) == repr(value)
-    assert repr(tensor_files.plain(load(data))) == repr(value)
 
 
 def refusal(use, argument):
     """Why a reader refuses; "" where it does not. Any other exception is a failure."""
     try:
         use(argument)
-    except (BadPickleError, StateError) as error:
+    except (UsageError, StateError) as error:
         return str(error)
     return ""
 
 
 @given(st.binary(max_size=200))
 @settings(max_examples=300)
-def test_random_bytes_are_refused_or_data(data):
+def test_random_bytes_are_refused_or_data(load, data):
     for body in (data, program(data)):
         complaint = refusal(load, body)
         assert len(complaint) < 500
@@ -321,24 +435,22 @@ OPCODES = [b"}", b"]", b")", b"(", b"t", b"\x85", b"\x86", b"\x87", b"a", b"e", 
 
 @given(st.lists(st.sampled_from(OPCODES), max_size=40))
 @settings(max_examples=600)
-def test_random_programs_are_refused_or_data(parts):
+def test_random_programs_are_refused_or_data(load, parts):
     before = set(sys.modules)
-    complaint = refusal(load, program(*parts))
+    roots = []
+    complaint = refusal(lambda data: roots.append(load(data)), program(*parts))
     assert set(sys.modules) == before
     if complaint:
         return
-    root, storages = pickle_data.load(io.BytesIO(program(*parts)))
-    for each in storages.values():
-        each.data = bytearray(each.num_bytes)
-    inert = (type(None), bool, int, str, dict, list, tuple, set, Record)
-    assert isinstance(root, (*inert, pickle_data.Name, pickle_data.Storage, pickle_data.TensorView))
+    inert = (type(None), bool, int, str, dict, list, tuple, set, torch.device, torch.Tensor, Record)
+    assert isinstance(roots[0], inert)
     for use in (published.generator_of, published.average_of, published.discriminator_of,
-                published.describe, tensor_files.plain):  # fmt: skip
-        refusal(use, root)
+                published.describe):  # fmt: skip
+        refusal(use, roots[0])
 
 
-def test_a_name_cannot_write_on_the_terminal():
-    with pytest.raises(BadPickleError) as caught:
+def test_a_name_cannot_write_on_the_terminal(load):
+    with pytest.raises(UsageError) as caught:
         load(program(b"cos\x1b[2J" + b"x" * 100_000 + b"\nsystem\n"))
     assert "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 300
