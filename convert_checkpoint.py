@@ -33,7 +33,7 @@ Files = dict[str, tuple[str, dict[str, Any]]]
 
 
 def build_parser() -> flags.ArgumentParser:
-    """All flags of this command."""
+    """Define all flags of this command."""
     parser = flags.ArgumentParser(description="Rewrite a published checkpoint in our format.")
     add = parser.add_argument
     add("source", type=Path, metavar="IN", help="a published generator.pth, or the folder of a "
@@ -65,19 +65,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _note_changes(source: Path, curriculum: Curriculum, own: Curriculum) -> None:
-    """Say on stderr in what the files' networks are others than the curriculum's."""
+    """Print on stderr how the networks of the files differ from those of the curriculum."""
     changes = [
         f"{key} {value} (not {getattr(curriculum.settings, key)})"
         for key, value in own.source.items()
         if value != curriculum.source.get(key)
     ]
     if changes:
-        print(f"{source}: its networks are others than those of curriculum {curriculum.name}; "
+        print(f"{source}: its networks differ from those of curriculum {curriculum.name}; "
               f"taken from the files: {', '.join(changes)}", file=sys.stderr)  # fmt: skip
 
 
 def _write(folder: Path, files: Files) -> None:
-    """Write all files or none: where some are there already, this command refuses to begin."""
+    """Write all files, or none if the disk fails; none of them exists before."""
     written: list[Path] = []
     try:
         for name, (kind, content) in files.items():

@@ -1,8 +1,8 @@
-"""BOUNDARY: what files of the published pi-GAN code hold, as networks of ours.
+"""Take networks and averages out of the files of the published pi-GAN code.
 
-Those files are pickles of whole objects; `pickle_data` reads them as Records. A generator's Record
-says what a state dict would not: its class and how it scales space. Averages are positional: the
-order is that of the generator that was averaged.
+Those files are pickles of whole objects, which `safe_load` reads as Records. A generator's Record
+says what a state dict would not: its class and how it scales space. Averages have no names; their
+order is that of the parameters of the generator that was averaged.
 """
 
 import math
@@ -29,10 +29,10 @@ ENCODER_OUTPUTS = 3  # logit, pitch, yaw; the others guess the latent
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PublishedGenerator:
-    """A generator: its field's class, its parameters in their own order, and its settings.
+    """A generator: the class of its field, its parameters in the published order, its settings.
 
-    box_side: of the cube that is scaled to [-1, 1], scene units; None where points enter as they
-    are. step: as the object says, which lags behind in files written between snapshots.
+    box_side: side of the cube that is scaled to [-1, 1], scene units; None if points are not
+    scaled. step: updates done by the object's own count, which lags behind in some files.
     """
 
     model: str
@@ -41,11 +41,11 @@ class PublishedGenerator:
     step: int
 
     def adapt(self, curriculum: Curriculum) -> Curriculum:
-        """The curriculum with this generator's networks in place of its own.
+        """Return the curriculum with this generator's networks in place of its own.
 
         Raises:
-            StateError: the parameters are not those of any field that we know.
-            UsageError: the curriculum refuses the numbers.
+            StateError: the parameters are not those of a field that this project has.
+            UsageError: a width is beyond the limits of a curriculum.
         """
         shapes = {name: tuple(value.shape) for name, value in self.parameters.items()}
         mapping = _matrix(shapes, "siren.mapping_network.network.0.weight")
@@ -64,14 +64,14 @@ class PublishedGenerator:
         return _changed(curriculum, changes)
 
     def _own_box_side(self) -> float | None:
-        """None where it is the class's own."""
+        """Return the side of the box, or None if it is the default of the class."""
         usual = FIELDS[self.model].default_box_side
         if self.box_side is None or (usual is not None and math.isclose(self.box_side, usual)):
             return None
         return self.box_side
 
     def averaged(self, average: "PublishedAverage") -> dict[str, Tensor]:
-        """The averages by the names of this generator's parameters.
+        """Return the averages by the names of this generator's parameters.
 
         Raises:
             StateError: they belong to another generator.
@@ -88,7 +88,7 @@ class PublishedGenerator:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PublishedAverage:
-    """Averages by position, and how many updates they have seen; None where it was not counted."""
+    """Averages in the order of the parameters, and the count of updates, or None if not kept."""
 
     shadow: list[Tensor]
     num_updates: int | None
@@ -96,17 +96,17 @@ class PublishedAverage:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PublishedDiscriminator:
-    """A discriminator: its class and its parameters in their own order."""
+    """A discriminator: its class and its parameters in the published order."""
 
     kind: str
     parameters: dict[str, Tensor]
 
     def adapt(self, curriculum: Curriculum) -> Curriculum:
-        """The curriculum with this discriminator's networks in place of its own.
+        """Return the curriculum with this discriminator in place of its own.
 
         Raises:
-            StateError: the parameters are not those of any discriminator that we know.
-            UsageError: the curriculum refuses the numbers.
+            StateError: the parameters are not those of a discriminator that this project has.
+            UsageError: a width is beyond the limits of a curriculum.
         """
         shapes = {name: tuple(value.shape) for name, value in self.parameters.items()}
         outputs, width = _matrix(shapes, "final_layer.weight", dimensions=4)[:2]
@@ -132,7 +132,7 @@ def _matrix(
 
 
 def _changed(curriculum: Curriculum, changes: dict[str, Any]) -> Curriculum:
-    """The curriculum with other settings; those that it has already stay unwritten."""
+    """Return the curriculum with these settings; those that it has already are not written."""
     now = {key: value for key, value in changes.items()
            if getattr(curriculum.settings, key) != value}  # fmt: skip
     if not now:
@@ -141,10 +141,10 @@ def _changed(curriculum: Curriculum, changes: dict[str, Any]) -> Curriculum:
 
 
 def generator_of(root: Any) -> PublishedGenerator | None:
-    """The published generator that a file holds; None where it holds something else.
+    """Return the published generator of a file, or None if the file holds something else.
 
     Raises:
-        StateError: it holds one that is not whole.
+        StateError: parts of the generator are missing or damaged.
     """
     if not isinstance(root, Record) or root.short_name != GENERATOR:
         return None
@@ -164,10 +164,10 @@ def generator_of(root: Any) -> PublishedGenerator | None:
 
 
 def discriminator_of(root: Any) -> PublishedDiscriminator | None:
-    """The published discriminator that a file holds; None where it holds something else.
+    """Return the published discriminator of a file, or None if the file holds something else.
 
     Raises:
-        StateError: it holds one that is not whole.
+        StateError: parts of the discriminator are missing or damaged.
     """
     if not isinstance(root, Record) or root.short_name not in DISCRIMINATORS:
         return None
@@ -175,10 +175,12 @@ def discriminator_of(root: Any) -> PublishedDiscriminator | None:
 
 
 def average_of(root: Any) -> PublishedAverage | None:
-    """The published average that a file holds, as an object or a dict; None for something else.
+    """Return the published average of a file, which is an object or its state_dict().
+
+    None if the file holds something else.
 
     Raises:
-        StateError: it holds one that is not whole.
+        StateError: parts of the average are missing or damaged.
     """
     if isinstance(root, Record) and root.short_name == AVERAGE:
         root = root.attributes
@@ -194,7 +196,7 @@ def average_of(root: Any) -> PublishedAverage | None:
 
 
 def describe(root: Any) -> str:
-    """What a file holds, in a few words, for a person who gave the wrong one."""
+    """Say in a few words what a file holds, for a person who gave the wrong one."""
     if isinstance(root, Record):
         if root.name.startswith("torch."):
             return f"a {root.short_name} of PyTorch, which is no whole network"
@@ -228,7 +230,7 @@ def _scale_factor(warp: Record) -> float:
 
 
 def _modules(module: Record) -> dict[str, Record]:
-    """The modules directly in module, in order."""
+    """Return the direct submodules of a module, in order."""
     inner = module.attributes.get("_modules")
     if not isinstance(inner, dict):
         raise StateError(f"holds a {module.short_name} that is no module")
@@ -236,7 +238,7 @@ def _modules(module: Record) -> dict[str, Record]:
 
 
 def _parameters(root: Record) -> Iterator[tuple[str, Tensor]]:
-    """Names and values of all parameters and buffers, in the order of parameters()."""
+    """Yield names and values of all parameters and buffers, in the order of parameters()."""
     seen: set[int] = set()
     waiting = [("", root)]
     while waiting:

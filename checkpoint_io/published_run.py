@@ -1,4 +1,4 @@
-"""BOUNDARY: a published run on disk: seven files, from which training goes on.
+"""Resume from a published run, which is a folder of seven files.
 
 The optimizers' numbers are positions among the parameters of their network, in the published
 order. Rates, betas and the implementation of Adam are never taken from the files.
@@ -36,7 +36,7 @@ FILES = (GENERATOR_FILE, DISCRIMINATOR_FILE, *AVERAGE_FILES, *OPTIMIZER_FILES)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PublishedRun:
-    """What the seven files hold; averages and optimizers as they are, still to be checked."""
+    """The content of the seven files; averages and optimizers have not been checked yet."""
 
     folder: Path
     generator: PublishedGenerator
@@ -48,7 +48,7 @@ class PublishedRun:
 
     @property
     def step(self) -> int:
-        """Updates done: as the averages counted, since the generator's own step lags behind."""
+        """Updates done, by the averages' count, since the generator's own step lags behind."""
         counted = self.averages[0].num_updates
         return self.generator.step if counted is None else counted
 
@@ -80,12 +80,12 @@ class PublishedRun:
             return self.discriminator.adapt(curriculum)
 
     def state(self, curriculum: Curriculum) -> dict[str, Any]:
-        """What a training_state.pth of this run holds, besides its curriculum.
+        """Return the content of a training_state.pth of this run, without its curriculum.
 
-        The number of images seen was never written; it starts at 0.
+        Published files do not say the number of images seen; it starts at 0.
 
         Args:
-            curriculum: that of adapt.
+            curriculum: the result of adapt.
 
         Raises:
             UsageError: a file does not fit the networks.
@@ -143,10 +143,10 @@ class PublishedRun:
         names: Iterable[str],
         order: Sequence[nn.Parameter],
     ) -> dict[str, Any]:
-        """An optimizer's state dict in our order of the network's parameters.
+        """Return an optimizer's state dict with the parameters in the given order.
 
-        One group of the file holds all of them, in the order of names. Where the mapping network
-        was to have its own rate, the published code made a second group, which is empty.
+        The file has all of them in one group, in the order of names. For a mapping network with its
+        own rate the published code made a second group, which is empty.
         """
         groups = entry(optimizer, "param_groups", list)
         counts = [len(entry(group, "params", list)) for group in groups if isinstance(group, dict)]
@@ -163,7 +163,7 @@ class PublishedRun:
 
 
 def is_one(folder: Path) -> bool:
-    """Whether a folder holds a published run, or parts of one; a generator of ours is none.
+    """Tell whether a folder holds a published run or parts of one, and not files of ours.
 
     Raises:
         UsageError: its generator cannot be read.
@@ -175,7 +175,7 @@ def is_one(folder: Path) -> bool:
 
 
 def open_run(folder: Path) -> PublishedRun:
-    """What the seven files in folder hold.
+    """Read the seven files in folder.
 
     Raises:
         UsageError: some are missing or hold something else.
@@ -201,7 +201,11 @@ def open_run(folder: Path) -> PublishedRun:
 
 
 def _content(name: str, root: Any) -> Any:
-    """What a file of that name must hold."""
+    """Return the content of a file of that name.
+
+    Raises:
+        StateError: it holds something else than the name says.
+    """
     readers = {
         GENERATOR_FILE: published.generator_of,
         DISCRIMINATOR_FILE: published.discriminator_of,

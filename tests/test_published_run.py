@@ -288,7 +288,7 @@ def test_a_folder_is_converted_as_its_files_say(tmp_path, capsys):
     )
     convert_checkpoint.main([str(tmp_path / "in"), str(tmp_path / "out"), "--curriculum", "CelebA"])
     said = capsys.readouterr().err
-    assert "its networks are others than those of curriculum CelebA; taken from the files" in said
+    assert "its networks differ from those of curriculum CelebA; taken from the files" in said
     assert "model TALLSIREN (not SPATIALSIRENBASELINE)" in said
     assert "discriminator ProgressiveEncoderDiscriminator (not CCSEncoderDiscriminator)" in said
     state = checkpoints.read(tmp_path / "out" / "training_state.pth", "training_state")

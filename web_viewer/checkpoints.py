@@ -1,4 +1,4 @@
-"""BOUNDARY: the generators that the viewer can show: a run's newest state and its snapshots.
+"""The generators that the viewer can show: a run's newest state and its snapshots.
 
 Names are what the page sees; a name that is not in the list opens nothing, and the list holds only
 files under the run's folder.
