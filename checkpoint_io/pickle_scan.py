@@ -180,6 +180,8 @@ class Scan:
             raise BadFileError(f"calls {shown(str(function))} as a function; nothing in it was run")
         if name == "REDUCE" and function == TENSOR:
             _check_tensor(*parts[1].content[:4])
+        if name == "REDUCE" and function == ORDERED_DICT:  # they could be keys of any kind
+            require(parts[1].parts == 1, "it makes an OrderedDict with arguments")
         return function
 
     def _storage(self, what: Any) -> _Storage:
