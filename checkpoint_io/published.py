@@ -210,8 +210,8 @@ def describe(root: Any) -> str:
             return "a published average"
         keys = ", ".join(shown(str(key)) for key in list(root)[:3])
         return f"a dict of {keys}, ..." if root else "an empty dict"
-    kinds = {list: "a list", tuple: "a list", str: "text", type(None): "nothing"}
-    return kinds.get(type(root), "a number")
+    kinds = {list: "a list", tuple: "a list", str: "text", int: "a number", float: "a number"}
+    return kinds.get(type(root), "nothing")
 
 
 def _count(value: object, name: str) -> int | None:
