@@ -243,7 +243,7 @@ def _parameters(root: Record) -> Iterator[tuple[str, Tensor]]:
     waiting = [("", root)]
     while waiting:
         prefix, module = waiting.pop()
-        # Walking through a module twice could take for ever: a file can hold itself.
+        # A module in many places, under names that grow, could take much time and memory.
         if id(module) in seen or len(seen) > MAX_MODULES or len(prefix) > MAX_PREFIX:
             raise StateError(f"holds the module {shown(prefix)} twice, or modules without end")
         seen.add(id(module))

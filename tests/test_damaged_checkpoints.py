@@ -89,8 +89,11 @@ class Lab:
         }  # fmt: skip
 
     def load(self, path):
-        ema = "ema" if path.parent == self.ours else "none"
-        return checkpoints.load_generator(path, ema=ema, published_curriculum=self.wanted)
+        return checkpoints.load_generator(
+            path,
+            ema="ema" if path.parent == self.ours else "none",
+            published_curriculum=self.wanted,
+        )
 
     def discriminator(self, path):
         return checkpoints.load_discriminator(path, self.wanted)
