@@ -5,7 +5,8 @@
 
 A folder of seven files becomes a run: its four networks, and training_state.pth, from which
 train.py goes on. A generator becomes generator.pth, with the averages and the discriminator that
-lie beside it. The curriculum's cameras are written into the files, since published ones carry none.
+lie beside it. The classes and widths of the networks are those of the published files; cameras and
+all else, which these files do not say, are written as the curriculum has them.
 """
 
 import sys
@@ -32,7 +33,7 @@ Files = dict[str, tuple[str, dict[str, Any]]]
 
 
 def build_parser() -> flags.ArgumentParser:
-    """All flags of this command."""
+    """Define all flags of this command."""
     parser = flags.ArgumentParser(description="Rewrite a published checkpoint in our format.")
     add = parser.add_argument
     add("source", type=Path, metavar="IN", help="a published generator.pth, or the folder of a "
@@ -48,22 +49,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     curriculum = curriculums.load(args.curriculum, file=args.curriculum_file)
     if not args.source.is_dir():
-        files = _of_generator(args.source, curriculum)
+        own, files = _of_generator(args.source, curriculum)
     elif all((args.source / name).is_file() for name in published_run.FILES):
-        files = _of_run(args.source, curriculum)
+        own, files = _of_run(args.source, curriculum)
     else:
-        files = _of_generator(args.source / GENERATOR_FILE, curriculum)
+        own, files = _of_generator(args.source / GENERATOR_FILE, curriculum)
     there = [name for name in files if (args.target / name).exists()]
     if there:  # whoever wrote it
         raise UsageError(f"{args.target}: holds {there[0]} already; give a new folder")
     folder = output_folder(args.target, flag="OUT")
     _write(folder, files)
+    _note_changes(args.source, curriculum, own)
     print(f"in {folder}: {' '.join(files)}")
     return 0
 
 
+def _note_changes(source: Path, curriculum: Curriculum, own: Curriculum) -> None:
+    """Print on stderr how the networks of the files differ from those of the curriculum."""
+    changes = [
+        f"{key} {value} (not {getattr(curriculum.settings, key)})"
+        for key, value in own.source.items()
+        if value != curriculum.source.get(key)
+    ]
+    if changes:
+        print(f"{source}: its networks differ from those of curriculum {curriculum.name}; "
+              f"taken from the files: {', '.join(changes)}", file=sys.stderr)  # fmt: skip
+
+
 def _write(folder: Path, files: Files) -> None:
-    """Write all files or none: where some are there already, this command refuses to begin."""
+    """Write all files, or none if the disk fails; none of them exists before."""
     written: list[Path] = []
     try:
         for name, (kind, content) in files.items():
@@ -75,9 +89,9 @@ def _write(folder: Path, files: Files) -> None:
         raise
 
 
-def _of_run(source: Path, curriculum: Curriculum) -> Files:
-    """A whole run: its training state, and the networks exported from it."""
-    curriculum = published_run.open_run(source).adapt(curriculum)
+def _of_run(source: Path, curriculum: Curriculum) -> tuple[Curriculum, Files]:
+    """Return the curriculum of a whole run, its training state and the networks in that."""
+    curriculum = published_run.open_run(source).adapt(curriculum, keeps_classes=False)
     state = run_state.read_state(source, curriculum)
     about = run_state.about_run(curriculum, Progress(step=state["step"]))
     files: Files = {
@@ -88,11 +102,11 @@ def _of_run(source: Path, curriculum: Curriculum) -> Files:
     for name, average in zip(run_state.AVERAGE_FILES, state["averages"], strict=True):
         averaged = dict(zip(state["generator"], average["shadow"], strict=True))
         files[name] = ("generator", {**about, "state": averaged})
-    return files
+    return curriculum, files
 
 
-def _of_generator(source: Path, curriculum: Curriculum) -> Files:
-    """A generator, and what lies beside it."""
+def _of_generator(source: Path, curriculum: Curriculum) -> tuple[Curriculum, Files]:
+    """Return the curriculum of a generator, and the networks beside it with its own."""
     found: list[SavedGenerator] = []
     average: Average
     for average in ("none", *AVERAGES):
@@ -104,12 +118,12 @@ def _of_generator(source: Path, curriculum: Curriculum) -> Files:
         _file_name(saved): ("generator", saved.generator) for saved in found
     }
     own, step = found[0].curriculum, found[-1].step
-    critic = source.with_name(source.name.removesuffix(GENERATOR_FILE) + DISCRIMINATOR_FILE)
+    critic = checkpoints.beside(source, DISCRIMINATOR_FILE)
     if critic.is_file():
         own, judge = checkpoints.load_discriminator(critic, own)
         networks[DISCRIMINATOR_FILE] = ("discriminator", judge)
     about = run_state.about_run(own, Progress(step=step))
-    return {
+    return own, {
         name: (kind, {**about, "state": network.state_dict()})
         for name, (kind, network) in networks.items()
     }

@@ -9,7 +9,6 @@ around the photo's camera.
 
 import argparse
 import math
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -182,8 +181,7 @@ def _fitted(
 
 def _guessed_pose(saved: SavedGenerator, generator: Path, photo: Photo) -> Poses | None:
     """Where the discriminator beside the generator believes the camera to be, if it learned to."""
-    prefix = re.sub(r"(generator|ema2?)\.pth$", "", generator.name)
-    path = generator.with_name(f"{prefix}discriminator.pth")
+    path = checkpoints.beside(generator, "discriminator.pth")
     if saved.curriculum.settings.pos_lambda == 0 or not path.is_file():
         return None
     _, critic = checkpoints.load_discriminator(path, saved.curriculum)

@@ -1,13 +1,15 @@
-"""BOUNDARY: our files of tensors: atomic writes, saved generators, and objects fitted to photos.
+"""Write and read this project's .pth files: generators, discriminators, fits, training states.
 
-All are plain dicts of tensors and numbers. They are read by `tensor_files`, as published ones are:
-loading one never runs code, and what it says is checked before it is used.
+All are plain dicts of tensors and numbers. `safe_load` reads them, as it reads published ones:
+loading a file never runs code, and its content is checked before it is used. Files are written
+whole or not at all.
 """
 
 import contextlib
 import hashlib
 import io
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from checkpoint_io import network_state, published, tensor_files
+from checkpoint_io import network_state, published, safe_load
 from checkpoint_io.network_state import StateError, checked_tensor, count_entry, entry
-from checkpoint_io.pickle_data import BadPickleError, shown
+from checkpoint_io.pickle_scan import shown
 from checkpoint_io.published import PublishedGenerator
 from config import curriculum as curricula
 from config.curriculum import Curriculum
@@ -34,27 +36,27 @@ Average = Literal["ema", "ema2", "none"]
 
 
 def save(path: Path, kind: str, content: Mapping[str, Any]) -> None:
-    """Write content as a file of that kind, which read takes back; replaces an earlier one."""
+    """Write content to a file of that kind, for `read`; an earlier file is replaced."""
     header = {"format": FORMAT, "version": FORMAT_VERSION, "kind": kind}
-    buffer = io.BytesIO()  # a full disk would otherwise end in an error of torch's own
+    buffer = io.BytesIO()  # torch.save reports a full disk by an error of its own kind
     torch.save({**header, **content}, buffer)
     with replaced(path) as file:
         file.write(buffer.getbuffer())
 
 
 def read(path: Path, kind: str) -> dict[str, Any]:
-    """The content of one of our files.
+    """Return the content of a file of ours.
 
     Raises:
-        UsageError: no such file, or it is not a whole file of this kind.
+        UsageError: there is no such file, or it is not a whole file of this kind.
     """
-    return _own(path, tensor_files.read(path), kind)
+    return _own(path, safe_load.read(path), kind)
 
 
 def _own(path: Path, root: Any, kind: str) -> dict[str, Any]:
-    """The content of a file of ours; root is what tensor_files.read gave."""
+    """Return the content of a file of ours; root is what safe_load.read returned."""
     if not isinstance(root, dict) or root.get("format") != FORMAT:
-        raise UsageError(f"{path}: is not a file that this project writes; it holds "
+        raise UsageError(f"{path}: is not a file of this project; it holds "
                          f"{published.describe(root)}")  # fmt: skip
     with complaints(path):
         version, own_kind = entry(root, "version", int), shown(entry(root, "kind", str))
@@ -62,26 +64,25 @@ def _own(path: Path, root: Any, kind: str) -> dict[str, Any]:
             raise StateError(f"has format {version}, this code reads {FORMAT_VERSION}")
         if own_kind != kind:
             raise StateError(f"holds a {own_kind}, not a {kind}")
-        content: dict[str, Any] = tensor_files.plain(root)
-        return content
+        return root
 
 
 @contextlib.contextmanager
 def complaints(path: Path) -> Iterator[None]:
-    """What is wrong with a file's content as one line that names the file."""
+    """Turn a StateError about a file's content into a UsageError that names the file."""
     try:
         yield
-    except (StateError, BadPickleError) as error:
+    except StateError as error:
         raise UsageError(f"{path}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SavedGenerator:
-    """A generator to look at, in evaluation mode and without gradients.
+    """A generator for rendering, in evaluation mode and without gradients.
 
-    curriculum: what it was trained with; step: how far. average: which parameters it holds, the
-    raw ones ("none") or one of the averages. path: the file that they came from. is_published:
-    the file does not know its curriculum.
+    curriculum, step: the curriculum of its training and the updates done. average: its parameters
+    are one of the averages, or the raw ones ("none"). path: the file of the parameters.
+    is_published: it is a published file, which does not say its curriculum.
     """
 
     generator: ImplicitGenerator3d
@@ -100,25 +101,24 @@ def load_generator(
     curriculum: Curriculum | None = None,
     published_curriculum: Curriculum | None = None,
 ) -> SavedGenerator:
-    """The generator of a saved file, with averaged parameters where the average lies beside it.
+    """Load a generator, with averaged parameters if the average lies beside it.
 
     Args:
         path: a `generator.pth`, ours or a published one, or one of the averages itself.
-        ema: which average to take: that of decay 0.999 ("ema"), 0.9999 ("ema2"), or "none" for the
-            raw parameters. Where there is no such file the parameters are the raw ones; the
-            result's `average` says so.
-        device: where the generator shall live.
-        curriculum: what the file must have been trained with; None takes what the file says.
-        published_curriculum: for published files, which do not say theirs, where curriculum is
-            None: the networks are the file's own, and the rest is this curriculum's.
+        ema: which parameters to take: the average of decay 0.999 ("ema") or 0.9999 ("ema2"), or the
+            raw ones ("none"). Without such a file they are the raw ones; `average` says so.
+        device: device of the generator.
+        curriculum: the curriculum that the file must have been trained with; None takes any.
+        published_curriculum: the curriculum of a published file, which does not say its own, if
+            curriculum is None. Its networks are replaced by those of the file.
 
     Raises:
-        UsageError: the file cannot be read, holds no generator, or another than curriculum's, or
-            it is a published one and neither curriculum is given.
+        UsageError: the file cannot be read, holds no generator, was trained with another
+            curriculum, or is a published one and neither curriculum is given.
     """
     path = Path(path)
-    file, average = _averaged_file(path, ema)
-    root = tensor_files.read(file)
+    file, average = averaged_file(path, ema)
+    root = safe_load.read(file)
     is_published = not (isinstance(root, dict) and "format" in root)
     build = _published_generator if is_published else _own_generator
     named = (curriculum or published_curriculum) if is_published else curriculum
@@ -136,7 +136,7 @@ def load_generator(
 def _own_generator(
     file: Path, root: Any, curriculum: Curriculum | None
 ) -> tuple[ImplicitGenerator3d, Curriculum, int]:
-    """The generator of a file of ours, its curriculum and its step."""
+    """Return the generator of a file of ours, its curriculum and its step."""
     content = _own(file, root, "generator")
     own = curriculum_of(file, content)
     if curriculum is not None and curriculum.name != own.name:
@@ -150,10 +150,10 @@ def _own_generator(
 
 
 def curriculum_of(path: Path, content: Mapping[str, Any]) -> Curriculum:
-    """The curriculum that a file of ours carries.
+    """Return the curriculum in the content of a file of ours.
 
     Raises:
-        UsageError: it carries none, or one that this version does not understand.
+        UsageError: there is none, or this version does not understand it.
     """
     with complaints(path):
         name, source = entry(content, "curriculum_name", str), entry(content, "curriculum", dict)
@@ -167,7 +167,7 @@ def curriculum_of(path: Path, content: Mapping[str, Any]) -> Curriculum:
 def _published_generator(
     file: Path, root: Any, curriculum: Curriculum | None
 ) -> tuple[ImplicitGenerator3d, Curriculum, int]:
-    """The generator of a published file, the curriculum with its networks, and its step."""
+    """Return the generator of a published file, the curriculum with its networks, its step."""
     if curriculum is None:
         raise UsageError(f"{file}: a published file does not say its curriculum; name it")
     with complaints(file):
@@ -194,28 +194,26 @@ def _published_of(file: Path, root: Any) -> PublishedGenerator:
 
 
 def _published_beside(average: Path) -> PublishedGenerator:
-    """The generator whose positional average this is: `05--ema.pth` is of `05--generator.pth`."""
-    prefix = average.name.removesuffix(".pth").removesuffix("2").removesuffix("ema")
-    beside = average.with_name(f"{prefix}generator.pth")
-    if not beside.is_file():
+    """Return the generator beside an average, whose parameters have no names of their own."""
+    generator = beside(average, "generator.pth")
+    if not generator.is_file():
         raise UsageError(
-            f"{average}: is an average without names; {beside.name} must lie beside it"
+            f"{average}: is an average without names; {generator.name} must lie beside it"
         )
-    return _published_of(beside, tensor_files.read(beside))
+    return _published_of(generator, safe_load.read(generator))
 
 
 def load_discriminator(
     path: Path, curriculum: Curriculum
 ) -> tuple[Curriculum, PyramidDiscriminator]:
-    """The discriminator of a saved file, in evaluation mode on the CPU, and its curriculum.
+    """Load a discriminator, in evaluation mode on the CPU; return its curriculum as well.
 
-    That is the given one for a file of ours; for a published file, the given one with the file's
-    discriminator in it.
+    The curriculum is the given one; for a published file, with the discriminator of the file.
 
     Raises:
-        UsageError: the file cannot be read, or holds none that fits the curriculum.
+        UsageError: the file cannot be read, or holds no discriminator of the curriculum.
     """
-    root = tensor_files.read(path)
+    root = safe_load.read(path)
     with complaints(path):
         found = published.discriminator_of(root)
         if found is not None:
@@ -225,20 +223,28 @@ def load_discriminator(
         return curriculum, network_state.build_discriminator(curriculum, state).eval()
 
 
-def _averaged_file(path: Path, ema: Average) -> tuple[Path, Average]:
-    """The file to read, and what it holds: `05--generator.pth` has its average `05--ema.pth`."""
+def beside(path: Path, name: str) -> Path:
+    """Return the path of the file called name that belongs to a generator or its average.
+
+    Both `05--generator.pth` and `05--ema.pth` have `05--discriminator.pth` beside them.
+    """
+    return path.with_name(re.sub(r"(generator|ema2?)?\.pth$", "", path.name) + name)
+
+
+def averaged_file(path: Path, ema: Average) -> tuple[Path, Average]:
+    """Return the file to read for a generator's path, and which parameters that file holds."""
     for average in ("ema2", "ema"):
         if path.name.endswith(f"{average}.pth"):
             return path, average
     if ema == "none" or not path.name.endswith("generator.pth"):
         return path, "none"
-    beside = path.with_name(f"{path.name.removesuffix('generator.pth')}{ema}.pth")
-    return (beside, ema) if beside.is_file() else (path, "none")
+    file = beside(path, f"{ema}.pth")
+    return (file, ema) if file.is_file() else (path, "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fit:
-    """An object that was fitted to a photo: conditioning (1, F), and the camera that sees it so."""
+    """An object fitted to a photo: its FiLM parameters (1, F), and the camera of the photo."""
 
     film: Film
     pitch: float
@@ -247,7 +253,7 @@ class Fit:
 
 
 def save_fit(path: Path, fit: Fit, saved: SavedGenerator) -> None:
-    """Write what a photo was fitted with; only the same generator can show it."""
+    """Write a fit; load_fit takes it for the same generator only."""
     save(
         path,
         "fit",
@@ -263,7 +269,7 @@ def save_fit(path: Path, fit: Fit, saved: SavedGenerator) -> None:
 
 
 def load_fit(path: Path, saved: SavedGenerator) -> Fit:
-    """What save_fit wrote, on the generator's device.
+    """Load a fit to the device of its generator.
 
     Raises:
         UsageError: the file cannot be read, or was fitted with another generator.
@@ -285,7 +291,7 @@ def load_fit(path: Path, saved: SavedGenerator) -> Fit:
 
 
 def fingerprint(generator: nn.Module) -> str:
-    """A hash of all parameters: the same on every device."""
+    """Return a hash of all parameters, which is the same on every device."""
     digest = hashlib.sha256()
     for name, value in generator.state_dict().items():
         digest.update(name.encode())

@@ -1,8 +1,8 @@
-"""BOUNDARY: networks and optimizers take over what a file says, once all of it has been checked.
+"""Validate state dicts of networks, optimizers and loss scalers, then load them.
 
-Files are made by others and can be damaged: names, shapes, types and the numbers themselves are
-compared with what the network needs before anything of that size is made. Every complaint is a
-StateError, one line that names the first thing that is wrong.
+Files come from others and can be damaged: names, shapes, types and the numbers themselves are
+compared with those of the network before anything of that size is allocated. A StateError is one
+line that names the first thing that is wrong.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from checkpoint_io.pickle_data import shown
+from checkpoint_io.pickle_scan import shown
 from config.curriculum import Curriculum
 from discriminators.discriminators import PyramidDiscriminator
 from generators.generators import ImplicitGenerator3d
@@ -27,14 +27,14 @@ MAX_COUNT = 2**62  # of steps and images
 
 
 class StateError(ValueError):
-    """What a file says does not fit the network or is not what it should be."""
+    """The content of a file is damaged, or does not fit the network."""
 
 
 def entry(content: Mapping[Any, Any], key: str, kind: type[T] | tuple[type[T], ...]) -> T:
-    """The entry of that key.
+    """Return the entry of that key.
 
     Raises:
-        StateError: there is none, or it is of another kind; a bool is no number.
+        StateError: there is none, or it is of another type; a bool is no number.
     """
     if key not in content:
         raise StateError(f"lacks {key!r}")
@@ -45,7 +45,7 @@ def entry(content: Mapping[Any, Any], key: str, kind: type[T] | tuple[type[T], .
 
 
 def count_entry(content: Mapping[Any, Any], key: str) -> int:
-    """The entry of that key, a whole number of at least 0."""
+    """Return the entry of that key, a whole number of at least 0."""
     value = entry(content, key, int)
     if not 0 <= value < MAX_COUNT:
         raise StateError(f"has {value} as {key!r}")
@@ -53,11 +53,15 @@ def count_entry(content: Mapping[Any, Any], key: str) -> int:
 
 
 def checked_tensor(name: str, value: object, shape: Sequence[int] | None) -> Tensor:
-    """Value as a finite float32 tensor of its own.
+    """Return a copy of a tensor in float32.
+
+    Args:
+        name: of the tensor, for messages.
+        value: a tensor of a floating type.
+        shape: the shape that it must have; None takes any.
 
     Raises:
-        StateError: it is no tensor, or one of another shape (None: any), of whole numbers, or with
-            numbers that are not finite.
+        StateError: value is no such tensor, or not all of its numbers are finite.
     """
     if not isinstance(value, Tensor):
         raise StateError(f"has no tensor as {shown(name)}")
@@ -74,10 +78,10 @@ def checked_tensor(name: str, value: object, shape: Sequence[int] | None) -> Ten
 
 
 def tensor_entry(content: Mapping[Any, Any], key: str, shape: Sequence[int]) -> Tensor:
-    """The entry of that key, a tensor of that shape, in whatever precision.
+    """Return the entry of that key, a tensor of that shape and of any type.
 
     Raises:
-        StateError: there is none, or one of another shape.
+        StateError: there is none, or it has another shape.
     """
     value = entry(content, key, Tensor)
     if tuple(value.shape) != tuple(shape):
@@ -86,14 +90,15 @@ def tensor_entry(content: Mapping[Any, Any], key: str, shape: Sequence[int]) -> 
 
 
 def checked_state(module: nn.Module, state: object) -> dict[str, Tensor]:
-    """State as a state dict of module; module may be on the device "meta".
+    """Return state as a state dict of module in float32; module may be on the device "meta".
 
     Raises:
-        StateError: names, shapes, types or numbers are not right.
+        StateError: names, shapes or types do not fit, or numbers are not finite.
     """
     if not isinstance(state, Mapping):
         raise StateError("holds no parameters")
     expected = {name: value.shape for name, value in module.state_dict().items()}
+    state = _with_linear_pose_layer(state, expected)
     missing = [name for name in expected if name not in state]
     extra = [str(name) for name in state if name not in expected]
     if missing or extra:
@@ -103,8 +108,22 @@ def checked_state(module: nn.Module, state: object) -> dict[str, Tensor]:
     return {name: checked_tensor(name, state[name], shape) for name, shape in expected.items()}
 
 
+def _with_linear_pose_layer(
+    state: Mapping[Any, Any], expected: Mapping[str, torch.Size]
+) -> Mapping[Any, Any]:
+    """Replace the pose_layer of our older files, which is a convolution, by zeros.
+
+    Nothing uses that layer: it has no gradient, and no optimizer has moments of it.
+    """
+    (width, _), old = expected.get("pose_layer.weight", (0, 0)), state.get("pose_layer.weight")
+    if not isinstance(old, Tensor) or tuple(old.shape) != (2, width, 2, 2):
+        return state
+    layer = {name: shape for name, shape in expected.items() if name.startswith("pose_layer.")}
+    return {**state, **{name: torch.zeros(shape) for name, shape in layer.items()}}
+
+
 def build_generator(curriculum: Curriculum, state: object) -> ImplicitGenerator3d:
-    """The curriculum's generator with the parameters of state; on the CPU.
+    """Build the curriculum's generator with the parameters of state, on the CPU.
 
     Raises:
         StateError: state does not fit the curriculum's networks.
@@ -117,7 +136,7 @@ def build_generator(curriculum: Curriculum, state: object) -> ImplicitGenerator3
 
 
 def build_discriminator(curriculum: Curriculum, state: object) -> PyramidDiscriminator:
-    """The curriculum's discriminator with the parameters of state; on the CPU.
+    """Build the curriculum's discriminator with the parameters of state, on the CPU.
 
     Raises:
         StateError: state does not fit the curriculum's networks.
@@ -126,16 +145,16 @@ def build_discriminator(curriculum: Curriculum, state: object) -> PyramidDiscrim
 
 
 def is_layer(name: object) -> bool:
-    """Whether this is the name of a weight of the field's trunk; there is one in each layer."""
+    """Tell whether name is that of a FiLM layer's weight in the field's trunk."""
     return isinstance(name, str) and bool(
         re.fullmatch(r"siren\.network\.\d+\.layer\.weight", name, re.ASCII)
     )
 
 
 class _NoStart(TorchFunctionMode):
-    """Leaves out the random start of parameters, drawn and scaled, which a file then gives.
+    """Skips the random initialization of parameters, which a file replaces anyway.
 
-    On the device "meta" PyTorch would import its compiler for these, which takes seconds.
+    On the device "meta" PyTorch would import its compiler for it, which takes seconds.
     """
 
     drawing = (Tensor.normal_, Tensor.uniform_, Tensor.mul, Tensor.mul_)
@@ -143,7 +162,7 @@ class _NoStart(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call func, unless it draws the numbers of a parameter."""
+        """Call func, unless it draws or scales the numbers of a parameter."""
         if func in self.drawing:
             return args[0]
         if func is torch.randn:
@@ -152,15 +171,15 @@ class _NoStart(TorchFunctionMode):
 
 
 def unfilled(make: Callable[[], Network]) -> Network:
-    """A network without memory: widths that do not fit a file, or this machine, cost nothing.
+    """Build a network on the device "meta", where even absurd widths take no memory.
 
     Raises:
-        StateError: it is too large even so.
+        StateError: its sizes are beyond 64 bits.
     """
     try:
         with torch.device("meta"), _NoStart():
             return make()
-    except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
+    except (RuntimeError, OverflowError, TypeError) as error:
         raise StateError("belongs to networks that are too large to be made") from error
 
 
@@ -173,12 +192,12 @@ Moments = dict[int, dict[str, Tensor]]  # by position: step (), exp_avg and exp_
 
 
 def checked_moments(state: object, parameters: Sequence[Tensor]) -> Moments:
-    """Adam's moments from a state dict whose numbers are positions among parameters.
+    """Return Adam's moments from a state dict, by position among parameters.
 
-    Parameters that it knows nothing of are left out: those of layers that were never used.
+    Parameters of layers that were never used have none.
 
     Raises:
-        StateError: it is no state dict of Adam, or one of other parameters.
+        StateError: state is no state dict of Adam, or one of other parameters.
     """
     if not isinstance(state, Mapping):
         raise StateError("holds no optimizer")
@@ -207,26 +226,26 @@ def _moments(index: int, values: dict[str, Any], parameter: Tensor) -> dict[str,
 
 
 def load_moments(optimizer: torch.optim.Optimizer, state: object) -> None:
-    """Take over the moments; rates, betas and the implementation stay the optimizer's own.
+    """Load Adam's moments; rates, betas and the implementation stay those of optimizer.
 
     Raises:
-        StateError: state is none of Adam's, or does not fit the parameters.
+        StateError: state is no state dict of Adam, or does not fit the parameters.
     """
     parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     moments = checked_moments(state, parameters)
     for index, values in moments.items():
         for name in MOMENTS:
-            # The fused implementation walks through memory: moments lie as their parameter does.
+            # The fused implementation needs the memory layout of the parameter.
             like = torch.empty_like(parameters[index], requires_grad=False)
             values[name] = like.copy_(values[name])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 
 def checked_scaler(state: object) -> dict[str, Any]:
-    """The loss scale and its age; nothing of a scaler that was off.
+    """Return the loss scale and the steps since it changed; {} of a scaler that was off.
 
     Raises:
-        StateError: state is no scaler's.
+        StateError: state is no state dict of a scaler.
     """
     if not isinstance(state, Mapping):
         raise StateError("holds no scaler")
@@ -239,10 +258,10 @@ def checked_scaler(state: object) -> dict[str, Any]:
 
 
 def load_scaler(scaler: torch.amp.GradScaler, state: object) -> None:
-    """Take over the loss scale and its age; a scaler that is off stays as it is.
+    """Load the loss scale and the steps since it changed; a scaler that is off stays so.
 
     Raises:
-        StateError: state is no scaler's.
+        StateError: state is no state dict of a scaler.
     """
     checked, own = checked_scaler(state), scaler.state_dict()  # {} where it is off
     if checked and own:

@@ -1,8 +1,8 @@
-"""BOUNDARY: what files of the published pi-GAN code hold, as networks of ours.
+"""Take networks and averages out of the files of the published pi-GAN code.
 
-Those files are pickles of whole objects; `pickle_data` reads them as Records. A generator's Record
-says what a state dict would not: its class and how it scales space. Averages are positional: the
-order is that of the generator that was averaged.
+Those files are pickles of whole objects, which `safe_load` reads as Records. A generator's Record
+says what a state dict would not: its class and how it scales space. Averages have no names; their
+order is that of the parameters of the generator that was averaged.
 """
 
 import math
@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from checkpoint_io import tensor_files
 from checkpoint_io.network_state import PUBLISHED_NUM_LAYERS, StateError, checked_tensor, is_layer
-from checkpoint_io.pickle_data import Record, TensorView, shown
+from checkpoint_io.pickle_scan import shown
+from checkpoint_io.safe_load import Record
 from config import curriculum as curricula
 from config.curriculum import Curriculum
 from discriminators.discriminators import DISCRIMINATORS, PUBLISHED_WIDTH
@@ -29,10 +29,10 @@ ENCODER_OUTPUTS = 3  # logit, pitch, yaw; the others guess the latent
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PublishedGenerator:
-    """A generator: its field's class, its parameters in their own order, and its settings.
+    """A generator: the class of its field, its parameters in the published order, its settings.
 
-    box_side: of the cube that is scaled to [-1, 1], scene units; None where points enter as they
-    are. step: as the object says, which lags behind in files written between snapshots.
+    box_side: side of the cube that is scaled to [-1, 1], scene units; None if points are not
+    scaled. step: updates done by the object's own count, which lags behind in some files.
     """
 
     model: str
@@ -41,11 +41,11 @@ class PublishedGenerator:
     step: int
 
     def adapt(self, curriculum: Curriculum) -> Curriculum:
-        """The curriculum with this generator's networks in place of its own.
+        """Return the curriculum with this generator's networks in place of its own.
 
         Raises:
-            StateError: the parameters are not those of any field that we know.
-            UsageError: the curriculum refuses the numbers.
+            StateError: the parameters are not those of a field that this project has.
+            UsageError: a width is beyond the limits of a curriculum.
         """
         shapes = {name: tuple(value.shape) for name, value in self.parameters.items()}
         mapping = _matrix(shapes, "siren.mapping_network.network.0.weight")
@@ -64,14 +64,14 @@ class PublishedGenerator:
         return _changed(curriculum, changes)
 
     def _own_box_side(self) -> float | None:
-        """None where it is the class's own."""
+        """Return the side of the box, or None if it is the default of the class."""
         usual = FIELDS[self.model].default_box_side
         if self.box_side is None or (usual is not None and math.isclose(self.box_side, usual)):
             return None
         return self.box_side
 
     def averaged(self, average: "PublishedAverage") -> dict[str, Tensor]:
-        """The averages by the names of this generator's parameters.
+        """Return the averages by the names of this generator's parameters.
 
         Raises:
             StateError: they belong to another generator.
@@ -88,7 +88,7 @@ class PublishedGenerator:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PublishedAverage:
-    """Averages by position, and how many updates they have seen; None where it was not counted."""
+    """Averages in the order of the parameters, and the count of updates, or None if not kept."""
 
     shadow: list[Tensor]
     num_updates: int | None
@@ -96,17 +96,17 @@ class PublishedAverage:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PublishedDiscriminator:
-    """A discriminator: its class and its parameters in their own order."""
+    """A discriminator: its class and its parameters in the published order."""
 
     kind: str
     parameters: dict[str, Tensor]
 
     def adapt(self, curriculum: Curriculum) -> Curriculum:
-        """The curriculum with this discriminator's networks in place of its own.
+        """Return the curriculum with this discriminator in place of its own.
 
         Raises:
-            StateError: the parameters are not those of any discriminator that we know.
-            UsageError: the curriculum refuses the numbers.
+            StateError: the parameters are not those of a discriminator that this project has.
+            UsageError: a width is beyond the limits of a curriculum.
         """
         shapes = {name: tuple(value.shape) for name, value in self.parameters.items()}
         outputs, width = _matrix(shapes, "final_layer.weight", dimensions=4)[:2]
@@ -132,7 +132,7 @@ def _matrix(
 
 
 def _changed(curriculum: Curriculum, changes: dict[str, Any]) -> Curriculum:
-    """The curriculum with other settings; those that it has already stay unwritten."""
+    """Return the curriculum with these settings; those that it has already are not written."""
     now = {key: value for key, value in changes.items()
            if getattr(curriculum.settings, key) != value}  # fmt: skip
     if not now:
@@ -141,10 +141,10 @@ def _changed(curriculum: Curriculum, changes: dict[str, Any]) -> Curriculum:
 
 
 def generator_of(root: Any) -> PublishedGenerator | None:
-    """The published generator that a file holds; None where it holds something else.
+    """Return the published generator of a file, or None if the file holds something else.
 
     Raises:
-        StateError: it holds one that is not whole.
+        StateError: parts of the generator are missing or damaged.
     """
     if not isinstance(root, Record) or root.short_name != GENERATOR:
         return None
@@ -164,10 +164,10 @@ def generator_of(root: Any) -> PublishedGenerator | None:
 
 
 def discriminator_of(root: Any) -> PublishedDiscriminator | None:
-    """The published discriminator that a file holds; None where it holds something else.
+    """Return the published discriminator of a file, or None if the file holds something else.
 
     Raises:
-        StateError: it holds one that is not whole.
+        StateError: parts of the discriminator are missing or damaged.
     """
     if not isinstance(root, Record) or root.short_name not in DISCRIMINATORS:
         return None
@@ -175,31 +175,33 @@ def discriminator_of(root: Any) -> PublishedDiscriminator | None:
 
 
 def average_of(root: Any) -> PublishedAverage | None:
-    """The published average that a file holds, as an object or a dict; None for something else.
+    """Return the published average of a file, which is an object or its state_dict().
+
+    None if the file holds something else.
 
     Raises:
-        StateError: it holds one that is not whole.
+        StateError: parts of the average are missing or damaged.
     """
     if isinstance(root, Record) and root.short_name == AVERAGE:
         root = root.attributes
     elif not isinstance(root, dict) or "shadow_params" not in root:
         return None
     shadow = root.get("shadow_params")
-    if not isinstance(shadow, list) or not all(isinstance(view, TensorView) for view in shadow):
+    if not isinstance(shadow, list) or not all(isinstance(value, Tensor) for value in shadow):
         raise StateError("holds averages that are no list of tensors")
     return PublishedAverage(
-        shadow=[view.tensor() for view in shadow],
+        shadow=shadow,
         num_updates=_count(root.get("num_updates"), "num_updates"),
     )
 
 
 def describe(root: Any) -> str:
-    """What a file holds, in a few words, for a person who gave the wrong one."""
+    """Say in a few words what a file holds, for a person who gave the wrong one."""
     if isinstance(root, Record):
         if root.name.startswith("torch."):
             return f"a {root.short_name} of PyTorch, which is no whole network"
         return f"a published {root.short_name}"
-    if isinstance(root, TensorView):
+    if isinstance(root, Tensor):
         return "a single tensor"
     if isinstance(root, dict):
         if isinstance(root.get("kind"), str) and isinstance(root.get("format"), str):
@@ -208,8 +210,8 @@ def describe(root: Any) -> str:
             return "a published average"
         keys = ", ".join(shown(str(key)) for key in list(root)[:3])
         return f"a dict of {keys}, ..." if root else "an empty dict"
-    kinds = {list: "a list", tuple: "a list", str: "text", type(None): "nothing"}
-    return kinds.get(type(root), "a number")
+    kinds = {list: "a list", tuple: "a list", str: "text", int: "a number", float: "a number"}
+    return kinds.get(type(root), "nothing")
 
 
 def _count(value: object, name: str) -> int | None:
@@ -228,7 +230,7 @@ def _scale_factor(warp: Record) -> float:
 
 
 def _modules(module: Record) -> dict[str, Record]:
-    """The modules directly in module, in order."""
+    """Return the direct submodules of a module, in order."""
     inner = module.attributes.get("_modules")
     if not isinstance(inner, dict):
         raise StateError(f"holds a {module.short_name} that is no module")
@@ -236,12 +238,12 @@ def _modules(module: Record) -> dict[str, Record]:
 
 
 def _parameters(root: Record) -> Iterator[tuple[str, Tensor]]:
-    """Names and values of all parameters and buffers, in the order of parameters()."""
+    """Yield names and values of all parameters and buffers, in the order of parameters()."""
     seen: set[int] = set()
     waiting = [("", root)]
     while waiting:
         prefix, module = waiting.pop()
-        # Walking through a module twice could take for ever: a file can hold itself.
+        # A module in many places, under names that grow, could take much time and memory.
         if id(module) in seen or len(seen) > MAX_MODULES or len(prefix) > MAX_PREFIX:
             raise StateError(f"holds the module {shown(prefix)} twice, or modules without end")
         seen.add(id(module))
@@ -249,23 +251,10 @@ def _parameters(root: Record) -> Iterator[tuple[str, Tensor]]:
             own = module.attributes.get(kind)
             if not isinstance(own, dict):
                 raise StateError(f"holds a {module.short_name} that is no module")
-            for name, view in own.items():
-                if isinstance(view, TensorView):
-                    yield f"{prefix}{name}", view.tensor()
-                elif view is not None:
+            for name, value in own.items():
+                if isinstance(value, Tensor):
+                    yield f"{prefix}{name}", value
+                elif value is not None:
                     raise StateError(f"holds no tensor as {shown(f'{prefix}{name}')}")
         inner = [(f"{prefix}{name}.", each) for name, each in _modules(module).items()]
         waiting.extend(reversed(inner))
-
-
-def plain(root: Any, what: str) -> dict[str, Any]:
-    """The dict that an optimizer's or a scaler's file holds, with real tensors.
-
-    Raises:
-        StateError: it holds something else.
-        BadPickleError: its values are no plain ones.
-    """
-    if not isinstance(root, dict):
-        raise StateError(f"holds {describe(root)}, not the state dict of {what}")
-    copied: dict[str, Any] = tensor_files.plain(root)
-    return copied

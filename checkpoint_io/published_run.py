@@ -1,4 +1,4 @@
-"""BOUNDARY: a published run on disk: seven files, from which training goes on.
+"""Resume from a published run, which is a folder of seven files.
 
 The optimizers' numbers are positions among the parameters of their network, in the published
 order. Rates, betas and the implementation of Adam are never taken from the files.
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from checkpoint_io import published, tensor_files
+from checkpoint_io import published, safe_load
 from checkpoint_io.checkpoints import complaints
 from checkpoint_io.network_state import (
     StateError,
@@ -21,8 +21,8 @@ from checkpoint_io.network_state import (
     checked_scaler,
     entry,
 )
-from checkpoint_io.pickle_data import Record
 from checkpoint_io.published import PublishedAverage, PublishedDiscriminator, PublishedGenerator
+from checkpoint_io.safe_load import Record
 from config.curriculum import Curriculum
 from config.stage import EMA_DECAYS, generator_groups
 from generators.generators import ImplicitGenerator3d
@@ -36,7 +36,7 @@ FILES = (GENERATOR_FILE, DISCRIMINATOR_FILE, *AVERAGE_FILES, *OPTIMIZER_FILES)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PublishedRun:
-    """What the seven files hold; averages and optimizers as they are, still to be checked."""
+    """The content of the seven files; averages and optimizers have not been checked yet."""
 
     folder: Path
     generator: PublishedGenerator
@@ -48,15 +48,20 @@ class PublishedRun:
 
     @property
     def step(self) -> int:
-        """Updates done: as the averages counted, since the generator's own step lags behind."""
+        """Updates done, by the averages' count, since the generator's own step lags behind."""
         counted = self.averages[0].num_updates
         return self.generator.step if counted is None else counted
 
-    def adapt(self, curriculum: Curriculum) -> Curriculum:
-        """The curriculum with this run's widths and box in place of its own.
+    def adapt(self, curriculum: Curriculum, *, keeps_classes: bool = True) -> Curriculum:
+        """Return the curriculum with the widths and box of this run's networks.
+
+        Args:
+            curriculum: of the cameras, and of all else that the files do not say.
+            keeps_classes: whether the networks' classes must be the curriculum's; otherwise they
+                are the run's too.
 
         Raises:
-            UsageError: the run has other classes of networks than the curriculum.
+            UsageError: they are not, or a file fits none of the networks that we know.
         """
         settings = curriculum.settings
         pairs = (
@@ -64,7 +69,7 @@ class PublishedRun:
             (self.discriminator.kind, settings.discriminator),
         )
         for own, wanted in pairs:
-            if own != wanted:
+            if own != wanted and keeps_classes:
                 raise UsageError(
                     f"{self.folder}: was trained with {own}, curriculum {curriculum.name} has "
                     f"{wanted}; give the curriculum of the run"
@@ -75,12 +80,12 @@ class PublishedRun:
             return self.discriminator.adapt(curriculum)
 
     def state(self, curriculum: Curriculum) -> dict[str, Any]:
-        """What a training_state.pth of this run holds, besides its curriculum.
+        """Return the content of a training_state.pth of this run, without its curriculum.
 
-        The number of images seen was never written; it starts at 0.
+        Published files do not say the number of images seen; it starts at 0.
 
         Args:
-            curriculum: that of adapt.
+            curriculum: the result of adapt.
 
         Raises:
             UsageError: a file does not fit the networks.
@@ -138,10 +143,10 @@ class PublishedRun:
         names: Iterable[str],
         order: Sequence[nn.Parameter],
     ) -> dict[str, Any]:
-        """An optimizer's state dict in our order of the network's parameters.
+        """Return an optimizer's state dict with the parameters in the given order.
 
-        One group of the file holds all of them, in the order of names. Where the mapping network
-        was to have its own rate, the published code made a second group, which is empty.
+        The file has all of them in one group, in the order of names. For a mapping network with its
+        own rate the published code made a second group, which is empty.
         """
         groups = entry(optimizer, "param_groups", list)
         counts = [len(entry(group, "params", list)) for group in groups if isinstance(group, dict)]
@@ -158,7 +163,7 @@ class PublishedRun:
 
 
 def is_one(folder: Path) -> bool:
-    """Whether a folder holds a published run, or parts of one; a generator of ours is none.
+    """Tell whether a folder holds a published run or parts of one, and not files of ours.
 
     Raises:
         UsageError: its generator cannot be read.
@@ -166,11 +171,11 @@ def is_one(folder: Path) -> bool:
     if any((folder / name).is_file() for name in OPTIMIZER_FILES):  # ours has none
         return True
     path = folder / GENERATOR_FILE
-    return path.is_file() and isinstance(tensor_files.read(path), Record)
+    return path.is_file() and isinstance(safe_load.read(path), Record)
 
 
 def open_run(folder: Path) -> PublishedRun:
-    """What the seven files in folder hold.
+    """Read the seven files in folder.
 
     Raises:
         UsageError: some are missing or hold something else.
@@ -183,7 +188,7 @@ def open_run(folder: Path) -> PublishedRun:
     found: dict[str, Any] = {}
     for name in FILES:
         with complaints(folder / name):
-            found[name] = _content(name, tensor_files.read(folder / name))
+            found[name] = _content(name, safe_load.read(folder / name))
     return PublishedRun(
         folder=folder,
         generator=found[GENERATOR_FILE],
@@ -196,7 +201,11 @@ def open_run(folder: Path) -> PublishedRun:
 
 
 def _content(name: str, root: Any) -> Any:
-    """What a file of that name must hold."""
+    """Return the content of a file of that name.
+
+    Raises:
+        StateError: it holds something else than the name says.
+    """
     readers = {
         GENERATOR_FILE: published.generator_of,
         DISCRIMINATOR_FILE: published.discriminator_of,
@@ -204,7 +213,10 @@ def _content(name: str, root: Any) -> Any:
         "ema2.pth": published.average_of,
     }
     if name not in readers:
-        return published.plain(root, "a scaler" if name == "scaler.pth" else "an optimizer")
+        if not isinstance(root, dict):
+            what = "a scaler" if name == "scaler.pth" else "an optimizer"
+            raise StateError(f"holds {published.describe(root)}, not the state dict of {what}")
+        return root
     content = readers[name](root)
     if content is None:
         raise StateError(f"holds {published.describe(root)}")

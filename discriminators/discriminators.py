@@ -66,7 +66,7 @@ class PyramidDiscriminator(nn.Module):
         outputs = 1 + (latent_dim + 2 if self.predicts_identity else 0)
         self.final_layer = nn.Conv2d(widths[-1], outputs, 2)
         if self.has_pose_layer:
-            self.pose_layer = nn.Conv2d(widths[-1], 2, 2)
+            self.pose_layer = nn.Linear(2, widths[-1])
 
     @classmethod
     def image_sizes(cls) -> tuple[int, ...]:
@@ -122,7 +122,7 @@ class StridedDiscriminator(PyramidDiscriminator):
     widths = (32, 64, 128, 256, 400, 400, 400, 400)
     has_coordinates = False
     is_strided = True
-    has_pose_layer = True  # never used, but present in published checkpoints
+    has_pose_layer = True  # nothing uses it; published checkpoints have it
 
 
 class CCSDiscriminator(StridedDiscriminator):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoint_io import tensor_files
+from checkpoint_io import safe_load
 from system.errors import UsageError, nearest_path
 
 # The first digits of the SHA-256 are part of the published file's name.
@@ -182,7 +182,7 @@ def pytorch_fid_network(weights: Weights, device: torch.device) -> Network:
 
 
 def _state(path: Path) -> Any:
-    return tensor_files.plain(tensor_files.read(path))
+    return safe_load.read(path)
 
 
 @contextlib.contextmanager

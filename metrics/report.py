@@ -182,9 +182,7 @@ def _pose_accuracy(
 
     It is asked about the generator's own images at the size that it was trained on.
     """
-    own_name = "generator.pth" if saved.average == "none" else f"{saved.average}.pth"
-    prefix = saved.path.name.removesuffix(own_name)
-    path = saved.path.with_name(f"{prefix}discriminator.pth")
+    path = checkpoints.beside(saved.path, "discriminator.pth")
     if saved.curriculum.settings.pos_lambda == 0 or not path.is_file():
         return None
     _, critic = checkpoints.load_discriminator(path, saved.curriculum)

@@ -249,6 +249,10 @@ def discriminator_classes(module, *, has_coordinates):
     )
 
 
+DISCRIMINATORS = (
+    *("ProgressiveDiscriminator", "ProgressiveEncoderDiscriminator", "StridedDiscriminator"),
+    *("CCSDiscriminator", "CCSEncoderDiscriminator"),
+)
 PROGRESSIVE_WIDTHS = (16, 32, 64, 128, 256, 400, 400, 400, 400)
 STRIDED_WIDTHS = (32, 64, 128, 256, 400, 400, 400, 400)
 
@@ -292,7 +296,7 @@ def discriminator(name, *, latent_dim=Z_DIM, max_width=8):
         outputs = 1 + (latent_dim + 2 if "Encoder" in name else 0)
         self.final_layer = nn.Conv2d(widths[-1], outputs, 2)
         if name in ("StridedDiscriminator", "CCSDiscriminator"):
-            self.pose_layer = nn.Conv2d(widths[-1], 2, 2)
+            self.pose_layer = nn.Linear(2, widths[-1])  # nothing uses it
         self.img_size_to_layer = {2**i: len(widths) - i for i in range(1, len(widths) + 1)}
 
     return kit.in_module(type(name, (nn.Module,), {"__init__": init}))()
@@ -334,7 +338,9 @@ def write_run(folder, *, model="SPATIALSIRENBASELINE", critic="CCSDiscriminator"
     made["ema"] = ExponentialMovingAverage(network.parameters(), 0.999)
     made["ema2"] = ExponentialMovingAverage(network.parameters(), 0.9999).state_dict()
     made["optimizer_G"] = optimizer_state(network.parameters(), num_groups=num_groups)
-    made["optimizer_D"] = optimizer_state(judge.parameters(), unused=(0, 1))
+    names = [name for name, _ in judge.named_parameters()]
+    unused = (0, 1, *(i for i, name in enumerate(names) if name.startswith("pose_layer.")))
+    made["optimizer_D"] = optimizer_state(judge.parameters(), unused=unused)
     made["scaler"] = dict(SCALER)
     for name, obj in made.items():
         save(obj, folder / f"{name}.pth")

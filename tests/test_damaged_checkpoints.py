@@ -27,7 +27,7 @@ import render_video
 import render_video_interpolation
 import train
 import viewer
-from checkpoint_io import checkpoints, published_run
+from checkpoint_io import checkpoints, published_run, safe_load
 from checkpoint_io.checkpoints import Fit
 from config import curriculum
 from config.stage import Precision
@@ -69,9 +69,8 @@ class Lab:
         fit = Fit(film=film, pitch=1.5, yaw=1.5, fov_degrees=12.0)
         checkpoints.save_fit(self.ours / "fit.pth", fit, saved)
         published_files.write_run(self.published)
-        legacy = folder / "legacy"
-        legacy.mkdir()
-        published_files.save(published_files.generator(), legacy / "generator.pth", legacy=True)
+        old = folder / "old.pth"  # as the weights of Inception are
+        published_files.save(published_files.generator().state_dict(), old, legacy=True)
         self.saved, self.game = saved, game
         self.files = {
             self.ours / "generator.pth": self.load,
@@ -79,7 +78,7 @@ class Lab:
             self.ours / "discriminator.pth": self.discriminator,
             self.ours / "fit.pth": lambda p: checkpoints.load_fit(p, self.saved),
             self.ours / "training_state.pth": self.state,
-            legacy / "generator.pth": self.load,
+            old: safe_load.read,
             self.published / "generator.pth": self.load,
             self.published / "discriminator.pth": self.discriminator,
             **dict.fromkeys(

@@ -53,6 +53,9 @@ def test_shapes(name):
     assert shapes["fromRGB.0.model.0.weight"] == (first, 3, 1, 1)
     outputs = 259 if "Encoder" in name else 1
     assert shapes["final_layer.weight"] == (outputs, 400, 2, 2)
+    if name in ("StridedDiscriminator", "CCSDiscriminator"):  # linear, 2 in and 400 out
+        assert shapes["pose_layer.weight"] == (400, 2)
+        assert shapes["pose_layer.bias"] == (400,)
 
 
 @pytest.mark.parametrize("name", DISCRIMINATORS)

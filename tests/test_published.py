@@ -53,11 +53,17 @@ def small(tmp_path):
     return tmp_path / "generator.pth", network
 
 
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_whole_objects_from_before_pytorch_1_6_are_refused(tmp_path):
+    path = tmp_path / "generator.pth"
+    published_files.save(published_files.generator(), path, legacy=True)
+    with pytest.raises(UsageError, match="holds whole objects as PyTorch before 1.6 wrote them"):
+        load_generator(path)
+
+
 @pytest.mark.parametrize("model", ["TALLSIREN", "SPATIALSIRENBASELINE", "EmbeddingPiGAN256"])
-def test_every_field_loads_in_both_formats(tmp_path, model, legacy):
+def test_every_field_loads(tmp_path, model):
     network = published_files.generator(model)
-    published_files.save(network, tmp_path / "generator.pth", legacy=legacy)
+    published_files.save(network, tmp_path / "generator.pth")
     saved = load_generator(tmp_path / "generator.pth")
     assert_holds(saved.generator, network.named_parameters())
     settings = saved.curriculum.settings
@@ -152,19 +158,10 @@ def test_commands_say_which_cameras_they_take(small, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(
-    ("name", "legacy"),
-    [
-        ("ProgressiveDiscriminator", False),
-        ("ProgressiveEncoderDiscriminator", False),
-        ("StridedDiscriminator", True),
-        ("CCSDiscriminator", False),
-        ("CCSEncoderDiscriminator", False),
-    ],
-)
-def test_every_discriminator_loads(tmp_path, name, legacy):
+@pytest.mark.parametrize("name", published_files.DISCRIMINATORS)
+def test_every_discriminator_loads(tmp_path, name):
     network = published_files.discriminator(name)
-    published_files.save(network, tmp_path / "discriminator.pth", legacy=legacy)
+    published_files.save(network, tmp_path / "discriminator.pth")
     base = curriculums.load("CelebA", overrides=["latent_dim=6"])
     adapted, judge = checkpoints.load_discriminator(tmp_path / "discriminator.pth", base)
     assert_holds(judge, network.named_parameters())

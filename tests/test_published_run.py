@@ -8,6 +8,7 @@ import torch
 
 import convert_checkpoint
 import curriculums
+import render_multiview_images
 import train
 from checkpoint_io import checkpoints, published_run
 from config import curriculum
@@ -66,7 +67,9 @@ def assert_moments(optimizer, network, made, published_network):
 
 
 @pytest.mark.parametrize("unique_lr", [False, True])
-@pytest.mark.parametrize("critic", ["CCSDiscriminator", "ProgressiveEncoderDiscriminator"])
+@pytest.mark.parametrize(
+    "critic", ["StridedDiscriminator", "CCSDiscriminator", "ProgressiveEncoderDiscriminator"]
+)
 def test_everything_of_the_seven_files_is_taken_over(tmp_path, critic, unique_lr):
     made = published_files.write_run(tmp_path, critic=critic, num_groups=2 if unique_lr else 1)
     source = {**SOURCE, "discriminator": critic, "unique_lr": unique_lr}
@@ -253,6 +256,71 @@ def test_a_converted_generator_brings_what_lies_beside_it(tmp_path):
     own, judge = checkpoints.load_discriminator(out / "discriminator.pth", saved.curriculum)
     assert own.settings.discriminator == "CCSDiscriminator"
     assert judge(torch.zeros(1, 3, 8, 8), 1.0).logits.isfinite().all()
+
+
+def test_a_run_of_cats_is_converted_gone_on_with_and_rendered(tmp_path, small_file, capsys):
+    made = published_files.write_run(tmp_path / "in", critic="StridedDiscriminator")
+    shapes = [tuple(p.shape) for n, p in made["discriminator"].named_parameters() if "pose" in n]
+    assert shapes == [(8, 2), (8,)]
+    out = tmp_path / "out"
+    assert convert_checkpoint.main([str(tmp_path / "in"), str(out), "--curriculum", "Cats"]) == 0
+    said = capsys.readouterr().err
+    assert "discriminator_width 8 (not None)" in said
+    assert "discriminator StridedDiscriminator" not in said  # that is the curriculum's own
+    render_multiview_images.main(
+        [str(out / "generator.pth"), "--seeds", "0", "--image_size", "4", "--device", "cpu",
+         "--ray_step_multiplier", "1", "--output_dir", str(tmp_path / "views")])  # fmt: skip
+    assert (tmp_path / "views" / "grid_0.png").is_file()
+    on = [*small_file, "--load_dir", str(tmp_path / "in"), "--max_steps", "43", "--device", "cpu",
+          "--set", "discriminator=StridedDiscriminator", "--cache_dir", str(tmp_path / "cache"),
+          "--output_dir", str(tmp_path / "on")]  # fmt: skip
+    assert train.main(on) == 0
+    state = checkpoints.read(tmp_path / "on" / "training_state.pth", "training_state")
+    before = made["discriminator"].state_dict()
+    assert torch.equal(state["discriminator"]["pose_layer.weight"], before["pose_layer.weight"])
+    assert not torch.equal(state["discriminator"]["final_layer.weight"],
+                           before["final_layer.weight"])  # fmt: skip
+
+
+def test_a_folder_is_converted_as_its_files_say(tmp_path, capsys):
+    published_files.write_run(
+        tmp_path / "in", model="TALLSIREN", critic="ProgressiveEncoderDiscriminator"
+    )
+    convert_checkpoint.main([str(tmp_path / "in"), str(tmp_path / "out"), "--curriculum", "CelebA"])
+    said = capsys.readouterr().err
+    assert "its networks differ from those of curriculum CelebA; taken from the files" in said
+    assert "model TALLSIREN (not SPATIALSIRENBASELINE)" in said
+    assert "discriminator ProgressiveEncoderDiscriminator (not CCSEncoderDiscriminator)" in said
+    state = checkpoints.read(tmp_path / "out" / "training_state.pth", "training_state")
+    assert state["curriculum"]["model"] == "TALLSIREN"
+    saved = checkpoints.load_generator(tmp_path / "out" / "generator.pth")
+    assert (saved.curriculum.settings.model, saved.curriculum.settings.fov) == ("TALLSIREN", 12)
+
+
+def with_old_pose_layer(state):
+    """The state dict of a discriminator as this project wrote it before: a convolution."""
+    width = len(state["pose_layer.bias"])
+    layer = {"pose_layer.weight": torch.ones(2, width, 2, 2), "pose_layer.bias": torch.ones(2)}
+    return {**state, **layer}
+
+
+def test_older_files_of_ours_have_another_pose_layer(tmp_path):
+    published_files.write_run(tmp_path / "in")
+    game, progress = loaded(tmp_path / "in")
+    wanted = published_run.open_run(tmp_path / "in").adapt(curriculum.build("Small", SOURCE))
+    run_state.save_state(tmp_path, game, wanted, progress)
+    for kind, key in (("training_state", "discriminator"), ("discriminator", "state")):
+        path = tmp_path / f"{kind}.pth"
+        content = checkpoints.read(path, kind)
+        content[key] = with_old_pose_layer(content[key])
+        checkpoints.save(path, kind, content)
+    _, judge = checkpoints.load_discriminator(tmp_path / "discriminator.pth", wanted)
+    before = {name: value.clone() for name, value in game.discriminator.state_dict().items()}
+    run_state.load_state(run_state.read_state(tmp_path / "training_state.pth", wanted), game)
+    for network in (judge, game.discriminator):
+        for name, value in network.state_dict().items():
+            is_unused = name.startswith("pose_layer.")
+            assert torch.equal(value, before[name] * 0 if is_unused else before[name]), name
 
 
 def test_converting_replaces_nothing(tmp_path):

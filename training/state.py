@@ -25,7 +25,7 @@ from checkpoint_io.network_state import (
     load_moments,
     load_scaler,
 )
-from checkpoint_io.pickle_data import shown
+from checkpoint_io.pickle_scan import shown
 from config.curriculum import Curriculum
 from distributed import processes
 from distributed.processes import Place

@@ -1,4 +1,4 @@
-"""BOUNDARY: the generators that the viewer can show: a run's newest state and its snapshots.
+"""The generators that the viewer can show: a run's newest state and its snapshots.
 
 Names are what the page sees; a name that is not in the list opens nothing, and the list holds only
 files under the run's folder.
@@ -86,14 +86,14 @@ class Checkpoints:
         return self._folder / name
 
     def averages(self, name: str) -> list[Average]:
-        """Which parameters of a checkpoint there are."""
+        """List the parameters that there are of a checkpoint: its averages and the raw ones."""
         path = self.path(name)
-        return [kind for kind in AVERAGES if kind == "none" or _beside(path, kind).is_file()]
+        return [kind for kind in AVERAGES if checkpoints.averaged_file(path, kind)[1] == kind]
 
     def stamp(self, name: str, ema: Average) -> Stamp:
         """What changes when the checkpoint's files do."""
         path = self.path(name)
-        return tuple(_file_stamp(file) for file in {path, _beside(path, ema)})
+        return tuple(_file_stamp(file) for file in {path, checkpoints.averaged_file(path, ema)[0]})
 
     def open(self, name: str, ema: Average) -> Opened:
         """The checkpoint as it is now; as it was, where its files have become unreadable.
@@ -157,10 +157,3 @@ def _file_stamp(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-def _beside(path: Path, ema: Average) -> Path:
-    """Where the average of a generator's file lies; the file itself for "none"."""
-    if ema == "none":
-        return path
-    return path.with_name(f"{path.name.removesuffix('generator.pth')}{ema}.pth")
