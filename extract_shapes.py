@@ -26,7 +26,7 @@ from system import flags
 from system.errors import nearest
 from system.files import filled_folder
 
-FORMATS = ("mrc", *mesh_files.MESH_WRITERS)
+FORMATS = ("mrc", *mesh_files.MESH_FORMATS)
 FARTHEST = 1e6  # scene units: cameras are at distance 1, and float32 is coarse far out
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+import trimesh
 from skimage.measure import marching_cubes
 
 from geometry.density_grid import Cube
@@ -103,57 +102,35 @@ def _keep_clear(closed: Array, level: float) -> None:
 
 def vertex_normals(vertices: Array, triangles: Array) -> Array:
     """Outward unit normals (V, 3), float32: those of the triangles around, weighted by area."""
-    a, b, c = (vertices[triangles[:, corner]].astype(np.float64) for corner in range(3))
-    doubled = np.cross(b - a, c - a)  # (T, 3), twice the area long
-    total = np.zeros((len(vertices), 3))
-    for corner in range(3):
-        for axis in range(3):
-            total[:, axis] += np.bincount(
-                triangles[:, corner], doubled[:, axis], minlength=len(vertices)
-            )
-    length = np.linalg.norm(total, axis=1, keepdims=True)
-    return (total / np.maximum(length, np.finfo(np.float64).tiny)).astype(np.float32)
+    doubled = trimesh.triangles.cross(vertices[triangles].astype(np.float64))  # twice the area long
+    normals = trimesh.geometry.mean_vertex_normals(len(vertices), triangles, doubled)
+    return np.asarray(normals, np.float32)
 
 
-def edges(triangles: Array) -> Array:
-    """The vertices (3 T, 2) at the ends of all sides of the triangles; row i is of i mod T."""
-    return np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]])
-
-
-def vertex_components(triangles: Array, is_vertex: Array) -> Array:
-    """Which connected piece each vertex (V,) is in, over the vertices where is_vertex (V,) holds.
-
-    Every other vertex is a piece of its own.
-    """
-    ends = edges(triangles)
-    return _components(ends[is_vertex[ends].all(1)], len(is_vertex))
+def as_trimesh(mesh: Mesh) -> trimesh.Trimesh:
+    """The same vertices, normals and triangles in trimesh's class, without colors."""
+    return trimesh.Trimesh(
+        vertices=mesh.vertices,
+        faces=mesh.triangles,
+        vertex_normals=mesh.normals,
+        process=False,
+    )
 
 
 def triangle_components(triangles: Array) -> Array:
-    """Which connected piece each triangle (T,) is in; pieces share edges, not only vertices."""
-    ends = np.sort(edges(triangles).astype(np.int64), axis=1)
-    edge = ends[:, 0] * (triangles.max(initial=0) + 1) + ends[:, 1]
-    order = np.argsort(edge, kind="stable")
-    owner = order % len(triangles)
-    is_shared = edge[order[1:]] == edge[order[:-1]]
-    pairs = np.stack([owner[:-1][is_shared], owner[1:][is_shared]], axis=1)
-    return _components(pairs, len(triangles))
-
-
-def _components(pairs: Array, count: int) -> Array:
-    """Which connected piece each of count things is in, where pairs (K, 2) of them are joined."""
-    joined = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), (count, count))
-    labels: Array = connected_components(joined, directed=False)[1]
-    return labels
+    """Number of the connected component of each triangle (T,); components share edges."""
+    return trimesh.graph.connected_component_labels(
+        trimesh.graph.face_adjacency(triangles), node_count=len(triangles)
+    )
 
 
 def areas(mesh: Mesh) -> Array:
     """Areas (T,) of the triangles, square scene units."""
-    a, b, c = (mesh.vertices[mesh.triangles[:, corner]].astype(np.float64) for corner in range(3))
-    return np.asarray(0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=1))
+    corners = mesh.vertices[mesh.triangles].astype(np.float64)  # (T, 3, 3)
+    return trimesh.triangles.area(corners)
 
 
 def largest_component(mesh: Mesh) -> Mesh:
-    """The connected piece with the largest area."""
+    """The connected component with the largest area."""
     labels = triangle_components(mesh.triangles)
     return mesh.part(labels == np.argmax(np.bincount(labels, areas(mesh))))

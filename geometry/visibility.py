@@ -11,13 +11,14 @@ import math
 
 import numpy as np
 import torch
+import trimesh
 from scipy.sparse import coo_matrix
 from torch import Tensor
 
 from generators.cameras import PoseDistribution, Poses, camera_origins, sample_poses
 from generators.volumetric_rendering import RenderOptions
 from geometry.rasterizer import project
-from geometry.surface import Array, Mesh, areas, edges, vertex_components
+from geometry.surface import Array, Mesh, areas
 
 NUM_CAMERAS = 128
 PIXEL = 2.0  # voxels that a pixel is wide
@@ -40,10 +41,11 @@ def visible_part(
     if not len(mesh.triangles):
         return mesh
     is_seen = _smoothed(mesh, _seen_vertices(mesh, poses, options, spacing))
-    labels = vertex_components(mesh.triangles, ~is_seen)
+    ends = trimesh.geometry.faces_to_edges(mesh.triangles)
+    hidden = ends[~is_seen[ends].any(1)]
+    labels = trimesh.graph.connected_component_labels(hidden, node_count=len(is_seen))
     third = np.repeat(areas(mesh) / 3, 3)
     size = np.bincount(labels[mesh.triangles.ravel()], third, minlength=len(is_seen))
-    ends = edges(mesh.triangles)
     is_bordering = np.zeros(len(is_seen), dtype=bool)
     is_bordering[labels[ends[is_seen[ends[:, 0]] != is_seen[ends[:, 1]]]]] = True
     is_pinhole = is_bordering[labels] & (size[labels] < (PINHOLE * spacing) ** 2)
@@ -53,7 +55,7 @@ def visible_part(
 
 def _smoothed(mesh: Mesh, is_seen: Array) -> Array:
     """What most of the vertices around each of (V,) are: else the cut would be frayed."""
-    ends, count = edges(mesh.triangles), len(is_seen)
+    ends, count = trimesh.geometry.faces_to_edges(mesh.triangles), len(is_seen)
     both = np.concatenate([ends, ends[:, ::-1]])
     joined = coo_matrix((np.ones(len(both)), (both[:, 0], both[:, 1])), (count, count)).tocsr()
     degree = np.bincount(both[:, 0], minlength=count)

@@ -9,7 +9,7 @@ import numpy as np
 
 from generators.cameras import PoseDistribution
 from generators.volumetric_rendering import RenderOptions
-from geometry.surface import Mesh, areas, edges, triangle_components
+from geometry.surface import Mesh, areas, as_trimesh, triangle_components
 from geometry.visibility import visible_part
 
 
@@ -45,12 +45,10 @@ def mesh_sanity(
     labels = triangle_components(mesh.triangles)
     components = int(labels.max()) + 1
     pieces = np.bincount(labels, areas(mesh))
-    num_edges = len(np.unique(np.sort(edges(mesh.triangles), axis=1), axis=0))
-    characteristic = len(np.unique(mesh.triangles)) - num_edges + len(mesh.triangles)
     seen = visible_part(mesh, poses, options, spacing=spacing)
     return MeshSanity(
         components=components,
-        holes=max(0, components - characteristic // 2),
+        holes=max(0, components - as_trimesh(mesh).euler_number // 2),
         main_share=float(pieces.max() / pieces.sum()),
         seen_share=float(areas(seen).sum() / pieces.sum()),
     )

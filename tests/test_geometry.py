@@ -309,7 +309,7 @@ def test_a_cut_leaves_a_rim_and_nothing_else_open():
     cut = surface.largest_component(
         visibility.visible_part(mesh, AROUND, OPTIONS, spacing=cube.spacing)
     )
-    ends = np.sort(surface.edges(cut.triangles), axis=1)
+    ends = np.sort(trimesh.geometry.faces_to_edges(cut.triangles), axis=1)
     rim, times = np.unique(ends, axis=0, return_counts=True)
     assert times.max() == 2
     heights = cut.vertices[rim[times == 1]][..., 1]
