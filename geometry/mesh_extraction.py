@@ -10,7 +10,7 @@ import torch
 from generators.cameras import PoseDistribution
 from generators.generators import ImplicitGenerator3d
 from generators.volumetric_rendering import LOCKED_DIRECTION, RenderOptions
-from geometry import appearance, level, shading, surface, visibility
+from geometry import appearance, level, rasterizer, surface, visibility
 from geometry.density_grid import Cube, DensityGrid
 from geometry.surface import Array, Mesh
 from image_io import png
@@ -147,8 +147,8 @@ def save_preview(path: Path, mesh: Mesh, poses: PoseDistribution, options: Rende
     pitch, yaw = poses.center()
     fov = min(170.0, PREVIEW_MARGIN * options.fov_degrees)
     pairs = [
-        shading.picture(mesh, pitch, side, PREVIEW_SIZE, fov)
-        for side in shading.side_views(yaw, poses.yaw_spread, PREVIEW_VIEWS)
+        rasterizer.picture(mesh, pitch, side, PREVIEW_SIZE, fov)
+        for side in rasterizer.side_views(yaw, poses.yaw_spread, PREVIEW_VIEWS)
     ]
     views = torch.stack([image for row in zip(*pairs, strict=True) for image in row])
     png.save_png(path, png.to_uint8(png.grid(views * 2 - 1, PREVIEW_VIEWS)))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 import trimesh
+from numpy.typing import NDArray
 from skimage.measure import marching_cubes
 
 from geometry.density_grid import Cube
