@@ -29,6 +29,7 @@ from generators.volumetric_rendering import RenderOptions
 from image_io import png
 from image_io import video as video_io
 from image_io.decoding import Crop
+from metrics.consistency import psnr
 from rendering import filming, photos, viewing
 from rendering.filming import Shot
 from system import flags
@@ -82,13 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         fov_degrees=float(guess.fov_degrees),
     )
     checkpoints.save_fit(folder / "fit.pth", fit, saved)
-    psnr = _save_comparison(folder / "fit.png", saved, fit, photo, options, args)
+    decibels = _save_comparison(folder / "fit.png", saved, fit, photo, options, args)
     print(
         f"pitch {math.degrees(fit.pitch):.1f}, yaw {math.degrees(fit.yaw):.1f}, angle of view "
         f"{fit.fov_degrees:.1f} degrees (--pitch {fit.pitch:.4f} --yaw {fit.yaw:.4f} --fov "
-        f"{fit.fov_degrees:.2f}); {psnr:.1f} dB at {options.image_size} px, loss {loss:.5f}"
+        f"{fit.fov_degrees:.2f}); {decibels:.1f} dB at {options.image_size} px, loss {loss:.5f}"
     )
-    gain = psnr - _flat_psnr(photo)
+    gain = decibels - _flat_psnr(photo)
     if gain < POOR_GAIN:
         print(f"a poor fit: only {gain:.1f} dB better than a single color (less than {POOR_GAIN:g} "
               "is poor); look at fit.png")  # fmt: skip
@@ -218,7 +219,7 @@ def _save_comparison(
 def _psnr(shown: Tensor, photo: Photo) -> float:
     """PSNR of (3, H, W) against the photo where it counts, dB."""
     error = ((shown - photo.image) / 2).square().mean(0) * photo.weight
-    return -10 * math.log10(max(1e-10, float(error.sum() / photo.weight.sum())))
+    return float(psnr(error.sum() / photo.weight.sum()))
 
 
 def _flat_psnr(photo: Photo) -> float:

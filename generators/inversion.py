@@ -17,7 +17,7 @@ from torch import Tensor
 
 from generators.cameras import POLE_MARGIN, PoseDistribution, Poses, cast_rays, sample_poses
 from generators.generators import ImplicitGenerator3d
-from generators.latents import LatentKind, sample_latents
+from generators.sampling import LatentKind, sample_latents
 from generators.volumetric_rendering import RenderOptions, render_rays
 from siren.film import Film
 

@@ -166,6 +166,11 @@ def activated_density(
     raw = samples[..., 3]
     if rng is not None:
         raw = raw + options.density_noise * _normal(raw.shape, raw, rng)
+    return clamped_density(raw, options)
+
+
+def clamped_density(raw: Tensor, options: RenderOptions) -> Tensor:
+    """Densities >= 0 per scene unit of raw densities, of any shape."""
     return F.relu(raw) if options.density_activation == "relu" else F.softplus(raw)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from generators.volumetric_rendering import RenderOptions
+from generators.volumetric_rendering import RenderOptions, clamped_density
 from geometry.level import Lattice
 
 SAMPLES = 48
@@ -36,8 +36,7 @@ def lit_places(
     parts = []
     for vertex, normal in zip(vertices.split(VERTICES), normals.split(VERTICES), strict=True):
         raw = lattice.sample(vertex[:, None] - normal[:, None] * steps[:, None])  # (V, S)
-        density = F.relu(raw) if options.density_activation == "relu" else F.softplus(raw)
-        depths = light_depths(density, reach, count)
+        depths = light_depths(clamped_density(raw, options), reach, count)
         parts.append(vertex[:, None] - normal[:, None] * depths[..., None])
     return torch.cat(parts)
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from generators.cameras import PoseDistribution, Poses, Rays, cast_rays, sample_poses
-from generators.volumetric_rendering import RenderOptions, depth_range
+from generators.volumetric_rendering import RenderOptions, clamped_density, depth_range
 
 NUM_CAMERAS, IMAGE_SIZE = 16, 32
 SAMPLES = 128  # per ray, half as far apart as the lattice's points where these are 64
@@ -58,15 +58,14 @@ def choose_level(lattice: Lattice, poses: PoseDistribution, options: RenderOptio
     """
     rng = torch.Generator().manual_seed(0)  # the same cameras for every object
     depths, raw = _samples(lattice, sample_poses(poses, NUM_CAMERAS, rng=rng), options)
-    is_relu = options.density_activation == "relu"
-    density = F.relu(raw) if is_relu else F.softplus(raw)
+    density = clamped_density(raw, options)
     half = _half_depths(depths, density)  # (R,)
     is_opaque = half.isfinite()
     if not is_opaque.any():
         return None
     highest = float(density.amax(1)[is_opaque].quantile(TYPICAL_PEAK))
     levels = highest * torch.logspace(math.log10(LOWEST), 0, CANDIDATES)  # (C,)
-    if not is_relu:
+    if options.density_activation == "softplus":
         levels = levels.expm1().log()  # the raw density that softplus makes it of
     meets = _crossing_depths(depths, raw, levels)  # (R, C)
     tolerance = TOLERANCE * lattice.spacing * (len(lattice.values) - 1)

@@ -45,6 +45,11 @@ class Agreement(NamedTuple):
     compared: Tensor
 
 
+def psnr(squared_error: Tensor) -> Tensor:
+    """Peak signal-to-noise ratios, dB, of mean squared errors of colors in [0, 1]; at most 100."""
+    return -10 * squared_error.clamp(min=MIN_SQUARE).log10()
+
+
 def match(here: Surface, there: Surface) -> Match:
     """Every pixel of here, found in there by its depth, and whether it should be seen there.
 
@@ -100,11 +105,10 @@ def compare(here: Surface, there: Surface) -> Agreement:
     def mean(values: Tensor) -> Tensor:
         return torch.where(common, values.double(), 0.0).sum((1, 2)) / count
 
-    square = mean(difference.square().mean(1))
     distances = (surface_points(here) - camera_origins(there.poses)[:, None, None]).norm(dim=-1)
     is_same = found.error.abs() <= TOLERANCE * here.depth_range
     return Agreement(
-        psnr_db=-10 * square.clamp(min=MIN_SQUARE).log10(),
+        psnr_db=psnr(mean(difference.square().mean(1))),
         l1=mean(difference.abs().mean(1)),
         depth_error=mean(found.error.abs() / distances),
         depth_agreement=100 * mean(is_same),

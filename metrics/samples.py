@@ -5,13 +5,12 @@ So the set does not depend on how it is divided among devices or batches.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from generators.cameras import PoseDistribution, Poses, sample_poses
 from generators.generators import ImplicitGenerator3d
-from generators.latents import LatentKind, sample_latents
+from generators.sampling import LatentKind, sample_latents, stream
 from generators.volumetric_rendering import RenderOptions
 from siren.film import Film
 
@@ -36,15 +35,9 @@ class SampleOptions:
     is_jittered: bool = False
 
 
-def sample_stream(seed: int, index: int, device: torch.device) -> torch.Generator:
-    """The random numbers of one image."""
-    words = np.random.SeedSequence([STREAM, seed, index]).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(words[0] >> np.uint64(1)))
-
-
 def sample_scene(index: int, z_dim: int, options: SampleOptions) -> tuple[Tensor, Poses]:
     """Latent (1, z_dim) and pose (1,) of image index, on the CPU: the same on every device."""
-    rng = sample_stream(options.seed, index, torch.device("cpu"))
+    rng = stream(STREAM, options.seed, index)
     z = sample_latents(1, z_dim, kind=options.latent_kind, rng=rng)
     return z, sample_poses(options.poses, 1, rng=rng)
 
@@ -64,6 +57,6 @@ def sample_image(
     film = sample_film(generator, z, options)
     device = film.frequencies.device
     # A second stream for the depths: drawn on the device, where there are many.
-    rng = sample_stream(options.seed + 1, index, device) if options.is_jittered else None
+    rng = stream(STREAM, options.seed + 1, index, device=device) if options.is_jittered else None
     view = generator.render(film, poses, options.render, rng=rng, points_per_chunk=points_per_chunk)
     return view.images[0]

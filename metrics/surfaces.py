@@ -12,9 +12,9 @@ from torch import Tensor
 
 from generators.cameras import Poses, camera_origins, camera_rotations, cast_rays
 from generators.generators import View
+from generators.pictures import surface_depths
 from generators.volumetric_rendering import RenderOptions
 
-MIN_OPACITY = 0.5  # a pixel shows a surface if most of its light ends there
 EDGE_SHARE = 0.1  # of the depth range: neighbours that differ by more belong to two surfaces
 
 
@@ -35,18 +35,14 @@ class Surface(NamedTuple):
 
 
 def surface(view: View, poses: Poses, options: RenderOptions) -> Surface:
-    """The surface that views show, rendered from poses with options.
+    """Surface that views show, rendered from poses with options.
 
-    A view's depth is the sum of weighted depths. Behind a black or white background the weights
-    add up to the opacity, so the depth of the surface is their quotient; with "last_sample" they
-    add up to 1. Clear are pixels that, like their eight neighbours, have an opacity above
-    MIN_OPACITY, and whose neighbours' depths span at most EDGE_SHARE of the depth range: at an
-    edge a pixel mixes two surfaces and its depth lies between them, on neither.
+    A pixel is clear if it and its eight neighbours show a surface (`surface_depths`) and their
+    depths span at most EDGE_SHARE of the depth range: a pixel at an edge mixes two surfaces, and
+    its depth lies between them, on neither.
     """
-    depths = view.depths
-    if options.background != "last_sample":
-        depths = depths / view.opacities.clamp(min=1e-6)
-    is_solid = (view.opacities > MIN_OPACITY) & depths.isfinite()
+    depths = surface_depths(view, options)
+    is_solid = depths.isfinite()
     depths = torch.where(is_solid, depths, options.far)
     span = options.far - options.near
     highest = F.max_pool2d(depths[:, None], 3, stride=1, padding=1)[:, 0]

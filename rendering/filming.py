@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from checkpoint_io.checkpoints import SavedGenerator
 from generators.cameras import Poses
-from generators.depth_pictures import depth_pictures, surface_depths
 from generators.generators import View
+from generators.pictures import depth_pictures, surface_depths
 from generators.trajectories import Camera, Trajectory
 from generators.volumetric_rendering import RenderOptions
 from image_io import png, video

@@ -19,7 +19,7 @@ from checkpoint_io.checkpoints import SavedGenerator
 from generators.cameras import Poses
 from generators.fields import CPU_CHUNK, CUDA_CHUNK
 from generators.generators import ImplicitGenerator3d, View
-from generators.latents import sample_latents
+from generators.sampling import sample_latents
 from generators.trajectories import Camera
 from generators.volumetric_rendering import RenderOptions
 from siren.film import Film

@@ -16,7 +16,7 @@ from config import curriculum
 from generators import inversion
 from generators.cameras import Poses, cast_rays, sample_poses
 from generators.inversion import FitOptions, Guess, Photo, photo_losses
-from generators.latents import sample_latents
+from generators.sampling import sample_latents
 from rendering import photos, viewing
 from system.errors import UsageError
 
