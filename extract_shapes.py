@@ -16,12 +16,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from checkpoint_io.checkpoints import SavedGenerator
+from generators.trajectories import SceneObject
 from generators.volumetric_rendering import RenderOptions
 from geometry import mesh_extraction, mesh_files
 from geometry.density_grid import Cube
 from geometry.mesh_extraction import Wanted
 from rendering import viewing
-from rendering.viewing import SceneObject
 from system import flags
 from system.errors import nearest
 from system.files import filled_folder

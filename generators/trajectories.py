@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+from siren.film import Film
+
 POLE_DISTANCE = 0.05  # radians that swings around a camera stay away from straight up and down
 
 
@@ -34,9 +36,19 @@ class Camera(NamedTuple):
         )
 
 
-Trajectory = Callable[
-    [float, Camera], Camera
-]  # t, and the camera that the object is usually seen by
+class SceneObject(NamedTuple):
+    """An object seen from a camera: its name in file names and its conditioning (1, F)."""
+
+    name: str
+    film: Film
+    camera: Camera
+
+    def seen_from(self, camera: Camera) -> "SceneObject":
+        """The same object seen from another camera."""
+        return self._replace(camera=camera)
+
+
+Trajectory = Callable[[float, Camera], Camera]  # from t and the usual camera of the object
 
 
 def front(t: float, usual: Camera) -> Camera:

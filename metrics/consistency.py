@@ -6,6 +6,7 @@ All compare a view from a reference camera, `here`, with one of the same object 
 Legend: B views, H = W pixels per side, R rays.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -179,3 +180,25 @@ def half_transparent(opacities: Tensor) -> Tensor:
     """
     low, high = HALF_TRANSPARENT
     return 100 * ((opacities > low) & (opacities < high)).double().mean((1, 2))
+
+
+class PoseErrors(NamedTuple):
+    """Absolute errors (B,) in degrees, each in [0, 180]."""
+
+    pitch: Tensor
+    yaw: Tensor
+
+
+def pose_errors(predicted: Tensor, poses: Poses) -> PoseErrors:
+    """Errors of predicted [pitch, yaw] (B, 2), radians, against the known poses.
+
+    |wrapped difference| * 180 / pi, wrapped into [-180, 180): yaw is an angle around a circle.
+    The head of the published encoders (Chan et al. 2021, supplement) learns raw radians, so that
+    half a turn to either side of +-pi is far away for it and not for us.
+    """
+
+    def error(guess: Tensor, true: Tensor) -> Tensor:
+        difference = guess.double() - true.to(guess.device).double()
+        return ((difference + math.pi).remainder(2 * math.pi) - math.pi).abs().rad2deg()
+
+    return PoseErrors(error(predicted[:, 0], poses.pitch), error(predicted[:, 1], poses.yaw))

@@ -29,6 +29,7 @@ from system.files import replaced
 Protocol = Literal["clean", "published"]
 PROTOCOLS: tuple[Protocol, ...] = ("clean", "published")
 JPEG_QUALITY = 75  # Pillow's default, with which the published script writes
+FILE_FORMATS: dict[Protocol, str] = {"clean": "PNG", "published": f"JPEG quality {JPEG_QUALITY}"}
 MANIFEST = "real_images.json"
 CHOICE_SEED = 0  # of which images are taken, and of the published protocol's mirror images
 CHUNK = 64  # pictures between two steps of a progress bar
@@ -120,7 +121,7 @@ def manifest(choice: Choice, listing: Listing, protocol: Protocol) -> dict[str, 
         "of": listing.count,
         "dataset": {**asdict(choice.options), "listing": names},
         "is_flipped": choice.is_flipped and choice.options.flip,
-        "file_format": f"JPEG quality {JPEG_QUALITY}" if protocol == "published" else "PNG",
+        "file_format": FILE_FORMATS[protocol],
     }
 
 

@@ -23,7 +23,6 @@ from geometry.density_grid import Cube
 from geometry.mesh_extraction import Wanted
 from metrics import consistency, samples
 from metrics.mesh_sanity import MeshSanity, mesh_sanity
-from metrics.pose_accuracy import pose_errors
 from metrics.samples import SampleOptions
 from metrics.surfaces import Surface, surface
 from system.errors import UsageError
@@ -200,7 +199,7 @@ def _pose_accuracy(
         if guess is None:
             return None
         _, poses = samples.sample_scene(index, saved.generator.z_dim, own)
-        errors = pose_errors(guess, poses)
+        errors = consistency.pose_errors(guess, poses)
         pitch_errors.append(float(errors.pitch))
         yaw_errors.append(float(errors.yaw))
     return {

@@ -8,7 +8,7 @@ Legend: N cars, P points per car.
 import torch
 from torch import Tensor
 
-from scenes.toy_cars import Geometry, ToyCars, cabin_planes, part_distances, per_point
+from scenes.toy_cars import Geometry, cabin_planes, part_distances
 
 PILLAR = 0.011  # frame around the windows, scene units
 CENTER_PILLAR = 0.005  # half of the one between a side's windows
@@ -68,12 +68,6 @@ def _is_window(car: Geometry, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     return is_between & (is_end_window | is_side_window)
 
 
-def albedo(cars: ToyCars, points: Tensor) -> Tensor:
-    """Colors (N, P, 3) in [0, 1] of surface points (N, P, 3) before shading."""
-    paint = cars.paint.T[..., None].expand(3, *points.shape[:2])
-    return car_albedo(per_point(cars), paint, points).movedim(0, -1)
-
-
 def brightness(normals: Tensor) -> Tensor:
     """Light (...) in [0, 1] that a surface with normals (..., 3) reflects evenly to all sides.
 
@@ -82,8 +76,3 @@ def brightness(normals: Tensor) -> Tensor:
     x, y, z = normals.unbind(-1)
     facing = 0.5 + 0.5 * (x * LIGHT[0] + y * LIGHT[1] + z * LIGHT[2])
     return AMBIENT + (1 - AMBIENT) * facing * facing
-
-
-def shaded_color(cars: ToyCars, points: Tensor, normals: Tensor) -> Tensor:
-    """Colors (N, P, 3) in [0, 1] of surface points (N, P, 3) with unit-length normals."""
-    return albedo(cars, points) * brightness(normals)[..., None]

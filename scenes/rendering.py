@@ -53,14 +53,6 @@ def render_cars(
     return CarViews(images, depths.reshape(shape))
 
 
-def surface_depths(cars: ToyCars, rays: Rays) -> Tensor:
-    """Depths (B, R) at which rays (B, R, 3) first meet their car, inf where they miss it."""
-    num_images, num_rays = rays.origins.shape[:2]
-    image = torch.arange(num_images, device=cars.paint.device).repeat_interleave(num_rays)
-    flat = Rays(rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3))
-    return _depths(cars, image, flat).reshape(num_images, num_rays)
-
-
 class _Cameras:
     """Cameras of B images, which give the ray through any place of a picture."""
 

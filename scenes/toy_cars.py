@@ -77,16 +77,6 @@ class ToyCars:
         return ToyCars(Geometry(*(numbers[index] for numbers in self.geometry)), self.paint[index])
 
 
-def sample_cars(count: int, *, rng: torch.Generator) -> ToyCars:
-    """Random cars; the first ones are the same whatever the count is.
-
-    Args:
-        count: number of cars, N.
-        rng: a CPU stream.
-    """
-    return cars_from_uniform(torch.rand(count, NUM_DRAWS, generator=rng))
-
-
 def cars_from_uniform(draws: Tensor) -> ToyCars:
     """The cars that belong to numbers (N, NUM_DRAWS) in [0, 1)."""
     columns = iter(draws.unbind(1))
@@ -206,11 +196,6 @@ def car_distance(car: Geometry, points: Tensor) -> Tensor:
     return torch.minimum(*part_distances(car, points))
 
 
-def signed_distance(cars: ToyCars, points: Tensor) -> Tensor:
-    """Signed distances (N, P) of points (N, P, 3) to their car's surface, as car_distance."""
-    return car_distance(per_point(cars), points)
-
-
 def car_normals(car: Geometry, points: Tensor) -> Tensor:
     """Unit-length gradients (..., 3) of car_distance, from the corners of a small tetrahedron."""
     x, y, z = points.unbind(-1)
@@ -221,13 +206,3 @@ def car_normals(car: Geometry, points: Tensor) -> Tensor:
         total += torch.stack([distance * sign for sign in signs])
     x, y, z = total
     return (total * (x * x + y * y + z * z).clamp(min=1e-24).rsqrt()).movedim(0, -1)
-
-
-def per_point(cars: ToyCars) -> Geometry:
-    """Geometry of (N, 1), which fits points (N, P, 3)."""
-    return Geometry(*(numbers[:, None] for numbers in cars.geometry))
-
-
-def surface_normals(cars: ToyCars, points: Tensor) -> Tensor:
-    """Unit-length outward normals (N, P, 3) at surface points (N, P, 3)."""
-    return car_normals(per_point(cars), points)

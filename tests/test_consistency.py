@@ -9,7 +9,6 @@ from generators.cameras import Poses, cast_rays
 from generators.generators import View
 from generators.volumetric_rendering import RenderOptions, render_rays
 from metrics import consistency
-from metrics.pose_accuracy import pose_errors
 from metrics.surfaces import project, sampled, surface, surface_points
 from scenes.rendering import render_cars
 from scenes.toy_car_images import toy_car_scenes
@@ -251,7 +250,7 @@ def test_points_behind_the_camera_are_not_in_the_picture():
 def test_poses_are_wrapped_and_in_degrees():
     poses = Poses(torch.tensor([1.0, 1.0]), torch.tensor([3.1, 0.0]))
     guess = torch.tensor([[1.1, -3.1], [1.0, math.pi / 2]])
-    errors = pose_errors(guess, poses)
+    errors = consistency.pose_errors(guess, poses)
     torch.testing.assert_close(
         errors.pitch, torch.tensor([math.degrees(0.1), 0.0]).double(), atol=1e-5, rtol=0
     )
