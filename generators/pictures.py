@@ -12,20 +12,21 @@ from torch import Tensor
 from generators.generators import View
 from generators.volumetric_rendering import RenderOptions
 
-MIN_OPACITY = 0.5  # a pixel that lets more than half of the light pass shows no surface
+MIN_OPACITY = 0.5  # a pixel shows a surface if at least half of its light is absorbed
 NEAR_LIGHTNESS, FAR_LIGHTNESS = 0.93, 0.38  # Oklab, from 0 to 1
 NEAR_HUE, FAR_HUE = math.radians(100), math.radians(310)  # yellow, over green and blue, to purple
-CHROMA = 0.085  # small enough for every color on the way to exist in sRGB
+CHROMA = 0.085  # small enough for every color of the scale to exist in sRGB
 
 
 def surface_depths(view: View, options: RenderOptions) -> Tensor:
-    """Mean depths (B, H, W) of what stopped the light, scene units; NaN where there is no surface.
+    """Return the mean depths (B, H, W) at which light is absorbed; NaN where there is no surface.
 
-    That is where most of the light passed, and, in an unbounded scene, where it went on to the last
-    sample: that one stands for everything behind far, and any density at all stops the rest there.
+    There is none where most of the light passes, nor, in an unbounded scene, where most of it
+    reaches the last sample: that sample stands for all space behind far and absorbs the rest at
+    the faintest density.
 
-    View.depths are sums over the light that was stopped, so they shrink with a pixel's opacity;
-    under the background "last_sample" they count the rest of the light at far. Both is undone.
+    View.depths are sums of depths weighted by absorbed light. So they are divided by the opacity,
+    after the background's share, which "last_sample" counts at far, is subtracted. Scene units.
     """
     depths, is_surface = view.depths, view.opacities >= MIN_OPACITY
     if options.background == "last_sample":
@@ -38,10 +39,11 @@ def surface_depths(view: View, options: RenderOptions) -> Tensor:
 
 
 def depth_pictures(depths: Tensor, options: RenderOptions) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1] of depths (B, H, W).
+    """Color depths (B, H, W) as images (B, 3, H, W) in [-1, 1].
 
     Near is light yellow, far is dark purple, and lightness falls evenly in between; pixels without
-    a surface (NaN) are black. The scale is the options' near to far, never that of the picture.
+    a surface (NaN) are black. The scale always runs from near to far of options, so that a color
+    means the same depth in every picture.
     """
     share = ((depths - options.near) / (options.far - options.near)).clamp(0, 1)
     rgb = _color_scale(share.nan_to_num())
@@ -49,7 +51,7 @@ def depth_pictures(depths: Tensor, options: RenderOptions) -> Tensor:
 
 
 def _color_scale(share: Tensor) -> Tensor:
-    """SRGB in [0, 1], (B, 3, H, W), of shares (B, H, W) of the way from near to far.
+    """Map shares (B, H, W) of the way from near to far to sRGB colors (B, 3, H, W) in [0, 1].
 
     Source: the Oklab color space (Ottosson 2020) and the sRGB transfer curve.
     """
@@ -72,12 +74,12 @@ def _color_scale(share: Tensor) -> Tensor:
 
 
 def surface_normals(points: Tensor) -> Tensor:
-    """Unit normals (B, H, W, 3) of the surface that points (B, H, W, 3) lie on.
+    """Return unit normals (B, H, W, 3) of the surface that points (B, H, W, 3) lie on.
 
-    They are cross products of the differences between neighbours, across and down the picture, and
-    look to the camera where pixels run from the top left. Where two neighbours lie on one side the
-    nearer pair counts, so that the rim of an object keeps its normal. A point that is NaN shows no
-    surface; its normal, and that of a point without a neighbour, is NaN.
+    They are cross products of differences between neighbours, across and down the picture, and
+    point towards the camera where pixels run from the top left. Of the two neighbours along an axis
+    the nearer one counts, so that the rim of an object keeps its normal. A point that is NaN shows
+    no surface; its normal, and that of a point without a neighbour, is NaN.
     """
     across = _nearer_difference(points, dim=2)
     down = _nearer_difference(points, dim=1)
@@ -85,7 +87,7 @@ def surface_normals(points: Tensor) -> Tensor:
 
 
 def _nearer_difference(points: Tensor, *, dim: int) -> Tensor:
-    """The shorter of the steps from and to each point along dim; NaN where there is neither."""
+    """Return the shorter of the two steps from each point along dim; NaN if there is none."""
     steps = points.diff(dim=dim)
     gap = torch.full_like(points.narrow(dim, 0, 1), torch.nan)
     onward, behind = torch.cat([steps, gap], dim=dim), torch.cat([gap, steps], dim=dim)
@@ -94,7 +96,7 @@ def _nearer_difference(points: Tensor, *, dim: int) -> Tensor:
 
 
 def normal_pictures(normals: Tensor, rotations: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1] of normals (B, H, W, 3), as the camera sees them.
+    """Color normals (B, H, W, 3), in camera space, as images (B, 3, H, W) in [-1, 1].
 
     Red is to the right, green up, blue towards the camera; rotations (B, 3, 3) are the cameras'.
     Pixels without a surface (NaN) are black.

@@ -1,6 +1,6 @@
 """Choose the iso level that matches the renders.
 
-A density has no surface: rays lose their light gradually. The surface of the chosen iso level agrees
+A density has no surface: rays lose their light gradually. The chosen iso level's surface agrees
 best with the renders: rays meet it where half of their light is absorbed, and rays that keep more
 miss it. Both are computed on the first pass's lattice, along rays of training cameras.
 
