@@ -48,7 +48,7 @@ CONSISTENCY_ROWS = (
 
 
 def build_parser() -> flags.ArgumentParser:
-    """All flags of this command."""
+    """Return a parser of all flags of this command."""
     parser = flags.ArgumentParser(description="Measure a saved generator.")
     viewing.add_generator(parser)
     add = parser.add_argument
@@ -153,9 +153,9 @@ def measure_images(place: Place, job: Job) -> int:
 def _written_image(
     saved: SavedGenerator, sampling: SampleOptions, args: argparse.Namespace, number: int
 ) -> Tensor:
-    """Render image number, write it to a file, and return the (3, H, W) uint8 that it decodes to.
+    """Render image number, write it to a file, and return what the file decodes to.
 
-    So that the JPEG files of the published protocol are measured as they are.
+    It is (3, H, W) uint8. So the losses of the published protocol's JPEG files are measured too.
     """
     image = samples.sample_image(
         saved.generator, number, sampling, points_per_chunk=viewing.chunk_size(saved, args)
@@ -181,7 +181,7 @@ def measure_consistency(saved: SavedGenerator, args: argparse.Namespace) -> None
 
 
 def _sampling(saved: SavedGenerator, args: argparse.Namespace, size: int) -> SampleOptions:
-    """Options of the measured images: the stage's samples per ray, the evaluation's cameras."""
+    """Return the options of the images: the stage's samples per ray, the evaluation's cameras."""
     curriculum = saved.curriculum
     render = curriculum.preview_render(saved.step, size)
     if args.lock_view_dependence:
