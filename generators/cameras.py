@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 POLE_MARGIN = 1e-5  # radians kept from the poles, where "right" is undefined
+NEAREST = 1e-3  # scene units in front of the camera, within which points count as behind it
 TRUNCATION = 2.0  # standard deviations at which "truncated_gaussian" is cut
 
 PoseKind = Literal["gaussian", "uniform", "hybrid", "truncated_gaussian", "spherical_uniform"]
@@ -129,6 +130,24 @@ def camera_rotations(poses: Poses) -> Tensor:
     right = F.normalize(torch.linalg.cross(forward, world_up), dim=-1)
     up = F.normalize(torch.linalg.cross(right, forward), dim=-1)
     return torch.stack([right, up, -forward], dim=-1)
+
+
+def project(points: Tensor, poses: Poses, fov_degrees: float) -> tuple[Tensor, Tensor]:
+    """Project points (B, ..., 3) into cameras at poses.
+
+    Returns:
+        Places (B, ..., 2) in the image, x to the right and y downwards, -1 and 1 at the centers
+        of the outermost pixels; and distances (B, ...) from the camera. Points behind the camera
+        get a place outside of the image and distance inf.
+    """
+    origins = camera_origins(poses).view(-1, *[1] * (points.dim() - 2), 3)
+    offsets = points - origins
+    right, up, back = torch.einsum("bji,b...j->b...i", camera_rotations(poses), offsets).unbind(-1)
+    is_ahead = -back > NEAREST
+    scale = 1 / (math.tan(math.radians(fov_degrees) / 2) * (-back).clamp(min=NEAREST))
+    places = torch.stack([right * scale, -up * scale], dim=-1)
+    places = torch.where(is_ahead[..., None], places, 2.0)
+    return places, offsets.norm(dim=-1).masked_fill(~is_ahead, torch.inf)
 
 
 def camera_directions(

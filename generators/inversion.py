@@ -8,8 +8,9 @@ Legend: K guesses, L width of a latent, F FiLM features, H = W pixels.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -187,14 +188,15 @@ class _Best:
 
     losses: Tensor
     guess: Guess
-    reference: float
+    reference: float = math.inf
     since: int = 0
 
     def keep(self, losses: Tensor, guess: Guess, step: int) -> None:
         better = losses < self.losses
 
         def choose(new: Tensor, old: Tensor) -> Tensor:
-            return torch.where(better.view(-1, *[1] * (new.dim() - 1)), new.detach(), old)
+            is_new = better.view(-1, *[1] * (new.dim() - 1))
+            return torch.where(is_new, new.detach(), old.detach())
 
         self.losses = choose(losses, self.losses)
         film, old = guess.film, self.guess.film
@@ -222,10 +224,12 @@ def _descend(
     fit: FitOptions,
     *,
     steps: int,
-) -> Iterator[_Best]:
-    """Descend with Adam on film_of's parameters and the cameras; yield the best so far each step.
+    report: Callable[[int, float], None],
+) -> _Best:
+    """Descend with Adam on film_of's parameters and the cameras; return the best guesses.
 
-    film_of returns the conditioning and the loss of its prior (K,).
+    film_of returns the conditioning and the loss of its prior (K,). report is called after each
+    step with the number of steps and the lowest loss.
     """
     poses = cameras.parameters(fits_fov=fit.fits_fov)
     groups = [{"params": parameters, "lr": rate}, {"params": poses, "lr": fit.pose_rate}]
@@ -238,21 +242,17 @@ def _descend(
         images, opacities = render_guess(generator, guess, options, photo.image.shape[-1])
         losses = photo_losses(images, opacities, photo)
         total = losses + prior + FOV_PRIOR * cameras.log_zoom.square()
-        if best is None:
-            detached = Guess(
-                Film(film.frequencies.detach(), film.phase_shifts.detach()),
-                Poses(*(angle.detach() for angle in guess.poses)),
-                guess.fov_degrees.detach(),
-            )
-            best = _Best(losses.detach(), detached, float(losses.detach().min()))
-        best.keep(losses.detach(), guess, step)
-        yield best
+        best = best or _Best(torch.full_like(losses, math.inf), guess)
+        best.keep(losses, guess, step)
+        report(step + 1, float(best.losses.min()))
         if step - best.since > PATIENCE:
-            return
+            break
         optimizer.zero_grad(set_to_none=True)
         total.sum().backward()
         optimizer.step()
         schedule.step()
+    assert best is not None  # steps is positive
+    return best
 
 
 def fit_photo(
@@ -294,13 +294,10 @@ def fit_photo(
         return generator.mapping(z), LATENT_PRIOR * z.square().mean(1)
 
     size = max(fit.search_size, photo.image.shape[-1] // 2)
-    best: _Best | None = None
-    for count, best in enumerate(_descend(
+    best = _descend(
         film_of_latents, [z], fit.latent_rate, cameras, generator, photo.at(size), options, fit,
-        steps=fit.latent_steps,
-    )):  # fmt: skip
-        report("latent", count + 1, float(best.losses.min()))
-    assert best is not None  # for the type checker
+        steps=fit.latent_steps, report=partial(report, "latent"),
+    )  # fmt: skip
     index = best.losses.argmin()[None]
     return _refine(generator, best.guess[index], photo, options, fit, kind, rng, report)
 
@@ -331,11 +328,8 @@ def _refine(
         return film, OFFSET_PRIOR * squares
 
     cameras = _Cameras(start.poses, start.fov_degrees, options.fov_degrees)
-    best: _Best | None = None
-    for count, best in enumerate(_descend(
+    best = _descend(
         film_of_offsets, offsets, fit.film_rate, cameras, generator, photo, options, fit,
-        steps=fit.film_steps,
-    )):  # fmt: skip
-        report("film", count + 1, float(best.losses.min()))
-    assert best is not None  # for the type checker
+        steps=fit.film_steps, report=partial(report, "film"),
+    )  # fmt: skip
     return best.guess, float(best.losses[0])

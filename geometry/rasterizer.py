@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from generators.cameras import Poses, camera_origins, camera_rotations
+from generators import cameras
+from generators.cameras import Poses, camera_rotations
 from geometry.surface import Mesh
 
 CANDIDATES = 2**21  # pairs of triangle and pixel tested together; bounds the memory
 DEPTH_BITS = 32  # of a sort key; the triangle's index follows below them
-NEAREST = 1e-3  # scene units before the camera
 SUPERSAMPLING = 2
 CLAY = (0.82, 0.80, 0.77)
 AMBIENT, DIFFUSE = 0.25, 0.75
@@ -39,13 +39,10 @@ def project(
     vertices: Tensor, pitch: float, yaw: float, image_size: int, fov_degrees: float
 ) -> Projection:
     """Project vertices (V, 3) to a camera at pitch and yaw, radians; depth inf if behind it."""
-    poses = Poses(torch.tensor([pitch], dtype=torch.float64), torch.tensor([yaw]).double())
-    relative = vertices.double() - camera_origins(poses)
-    right, up, back = (relative @ camera_rotations(poses)[0]).unbind(1)  # (V,) each
-    scale = 1 / (math.tan(math.radians(fov_degrees) / 2) * (-back).clamp(min=NEAREST))
-    half = (image_size - 1) / 2
-    depths = relative.norm(dim=1).masked_fill(-back < NEAREST, torch.inf)
-    return Projection(half * (1 + right * scale), half * (1 - up * scale), depths)
+    poses = Poses(torch.tensor([pitch]).double(), torch.tensor([yaw]).double())
+    places, depths = cameras.project(vertices.double()[None], poses, fov_degrees)
+    columns, rows = ((image_size - 1) / 2 * (1 + places[0])).unbind(-1)
+    return Projection(columns, rows, depths[0])
 
 
 def visible_triangles(projection: Projection, triangles: Tensor, image_size: int) -> Tensor:

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from generators.cameras import Poses, Rays, camera_origins, cast_rays
+from generators.cameras import Poses, Rays, camera_origins, cast_rays, project
 from generators.fields import Field, chunked
 from generators.volumetric_rendering import RenderOptions, render_rays
-from metrics.surfaces import Surface, is_inside, project, sampled, surface_points
+from metrics.surfaces import Surface, is_inside, sampled, surface_points
 
 TOLERANCE = 0.01  # of the depth range: largest difference of depths that agree
 MIN_SQUARE = 1e-10  # of a color error; bounds the PSNR at 100 dB

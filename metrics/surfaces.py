@@ -3,14 +3,13 @@
 Legend: B views, H = W pixels per side. Depths are distances along unit-length rays, scene units.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from generators.cameras import Poses, camera_origins, camera_rotations, cast_rays
+from generators.cameras import Poses, cast_rays
 from generators.generators import View
 from generators.pictures import surface_depths
 from generators.volumetric_rendering import RenderOptions
@@ -66,24 +65,6 @@ def surface_points(shown: Surface) -> Tensor:
     rays = cast_rays(shown.poses, size, shown.fov_degrees)
     points = rays.origins + rays.directions * shown.depths.flatten(1)[..., None]
     return points.unflatten(1, (size, size))
-
-
-def project(points: Tensor, poses: Poses, fov_degrees: float) -> tuple[Tensor, Tensor]:
-    """Project points (B, H, W, 3) into cameras at poses.
-
-    Returns:
-        Places (B, H, W, 2) in the image, x to the right and y downwards, -1 and 1 at the centers
-        of the outermost pixels; and distances (B, H, W) from the camera. Points behind the camera
-        get a place outside of the image.
-    """
-    offsets = points - camera_origins(poses)[:, None, None]
-    local = torch.einsum("bji,bhwj->bhwi", camera_rotations(poses), offsets)
-    ahead = -local[..., 2]
-    focal = 1 / math.tan(math.radians(fov_degrees) / 2)
-    x, y = (focal * local[..., axis] / ahead.clamp(min=1e-6) for axis in (0, 1))
-    places = torch.stack([x, -y], dim=-1)
-    places = torch.where((ahead > 0)[..., None], places, 2.0)
-    return places, offsets.norm(dim=-1)
 
 
 def sampled(planes: Tensor, places: Tensor) -> Tensor:

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from generators.cameras import Poses, cast_rays
+from generators.cameras import Poses, cast_rays, project
 from generators.generators import View
 from generators.volumetric_rendering import RenderOptions, render_rays
 from metrics import consistency
-from metrics.surfaces import project, sampled, surface, surface_points
+from metrics.surfaces import sampled, surface, surface_points
 from scenes.rendering import render_cars
 from scenes.toy_car_images import toy_car_scenes
 
