@@ -3,38 +3,34 @@
     python eval_metrics.py out/generator.pth --real_image_dir EvalImages/CelebA_real_images_128
     python eval_metrics.py out/generator.pth --consistency
 
-Writes metrics.json and the generated images into --output_dir, and consistency.png. Nothing there
-is deleted; files of the same names are replaced.
+Writes metrics.json, the generated images and consistency.png into --output_dir. Files of the same
+names are replaced, nothing else there is changed.
 """
 
 import argparse
-import json
 import os
-import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
 from distributed import processes
 from distributed.processes import Place
 from image_io import png
-from metrics import features, inception, real_images, report, samples
+from metrics import features, inception, real_images, record, report, samples
 from metrics.inception import NUM_FEATURES, NUM_LOGITS, Weights
-from metrics.real_images import Protocol, RealSet
+from metrics.real_images import RealSet
 from metrics.report import ConsistencyOptions
 from metrics.samples import SampleOptions
 from rendering import viewing
 from system import flags
 from system.errors import UsageError
-from system.files import output_folder, replaced
+from system.files import output_folder
 
 COLUMNS = (  # of the table: key in metrics.json, name
     ("fid", "FID"), ("kid_mean", "KID x 100"), ("is_mean", "IS"),
@@ -52,7 +48,7 @@ CONSISTENCY_ROWS = (
 
 
 def build_parser() -> flags.ArgumentParser:
-    """All flags of this command."""
+    """Return a parser of all flags of this command."""
     parser = flags.ArgumentParser(description="Measure a saved generator.")
     viewing.add_generator(parser)
     add = parser.add_argument
@@ -85,7 +81,7 @@ def build_parser() -> flags.ArgumentParser:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What all ranks get: the flags, and what main has found; picklable."""
+    """The flags, the real images and the network's weights that main hands to all ranks."""
 
     args: argparse.Namespace
     real: RealSet
@@ -93,68 +89,99 @@ class Job:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check everything, then measure."""
+    """Measure what the flags ask for."""
     args = build_parser().parse_args(argv)
     if args.real_image_dir is None and not args.consistency:
         raise UsageError("nothing to measure: give --real_image_dir, --consistency or both")
     saved = viewing.open_generator(args)
-    folder, path = args.output_dir, args.output_dir / "metrics.json"
     if args.real_image_dir is not None:
-        real = real_images.open_real_set(args.real_image_dir)
-        weights = inception.find_weights(
-            args.inception_weights, takes_any=args.any_inception_weights
-        )
-        inception.fidelity()
-        job = Job(args=args, real=real, weights=weights)
+        job = find_job(args)
         places = processes.plan(args.device, args.num_processes, os.environ)
         code = processes.launch(measure_images, job, places, port=args.port)
         if code or not places[0].is_main:
             return code
     if args.consistency:
-        output_folder(folder)
-        _update(path, _about(saved, args), {"consistency": _consistency(saved, args, folder)})
+        measure_consistency(saved, args)
+    folder = args.output_dir
     print(f"in {folder}: metrics.json{' consistency.png' if args.consistency else ''}")
     return 0
 
 
+def find_job(args: argparse.Namespace) -> Job:
+    """Find the real images and the Inception network before any process starts.
+
+    Raises:
+        UsageError: one of them is missing, or a library that evaluates them.
+    """
+    real = real_images.open_real_set(args.real_image_dir)
+    weights = inception.find_weights(args.inception_weights, takes_any=args.any_inception_weights)
+    inception.fidelity()
+    return Job(args=args, real=real, weights=weights)
+
+
 def measure_images(place: Place, job: Job) -> int:
-    """One rank's share of the image metrics; the first one writes and prints them."""
+    """Do one rank's share of the image metrics; the first rank writes and prints them."""
     args = job.args
     args.device = str(place.device)
     saved = viewing.open_generator(args)
-    size = args.image_size or job.real.image_size
-    sampling = _sampling(saved, args, size)
+    sampling = _sampling(saved, args, args.image_size or job.real.image_size)
     network = inception.fidelity_network(job.weights, place.device)
-    output_folder(args.output_dir)  # now that nothing is missing
-    chunk = viewing.chunk_size(saved, args)
-    protocol: Protocol = args.protocol
-
-    def image_of(number: int) -> Tensor:
-        image = samples.sample_image(saved.generator, number, sampling, points_per_chunk=chunk)
-        content = real_images.encoded(png.to_uint8(image).numpy(), protocol)
-        real_images.put(real_images.file_path(args.output_dir, number, protocol), content)
-        return real_images.decoded(content)
-
+    output_folder(args.output_dir)  # only now: nothing that is needed is missing
     real, content = features.real_features(job.real, network, job.weights, args.cache_dir, place)
-    width = NUM_FEATURES + NUM_LOGITS
     generated = features.features_of(
-        image_of, args.num_images, network, width, place, title="generated images"
+        partial(_written_image, saved, sampling, args),
+        args.num_images,
+        network,
+        NUM_FEATURES + NUM_LOGITS,
+        place,
+        title="generated images",
     )
     if generated is None or not place.is_main:
         return 0
     figures = features.image_metrics(generated, real)
-    settings = _image_settings(saved, job, sampling, content)
-    _update(
-        args.output_dir / "metrics.json",
-        _about(saved, args),
-        {"images": {**figures, "settings": settings}},
-    )
+    settings = {
+        "protocol": args.protocol,
+        "num_generated": args.num_images,
+        **record.image_settings(job.real, job.weights, sampling, args.protocol, content),
+        **features.metric_settings(args.num_images, len(job.real)),
+    }
+    _write(saved, args, {"images": {**figures, "settings": settings}})
     _print_images(figures, job)
     return 0
 
 
+def _written_image(
+    saved: SavedGenerator, sampling: SampleOptions, args: argparse.Namespace, number: int
+) -> Tensor:
+    """Render image number, write it to a file, and return what the file decodes to.
+
+    It is (3, H, W) uint8. So the losses of the published protocol's JPEG files are measured too.
+    """
+    image = samples.sample_image(
+        saved.generator, number, sampling, points_per_chunk=viewing.chunk_size(saved, args)
+    )
+    content = real_images.encoded(png.to_uint8(image).numpy(), args.protocol)
+    real_images.put(real_images.file_path(args.output_dir, number, args.protocol), content)
+    return real_images.decoded(content)
+
+
+def measure_consistency(saved: SavedGenerator, args: argparse.Namespace) -> None:
+    """Measure 3D consistency; write, plot and print it."""
+    output_folder(args.output_dir)
+    options = ConsistencyOptions(
+        num_objects=args.num_objects,
+        image_size=args.consistency_size,
+        points_per_chunk=viewing.chunk_size(saved, args),
+    )
+    found = report.measure(saved, _sampling(saved, args, args.consistency_size), options)
+    title = f"{saved.curriculum.name} at step {saved.step}"
+    report.save_plot(args.output_dir / "consistency.png", found["by_yaw"], title)
+    _print_consistency(found, options)
+    _write(saved, args, {"consistency": found})
+
+
 def _sampling(saved: SavedGenerator, args: argparse.Namespace, size: int) -> SampleOptions:
-    """Which images are measured: the stage's samples per ray, the evaluation's cameras."""
+    """Return the options of the images: the stage's samples per ray, the evaluation's cameras."""
     curriculum = saved.curriculum
     render = curriculum.preview_render(saved.step, size)
     if args.lock_view_dependence:
@@ -170,68 +197,13 @@ def _sampling(saved: SavedGenerator, args: argparse.Namespace, size: int) -> Sam
     )
 
 
-def _about(saved: SavedGenerator, args: argparse.Namespace) -> dict[str, Any]:
-    """What was measured, and with what."""
-    return {
-        "generator": {
-            "file": str(saved.path),
-            "weights": saved.average,
-            "fingerprint": checkpoints.fingerprint(saved.generator),
-            "step": saved.step,
-            "curriculum": saved.curriculum.name,
-        },
-        "seed": args.seed,
-        "psi": args.psi,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-        },
-    }
-
-
-def _image_settings(
-    saved: SavedGenerator, job: Job, sampling: SampleOptions, content: str
-) -> dict[str, Any]:
-    """Everything else that decides the image metrics."""
-    args, made = job.args, job.real.made
-    return {
-        "protocol": args.protocol,
-        "num_generated": args.num_images,
-        "num_real": len(job.real),
-        "image_size": sampling.render.image_size,
-        "render": asdict(sampling.render),
-        "is_jittered": sampling.is_jittered,
-        "poses": asdict(sampling.poses),
-        "file_format": "JPEG quality 75" if args.protocol == "published" else "PNG",
-        "real_images": {"content": content, "image_size": job.real.image_size, "made": made},
-        "inception": {
-            "sha256": job.weights.sha256,
-            "is_official": job.weights.is_official,
-            "resize": "torch-fidelity: bilinear to 299 as TensorFlow 1 does",
-            "torch_fidelity": inception.fidelity().__version__,
-        },
-        **features.metric_settings(args.num_images, len(job.real)),
-    }
-
-
-def _update(path: Path, about: dict[str, Any], part: dict[str, Any]) -> None:
-    """Add a part to metrics.json; parts that belong to another generator or seed are dropped."""
-    old: dict[str, Any] = {}
-    if path.is_file():
-        try:
-            old = json.loads(path.read_text())
-        except ValueError:
-            old = {}
-    same = isinstance(old, dict) and all(old.get(key) == about[key] for key in about)
-    content = {**about, **({k: v for k, v in old.items() if k not in about} if same else {}),
-               **part}  # fmt: skip
-    with replaced(path) as file:
-        file.write(json.dumps(content, indent=1).encode())
+def _write(saved: SavedGenerator, args: argparse.Namespace, part: dict[str, Any]) -> None:
+    about = record.about(saved, seed=args.seed, psi=args.psi)
+    record.update(args.output_dir / "metrics.json", about, part)
 
 
 def _print_images(figures: dict[str, float], job: Job) -> None:
-    """The table of the image metrics, and what they may be compared with."""
+    """Print the table of the image metrics, and warn where they cannot be compared."""
     args = job.args
     texts = {
         "fid": f"{figures['fid']:.2f}",
@@ -249,21 +221,6 @@ def _print_images(figures: dict[str, float], job: Job) -> None:
     made = job.real.made
     if made is not None and made.get("protocol") != args.protocol:
         print(f"  The real images were made by the {made.get('protocol')} protocol.")
-
-
-def _consistency(saved: SavedGenerator, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Measure, plot and print 3D consistency; returns the figures."""
-    options = ConsistencyOptions(
-        num_objects=args.num_objects,
-        image_size=args.consistency_size,
-        points_per_chunk=viewing.chunk_size(saved, args),
-    )
-    sampling = _sampling(saved, args, args.consistency_size)
-    found = report.measure(saved, sampling, options)
-    title = f"{saved.curriculum.name} at step {saved.step}"
-    report.save_plot(folder / "consistency.png", found["by_yaw"], title)
-    _print_consistency(found, options)
-    return found
 
 
 def _print_consistency(found: dict[str, Any], options: ConsistencyOptions) -> None:

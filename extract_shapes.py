@@ -1,13 +1,12 @@
-"""Take the shapes of objects out of a generator, as density grids and colored meshes.
+"""Extract the shapes of objects from a generator as density grids and colored meshes.
 
     python extract_shapes.py out/generator.pth --seeds 0 1 2
 
 Writes shapes/SEED.mrc (the raw densities), shapes/SEED.glb (the mesh) and shapes/SEED.png (the
-mesh from several sides). Right-handed axes, y up, one meter is one scene unit: glTF's conventions.
+mesh from several sides). Right-handed axes, y up, one scene unit is one meter: glTF's conventions.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,42 +15,43 @@ from pathlib import Path
 from tqdm import tqdm
 
 from checkpoint_io.checkpoints import SavedGenerator
+from generators.trajectories import SceneObject
 from generators.volumetric_rendering import RenderOptions
 from geometry import mesh_extraction, mesh_files
 from geometry.density_grid import Cube
 from geometry.mesh_extraction import Wanted
 from rendering import viewing
-from rendering.viewing import SceneObject
 from system import flags
 from system.errors import nearest
 from system.files import filled_folder
 
-FORMATS = ("mrc", *mesh_files.MESH_WRITERS)
+FORMATS = ("mrc", *mesh_files.MESH_FORMATS)
 FARTHEST = 1e6  # scene units: cameras are at distance 1, and float32 is coarse far out
 
 
 def build_parser() -> flags.ArgumentParser:
-    """All flags of this command."""
-    parser = flags.ArgumentParser(description="Take the shapes of objects out of a generator.")
+    """Return a parser of all flags of this command."""
+    parser = flags.ArgumentParser(description="Extract the shapes of objects from a generator.")
     viewing.add_generator(parser)
     which = viewing.add_objects(parser, psi=0.5)
     which.add_argument("--seed", type=flags.non_negative_int, help="one seed, in place of --seeds")
     add = parser.add_argument
     add("--output_dir", type=Path, default=Path("shapes"))
     add("--format", type=_formats, default=["mrc", "glb"], metavar="LIST",
-        help=f"what to write, of {','.join(FORMATS)}")  # fmt: skip
+        help=f"files to write, of {','.join(FORMATS)}")  # fmt: skip
     add("--voxel_resolution", type=_resolution, default=256, help="voxels along each axis")
     add("--cube_size", type=_size, help="side of the cube in scene units; default: "
-        "what the curriculum's rays see")  # fmt: skip
+        "that of all that the curriculum's rays see")  # fmt: skip
     add("--center", type=_place, nargs=3, default=[0.0, 0.0, 0.0], metavar=("X", "Y", "Z"),
         help="of the cube")  # fmt: skip
-    add("--level", type=_coordinate, help="raw density at which the surface lies; default: where "
-        "it agrees best with the renders")  # fmt: skip
+    add("--level", type=flags.finite_float, help="raw density of the surface; default: the "
+        "one that matches the renders best")  # fmt: skip
     add("--dense", action="store_true", help="evaluate every voxel, not only those near the "
-        "surface: the mesh is the same, the grid far from it no longer interpolated")  # fmt: skip
-    add("--all_components", action="store_true", help="keep every piece, not only the largest")
-    add("--visible_only", action="store_true", help="cut away what no training camera can see; "
-        "leaves the mesh open there")  # fmt: skip
+        "surface: the mesh stays the same, no voxel of the grid is interpolated")  # fmt: skip
+    add("--all_components", action="store_true", help="keep every connected component, not only "
+        "the largest")  # fmt: skip
+    add("--visible_only", action="store_true", help="cut away what no training camera can see, "
+        "which leaves the mesh open there")  # fmt: skip
     viewing.add_field_flags(parser)
     return parser
 
@@ -81,19 +81,9 @@ def _size(text: str) -> float:
 
 
 def _place(text: str) -> float:
-    value = _coordinate(text)
+    value = flags.finite_float(text)
     if abs(value) > FARTHEST:
         raise argparse.ArgumentTypeError(f"must be from {-FARTHEST:g} to {FARTHEST:g}")
-    return value
-
-
-def _coordinate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be a number, not {text!r}")
     return value
 
 
@@ -124,7 +114,7 @@ def _extract(
     args: argparse.Namespace,
     folder: Path,
 ) -> None:
-    """Write all files of one object."""
+    """Extract one object and write its files."""
     wanted = Wanted(
         level=args.level,
         is_dense=args.dense,

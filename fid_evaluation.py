@@ -1,9 +1,9 @@
-"""Write real images of a data set for evaluation.
+"""Write real images of a dataset for evaluation.
 
     python fid_evaluation.py --dataset CelebA --img_size 128 --num_imgs 8000
 
 Writes EvalImages/CelebA_real_images_128/, for eval_metrics.py --real_image_dir. The same command
-goes on where an interrupted one stopped.
+continues where an interrupted one stopped.
 """
 
 import argparse
@@ -28,12 +28,12 @@ from system.files import output_folder
 
 
 def build_parser() -> flags.ArgumentParser:
-    """All flags of this command."""
-    parser = flags.ArgumentParser(description="Write real images of a data set for evaluation.")
+    """Return a parser of all flags of this command."""
+    parser = flags.ArgumentParser(description="Write real images of a dataset for evaluation.")
     add = parser.add_argument
     add("--dataset", default="CelebA", help=f"one of {', '.join(datasets.KINDS)}")
     add("--dataset_path", help="folder, glob or .zip of pictures; default: that of the curriculum "
-        "of that data set")  # fmt: skip
+        "of that dataset")  # fmt: skip
     add("--img_size", type=flags.positive_int, default=128, help="pixels per side")
     add("--num_imgs", type=flags.positive_int, default=8000, help="how many, if there are as many")
     add("--protocol", choices=real_images.PROTOCOLS, default="clean", help="clean: antialiased "
@@ -43,7 +43,7 @@ def build_parser() -> flags.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Choose, then write what is not there yet."""
+    """Choose the images and write those that are not there yet."""
     args = build_parser().parse_args(argv)
     options = _options(args)
     needed = viewing.PIXEL_BYTES * args.img_size**2
@@ -78,7 +78,7 @@ def _options(args: argparse.Namespace) -> DatasetOptions:
 
 
 def _published_path(kind: str) -> str | None:
-    """Where the presets look for a data set."""
+    """Return the path at which the presets look for a dataset."""
     settings = [curriculums.load(name).settings for name in curriculums.PRESETS]
     return next((own.dataset_path for own in settings if own.dataset == kind), None)
 
@@ -86,7 +86,7 @@ def _published_path(kind: str) -> str | None:
 def _write(
     folder: Path, choice: Choice, listing: Listing, args: argparse.Namespace
 ) -> tuple[int, list[Skipped]]:
-    """Write the missing images; returns how many there are, and what could not be read."""
+    """Write the missing images; return the number of images, and the pictures left out."""
     total = len(choice.indices(listing.count))
     paths = [real_images.file_path(folder, number, args.protocol) for number in range(total)]
     done = 0

@@ -19,17 +19,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from checkpoint_io import checkpoints
-from checkpoint_io.checkpoints import Fit, SavedGenerator
+from checkpoint_io.checkpoints import SavedGenerator
 from generators import inversion
 from generators.cameras import Poses
 from generators.inversion import FitOptions, Guess, Photo
-from generators.trajectories import TRAJECTORIES, Camera
+from generators.trajectories import TRAJECTORIES, Camera, SceneObject
 from generators.volumetric_rendering import RenderOptions
 from image_io import png
 from image_io import video as video_io
 from image_io.decoding import Crop
+from metrics.consistency import psnr
 from rendering import filming, photos, viewing
-from rendering.filming import Shot
 from system import flags
 from system.errors import UsageError
 from system.files import filled_folder
@@ -74,25 +74,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     video = _video_path(saved, folder, options, args)
     with filled_folder(folder):
         guess, loss = _fitted(saved, photo, options, args)
-    fit = Fit(
-        film=guess.film,
-        pitch=float(guess.poses.pitch),
-        yaw=float(guess.poses.yaw),
-        fov_degrees=float(guess.fov_degrees),
-    )
+    pitch, yaw, fov = (float(angle) for angle in (*guess.poses, guess.fov_degrees))
+    fit = SceneObject(args.photo.stem, guess.film, Camera(pitch, yaw, fov))
     checkpoints.save_fit(folder / "fit.pth", fit, saved)
-    psnr = _save_comparison(folder / "fit.png", saved, fit, photo, options, args)
+    decibels = _save_comparison(folder / "fit.png", saved, fit, photo, options, args)
     print(
-        f"pitch {math.degrees(fit.pitch):.1f}, yaw {math.degrees(fit.yaw):.1f}, angle of view "
-        f"{fit.fov_degrees:.1f} degrees (--pitch {fit.pitch:.4f} --yaw {fit.yaw:.4f} --fov "
-        f"{fit.fov_degrees:.2f}); {psnr:.1f} dB at {options.image_size} px, loss {loss:.5f}"
+        f"pitch {math.degrees(pitch):.1f}, yaw {math.degrees(yaw):.1f}, angle of view "
+        f"{fov:.1f} degrees (--pitch {pitch:.4f} --yaw {yaw:.4f} --fov "
+        f"{fov:.2f}); {decibels:.1f} dB at {options.image_size} px, loss {loss:.5f}"
     )
-    gain = psnr - _flat_psnr(photo)
+    gain = decibels - _flat_psnr(photo)
     if gain < POOR_GAIN:
         print(f"a poor fit: only {gain:.1f} dB better than a single color (less than {POOR_GAIN:g} "
               "is poor); look at fit.png")  # fmt: skip
     _save_views(folder / "views.png", saved, fit, args)
-    _save_video(video, saved, fit, _way(args, _camera(fit)), args)
+    _save_video(video, saved, fit, _way(args, fit.camera), args)
     print(f"in {folder}: fit.pth fit.png views.png {video.name}")
     return 0
 
@@ -191,21 +187,17 @@ def _guessed_pose(saved: SavedGenerator, generator: Path, photo: Photo) -> Poses
     return None if pose is None else Poses(pose[:, 0], pose[:, 1])
 
 
-def _camera(fit: Fit) -> Camera:
-    return Camera(fit.pitch, fit.yaw, fit.fov_degrees)
-
-
 def _save_comparison(
     path: Path,
     saved: SavedGenerator,
-    fit: Fit,
+    fit: SceneObject,
     photo: Photo,
     options: RenderOptions,
     args: argparse.Namespace,
 ) -> float:
     """Write photo, fit and difference side by side; returns the PSNR in dB where it counts."""
-    shot, chunk = Shot(fit.film, _camera(fit)), viewing.chunk_size(saved, args)
-    (view,) = filming.views(saved, [shot], options, batch_size=1, points_per_chunk=chunk)
+    chunk = viewing.chunk_size(saved, args)
+    (view,) = filming.views(saved, [fit], options, batch_size=1, points_per_chunk=chunk)
     shown = view.images[0]
     difference = (shown - photo.image).abs() - 1  # 0 is black
     sheet = png.grid(torch.stack([photo.image, shown, difference]), 3)
@@ -216,7 +208,7 @@ def _save_comparison(
 def _psnr(shown: Tensor, photo: Photo) -> float:
     """PSNR of (3, H, W) against the photo where it counts, dB."""
     error = ((shown - photo.image) / 2).square().mean(0) * photo.weight
-    return -10 * math.log10(max(1e-10, float(error.sum() / photo.weight.sum())))
+    return float(psnr(error.sum() / photo.weight.sum()))
 
 
 def _flat_psnr(photo: Photo) -> float:
@@ -225,10 +217,12 @@ def _flat_psnr(photo: Photo) -> float:
     return _psnr(mean[:, None, None].expand_as(photo.image), photo)
 
 
-def _save_views(path: Path, saved: SavedGenerator, fit: Fit, args: argparse.Namespace) -> None:
+def _save_views(
+    path: Path, saved: SavedGenerator, fit: SceneObject, args: argparse.Namespace
+) -> None:
     """Write the object from both sides of the photo's camera, with its depths if asked for."""
     options, chunk = viewing.render_options(saved, args), viewing.chunk_size(saved, args)
-    shots = [Shot(fit.film, _camera(fit).turned(0, offset)) for offset in VIEW_OFFSETS]
+    shots = [fit.seen_from(fit.camera.turned(0, offset)) for offset in VIEW_OFFSETS]
     with filming.progress(len(shots), options) as bar:
         views = filming.views(saved, shots, options, batch_size=1, points_per_chunk=chunk, bar=bar)
         columns = [
@@ -239,11 +233,11 @@ def _save_views(path: Path, saved: SavedGenerator, fit: Fit, args: argparse.Name
 
 
 def _save_video(
-    path: Path, saved: SavedGenerator, fit: Fit, way: list[Camera], args: argparse.Namespace
+    path: Path, saved: SavedGenerator, fit: SceneObject, way: list[Camera], args: argparse.Namespace
 ) -> None:
     """Write the video of the object from around the photo's camera."""
     options = viewing.render_options(saved, args)
-    shots = [Shot(fit.film, camera) for camera in way]
+    shots = [fit.seen_from(camera) for camera in way]
     with filming.progress(len(shots), options) as bar:
         frames = filming.frames(saved, shots, options, args, bar)
         video_io.save_video(path, frames, kind=args.format, fps=args.fps)

@@ -17,11 +17,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from checkpoint_io.checkpoints import SavedGenerator
+from generators.trajectories import SceneObject
 from generators.volumetric_rendering import RenderOptions
 from image_io import contact_sheet, png
 from rendering import filming, viewing
-from rendering.filming import Shot
-from rendering.viewing import SceneObject
 from system import flags
 from system.files import filled_folder
 
@@ -88,10 +87,9 @@ def _cells(
     bar: "tqdm[None]",
 ) -> Iterator[Tensor]:
     """The uint8 pictures (3, H, W) of one object, rows first."""
-    usual = viewing.usual_camera(saved, shown)
     for pitch in args.pitches:
         row = []
-        shots = [Shot(shown.film, usual.turned(pitch, yaw)) for yaw in args.yaws]
+        shots = [shown.seen_from(shown.camera.turned(pitch, yaw)) for yaw in args.yaws]
         for view in filming.views(
             saved,
             shots,

@@ -12,7 +12,6 @@ from pathlib import Path
 from generators.trajectories import TRAJECTORIES
 from image_io import video
 from rendering import filming, viewing
-from rendering.filming import Shot
 from system import flags
 from system.files import filled_folder
 
@@ -34,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     saved = viewing.open_generator(args)
     options = viewing.render_options(saved, args)
     objects = viewing.objects_to_show(saved, args)
-    usual = [viewing.usual_camera(saved, shown) for shown in objects]
+    usual = [shown.camera for shown in objects]
     args.trajectory = args.trajectory or filming.usual_trajectory(saved)
     ways = filming.cameras(args, TRAJECTORIES, usual)
     paths = [
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         filming.progress(sum(len(way) for way in ways), options) as bar,
     ):
         for shown, way, path in zip(objects, ways, paths, strict=True):
-            shots = [Shot(shown.film, camera) for camera in way]
+            shots = [shown.seen_from(camera) for camera in way]
             frames = filming.frames(saved, shots, options, args, bar)
             video.save_video(path, frames, kind=args.format, fps=args.fps)
     print(*paths, sep="\n")

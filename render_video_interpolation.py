@@ -10,11 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from generators.trajectories import INTERPOLATION_TRAJECTORIES, Camera
+from generators.trajectories import INTERPOLATION_TRAJECTORIES, Camera, SceneObject
 from image_io import video
 from rendering import filming, viewing
-from rendering.filming import Shot
-from rendering.viewing import SceneObject
 from system import flags
 from system.errors import UsageError
 from system.files import filled_folder
@@ -43,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "render_video.py films one"
         )
     args.trajectory = args.trajectory or filming.usual_trajectory(saved)
-    ways = filming.cameras(
-        args, INTERPOLATION_TRAJECTORIES, [viewing.usual_camera(saved, shown) for shown in objects]
-    )
+    ways = filming.cameras(args, INTERPOLATION_TRAJECTORIES, [shown.camera for shown in objects])
     shots = morph(objects, ways)
     path = filming.destination(args, args.output_dir, "interp", len(shots))
     with filled_folder(args.output_dir), filming.progress(len(shots), options) as bar:
@@ -55,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def morph(objects: Sequence[SceneObject], ways: Sequence[Sequence[Camera]]) -> list[Shot]:
+def morph(objects: Sequence[SceneObject], ways: Sequence[Sequence[Camera]]) -> list[SceneObject]:
     """The shots from each object to the next and from the last to the first.
 
     Conditioning and camera go from one object's to the next one's at constant speed.
@@ -66,7 +62,7 @@ def morph(objects: Sequence[SceneObject], ways: Sequence[Sequence[Camera]]) -> l
         for i, (camera, end_camera) in enumerate(zip(way, end_way, strict=True)):
             weight = i / len(way)
             film = start.film.lerp(end.film, weight)
-            shots.append(Shot(film, camera.lerp(end_camera, weight)))
+            shots.append(SceneObject(start.name, film, camera.lerp(end_camera, weight)))
     return shots
 
 

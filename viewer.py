@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         precision=args.precision,
     )
     request = viewer_request.from_args(args, saved, source.newest, fits)
-    eyes = {shown.name: Eye(*shown.camera) for shown in fits if shown.camera}
+    eyes = {shown.name: Eye(*shown.camera) for shown in fits}
     if args.save_picture:
         points = viewing.chunk_size(saved, args)
         path = saving.save_picture(source, request, args.output_dir, lambda _: None, points)

@@ -21,7 +21,7 @@ from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
 from generators.cameras import sample_poses
 from generators.inversion import FitOptions
-from generators.latents import sample_latents
+from generators.sampling import sample_latents
 from generators.volumetric_rendering import RenderOptions
 
 

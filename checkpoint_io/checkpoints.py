@@ -26,6 +26,7 @@ from config import curriculum as curricula
 from config.curriculum import Curriculum
 from discriminators.discriminators import PyramidDiscriminator
 from generators.generators import ImplicitGenerator3d
+from generators.trajectories import Camera, SceneObject
 from siren.film import Film
 from system.errors import UsageError
 from system.files import replaced
@@ -242,18 +243,8 @@ def averaged_file(path: Path, ema: Average) -> tuple[Path, Average]:
     return (file, ema) if file.is_file() else (path, "none")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Fit:
-    """An object fitted to a photo: its FiLM parameters (1, F), and the camera of the photo."""
-
-    film: Film
-    pitch: float
-    yaw: float
-    fov_degrees: float
-
-
-def save_fit(path: Path, fit: Fit, saved: SavedGenerator) -> None:
-    """Write a fit; load_fit takes it for the same generator only."""
+def save_fit(path: Path, fit: SceneObject, saved: SavedGenerator) -> None:
+    """Write an object and a camera that were fitted to a photo, for the same generator alone."""
     save(
         path,
         "fit",
@@ -261,15 +252,15 @@ def save_fit(path: Path, fit: Fit, saved: SavedGenerator) -> None:
             "generator": fingerprint(saved.generator),
             "frequencies": fit.film.frequencies.cpu(),
             "phase_shifts": fit.film.phase_shifts.cpu(),
-            "pitch": fit.pitch,
-            "yaw": fit.yaw,
-            "fov_degrees": fit.fov_degrees,
+            **fit.camera._asdict(),
         },
     )
 
 
-def load_fit(path: Path, saved: SavedGenerator) -> Fit:
-    """Load a fit to the device of its generator.
+def load_fit(path: Path, saved: SavedGenerator) -> SceneObject:
+    """Read what save_fit wrote, on the generator's device.
+
+    Its name is the file's, or the folder's where inverse_render.py called the file fit.pth.
 
     Raises:
         UsageError: the file cannot be read, or was fitted with another generator.
@@ -287,7 +278,8 @@ def load_fit(path: Path, saved: SavedGenerator) -> Fit:
         pitch, yaw, fov = (entry(content, n, float) for n in ("pitch", "yaw", "fov_degrees"))
         if not (math.isfinite(pitch) and math.isfinite(yaw) and 0 < fov < 180):
             raise StateError(f"has a camera at pitch {pitch}, yaw {yaw}, angle of view {fov}")
-    return Fit(film=Film(*films), pitch=pitch, yaw=yaw, fov_degrees=fov)
+    name = path.absolute().parent.name if path.name == "fit.pth" else path.stem
+    return SceneObject(name, Film(*films), Camera(pitch, yaw, fov))
 
 
 def fingerprint(generator: nn.Module) -> str:

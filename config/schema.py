@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from discriminators.discriminators import DISCRIMINATORS
 from generators.cameras import PoseKind
-from generators.latents import LatentKind
+from generators.sampling import LatentKind
 from siren.siren import FIELDS
 from system.errors import UsageError, nearest
 

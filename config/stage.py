@@ -7,7 +7,7 @@ from torch import nn
 
 from generators.cameras import PoseDistribution
 from generators.generators import ImplicitGenerator3d
-from generators.latents import LatentKind
+from generators.sampling import LatentKind
 from generators.volumetric_rendering import RenderOptions
 
 MAPPING_RATE = 0.05  # share of the generator's rate for its mapping network under unique_lr

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-POLE_MARGIN = 1e-5  # radians kept away from the poles, where "right" has no direction
+POLE_MARGIN = 1e-5  # radians kept from the poles, where "right" is undefined
+NEAREST = 1e-3  # scene units in front of the camera, within which points count as behind it
 TRUNCATION = 2.0  # standard deviations at which "truncated_gaussian" is cut
 
 PoseKind = Literal["gaussian", "uniform", "hybrid", "truncated_gaussian", "spherical_uniform"]
@@ -38,12 +39,13 @@ class Rays(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoseDistribution:
-    """Where training cameras stand.
+    """Distribution of the training cameras.
 
     kind "gaussian" reads the spreads as standard deviations, "truncated_gaussian" as well but cut
-    at two of them, "uniform" as half-widths. "hybrid" is, by a coin thrown once per batch, uniform
-    with doubled spreads or gaussian. "spherical_uniform" covers a band of the sphere evenly: yaw is
-    uniform, and (pitch_mean +- pitch_spread) / pi is the range of v in pitch = arccos(1 - 2 v).
+    at two of them, "uniform" as half-widths. "hybrid" draws once per batch whether the batch is
+    uniform with doubled spreads or gaussian. "spherical_uniform" covers a band of the sphere
+    evenly: yaw is uniform, and (pitch_mean +- pitch_spread) / pi is the range of v in
+    pitch = arccos(1 - 2 v).
     All in radians.
     """
 
@@ -54,7 +56,7 @@ class PoseDistribution:
     pitch_spread: float
 
     def center(self) -> tuple[float, float]:
-        """(pitch, yaw) in the middle of the distribution, radians."""
+        """Return (pitch, yaw) in the middle of the distribution, radians."""
         if self.kind == "spherical_uniform":
             cosine = 1 - 2 * self.pitch_mean / math.pi
             return math.acos(min(1.0, max(-1.0, cosine))), self.yaw_mean
@@ -70,16 +72,16 @@ def _unit_uniform(count: int, rng: torch.Generator) -> Tensor:
 
 
 def _unit_truncated(count: int, rng: torch.Generator) -> Tensor:
-    """Standard normal numbers within +-TRUNCATION, by inverting the distribution function."""
+    """Draw standard normal numbers within +-TRUNCATION by inverting the distribution function."""
     inside = math.erf(TRUNCATION / math.sqrt(2))  # probability mass that is kept
     return math.sqrt(2) * torch.erfinv(inside * _unit_uniform(count, rng))
 
 
 def sample_poses(distribution: PoseDistribution, count: int, *, rng: torch.Generator) -> Poses:
-    """Random camera angles of count images; yaw is drawn before pitch, as published.
+    """Draw camera angles of count images; yaw is drawn before pitch, as published.
 
     Args:
-        distribution: where the cameras stand.
+        distribution: of the cameras.
         count: number of poses, B.
         rng: a CPU stream, so that a seed gives the same poses on every device.
 
@@ -105,9 +107,9 @@ def sample_poses(distribution: PoseDistribution, count: int, *, rng: torch.Gener
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on device, without waiting for what the device still has to do.
+    """Copy a CPU tensor to device without waiting for the device's queued work.
 
-    From memory that the kernel may swap out, CUDA would copy only after everything before it.
+    The copy comes from pinned memory; from pageable memory CUDA would wait.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
@@ -115,19 +117,37 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def camera_origins(poses: Poses) -> Tensor:
-    """Positions (B, 3) of the cameras on the unit sphere."""
+    """Return the positions (B, 3) of the cameras on the unit sphere."""
     pitch, yaw = poses
     return torch.stack([pitch.sin() * yaw.cos(), pitch.cos(), pitch.sin() * yaw.sin()], dim=-1)
 
 
 def camera_rotations(poses: Poses) -> Tensor:
-    """Rotations (B, 3, 3) from camera to world, columns [right, up, -forward], determinant +1."""
+    """Return rotations (B, 3, 3) from camera to world, columns [right, up, -forward]."""
     forward = F.normalize(-camera_origins(poses), dim=-1)
     world_up = torch.zeros_like(forward)
     world_up[..., 1] = 1
     right = F.normalize(torch.linalg.cross(forward, world_up), dim=-1)
     up = F.normalize(torch.linalg.cross(right, forward), dim=-1)
     return torch.stack([right, up, -forward], dim=-1)
+
+
+def project(points: Tensor, poses: Poses, fov_degrees: float) -> tuple[Tensor, Tensor]:
+    """Project points (B, ..., 3) into cameras at poses.
+
+    Returns:
+        Places (B, ..., 2) in the image, x to the right and y downwards, -1 and 1 at the centers
+        of the outermost pixels; and distances (B, ...) from the camera. Points behind the camera
+        get a place outside of the image and distance inf.
+    """
+    origins = camera_origins(poses).view(-1, *[1] * (points.dim() - 2), 3)
+    offsets = points - origins
+    right, up, back = torch.einsum("bji,b...j->b...i", camera_rotations(poses), offsets).unbind(-1)
+    is_ahead = -back > NEAREST
+    scale = 1 / (math.tan(math.radians(fov_degrees) / 2) * (-back).clamp(min=NEAREST))
+    places = torch.stack([right * scale, -up * scale], dim=-1)
+    places = torch.where(is_ahead[..., None], places, 2.0)
+    return places, offsets.norm(dim=-1).masked_fill(~is_ahead, torch.inf)
 
 
 def camera_directions(
@@ -137,13 +157,13 @@ def camera_directions(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Unit-length ray directions of a picture in camera space, rows first from the top.
+    """Return unit-length ray directions of a picture in camera space, row by row from the top.
 
-    (R, 3) for one angle of view, (B, R, 3) for a tensor of them. shape is (H, W). The angle of view
-    is that of the shorter side, whose outermost pixels' centres lie on its edge, as published; a
-    longer side sees more.
+    They are (R, 3) for one angle of view and (B, R, 3) for a tensor of them. shape is (H, W). The
+    angle of view is that of the shorter side, and the centers of the outermost pixels lie on its
+    edges, as published; the longer side sees more.
     """
-    unit = max(1, min(shape) - 1)  # pixel distances from edge to edge of the shorter side
+    unit = max(1, min(shape) - 1)  # pixel spacings across the shorter side
     y, x = (
         torch.linspace(-reach, reach, count, device=device, dtype=dtype)
         for count, reach in ((count, max(1, count - 1) / unit) for count in shape)
@@ -159,10 +179,10 @@ def camera_directions(
 def rays_from(
     origins: Tensor, rotations: Tensor, shape: tuple[int, int], fov_degrees: float | Tensor
 ) -> Rays:
-    """The rays of cameras that stand anywhere, on the device and in the precision of origins.
+    """Return the rays of cameras anywhere, on the device and in the precision of origins.
 
     Args:
-        origins: where they stand, (B, 3).
+        origins: positions of the cameras, (B, 3).
         rotations: from camera to world, (B, 3, 3), columns [right, up, -forward].
         shape: (H, W) in pixels.
         fov_degrees: full angle of view across the shorter side; one for all, or (B,).
@@ -171,13 +191,13 @@ def rays_from(
         Rays of (B, H * W, 3), pixels in row-major order from the top left.
     """
     pixels = camera_directions(shape, fov_degrees, device=origins.device, dtype=origins.dtype)
-    # No matrix product: under autocast it would round the rays to half precision.
+    # Not a matrix product: autocast would round it to half precision.
     directions = (rotations[:, None] * pixels[..., None, :]).sum(-1)  # (B, R, 3)
     return Rays(origins[:, None].expand_as(directions), directions)
 
 
 def cast_rays(poses: Poses, image_size: int, fov_degrees: float | Tensor) -> Rays:
-    """The rays of square images of cameras on the unit sphere, which look at the origin.
+    """Return the rays of square images from cameras on the unit sphere that look at the origin.
 
     Args:
         poses: camera angles, each (B,).

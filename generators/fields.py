@@ -1,6 +1,6 @@
-"""Fields, and how they are evaluated a part at a time.
+"""Radiance fields, and their evaluation in chunks.
 
-Legend: B images, P points, G directions, each serving P / G consecutive points.
+Legend: B images, P points, G directions, each for P / G consecutive points.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CPU_CHUNK, CUDA_CHUNK = 2**17, 2**19  # points in one call of the field; bounds the memory
+CPU_CHUNK, CUDA_CHUNK = 2**17, 2**19  # points per call of the field; bounds the memory
 
 # Points (B, P, 3) and directions (B, G, 3) to colors in [0, 1] and raw densities (B, P, 4).
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -17,20 +17,20 @@ Field = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class TwofoldField:
-    """A field, and the same where points whose raw density is not positive may be black."""
+    """A field in two versions; visible may return black where the raw density is not positive."""
 
     whole: Field
     visible: Field
 
     def __call__(self, points: Tensor, directions: Tensor) -> Tensor:
-        """All colors, as of any field."""
+        """Evaluate the whole field, with every color."""
         return self.whole(points, directions)
 
 
 def chunked(field: Field, points_per_chunk: int | None) -> Field:
-    """The same field, evaluated at most points_per_chunk points per call, all objects together.
+    """Return the same field, evaluated at most points_per_chunk points at a time, over all objects.
 
-    A chunk holds whole directions, so it is larger where one direction serves more points.
+    A chunk is larger where one direction belongs to more points: a direction is not split.
     """
     if points_per_chunk is None:
         return field

@@ -1,4 +1,4 @@
-"""The generator: latent codes and camera poses in, images out."""
+"""The generator: from latent codes and camera poses to images."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -37,12 +37,12 @@ class View(NamedTuple):
 
 
 class ImplicitGenerator3d(nn.Module):
-    """A conditioned radiance field and the camera that looks at it.
+    """A conditioned radiance field and its renderer.
 
-    field_dtype: what the field's products round their operands to; None is the field's own
-    precision, or that of an autocast around the call. Everything else stays as it is.
-    skips_empty_space: pictures without randomness leave out what generators.occupancy finds empty.
-    It is found once per object, so the parameters must not change any more.
+    field_dtype: precision to which the field's products round their operands; None is the field's
+    own, or that of an autocast around the call. Everything else keeps its precision.
+    skips_empty_space: renders without randomness skip the cells that generators.occupancy finds
+    empty. They are found once per object, so the parameters must not change afterwards.
     """
 
     def __init__(self, siren: FilmSiren) -> None:
@@ -54,22 +54,22 @@ class ImplicitGenerator3d(nn.Module):
 
     @property
     def z_dim(self) -> int:
-        """Width of the latent."""
+        """Return the width of the latent."""
         return self.siren.z_dim
 
     def mapping(self, z: Tensor) -> Film:
-        """FiLM conditioning of latents z (B, z_dim)."""
+        """Map latents z (B, z_dim) to FiLM conditioning."""
         film: Film = self.siren.mapping_network(z)
         return film
 
     @torch.no_grad()
     def average_film(self, latents: Tensor) -> Film:
-        """The center of truncation (1, F): the mean over latents (N, z_dim)."""
+        """Return the center of truncation (1, F): the mean conditioning of latents (N, z_dim)."""
         film = self.mapping(latents.to(next(self.parameters()).device))
         return Film(film.frequencies.mean(0, keepdim=True), film.phase_shifts.mean(0, keepdim=True))
 
     def field(self, film: Film, *, points_per_chunk: int | None = None) -> TwofoldField:
-        """The radiance field of the objects that film describes."""
+        """Return the radiance field of the objects of film."""
 
         def evaluate(points: Tensor, directions: Tensor, *, skips_clear: bool = False) -> Tensor:
             with self._field_precision():
@@ -82,7 +82,7 @@ class ImplicitGenerator3d(nn.Module):
     def _occupancies(
         self, film: Film, options: RenderOptions, *, points_per_chunk: int
     ) -> list[Occupancy]:
-        """Where each object of film may hold density; nothing where all of space has to be seen."""
+        """Return the occupancy of each object of film; none where no space may be skipped."""
         if not self.skips_empty_space or not has_empty_space(options):
             return []
         found = []
@@ -101,7 +101,10 @@ class ImplicitGenerator3d(nn.Module):
     def density(
         self, film: Film, *, points_per_chunk: int | None = None
     ) -> Callable[[Tensor], Tensor]:
-        """Raw densities (P,) at points (P, 3) on any device, of the one object of film (1, F)."""
+        """Return a function from points (P, 3) to raw densities (P,) of one object, film (1, F).
+
+        Points may be on any device; the densities come back on theirs.
+        """
 
         @torch.no_grad()
         def evaluate(points: Tensor) -> Tensor:
@@ -123,17 +126,17 @@ class ImplicitGenerator3d(nn.Module):
         fov_degrees: Tensor | None = None,
         report: Callable[[int], object] = lambda num_rays: None,
     ) -> View:
-        """Images, depths and opacities of B objects, each from its pose.
+        """Render images, depths and opacities of B objects, each from its pose.
 
         Args:
             film: conditioning of B objects.
             poses: B camera poses; moved to the device of film.
             options: how rays become pixels.
-            rng: the stream of the per-sample draws; None renders without randomness.
-            points_per_chunk: the most points in one call of the field; None is all. The picture
-                does not depend on it. Without a stream it bounds everything else too.
-            fov_degrees: (B,) angles of view; None is the options' for all.
-            report: called with the number of rays that are done since the last time.
+            rng: stream of the draws per sample; None renders without randomness.
+            points_per_chunk: the most points in one call of the field; None is all. It does not
+                change the picture. With rng None it bounds all memory, else the field's alone.
+            fov_degrees: (B,) angles of view; None takes that of options.
+            report: called with the number of rays rendered since the last call.
         """
         frequencies = film.frequencies
         on_device = Poses(*(angle.to(frequencies) for angle in poses))
@@ -141,7 +144,7 @@ class ImplicitGenerator3d(nn.Module):
         rays = cast_rays(on_device, options.image_size, fov)
         shape = (options.image_size, options.image_size)
         field = self.field(film, points_per_chunk=points_per_chunk)
-        if points_per_chunk is None or rng is not None:  # a stream is drawn for whole pictures
+        if points_per_chunk is None or rng is not None:  # random draws are made for whole pictures
             hits = None
             if rays.origins.is_cuda and options.scene_radius is not None and fov_degrees is None:
                 hits = moved(rays_that_hit(options), rays.origins.device)
@@ -157,9 +160,9 @@ class ImplicitGenerator3d(nn.Module):
     def render_parts(
         self, film: Film, rays: Rays, options: RenderOptions, *, points_per_chunk: int
     ) -> Iterator[Rendering]:
-        """The pixels of rays (B, R, 3), a part of the rays at a time, without randomness.
+        """Render rays (B, R, 3) without randomness, part by part.
 
-        A part has at most points_per_chunk samples. Who stops asking for parts saves their work.
+        A part has at most points_per_chunk samples and is rendered only when it is asked for.
         """
         occupancies = self._occupancies(film, options, points_per_chunk=points_per_chunk)
         if occupancies:
@@ -185,17 +188,17 @@ class ImplicitGenerator3d(nn.Module):
         *,
         rng: torch.Generator | None = None,
     ) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] of latents z (B, z_dim)."""
+        """Render images (B, 3, H, W) in [-1, 1] of latents z (B, z_dim)."""
         return self.render(self.mapping(z), poses, options, rng=rng).images
 
 
 def join(parts: Iterable[Rendering]) -> Rendering:
-    """One rendering of the rays of several, in their order."""
+    """Concatenate renderings along their rays."""
     return Rendering(*(torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True)))
 
 
 def as_view(rendering: Rendering, shape: tuple[int, int]) -> View:
-    """The pictures of shape (H, W) whose pixels were rendered."""
+    """Reshape a rendering to pictures of shape (H, W)."""
     return View(
         rendering.rgb.unflatten(1, shape).permute(0, 3, 1, 2) * 2 - 1,
         rendering.depth.unflatten(1, shape),

@@ -1,15 +1,16 @@
-"""Which object, seen from where, looks like this photo: inversion by descent through the renderer.
+"""Fit an object and a camera to a photo by gradient descent through the renderer.
 
 Three passes, coarse to fine: a random search over objects and poses on thumbnails; descent of the
-best few in the latent space, which keeps them plausible; descent of the best of those in FiLM
-space, which reaches what no latent gives.
+best few in latent space, which keeps them plausible; descent of the best one in FiLM space, which
+holds more objects than the latents map to.
 
 Legend: K guesses, L width of a latent, F FiLM features, H = W pixels.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,25 +18,25 @@ from torch import Tensor
 
 from generators.cameras import POLE_MARGIN, PoseDistribution, Poses, cast_rays, sample_poses
 from generators.generators import ImplicitGenerator3d
-from generators.latents import LatentKind, sample_latents
+from generators.sampling import LatentKind, sample_latents
 from generators.volumetric_rendering import RenderOptions, render_rays
 from siren.film import Film
 
-SMALLEST_LEVEL = 8  # pixels per side of the coarsest picture that is compared
+SMALLEST_LEVEL = 8  # pixels per side of the coarsest pyramid level
 OPACITY_WEIGHT = 0.5  # of the difference between the opacity and the photo's alpha
 LATENT_PRIOR = 1e-4  # times |z|^2 / L: the negative logarithm of the latent's density, scaled
-OFFSET_PRIOR = 1e-4  # times the mean square of FiLM offsets, in deviations over latents
-FOV_PRIOR = 1e-2  # times (log fov / given fov)^2: size and angle of view are hard to tell apart
+OFFSET_PRIOR = 1e-4  # times the mean square of FiLM offsets, in standard deviations over latents
+FOV_PRIOR = 1e-2  # times (log fov / given fov)^2: the object's size has nearly the same effect
 PATIENCE, MIN_GAIN = 60, 0.01  # stop after so many steps without a gain of this share
 
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """What is to be fitted.
+    """A photo to fit.
 
     image: (3, H, W) in [-1, 1], on the curriculum's background where it has an alpha.
-    weight: (H, W) in [0, 1], how much each pixel counts.
-    alpha: (H, W) in [0, 1], where the object is; None where nobody knows.
+    weight: (H, W) in [0, 1], weight of each pixel in the loss.
+    alpha: (H, W) in [0, 1], opacity of the object; None if unknown.
     """
 
     image: Tensor
@@ -43,7 +44,7 @@ class Photo:
     alpha: Tensor | None = None
 
     def at(self, size: int) -> "Photo":
-        """The same at size pixels per side, by area."""
+        """Resize to size pixels per side by averaging areas."""
 
         def shrink(plane: Tensor) -> Tensor:
             return F.interpolate(plane[None], (size, size), mode="area")[0]
@@ -54,12 +55,12 @@ class Photo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitOptions:
-    """How hard to try.
+    """Effort and learning rates of a fit.
 
-    num_candidates: of the random search, at search_size pixels. num_starts: the best of them,
-    which descend latent_steps at half of the photo's size; the best one then descends film_steps
-    at its full size. fits_fov: whether the angle of view is unknown. The learning rates are
-    those of Adam, per parameter: latents in deviations, angles in radians, FiLM in deviations.
+    num_candidates: of the random search, at search_size pixels. num_starts: how many of the best
+    descend for latent_steps at half of the photo's size; the best one then descends for film_steps
+    at its full size. fits_fov: fit the angle of view too. The rates are Adam's learning rates, of
+    latents in standard deviations, angles in radians, FiLM offsets in standard deviations.
     """
 
     num_candidates: int = 1024
@@ -75,7 +76,7 @@ class FitOptions:
 
 @dataclass(frozen=True, eq=False)
 class Guess:
-    """K objects and the cameras that see them; fov_degrees (K,)."""
+    """K objects and their cameras, with gradients; fov_degrees (K,)."""
 
     film: Film
     poses: Poses
@@ -86,13 +87,13 @@ class Guess:
         return Guess(self.film[index], poses, self.fov_degrees[index])
 
 
-Report = Callable[[str, int, float], None]  # name of the pass, steps done of it, lowest loss
+Report = Callable[[str, int, float], None]  # takes the pass's name, its steps so far, lowest loss
 
 
 def render_guess(
     generator: ImplicitGenerator3d, guess: Guess, options: RenderOptions, size: int
 ) -> tuple[Tensor, Tensor]:
-    """Images (K, 3, size, size) in [-1, 1] and opacities (K, size, size), with gradients."""
+    """Render images (K, 3, size, size) in [-1, 1] and opacities (K, size, size) with gradients."""
     rays = cast_rays(guess.poses, size, guess.fov_degrees)
     rendering = render_rays(generator.field(guess.film), rays, options, rng=None)
     images = rendering.rgb.unflatten(1, (size, size)).permute(0, 3, 1, 2) * 2 - 1
@@ -100,10 +101,10 @@ def render_guess(
 
 
 def photo_losses(images: Tensor, opacities: Tensor, photo: Photo) -> Tensor:
-    """The difference (K,) of images (K, 3, H, W) to the photo, averaged over a pyramid of sizes.
+    """Return losses (K,) of images (K, 3, H, W) against the photo, averaged over an image pyramid.
 
-    Each level is the weighted mean of squared differences; the coarse ones draw the camera towards
-    the right side from afar, where the fine ones are blind.
+    Each level's loss is the weighted mean squared difference. The coarse levels have a gradient
+    towards the right camera where it is still far off; the fine ones have none there.
     """
     levels = []
     seen = torch.cat([images, opacities[:, None]], dim=1)
@@ -135,14 +136,14 @@ def search(
     rng: torch.Generator,
     report: Report,
 ) -> tuple[Tensor, Poses]:
-    """Latents (K, L) and poses of the best of num_candidates random ones, best first.
+    """Return latents (K, L) and poses of the best of num_candidates random ones, best first.
 
-    guessed_pose: where somebody (the discriminator's pose head) believes the camera to be, (1,);
-    every other candidate then stands there, within some degrees.
+    guessed_pose: a guess of the camera (1,), from the discriminator's pose head; every other
+    candidate then starts near it, within some degrees.
     """
     small, device = photo.at(fit.search_size), photo.image.device
     latents = sample_latents(fit.num_candidates, generator.z_dim, kind=kind, rng=rng)
-    latents[::2] *= 0.5  # nearer to the mean object, which resembles most others
+    latents[::2] *= 0.5  # nearer to the mean object, which resembles most photos
     cameras = sample_poses(poses, fit.num_candidates, rng=rng)
     if guessed_pose is not None:
         for angle, guessed in zip(cameras, guessed_pose, strict=True):
@@ -183,18 +184,19 @@ class _Cameras:
 
 @dataclass
 class _Best:
-    """The lowest loss of each guess so far, and when the sum last fell by MIN_GAIN."""
+    """Each guess at its lowest loss so far; since: step of the last gain of at least MIN_GAIN."""
 
     losses: Tensor
     guess: Guess
-    reference: float
+    reference: float = math.inf
     since: int = 0
 
     def keep(self, losses: Tensor, guess: Guess, step: int) -> None:
         better = losses < self.losses
 
         def choose(new: Tensor, old: Tensor) -> Tensor:
-            return torch.where(better.view(-1, *[1] * (new.dim() - 1)), new.detach(), old)
+            is_new = better.view(-1, *[1] * (new.dim() - 1))
+            return torch.where(is_new, new.detach(), old.detach())
 
         self.losses = choose(losses, self.losses)
         film, old = guess.film, self.guess.film
@@ -222,10 +224,12 @@ def _descend(
     fit: FitOptions,
     *,
     steps: int,
-) -> Iterator[_Best]:
-    """Adam with a falling rate on film_of's parameters and the cameras; the best so far, by step.
+    report: Callable[[int, float], None],
+) -> _Best:
+    """Descend with Adam on film_of's parameters and the cameras; return the best guesses.
 
-    film_of returns the conditioning and its prior's loss (K,).
+    film_of returns the conditioning and the loss of its prior (K,). report is called after each
+    step with the number of steps and the lowest loss.
     """
     poses = cameras.parameters(fits_fov=fit.fits_fov)
     groups = [{"params": parameters, "lr": rate}, {"params": poses, "lr": fit.pose_rate}]
@@ -238,21 +242,17 @@ def _descend(
         images, opacities = render_guess(generator, guess, options, photo.image.shape[-1])
         losses = photo_losses(images, opacities, photo)
         total = losses + prior + FOV_PRIOR * cameras.log_zoom.square()
-        if best is None:
-            detached = Guess(
-                Film(film.frequencies.detach(), film.phase_shifts.detach()),
-                Poses(*(angle.detach() for angle in guess.poses)),
-                guess.fov_degrees.detach(),
-            )
-            best = _Best(losses.detach(), detached, float(losses.detach().min()))
-        best.keep(losses.detach(), guess, step)
-        yield best
+        best = best or _Best(torch.full_like(losses, math.inf), guess)
+        best.keep(losses, guess, step)
+        report(step + 1, float(best.losses.min()))
         if step - best.since > PATIENCE:
-            return
+            break
         optimizer.zero_grad(set_to_none=True)
         total.sum().backward()
         optimizer.step()
         schedule.step()
+    assert best is not None  # steps is positive
+    return best
 
 
 def fit_photo(
@@ -267,18 +267,18 @@ def fit_photo(
     rng: torch.Generator,
     report: Report,
 ) -> tuple[Guess, float]:
-    """The best guess (K = 1) and its loss.
+    """Fit a photo; return the best guess (K = 1) and its loss.
 
     Args:
         generator: frozen; its parameters get no gradient.
         photo: on the generator's device.
-        poses: where cameras may be expected.
+        poses: distribution of the expected cameras.
         options: how to render; the image size is the photo's.
-        fit: how hard to try.
+        fit: effort and learning rates.
         kind: of the latents.
         guessed_pose: see search.
-        rng: a CPU stream; decides the candidates.
-        report: called as it goes on.
+        rng: CPU stream of the candidates.
+        report: called after each step.
     """
     device, fov = photo.image.device, options.fov_degrees
     options = replace(options, density_noise=0.0)
@@ -294,13 +294,10 @@ def fit_photo(
         return generator.mapping(z), LATENT_PRIOR * z.square().mean(1)
 
     size = max(fit.search_size, photo.image.shape[-1] // 2)
-    best: _Best | None = None
-    for count, best in enumerate(_descend(
+    best = _descend(
         film_of_latents, [z], fit.latent_rate, cameras, generator, photo.at(size), options, fit,
-        steps=fit.latent_steps,
-    )):  # fmt: skip
-        report("latent", count + 1, float(best.losses.min()))
-    assert best is not None  # for the type checker
+        steps=fit.latent_steps, report=partial(report, "latent"),
+    )  # fmt: skip
     index = best.losses.argmin()[None]
     return _refine(generator, best.guess[index], photo, options, fit, kind, rng, report)
 
@@ -315,7 +312,7 @@ def _refine(
     rng: torch.Generator,
     report: Report,
 ) -> tuple[Guess, float]:
-    """Descent in FiLM space from one guess, at the photo's full size."""
+    """Descend in FiLM space from one guess, at the photo's full size."""
     with torch.no_grad():
         latents = sample_latents(1000, generator.z_dim, kind=kind, rng=rng)
         spread = generator.mapping(latents.to(photo.image.device))
@@ -331,11 +328,8 @@ def _refine(
         return film, OFFSET_PRIOR * squares
 
     cameras = _Cameras(start.poses, start.fov_degrees, options.fov_degrees)
-    best: _Best | None = None
-    for count, best in enumerate(_descend(
+    best = _descend(
         film_of_offsets, offsets, fit.film_rate, cameras, generator, photo, options, fit,
-        steps=fit.film_steps,
-    )):  # fmt: skip
-        report("film", count + 1, float(best.losses.min()))
-    assert best is not None  # for the type checker
+        steps=fit.film_steps, report=partial(report, "film"),
+    )  # fmt: skip
     return best.guess, float(best.losses[0])

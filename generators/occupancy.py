@@ -1,10 +1,10 @@
-"""Empty space, found once per object and then left out of its pictures.
+"""Find empty space once per object with an occupancy grid, and skip it when rendering.
 
-A density that is clamped by ReLU is exactly zero where its raw value is negative: in the air around
-a thing and often inside of it. A sample there needs no field. Which cells of a cube may hold
-density is read off the corners of a lattice; a cell is empty where all corners of it and of its 26
-neighbors are. What is smaller than a cell can be missed, so this is for fast pictures; see
-docs/speed.md for what it changes.
+A density clamped by ReLU is exactly zero where its raw value is negative: in the air around an
+object and often inside of it. Samples there need no evaluation of the field. The density is
+evaluated at the corners of a grid's cells; a cell is empty where all corners of it and of its 26
+neighbors are. Details smaller than a cell can be missed, so this is for fast pictures;
+docs/speed.md measures the difference.
 
 Legend: B objects, P points per object, G directions per object, C cells along each axis.
 Source: occupancy grids of Instant NGP (Müller et al. 2022), section 5.1 and appendix E; here the
@@ -31,17 +31,17 @@ FEWEST_CELLS, MOST_CELLS = (
     24,
     128,
 )  # along each axis: below, things are missed; above, finding costs
-WORTHWHILE = 0.9  # a larger share of cells that may hold density is not worth looking them up
-MOST_KNOWN = 8  # objects whose occupancy is remembered, 2 MB each at the most
-EMPTY = -1.0  # raw density of what is left out; any negative number is no density
+WORTHWHILE = 0.9  # above this share of occupied cells, look-ups cost more than they save
+MOST_KNOWN = 8  # objects whose occupancy is cached, at most 2 MB each
+EMPTY = -1.0  # raw density of skipped samples; any negative number is no density
 
 
 @dataclass(frozen=True, eq=False)
 class Occupancy:
-    """Which cells of a cube around the origin may hold density.
+    """Occupancy grid: the cells of a cube around the origin that may hold density.
 
-    cells: (C + 2, C + 2, C + 2) bool [ix, iy, iz]; the outermost stand for what lies outside of the
-    cube, which is not known to be empty. side: of the cube, scene units.
+    cells: (C + 2, C + 2, C + 2) bool [ix, iy, iz]; the outermost ones stand for the space outside
+    of the cube, which is not known to be empty. side: of the cube, scene units.
     """
 
     cells: Tensor
@@ -49,11 +49,11 @@ class Occupancy:
 
     @functools.cached_property
     def is_full(self) -> bool:
-        """Whether nothing is known to be empty."""
+        """Return whether no cell is known to be empty."""
         return bool(self.cells.all())
 
     def may_hold(self, points: Tensor) -> Tensor:
-        """Bool (...) of points (..., 3): False where the field is known to be empty."""
+        """Return False where points (..., 3) are known to be empty, else True, (...)."""
         count = len(self.cells)
         with torch.autocast(points.device.type, enabled=False):  # half precision counts to 2^11
             place = at_least_float32(points) * ((count - 2) / self.side) + count / 2
@@ -64,7 +64,7 @@ class Occupancy:
 
 
 def has_empty_space(options: RenderOptions) -> bool:
-    """Whether a density can be exactly zero; a softplus never is."""
+    """Return whether a density can be exactly zero; a softplus never is."""
     return options.density_activation == "relu"
 
 
@@ -76,12 +76,12 @@ def _num_cells(options: RenderOptions) -> int:
 def find_occupancy(
     density: Callable[[Tensor], Tensor], options: RenderOptions, device: torch.device
 ) -> Occupancy:
-    """The occupancy of one object, in cells of a few pixels of the picture.
+    """Find the occupancy of one object, in cells a few pixels wide.
 
     Args:
-        density: raw densities (P,) of points (P, 3).
-        options: of the picture; its clamp is ReLU.
-        device: where the occupancy is used.
+        density: returns raw densities (P,) of points (P, 3).
+        options: of the picture; its density activation is ReLU.
+        device: of the occupancy.
     """
     side = options.visible_side
     count = _num_cells(options)
@@ -89,13 +89,13 @@ def find_occupancy(
     corners = torch.stack(torch.meshgrid(ends, ends, ends, indexing="ij"), dim=-1)
     raw = torch.full((count + 1,) * 3, EMPTY, device=device)
     is_seen = torch.ones_like(raw, dtype=torch.bool)
-    if options.scene_radius is not None:  # and the corners of cells that the ball cuts
+    if options.scene_radius is not None:  # with the corners of cells that the ball cuts
         is_seen = corners.norm(dim=-1) <= options.scene_radius + math.sqrt(3) * side / count
     raw[is_seen] = density(corners[is_seen]).to(raw)
     holds = raw > 0
     if options.scene_radius is None:
-        # The last sample of a ray stands for all that follows, so the faintest density there is a
-        # wall. It is at least this far from the origin, whatever the camera.
+        # The last sample of a ray stands for all space behind it, so the faintest density there is
+        # opaque. It is at least this far from the origin for every camera.
         holds |= corners.norm(dim=-1) >= options.far - 1
     of_cells = F.max_pool3d(holds.float()[None, None], 2, stride=1)  # a cell's eight corners
     cells = F.max_pool3d(of_cells, 3, stride=1, padding=1)[0, 0] > 0
@@ -106,10 +106,10 @@ def find_occupancy(
 def rays_that_may_hit(
     occupancies: Sequence[Occupancy], rays: Rays, options: RenderOptions
 ) -> Tensor | None:
-    """Indices of the rays (B, R, 3) that pass cells with density in any of B objects.
+    """Return indices of the rays (B, R, 3) that pass occupied cells of any of B objects.
 
-    Looked up at the coarse samples and half-way between them. None is all of them: where the
-    background takes its color from the last sample, empty rays have one too.
+    The cells are looked up at the coarse samples and half-way between them. None is all rays: where
+    the background takes its color from the last sample, empty rays have one too.
     """
     if options.background == "last_sample" or any(seen.is_full for seen in occupancies):
         return None
@@ -122,10 +122,10 @@ def rays_that_may_hit(
 
 
 def skipping(fields: Sequence[Field], occupancies: Sequence[Occupancy]) -> Field:
-    """The field of B objects, asked only where they may hold density; black air elsewhere.
+    """Return the field of B objects that is evaluated in occupied cells only; empty elsewhere.
 
     Args:
-        fields: of one object each: they are called with points (1, P, 3), directions (1, G, 3).
+        fields: one per object, called with points (1, P, 3) and directions (1, G, 3).
         occupancies: of the same objects.
     """
 
@@ -145,13 +145,13 @@ def _evaluate_occupied(
     index = occupancy.may_hold(points[0]).nonzero()[:, 0]
     if not len(index):
         return samples
-    if directions.shape[1] > 1:  # each served P / G points in a row
+    if directions.shape[1] > 1:  # each belongs to P / G consecutive points
         directions = directions[:, index // (points.shape[1] // directions.shape[1])]
     return samples.index_copy(1, index, field(points[:, index], directions))
 
 
 class OccupancyMemory:
-    """The occupancies of the objects that were looked at last, so that a video finds each once."""
+    """Cache of the occupancies of the last objects, so that a video finds each once."""
 
     def __init__(self) -> None:
         self._known: collections.OrderedDict[tuple[object, ...], Occupancy] = (
@@ -161,7 +161,7 @@ class OccupancyMemory:
     def recall(
         self, film: Film, options: RenderOptions, find: Callable[[], Occupancy]
     ) -> Occupancy:
-        """What find gives for the object film (1, F), found at most once."""
+        """Return the cached occupancy of the object film (1, F), or call find for it."""
         values = torch.cat([film.frequencies, film.phase_shifts]).detach().cpu().numpy().tobytes()
         key = (values, _num_cells(options), options.visible_side)
         if key not in self._known:

@@ -1,4 +1,4 @@
-"""Where the camera of a video is: pure functions of t in [0, 1), at whose end they close.
+"""Camera paths of videos: pure functions of t in [0, 1) that close at t = 1.
 
 Pitch and yaw are the angles of generators.cameras, whatever the curriculum's distribution is.
 """
@@ -7,7 +7,9 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-POLE_DISTANCE = 0.05  # radians that swings around a camera stay away from straight up and down
+from siren.film import Film
+
+POLE_DISTANCE = 0.05  # radians that turned cameras keep from straight up and down
 
 
 class Camera(NamedTuple):
@@ -18,14 +20,14 @@ class Camera(NamedTuple):
     fov_degrees: float
 
     def turned(self, pitch: float, yaw: float) -> "Camera":
-        """The camera moved by so many radians, kept off the poles."""
+        """Return the camera turned by pitch and yaw, radians, kept off the poles."""
         lowest, highest = POLE_DISTANCE, math.pi - POLE_DISTANCE
         return self._replace(
             pitch=min(max(self.pitch + pitch, lowest), highest), yaw=self.yaw + yaw
         )
 
     def lerp(self, end: "Camera", weight: float) -> "Camera":
-        """0 keeps self, 1 gives end's view; yaw turns the shorter way."""
+        """Interpolate from self at weight 0 to end at 1; yaw turns the shorter way."""
         turn = (end.yaw - self.yaw + math.pi) % math.tau - math.pi
         return Camera(
             self.pitch + weight * (end.pitch - self.pitch),
@@ -34,13 +36,23 @@ class Camera(NamedTuple):
         )
 
 
-Trajectory = Callable[
-    [float, Camera], Camera
-]  # t, and the camera that the object is usually seen by
+class SceneObject(NamedTuple):
+    """An object seen from a camera: its name in file names and its conditioning (1, F)."""
+
+    name: str
+    film: Film
+    camera: Camera
+
+    def seen_from(self, camera: Camera) -> "SceneObject":
+        """Return the same object seen from another camera."""
+        return self._replace(camera=camera)
+
+
+Trajectory = Callable[[float, Camera], Camera]  # from t and the usual camera of the object
 
 
 def front(t: float, usual: Camera) -> Camera:
-    """Sways before the object and zooms, as published."""
+    """Sway in front of the object and zoom, as published."""
     turn = math.tau * t
     return Camera(
         math.pi / 2 + 0.2 * math.cos(turn),
@@ -50,20 +62,20 @@ def front(t: float, usual: Camera) -> Camera:
 
 
 def orbit(t: float, usual: Camera) -> Camera:
-    """Goes once around the object, halfway up, as published."""
+    """Circle the object once at 45 degrees, as published."""
     return Camera(math.pi / 4, math.tau * t, usual.fov_degrees)
 
 
 def nodding_orbit(t: float, usual: Camera) -> Camera:
-    """Orbit, going up and down meanwhile: the published one of interpolations."""
+    """Circle the object while moving up and down: the published path of interpolations."""
     return Camera(math.pi / 4 + 0.2 * math.cos(math.tau * t), math.tau * t, usual.fov_degrees)
 
 
 def around(t: float, usual: Camera) -> Camera:
-    """A lying eight that begins at the usual camera."""
+    """Trace a horizontal figure eight that begins at the usual camera."""
     return usual.turned(0.15 * math.sin(2 * math.tau * t), 0.5 * math.sin(math.tau * t))
 
 
-# What people call them, in videos of one object and in videos from one object to the next.
+# Their names on the command line: in videos of one object and in interpolations.
 TRAJECTORIES: dict[str, Trajectory] = {"front": front, "orbit": orbit, "around": around}
 INTERPOLATION_TRAJECTORIES: dict[str, Trajectory] = {**TRAJECTORIES, "orbit": nodding_orbit}

@@ -1,12 +1,12 @@
-"""From a field to pixels: where to sample along the rays, and the volume rendering integral.
+"""Render rays through a field: sample positions and the volume rendering integral.
 
 Legend: B images, R rays, S samples per ray. Depths are distances along unit-length rays, in scene
 units.
 
 Randomness: rng is a stream or None. With None nothing is random: depths are evenly spaced,
 importance samples are evenly spaced quantiles, and there is no density noise. With a stream the
-order of the draws is a contract (jitter, coarse noise even at deviation 0, quantiles, fine noise):
-a CPU stream in the same state gives the picture that the published code gives.
+order of the draws is fixed (jitter, coarse noise even at deviation 0, quantiles, fine noise), so
+that a CPU stream in the same state gives the picture of the published code.
 
 Sources: pi-GAN (Chan et al. 2021), section 3.2; NeRF (Mildenhall et al. 2020), sections 4 and 5.2.
 """
@@ -24,19 +24,19 @@ from generators.fields import Field, TwofoldField
 
 TAIL_LENGTH = 1e10  # scene units; the last sample stands for the rest of the ray (NeRF, section 4)
 WEIGHT_FLOOR = 1e-5  # added twice before the distribution function, as published
-LOCKED_DIRECTION = (0.0, 0.0, -1.0)  # what the field sees as every ray's direction under view lock
+LOCKED_DIRECTION = (0.0, 0.0, -1.0)  # direction of every ray under lock_view_dependence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderOptions:
-    """How rays become pixels. Distances are scene units from a camera at radius 1.
+    """Options of volume rendering. Distances are scene units from a camera at radius 1.
 
-    background: what fills the share of light that passes all samples: "black", "white", or
-    "last_sample", which gives that share to the color of the farthest sample.
-    lock_view_dependence: the field sees the same direction for every ray.
+    background: color of the light that passes all samples: "black", "white", or "last_sample", the
+    color of the farthest sample.
+    lock_view_dependence: the field gets the same direction for every ray.
     scene_radius: the scene is empty outside a ball of this radius around the origin; None is no
-    bound. Samples then lie where a ray is in the ball, rays that miss it cost nothing, and the last
-    sample ends at the ball instead of standing for the rest of the ray.
+    bound. Samples then lie inside the ball, rays that miss it cost nothing, and the last sample
+    ends at the ball instead of standing for the rest of the ray.
     Raises ValueError where the numbers describe no ray.
     """
 
@@ -70,11 +70,10 @@ class RenderOptions:
 
     @property
     def visible_side(self) -> float:
-        """Side of the cube around the origin that holds what rays can see, scene units.
+        """Return the side of the cube around the origin that contains what cameras see.
 
-        In a bounded scene the ball; else all of the ray range, and at least the ball that lies in
-        the picture of every camera. For the published curricula that is the ray range: 0.24 for
-        faces.
+        In a bounded scene that is the ball; else the ray range, and at least the ball that is in
+        every camera's picture. For the published curricula it is the ray range: 0.24 for faces.
         """
         if self.scene_radius is not None:
             return 2 * self.scene_radius
@@ -83,9 +82,9 @@ class RenderOptions:
 
     @property
     def hides_clear(self) -> bool:
-        """Whether a sample whose raw density is not positive has a weight of exactly zero.
+        """Return whether samples of non-positive raw density have exactly zero weight and gradient.
 
-        And a gradient of zero; the farthest sample excepted, if the background takes its color.
+        The farthest sample is an exception if the background takes its color.
         """
         return self.density_activation == "relu" and self.density_noise == 0
 
@@ -93,8 +92,8 @@ class RenderOptions:
 class Rendering(NamedTuple):
     """rgb (B, R, 3) in [0, 1], depth (B, R) in scene units, opacity (B, R) in [0, 1].
 
-    opacity is the share of light that ends at samples, before any background; depth is the mean
-    depth under the weights, the background's share on the last sample included.
+    opacity is the share of light that samples absorb, without any background; depth is the sum of
+    weighted depths, with the background's share on the last sample under "last_sample".
     """
 
     rgb: Tensor
@@ -110,9 +109,9 @@ def _normal(shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tenso
     return torch.randn(shape, generator=rng, device=rng.device).to(like)
 
 
-@torch.no_grad()  # where to look is no question of gradients; the root's is infinite at the rim
+@torch.no_grad()  # sample positions need no gradient; that of sqrt is infinite at the ball's rim
 def depth_range(rays: Rays, options: RenderOptions) -> tuple[Tensor, Tensor]:
-    """Depths (B, R) between which each ray is sampled; equal where it misses the scene's ball."""
+    """Return the near and far depths (B, R) of each ray; equal where it misses the scene's ball."""
     near, far = (torch.full_like(rays.origins[..., 0], end) for end in (options.near, options.far))
     if options.scene_radius is None:
         return near, far
@@ -124,10 +123,10 @@ def depth_range(rays: Rays, options: RenderOptions) -> tuple[Tensor, Tensor]:
 
 
 def stratified_depths(rays: Rays, options: RenderOptions, *, rng: torch.Generator | None) -> Tensor:
-    """Depths (B, R, S), evenly spaced, each jittered by up to half a spacing.
+    """Return depths (B, R, S), evenly spaced, each jittered by up to half a spacing.
 
-    The first and the last stand at near and far, as published; in a bounded scene, whose last
-    sample is no more than the others, each stands in the middle of its share of the ray.
+    The first and the last are near and far, as published. In a bounded scene, where the last sample
+    stands for no more than the others, each is in the middle of its interval.
     """
     shape = (*rays.origins.shape[:2], options.num_steps)
     like = rays.origins
@@ -147,7 +146,7 @@ def stratified_depths(rays: Rays, options: RenderOptions, *, rng: torch.Generato
 
 
 def query(field: Field, rays: Rays, depths: Tensor, *, lock_view_dependence: bool) -> Tensor:
-    """The field's colors and raw densities (B, R, S, 4) at depths (B, R, S)."""
+    """Evaluate the field's colors and raw densities (B, R, S, 4) at depths (B, R, S)."""
     directions = rays.directions
     points = rays.origins[..., None, :] + directions[..., None, :] * depths[..., None]
     if lock_view_dependence:
@@ -159,18 +158,23 @@ def query(field: Field, rays: Rays, depths: Tensor, *, lock_view_dependence: boo
 def activated_density(
     samples: Tensor, options: RenderOptions, *, rng: torch.Generator | None
 ) -> Tensor:
-    """Densities (B, R, S) >= 0 per scene unit: the clamp of raw density plus noise.
+    """Return densities (B, R, S) >= 0 per scene unit: activated raw density plus noise.
 
     Noise is drawn even at deviation 0, so that the stream does not depend on the training step.
     """
     raw = samples[..., 3]
     if rng is not None:
         raw = raw + options.density_noise * _normal(raw.shape, raw, rng)
+    return clamped_density(raw, options)
+
+
+def clamped_density(raw: Tensor, options: RenderOptions) -> Tensor:
+    """Return densities >= 0 per scene unit of raw densities of any shape."""
     return F.relu(raw) if options.density_activation == "relu" else F.softplus(raw)
 
 
 def compositing_weights(density: Tensor, depths: Tensor, *, end: Tensor | None = None) -> Tensor:
-    """Share of each sample in its ray's color, w_i = T_i (1 - exp(-sigma_i delta_i)).
+    """Return each sample's share of its ray's color, w_i = T_i (1 - exp(-sigma_i delta_i)).
 
     T_i = exp(-sum_{j<i} sigma_j delta_j) is the light that reaches sample i. It is summed in the
     exponent: a running product is slower and loses its gradient once a sample is opaque.
@@ -178,7 +182,7 @@ def compositing_weights(density: Tensor, depths: Tensor, *, end: Tensor | None =
     Args:
         density: (..., S), non-negative, per scene unit.
         depths: (..., S), ascending along the last axis, scene units.
-        end: (...,) where the last sample ends; None is TAIL_LENGTH behind it.
+        end: depths (...,) at which the last sample ends; None is TAIL_LENGTH behind it.
 
     Returns:
         (..., S) weights in [0, 1] that add up to at most 1.
@@ -197,9 +201,9 @@ def compositing_weights(density: Tensor, depths: Tensor, *, end: Tensor | None =
 def importance_depths(
     depths: Tensor, weights: Tensor, count: int, *, rng: torch.Generator | None
 ) -> Tensor:
-    """Depths (B, R, count) distributed as the coarse weights say, by inverting their CDF.
+    """Draw depths (B, R, count) from the distribution of the coarse weights by inverting its CDF.
 
-    The bins lie between the mid-points of the coarse depths (B, R, S) and carry the inner weights.
+    The bins lie between the mid-points of the coarse depths (B, R, S) and have the inner weights.
 
     Source: NeRF (Mildenhall et al. 2020), section 5.2; floors and search side as published.
     """
@@ -223,7 +227,7 @@ def importance_depths(
 
 
 def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Depths (B, R, S1 + S2) and samples (B, R, S1 + S2, 4) of two sets, sorted by depth."""
+    """Merge two sets to depths (B, R, S1 + S2) and samples (B, R, S1 + S2, 4), sorted by depth."""
     depths, order = torch.cat([first[0], second[0]], dim=-1).sort(dim=-1)
     samples = torch.cat([first[1], second[1]], dim=-2)
     return depths, samples.gather(-2, order[..., None].expand_as(samples))
@@ -250,9 +254,9 @@ def composite(
 
 
 def rays_that_hit(options: RenderOptions) -> Tensor:
-    """Indices, on the CPU, of the rays of a picture that meet the scene's ball.
+    """Return indices, on the CPU, of the rays of a picture that hit the scene's ball.
 
-    Cameras look at the ball's center from the same distance, so any camera shows which.
+    They are the same for every camera: all look at the ball's center from the same distance.
     """
     quarter = torch.full((1,), math.pi / 2)
     rays = cast_rays(Poses(quarter, quarter), options.image_size, options.fov_degrees)
@@ -268,14 +272,15 @@ def render_rays(
     rng: torch.Generator | None,
     hits: Tensor | None = None,
 ) -> Rendering:
-    """Colors, depths and opacities of rays through field, coarse to fine (NeRF, section 5.2).
+    """Render rays through field, coarse to fine (NeRF, section 5.2).
 
-    hits: indices of the rays that can meet anything, the others show a black or white background;
-    None is all of them, in a bounded scene those that meet it, for which the host waits for a CUDA
-    device.
+    hits: indices of the rays to render; the others show a black or white background. None renders
+    all, or in a bounded scene those that hit it, for which the host waits for a CUDA device.
     """
     near, far = depth_range(rays, options)
-    if options.scene_radius is not None and hits is None:  # in any image: angles of view may differ
+    if (
+        options.scene_radius is not None and hits is None
+    ):  # in any image, as angles of view may differ
         hits = (far > near).any(dim=0).nonzero()[:, 0]
     if hits is None:
         return _render_hits(field, rays, None, options, rng=rng)
@@ -296,7 +301,7 @@ def _render_hits(
     *,
     rng: torch.Generator | None,
 ) -> Rendering:
-    """render_rays for rays that meet something; end (B, R) is where they leave a bounded scene."""
+    """Render rays coarse to fine; end (B, R) is where they leave a bounded scene, or None."""
     is_locked = options.lock_view_dependence
     depths = stratified_depths(rays, options, rng=rng)  # (B, R, S)
     samples = _coarse_samples(field, rays, depths, options)  # (B, R, S, 4)
@@ -312,14 +317,14 @@ def _render_hits(
 
 
 def _visible(field: Field, options: RenderOptions) -> Field:
-    """The field as far as pixels show it: colors that get no weight are saved where they can be."""
+    """Return the field without colors of zero weight, where options allow to skip them."""
     if isinstance(field, TwofoldField) and options.hides_clear:
         return field.visible
     return field
 
 
 def _coarse_samples(field: Field, rays: Rays, depths: Tensor, options: RenderOptions) -> Tensor:
-    """Visible samples (B, R, S, 4) at depths (B, R, S), and those of the background."""
+    """Evaluate samples (B, R, S, 4) at depths (B, R, S), with a color at the last if needed."""
     is_locked = options.lock_view_dependence
     visible = _visible(field, options)
     if visible is field or options.background != "last_sample":

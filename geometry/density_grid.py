@@ -1,12 +1,11 @@
-"""Densities on a cubic grid, evaluated everywhere or, coarse to fine, near one level of them.
+"""Evaluate densities on a cubic grid, everywhere or coarse to fine near an iso level.
 
-Coarse to fine: a first pass sees every STEP-th voxel along each axis. Then, at half the spacing
-each time, the voxels of every block (two spacings wide) are evaluated whose values, as far as they
-are known or interpolated, lie on both sides of the level, and the blocks around these are looked at
-again until nothing changes. What is left unevaluated is interpolated. So the surface at the level
-is, where it is found, the very surface of the dense grid: it is followed as far as it goes, however
-thin. Lost are only pieces that no voxel of the first pass lies in: none that holds a block of
-4 x 4 x 4 voxels, since each such block holds a voxel of the first pass.
+Coarse to fine: a first pass evaluates every STEP-th voxel along each axis. Then the spacing is
+halved again and again. At each spacing, blocks (two spacings wide) whose known and interpolated
+values lie on both sides of the level are evaluated, and then the blocks around them, until no such
+block is left. All other voxels are interpolated. Wherever the surface is found it therefore equals
+that of the dense grid, and it is followed to its end, however thin. Only components that contain no
+voxel of the first pass are lost; a component that holds a block of 4 x 4 x 4 voxels contains one.
 
 Legend: N voxels along each axis, P points, K blocks.
 """
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 Density = Callable[[Tensor], Tensor]  # points (P, 3) -> raw densities (P,)
-Progress = Callable[[int, int], None]  # points evaluated, points known to be needed
+Progress = Callable[[int, int], None]  # takes points evaluated and points needed so far
 
 STEP = 4  # voxels between those of the first pass; more could lose a block of 4 x 4 x 4 voxels
 COARSE = 64  # the first pass has this many intervals along each axis, where the grid has as many
@@ -30,7 +29,7 @@ CORNERS = tuple(itertools.product((0, 1), repeat=3))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cube:
-    """A cube of N x N x N voxels. The outermost voxels' centers lie on its faces, as published.
+    """Cube of N x N x N voxels. The outermost voxels' centers lie on its faces, as published.
 
     center: (x, y, z), and side: scene units; resolution: N, at least 2.
     """
@@ -41,17 +40,17 @@ class Cube:
 
     @property
     def spacing(self) -> float:
-        """Distance between neighbouring voxels, scene units."""
+        """Return the distance between neighbouring voxels, scene units."""
         return self.side / (self.resolution - 1)
 
     @property
     def first(self) -> tuple[float, float, float]:
-        """Where voxel (0, 0, 0) is."""
+        """Return the center of voxel (0, 0, 0)."""
         x, y, z = (middle - self.side / 2 for middle in self.center)
         return x, y, z
 
     def points(self, voxels: Tensor) -> Tensor:
-        """Places (P, 3) of voxels (P, 3) [ix, iy, iz], float32."""
+        """Return the centers (P, 3) of voxels (P, 3) [ix, iy, iz], float32."""
         first = torch.tensor(self.first, dtype=torch.float64)
         return (first + voxels.double() * self.spacing).float()
 
@@ -60,14 +59,14 @@ class DensityGrid:
     """Raw densities of a cube, partly evaluated.
 
     values (M, M, M), M >= N: axis order [ix, iy, iz]; the voxels of the cube come first, and M - 1
-    is a multiple of the first pass's spacing. is_known tells which were evaluated.
+    is a multiple of the first pass's spacing. is_known (M, M, M) marks the evaluated ones.
 
     Args:
-        density: raw densities (P,) of points (P, 3), on the CPU.
-        cube: where.
-        radius: there is nothing outside a ball of this radius around the origin, and the density is
-            not asked there; None is no bound.
-        progress: is told how far the evaluation is.
+        density: returns raw densities (P,) of points (P, 3), on the CPU.
+        cube: position, size and resolution of the grid.
+        radius: the scene is empty outside a ball of this radius around the origin, and density is
+            not called there; None is no bound.
+        progress: is called after each evaluation.
     """
 
     def __init__(
@@ -84,11 +83,11 @@ class DensityGrid:
 
     @property
     def inside(self) -> Tensor:
-        """The values (N, N, N) of the cube itself, a view."""
+        """Return the values (N, N, N) of the cube itself, a view."""
         return self.values[(slice(self.cube.resolution),) * 3]
 
     def evaluate_first(self) -> Tensor:
-        """Evaluate the first pass; returns its values, a view."""
+        """Evaluate the first pass and return its values, a view."""
         self._evaluate_all(self.first_step)
         step = self.first_step
         return self.values[::step, ::step, ::step]
@@ -98,7 +97,7 @@ class DensityGrid:
         self._evaluate_all(1)
 
     def end_at_ball(self, level: float) -> None:
-        """Let the surface at level end at the ball: from there on values fall below the level."""
+        """Close the surface at the ball: outside of it, force values below the level."""
         if self.radius is None:
             return
         radius, known = self.radius, self.is_known.view(-1).nonzero()[:, 0]
@@ -113,7 +112,7 @@ class DensityGrid:
             values[part] = cap(self.cube.points(self._voxels(part)), values[part])
 
     def refine(self, level: float) -> None:
-        """Evaluate all voxels near the surface at level, and interpolate the rest."""
+        """Evaluate all voxels near the surface at level and interpolate the rest."""
         step = self.first_step
         while step > 1:
             step //= 2
@@ -124,11 +123,11 @@ class DensityGrid:
                 blocks = self._mixed_blocks(_around(blocks, self._count(step)), step, level)
 
     def _count(self, step: int) -> int:
-        """Blocks along each axis, each two spacings of step wide."""
+        """Return the number of blocks, two spacings of step wide, along each axis."""
         return (len(self.values) - 1) // (2 * step)
 
     def _evaluate_all(self, step: int) -> None:
-        """Evaluate every step-th voxel that is not known yet, plane by plane."""
+        """Evaluate every step-th voxel that is not known yet, some planes at a time."""
         axis = torch.arange(0, len(self.values) if step > 1 else self.cube.resolution, step)
         wanted = self.is_known[: axis[-1] + 1 : step, : axis[-1] + 1 : step, : axis[-1] + 1 : step]
         self._needed += int((~wanted).sum())
@@ -156,7 +155,7 @@ class DensityGrid:
             self._progress(self._done, self._needed)
 
     def _within_ball(self, points: Tensor) -> Tensor:
-        """Densities (P,) of points (P, 3); 0 far outside the ball, where nobody looks."""
+        """Return densities (P,) of points (P, 3); 0 far outside the ball, where none are needed."""
         if self.radius is None:
             return self._density(points).to(self.values)
         margin = math.sqrt(3) * self.first_step * self.cube.spacing  # a cell of the first pass
@@ -166,9 +165,9 @@ class DensityGrid:
         return found
 
     def _interpolate(self, step: int) -> None:
-        """Fill unknown voxels at multiples of step with means of those at multiples of 2 step.
+        """Interpolate unknown voxels at multiples of step from those at multiples of 2 step.
 
-        One axis after the other, so that the result is trilinear.
+        One axis after the other, which makes it trilinear.
         """
         fine = self.values[::step, ::step, ::step]
         is_known = self.is_known[::step, ::step, ::step]
@@ -181,7 +180,7 @@ class DensityGrid:
                 values[i] = torch.where(known[i], values[i], mean)
 
     def _mixed_cells(self, spacing: int, level: float) -> Tensor:
-        """Cells (K, 3) of a lattice whose eight corners lie on both sides of the level."""
+        """Return the cells (K, 3) of a lattice whose corners lie on both sides of the level."""
         is_inside = self.values[::spacing, ::spacing, ::spacing] > level
         size = len(is_inside) - 1
         corners = [is_inside[i : i + size, j : j + size, k : k + size] for i, j, k in CORNERS]
@@ -192,7 +191,7 @@ class DensityGrid:
         return (some & ~every).nonzero()
 
     def _block_voxels(self, blocks: Tensor, step: int) -> Tensor:
-        """Flat indices (K, 27) of the voxels of blocks (K, 3), two spacings of step wide."""
+        """Return flat indices (K, 27) of the voxels of blocks (K, 3), two spacings wide."""
         offsets = torch.cartesian_prod(*[torch.arange(3)] * 3)
         return self._flat((2 * blocks[:, None] + offsets) * step)
 
@@ -201,7 +200,7 @@ class DensityGrid:
         return flat[~self.is_known.view(-1)[flat]].unique()
 
     def _mixed_blocks(self, blocks: Tensor, step: int, level: float) -> Tensor:
-        """Those of blocks (K, 3) that are not known and lie on both sides of the level."""
+        """Select the blocks (K, 3) that are partly unknown and lie on both sides of the level."""
         flat = self._block_voxels(blocks, step)
         is_inside = self.values.view(-1)[flat] > level
         is_mixed = is_inside.any(1) & ~is_inside.all(1)
@@ -209,7 +208,7 @@ class DensityGrid:
 
 
 def first_step(resolution: int) -> int:
-    """Voxels between those of the first pass: at most STEP, fewer where the grid is small."""
+    """Return the first pass's spacing in voxels: at most STEP, less where the grid is small."""
     step = STEP
     while step > 1 and resolution < COARSE * step:
         step //= 2
@@ -217,7 +216,7 @@ def first_step(resolution: int) -> int:
 
 
 def _around(blocks: Tensor, count: int) -> Tensor:
-    """Each block (K, 3) and its 26 neighbours within count blocks along each axis, once."""
+    """Return blocks (K, 3) and their 26 neighbours within count blocks an axis, each once."""
     offsets = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3)
     near = (blocks[:, None] + offsets).flatten(0, 1)
     near = near[((near >= 0) & (near < count)).all(1)]

@@ -1,9 +1,8 @@
-"""Which level of the density is the surface that the pictures show.
+"""Choose the iso level that matches the renders.
 
-A density has no surface: rays lose their light somewhere along the way. The level that is taken
-here is the one whose surface agrees best with what cameras see: a ray meets it where, and only
-where, half of its light is lost. Both are read off the first pass's lattice, along rays of the
-cameras that the generator was trained with.
+A density has no surface: rays lose their light gradually. The chosen iso level's surface agrees
+best with the renders: rays meet it where half of their light is absorbed, and rays that keep more
+miss it. Both are computed on the first pass's lattice, along rays of training cameras.
 
 Legend: G intervals of the lattice along each axis, R rays, S samples per ray, C candidates.
 """
@@ -16,26 +15,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from generators.cameras import PoseDistribution, Poses, Rays, cast_rays, sample_poses
-from generators.volumetric_rendering import RenderOptions, depth_range
+from generators.volumetric_rendering import RenderOptions, clamped_density, depth_range
 
 NUM_CAMERAS, IMAGE_SIZE = 16, 32
-SAMPLES = 128  # per ray, half as far apart as the lattice's points where these are 64
+SAMPLES = 128  # per ray, half as far apart as the points of a lattice with 64 intervals
 CANDIDATES = 96
 LOWEST = 1e-3  # of the highest candidate
-TYPICAL_PEAK = 0.95  # quantile of the densest sample of opaque rays: the highest candidate
-TOLERANCE = 1.0  # of the cube's side: outlines come first, depths decide between equal ones
+TYPICAL_PEAK = 0.95  # quantile, over opaque rays, of the densest sample: the highest candidate
+TOLERANCE = 1.0  # of the cube's side; so large that depths decide only between equal outlines
 
 
 @dataclass(frozen=True, eq=False)
 class Lattice:
-    """Raw densities (G + 1, G + 1, G + 1) [ix, iy, iz] from first, spacing apart."""
+    """Raw densities (G + 1, G + 1, G + 1) [ix, iy, iz] at points from first on, spacing apart."""
 
     values: Tensor
     first: tuple[float, float, float]
     spacing: float
 
     def sample(self, points: Tensor) -> Tensor:
-        """Trilinear raw densities (...) of points (..., 3); -inf outside of the lattice."""
+        """Interpolate raw densities (...) at points (..., 3), trilinear; -inf outside."""
         extent = self.spacing * (len(self.values) - 1)
         place = (points - points.new_tensor(self.first)) * (2 / extent) - 1
         flat = place.reshape(1, 1, 1, -1, 3).flip(-1)  # x runs along the last axis for grid_sample
@@ -45,29 +44,27 @@ class Lattice:
 
 
 def choose_level(lattice: Lattice, poses: PoseDistribution, options: RenderOptions) -> float | None:
-    """The raw density whose surface looks most like the renders; None where nothing is opaque.
+    """Return the raw density whose iso-surface matches the renders; None if nothing is opaque.
 
-    The score of a level is the share of rays that agree: among the rays that are at least half
-    opaque or meet the surface, those that do both, each counted less the farther the two depths are
-    apart.
+    The score of a level: of the rays that are at least half opaque or meet the surface, the share
+    that does both, each ray weighted less the farther its two depths are apart.
 
     Args:
         lattice: raw densities of the first pass.
-        poses: where the cameras stand.
-        options: their angle of view and ray range, and what raw densities mean.
+        poses: distribution of the cameras.
+        options: their angle of view and ray range, and the activation of raw densities.
     """
     rng = torch.Generator().manual_seed(0)  # the same cameras for every object
     depths, raw = _samples(lattice, sample_poses(poses, NUM_CAMERAS, rng=rng), options)
-    is_relu = options.density_activation == "relu"
-    density = F.relu(raw) if is_relu else F.softplus(raw)
+    density = clamped_density(raw, options)
     half = _half_depths(depths, density)  # (R,)
     is_opaque = half.isfinite()
     if not is_opaque.any():
         return None
     highest = float(density.amax(1)[is_opaque].quantile(TYPICAL_PEAK))
     levels = highest * torch.logspace(math.log10(LOWEST), 0, CANDIDATES)  # (C,)
-    if not is_relu:
-        levels = levels.expm1().log()  # the raw density that softplus makes it of
+    if options.density_activation == "softplus":
+        levels = levels.expm1().log()  # the inverse of softplus
     meets = _crossing_depths(depths, raw, levels)  # (R, C)
     tolerance = TOLERANCE * lattice.spacing * (len(lattice.values) - 1)
     closeness = (1 - (meets - half[:, None]).abs() / tolerance).clamp(min=0).nan_to_num(0.0)
@@ -77,7 +74,7 @@ def choose_level(lattice: Lattice, poses: PoseDistribution, options: RenderOptio
 
 
 def _samples(lattice: Lattice, poses: Poses, options: RenderOptions) -> tuple[Tensor, Tensor]:
-    """Depths (R, S) along the cameras' rays, and raw densities (R, S) there."""
+    """Return depths (R, S) along the cameras' rays and the raw densities (R, S) there."""
     rays = cast_rays(poses, IMAGE_SIZE, options.fov_degrees)
     if options.scene_radius is None:
         near = torch.full_like(rays.origins[..., 0], options.near)
@@ -92,17 +89,17 @@ def _samples(lattice: Lattice, poses: Poses, options: RenderOptions) -> tuple[Te
 
 
 def _half_depths(depths: Tensor, density: Tensor) -> Tensor:
-    """Depths (R,) at which half of the light of each ray is lost, inf where more comes through."""
+    """Return depths (R,) at which half of a ray's light is absorbed; inf if more passes."""
     spacing = (depths[:, 1] - depths[:, 0])[:, None]
-    lost = (density * spacing).cumsum(1)  # optical depth behind each sample
-    half = lost.new_full((len(lost), 1), math.log(2))
-    index = torch.searchsorted(lost, half)
+    optical_depth = (density * spacing).cumsum(1)
+    half = optical_depth.new_full((len(optical_depth), 1), math.log(2))
+    index = torch.searchsorted(optical_depth, half)
     found = depths.gather(1, index.clamp(max=SAMPLES - 1))[:, 0]
     return found.masked_fill(index[:, 0] == SAMPLES, math.inf)
 
 
 def _crossing_depths(depths: Tensor, raw: Tensor, levels: Tensor) -> Tensor:
-    """Depths (R, C) at which rays first meet each level, inf where they never do."""
+    """Return depths (R, C) at which rays first reach each level, inf where they never do."""
     highest = raw.cummax(1).values
     index = torch.searchsorted(highest, levels.expand(len(raw), -1).contiguous())  # (R, C)
     found = depths.gather(1, index.clamp(max=SAMPLES - 1))

@@ -1,6 +1,5 @@
-"""BOUNDARY: the shape of an object, and its picture: what extract_shapes and the viewer share."""
+"""Extract the mesh of an object and render a preview of it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,27 +9,25 @@ import torch
 from generators.cameras import PoseDistribution
 from generators.generators import ImplicitGenerator3d
 from generators.volumetric_rendering import LOCKED_DIRECTION, RenderOptions
-from geometry import appearance, level, shading, surface, visibility
-from geometry.density_grid import Cube, DensityGrid
+from geometry import appearance, level, rasterizer, surface, visibility
+from geometry.density_grid import Cube, DensityGrid, Progress
 from geometry.surface import Array, Mesh
 from image_io import png
 from siren.film import Film
 from system.errors import UsageError
 
-PLACES = 2  # behind each vertex, whose mean color it has
+COLOR_POINTS = 2  # behind each vertex; it gets their mean color
 PREVIEW_SIZE, PREVIEW_VIEWS = 256, 4
-PREVIEW_MARGIN = 1.1  # how much wider than the pictures that were trained on
-
-Progress = Callable[[int, int], None]  # takes points that are evaluated, and that are needed
+PREVIEW_MARGIN = 1.1  # times the angle of view of training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Which surface of an object.
+    """Options of the extracted surface.
 
-    level: raw density on it; None is where it agrees best with the renders. is_dense: every voxel
-    is evaluated, not only those near the surface. keeps_all: every piece, not only the largest.
-    visible_only: without what no training camera can see.
+    level: its raw density; None chooses the one that matches the renders. is_dense: evaluate every
+    voxel, not only those near the surface. keeps_all: keep every connected component, not only the
+    largest. visible_only: cut away what no training camera can see.
     """
 
     level: float | None = None
@@ -40,7 +37,7 @@ class Wanted:
 
 
 class Shape(NamedTuple):
-    """Raw densities (N, N, N) in a cube, the level of the surface, and the surface, colored."""
+    """Raw densities (N, N, N) in a cube, the iso level, and the colored mesh at that level."""
 
     values: Array
     level: float
@@ -62,15 +59,15 @@ def take_shape(
     """Extract the shape of one object in a cube.
 
     Args:
-        generator: whose field it is.
+        generator: evaluates the field.
         film: conditioning (1, F) of the object.
-        cube: where its surface is looked for.
-        options: how its pictures are rendered.
-        wanted: which surface.
+        cube: region that is searched for its surface.
+        options: of its renders.
+        wanted: options of the surface.
         name: of the object, for messages.
-        poses: cameras that the generator was trained with.
-        points_per_chunk: points in one call of the field.
-        progress: is called with the points that are evaluated, and that are needed.
+        poses: distribution of the training cameras.
+        points_per_chunk: the most points in one call of the field.
+        progress: is called with the numbers of points evaluated and needed so far.
 
     Raises:
         UsageError: there is no surface in the cube.
@@ -101,7 +98,7 @@ def _evaluate(
     options: RenderOptions,
     wanted: Wanted,
 ) -> float:
-    """Evaluate the grid as far as the surface needs it; returns the level of that surface."""
+    """Evaluate the grid near the surface and return the iso level."""
     first = grid.evaluate_first()
     chosen = wanted.level
     if chosen is None:
@@ -129,26 +126,26 @@ def _colors(
     options: RenderOptions,
     points_per_chunk: int,
 ) -> Array:
-    """Colors (V, 3) of the vertices as a camera sees them that looks straight at the surface."""
+    """Return vertex colors (V, 3) as a camera sees them that looks straight at the surface."""
     field = generator.field(film, points_per_chunk=points_per_chunk)
     vertices, normals = torch.from_numpy(mesh.vertices), torch.from_numpy(mesh.normals)
-    places = appearance.lit_places(vertices, normals, lattice, options, count=PLACES)
+    points = appearance.lit_points(vertices, normals, lattice, options, count=COLOR_POINTS)
     directions = -normals
     if options.lock_view_dependence:
         directions = directions.new_tensor([LOCKED_DIRECTION])
     device = film.frequencies.device
-    samples = field(places.flatten(0, 1)[None].to(device), directions[None].to(device))
-    colors: Array = samples[0, :, :3].unflatten(0, (-1, PLACES)).mean(1).cpu().numpy()
+    samples = field(points.flatten(0, 1)[None].to(device), directions[None].to(device))
+    colors: Array = samples[0, :, :3].unflatten(0, (-1, COLOR_POINTS)).mean(1).cpu().numpy()
     return colors
 
 
 def save_preview(path: Path, mesh: Mesh, poses: PoseDistribution, options: RenderOptions) -> None:
-    """Write the mesh from several sides: above with its colors, below as clay."""
+    """Write a picture of the mesh from several sides: colored above, as clay below."""
     pitch, yaw = poses.center()
     fov = min(170.0, PREVIEW_MARGIN * options.fov_degrees)
     pairs = [
-        shading.picture(mesh, pitch, side, PREVIEW_SIZE, fov)
-        for side in shading.side_views(yaw, poses.yaw_spread, PREVIEW_VIEWS)
+        rasterizer.picture(mesh, pitch, side, PREVIEW_SIZE, fov)
+        for side in rasterizer.side_views(yaw, poses.yaw_spread, PREVIEW_VIEWS)
     ]
     views = torch.stack([image for row in zip(*pairs, strict=True) for image in row])
     png.save_png(path, png.to_uint8(png.grid(views * 2 - 1, PREVIEW_VIEWS)))

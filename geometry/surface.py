@@ -1,4 +1,4 @@
-"""Triangle meshes: the surface at a level of a grid, its normals, and parts of it.
+"""Triangle meshes: marching cubes on a density grid, normals, connected components.
 
 Legend: N voxels along each axis, V vertices, T triangles.
 """
@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import trimesh
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from skimage.measure import marching_cubes
 
 from geometry.density_grid import Cube
 
 Array = NDArray[Any]
 
-CLEARANCE = 1e-3  # of the largest step to a neighbour: a voxel is at least so far from the level
+CLEARANCE = 1e-3  # of the largest step to a neighbour: least distance of a value from the level
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,7 +32,7 @@ class Mesh:
     colors: Array
 
     def part(self, is_kept: Array) -> "Mesh":
-        """The triangles (T,) that are kept, with their vertices as they are."""
+        """Return the triangles for which is_kept (T,) holds, without unused vertices."""
         triangles = self.triangles[is_kept]
         is_used = np.zeros(len(self.vertices), dtype=bool)
         is_used[triangles] = True
@@ -47,15 +46,15 @@ class Mesh:
 
 
 def surface_mesh(values: Array, cube: Cube, level: float) -> Mesh:
-    """The closed surface around all voxels whose value is above level; grey.
+    """Return the closed surface, grey, around all voxels whose value is above level.
 
-    Where the inside reaches a face of the cube, the surface is closed by a plane half a voxel
-    outside of it. Empty where no voxel is above level.
+    Where the inside reaches a face of the cube, a plane half a voxel outside closes the surface.
+    The mesh is empty where no voxel is above level.
 
     Args:
         values: float32 (N, N, N), axis order [ix, iy, iz].
-        cube: where they are.
-        level: a number among them.
+        cube: their positions.
+        level: the iso level.
     """
     closed = _closed(values, level)
     if not closed.min() < level < closed.max():
@@ -75,7 +74,7 @@ def surface_mesh(values: Array, cube: Cube, level: float) -> Mesh:
 
 
 def _closed(values: Array, level: float) -> Array:
-    """The values with one layer more on each side, below level and as far from it as the last."""
+    """Pad values with one layer on each side: the last one mirrored below the level."""
     closed: Array = np.zeros([size + 2 for size in values.shape], np.float32)
     closed[1:-1, 1:-1, 1:-1] = values
     for axis in range(3):
@@ -86,7 +85,7 @@ def _closed(values: Array, level: float) -> Array:
 
 
 def _keep_clear(closed: Array, level: float) -> None:
-    """Move values off the level, so that no two vertices coincide: at most CLEARANCE of a voxel."""
+    """Move values away from the level by up to CLEARANCE, so that no two vertices coincide."""
     near = CLEARANCE * max(float(closed.max()) - level, level - float(closed.min()))
     for i in range(1, len(closed) - 1):  # a plane at a time bounds the memory
         gap = closed[i] - np.float32(level)
@@ -102,58 +101,36 @@ def _keep_clear(closed: Array, level: float) -> None:
 
 
 def vertex_normals(vertices: Array, triangles: Array) -> Array:
-    """Outward unit normals (V, 3), float32: those of the triangles around, weighted by area."""
-    a, b, c = (vertices[triangles[:, corner]].astype(np.float64) for corner in range(3))
-    doubled = np.cross(b - a, c - a)  # (T, 3), twice the area long
-    total = np.zeros((len(vertices), 3))
-    for corner in range(3):
-        for axis in range(3):
-            total[:, axis] += np.bincount(
-                triangles[:, corner], doubled[:, axis], minlength=len(vertices)
-            )
-    length = np.linalg.norm(total, axis=1, keepdims=True)
-    return (total / np.maximum(length, np.finfo(np.float64).tiny)).astype(np.float32)
+    """Return outward unit normals (V, 3), float32: area-weighted means over adjacent triangles."""
+    doubled = trimesh.triangles.cross(vertices[triangles].astype(np.float64))  # twice the area long
+    normals = trimesh.geometry.mean_vertex_normals(len(vertices), triangles, doubled)
+    return np.asarray(normals, np.float32)
 
 
-def edges(triangles: Array) -> Array:
-    """The vertices (3 T, 2) at the ends of all sides of the triangles; row i is of i mod T."""
-    return np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]])
-
-
-def vertex_components(triangles: Array, is_vertex: Array) -> Array:
-    """Which connected piece each vertex (V,) is in, over the vertices where is_vertex (V,) holds.
-
-    Every other vertex is a piece of its own.
-    """
-    ends = edges(triangles)
-    return _components(ends[is_vertex[ends].all(1)], len(is_vertex))
+def as_trimesh(mesh: Mesh) -> trimesh.Trimesh:
+    """Convert a mesh to trimesh's class, without colors."""
+    return trimesh.Trimesh(
+        vertices=mesh.vertices,
+        faces=mesh.triangles,
+        vertex_normals=mesh.normals,
+        process=False,
+    )
 
 
 def triangle_components(triangles: Array) -> Array:
-    """Which connected piece each triangle (T,) is in; pieces share edges, not only vertices."""
-    ends = np.sort(edges(triangles).astype(np.int64), axis=1)
-    edge = ends[:, 0] * (triangles.max(initial=0) + 1) + ends[:, 1]
-    order = np.argsort(edge, kind="stable")
-    owner = order % len(triangles)
-    is_shared = edge[order[1:]] == edge[order[:-1]]
-    pairs = np.stack([owner[:-1][is_shared], owner[1:][is_shared]], axis=1)
-    return _components(pairs, len(triangles))
-
-
-def _components(pairs: Array, count: int) -> Array:
-    """Which connected piece each of count things is in, where pairs (K, 2) of them are joined."""
-    joined = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), (count, count))
-    labels: Array = connected_components(joined, directed=False)[1]
-    return labels
+    """Label each triangle (T,) with its connected component, across shared edges."""
+    return trimesh.graph.connected_component_labels(
+        trimesh.graph.face_adjacency(triangles), node_count=len(triangles)
+    )
 
 
 def areas(mesh: Mesh) -> Array:
-    """Areas (T,) of the triangles, square scene units."""
-    a, b, c = (mesh.vertices[mesh.triangles[:, corner]].astype(np.float64) for corner in range(3))
-    return np.asarray(0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=1))
+    """Return the areas (T,) of the triangles, square scene units."""
+    corners = mesh.vertices[mesh.triangles].astype(np.float64)  # (T, 3, 3)
+    return trimesh.triangles.area(corners)
 
 
 def largest_component(mesh: Mesh) -> Mesh:
-    """The connected piece with the largest area."""
+    """Return the connected component with the largest area."""
     labels = triangle_components(mesh.triangles)
     return mesh.part(labels == np.argmax(np.bincount(labels, areas(mesh))))

@@ -1,8 +1,8 @@
-"""Which part of a surface the cameras of a pose distribution can see.
+"""Find the part of a surface that the cameras of a pose distribution can see.
 
-Each camera has a buffer of the nearest vertex in each pixel; a vertex is seen if it faces the
-camera, lies in its picture and ray range, and is hardly behind the nearest one of its pixel. Pixels
-are wider than the mesh is fine, so that the vertices leave no gaps.
+Each camera has a depth buffer of vertices. A vertex is seen if it faces the camera, lies in its
+picture and ray range, and is at most TOLERANCE behind the nearest vertex of its pixel. Pixels are
+wider than the distance between vertices, so that the buffer has no gaps.
 
 Legend: V vertices, T triangles.
 """
@@ -11,39 +11,41 @@ import math
 
 import numpy as np
 import torch
+import trimesh
 from scipy.sparse import coo_matrix
 from torch import Tensor
 
 from generators.cameras import PoseDistribution, Poses, camera_origins, sample_poses
 from generators.volumetric_rendering import RenderOptions
 from geometry.rasterizer import project
-from geometry.surface import Array, Mesh, areas, edges, vertex_components
+from geometry.surface import Array, Mesh, areas
 
 NUM_CAMERAS = 128
-PIXEL = 2.0  # voxels that a pixel is wide
-TOLERANCE = 4.0  # voxels behind the nearest vertex of a pixel; oblique surfaces span some
-SMOOTHING = 64  # rounds of averaging with the neighbours, which evens some voxels around
-PINHOLE = 8.0  # voxels; unseen spots of less than this squared amid seen ones are not cut out
+PIXEL = 2.0  # voxels: width of a pixel
+TOLERANCE = 4.0  # voxels; an oblique surface spans some within a pixel
+SMOOTHING = 64  # rounds of averaging over neighbours, which smooths the outline of the cut
+PINHOLE = 8.0  # voxels; smaller unseen spots (this squared) amid seen surface are kept
 
 
 def visible_part(
     mesh: Mesh, poses: PoseDistribution, options: RenderOptions, *, spacing: float
 ) -> Mesh:
-    """What is left of a closed mesh without the triangles that no training camera can see.
+    """Cut away the triangles of a closed mesh that no training camera can see.
 
     Args:
-        mesh: its vertices about spacing apart.
-        poses: where the cameras stand; NUM_CAMERAS of them are tried, always the same ones.
+        mesh: with vertices about spacing apart.
+        poses: distribution of the cameras; NUM_CAMERAS are drawn, always the same ones.
         options: their angle of view and ray range.
-        spacing: voxels of the grid that the mesh came from, scene units.
+        spacing: of the grid that the mesh was extracted from, scene units.
     """
     if not len(mesh.triangles):
         return mesh
     is_seen = _smoothed(mesh, _seen_vertices(mesh, poses, options, spacing))
-    labels = vertex_components(mesh.triangles, ~is_seen)
+    ends = trimesh.geometry.faces_to_edges(mesh.triangles)
+    hidden = ends[~is_seen[ends].any(1)]
+    labels = trimesh.graph.connected_component_labels(hidden, node_count=len(is_seen))
     third = np.repeat(areas(mesh) / 3, 3)
     size = np.bincount(labels[mesh.triangles.ravel()], third, minlength=len(is_seen))
-    ends = edges(mesh.triangles)
     is_bordering = np.zeros(len(is_seen), dtype=bool)
     is_bordering[labels[ends[is_seen[ends[:, 0]] != is_seen[ends[:, 1]]]]] = True
     is_pinhole = is_bordering[labels] & (size[labels] < (PINHOLE * spacing) ** 2)
@@ -52,8 +54,8 @@ def visible_part(
 
 
 def _smoothed(mesh: Mesh, is_seen: Array) -> Array:
-    """What most of the vertices around each of (V,) are: else the cut would be frayed."""
-    ends, count = edges(mesh.triangles), len(is_seen)
+    """Replace is_seen (V,) by the majority around each vertex; the raw outline is frayed."""
+    ends, count = trimesh.geometry.faces_to_edges(mesh.triangles), len(is_seen)
     both = np.concatenate([ends, ends[:, ::-1]])
     joined = coo_matrix((np.ones(len(both)), (both[:, 0], both[:, 1])), (count, count)).tocsr()
     degree = np.bincount(both[:, 0], minlength=count)
@@ -87,12 +89,12 @@ def _seen_vertices(
 
 
 def _faces_camera(vertices: Tensor, normals: Tensor, pitch: float, yaw: float) -> Tensor:
-    """Whether the outside of the surface at vertices (V, 3) looks towards the camera."""
+    """Return whether each vertex (V,) faces the camera."""
     origin = camera_origins(Poses(torch.tensor([pitch]), torch.tensor([yaw])))
     return (normals * (origin - vertices)).sum(1) > 0
 
 
 def _image_size(options: RenderOptions, spacing: float) -> int:
-    """Pixels across a picture, each PIXEL voxels wide where the camera looks at."""
+    """Return the picture's side in pixels that are PIXEL voxels wide at the origin."""
     width = 2 * math.tan(math.radians(options.fov_degrees) / 2)
     return max(2, round(width / (PIXEL * spacing)))

@@ -1,8 +1,8 @@
-"""BOUNDARY: image quality. Features of real and generated images, and the figures made of them.
+"""Image quality: Inception features of real and generated images, and metrics of them.
 
-Images are worked off in blocks of BLOCK, in the order of their numbers; block b belongs to rank
-b mod world size. The network sees the same batches however many ranks there are, so that their
-number does not change a figure.
+Images are processed in batches of BLOCK, in the order of their numbers; batch b belongs to rank
+b mod world size. The batches are the same for any number of ranks, which therefore does not change
+a figure.
 
 Legend: N images, D numbers per image (features, then logits).
 """
@@ -29,7 +29,7 @@ from metrics.real_images import RealSet
 from system.errors import UsageError
 from system.files import replaced
 
-BLOCK = 32  # images that the network sees at once
+BLOCK = 32  # images in a batch of the network
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # torch-fidelity's defaults, as in the published script
 IS_SPLITS = 10
 NEIGHBORS = 3  # of precision and recall (Kynkäänniemi et al. 2019)
@@ -39,7 +39,7 @@ ImageOf = Callable[[int], Tensor]  # number -> (3, H, W) uint8
 
 
 def blocks_of(total: int, place: Place) -> Iterator[range]:
-    """The numbers of the images that a rank works off, block by block."""
+    """Yield the numbers of a rank's images, batch by batch."""
     for start in range(place.rank * BLOCK, total, place.world_size * BLOCK):
         yield range(start, min(start + BLOCK, total))
 
@@ -54,18 +54,18 @@ def features_of(
     title: str,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Tensor | None:
-    """Features (N, D) of images 0..N-1, on the CPU; called by all ranks, the same on all.
+    """Compute features (N, D) of images 0..N-1 together with all ranks, which all return them.
 
-    None where a rank was asked to stop meanwhile.
+    They return None where one of them was asked to stop meanwhile.
 
     Args:
-        image_of: gives an image; called for this rank's share only.
+        image_of: returns the image of a number; called for this rank's share only.
         total: N.
-        network: from uint8 images to features.
+        network: maps uint8 images to features.
         width: D.
-        place: of this rank.
+        place: this rank.
         title: of the progress bar.
-        is_stopped: whether this rank is asked to stop.
+        is_stopped: returns whether this rank was asked to stop.
     """
     features = torch.zeros(total, width)
     count = sum(len(block) for block in blocks_of(total, place))
@@ -87,7 +87,7 @@ def features_of(
 def features_of_stream(
     images: Iterator[Pixels], network: Network, *, total: int, title: str
 ) -> Tensor:
-    """Features (N, D) of images (3, H, W) uint8 that come one by one, about total of them."""
+    """Compute features (N, D) of a stream of images (3, H, W) uint8, about total of them."""
     parts = []
     with tqdm(total=total, unit="image", desc=title, leave=False) as bar:
         while block := list(itertools.islice(images, BLOCK)):
@@ -99,16 +99,17 @@ def features_of_stream(
 def real_features(
     real: RealSet, network: Network, weights: Weights, cache_dir: Path, place: Place
 ) -> tuple[Tensor, str]:
-    """Features (N, NUM_FEATURES) of real images, and the hash of their content.
+    """Return features (N, NUM_FEATURES) of real images, and the hash of their content.
 
-    They are kept in cache_dir by content and network. A second file remembers the content of a
-    folder's files by their names, sizes and times: what was evaluated once is not read again.
+    They are cached in cache_dir under the hashes of content and network. A second cache file maps
+    the names, sizes and times of a folder's files to the hash of their content, so that they are
+    not read again.
     """
     known = cache_dir / f"{real.listing_key[:32]}.json"
     content = _known_content(known)
     if content is None:
         content = real.content_hash() if place.is_main else ""
-    processes.wait_for_all()  # nobody writes while another still looks
+    processes.wait_for_all()  # no rank writes while another still looks
     path = cache_dir / f"{content[:32]}-{weights.sha256[:16]}.pth"
     is_cached = not processes.agree_to_stop(not path.is_file() if place.is_main else False)
     if is_cached:
@@ -194,7 +195,7 @@ def image_metrics(generated: Tensor, real: Tensor) -> dict[str, float]:
 
 
 def metric_settings(num_generated: int, num_real: int) -> dict[str, Any]:
-    """What decides the figures of image_metrics, beside the images."""
+    """Return the settings of image_metrics."""
     return {
         "kid_subsets": KID_SUBSETS,
         "kid_subset_size": min(KID_SUBSET_SIZE, num_generated, num_real),

@@ -1,4 +1,4 @@
-"""The Fréchet distance between two sets of features, the mathematics of FID.
+"""Fréchet distance between two sets of features, the mathematics of FID.
 
 Legend: N features of D numbers each.
 """
@@ -17,7 +17,7 @@ class Gaussian(NamedTuple):
 
 
 def fitted_gaussian(features: Tensor) -> Gaussian:
-    """Mean and unbiased covariance of features (N, D), N >= 2, in float64.
+    """Return mean and unbiased covariance of features (N, D), N >= 2, in float64.
 
     Raises:
         ValueError: there are fewer than two.
@@ -31,12 +31,12 @@ def fitted_gaussian(features: Tensor) -> Gaussian:
 
 
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
-    """Squared Wasserstein-2 distance of two Gaussians, no unit.
+    """Return the squared Wasserstein-2 distance of two Gaussians, no unit.
 
     |m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr((C1 C2)^(1/2)). The eigenvalues of C1 C2 are those of the
-    symmetric, non-negative C1^(1/2) C2 C1^(1/2): so the last trace needs no square root of an
-    unsymmetric matrix, which is slow, unstable where features are fewer than D, and what current
-    SciPy no longer does in the way that pytorch-fid asks for.
+    symmetric, non-negative C1^(1/2) C2 C1^(1/2). So the last trace needs no square root of an
+    unsymmetric matrix, which is slow and, with fewer features than D, unstable; pytorch-fid
+    computes it by a call that current SciPy no longer has.
 
     Source: Heusel et al. 2017, section 3 (FID); Dowson and Landau 1982.
     """
@@ -46,4 +46,4 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
     common = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
     gap = (one.mean - other.mean).square().sum()
     distance = gap + one.covariance.trace() + other.covariance.trace() - 2 * common
-    return max(0.0, float(distance))  # below 0 by rounding alone
+    return max(0.0, float(distance))  # only rounding makes it negative

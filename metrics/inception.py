@@ -1,4 +1,4 @@
-"""BOUNDARY: the Inception network of FID: its weights, and the libraries that evaluate it.
+"""Inception network of FID: its weights, and the libraries that evaluate it.
 
 torch-fidelity and pytorch-fid hold the same network and read the same file of weights. Neither is
 needed for training or rendering: requirements-eval.txt names them.
@@ -26,7 +26,7 @@ FILE_NAMES = (
 )
 HASH_PREFIX = "6726825d"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE_NAMES[0]}"
-CONNECT_SECONDS = 10.0  # without internet a run shall say so, not wait
+CONNECT_SECONDS = 10.0  # without internet, fail soon
 HINT = "pip install -r requirements-eval.txt"
 NUM_FEATURES, NUM_LOGITS = 2048, 1008
 
@@ -34,28 +34,28 @@ Network = Callable[[Tensor], Tensor]  # uint8 images (B, 3, H, W) -> float32 (B,
 
 
 class Unavailable(UsageError):
-    """Something that FID needs is not here; the text says what, and what to do."""
+    """A library or file of FID is missing; the text names it and how to get it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """A file of weights; is_official: it is the one that published figures are computed with."""
+    """A file of weights."""
 
     path: Path
     sha256: str
 
     @property
     def is_official(self) -> bool:
-        """Whether figures computed with it are comparable with anyone else's."""
+        """Return whether it is the file that published figures are computed with."""
         return self.sha256.startswith(HASH_PREFIX)
 
 
 def find_weights(given: Path | None, *, takes_any: bool = False) -> Weights:
-    """The file of weights: the given one, the one in PyTorch's cache, or downloaded into it.
+    """Find the file of weights: the given one, the one in PyTorch's cache, or a download into it.
 
     Raises:
-        UsageError: the given file is not there, or is another one and takes_any does not hold.
-        Unavailable: none was given and it cannot be downloaded.
+        UsageError: the given file is missing, or is not the published one and takes_any is False.
+        Unavailable: none was given and the download fails.
     """
     path = given if given is not None else _cached_or_downloaded()
     if not path.is_file():
@@ -89,11 +89,11 @@ def _cached_or_downloaded() -> Path:
 
 
 def require_torchvision() -> None:
-    """Import torchvision, also where only its compiled operators do not fit this PyTorch.
+    """Import torchvision, even if its compiled operators do not fit this PyTorch.
 
-    Beside a PyTorch for processors, torchvision from PyPI cannot load its compiled operators, which
-    want CUDA's libraries, and then stumbles over describing the first of them. Neither library
-    uses them (they are for detection): declaring their names is enough.
+    Beside a CPU build of PyTorch, torchvision from PyPI cannot load its compiled operators, which
+    need CUDA's libraries, and its import fails when it registers the first of them. Neither library
+    here uses them (they are for detection), so declaring their names is enough.
 
     Raises:
         Unavailable: it is not installed.
@@ -109,7 +109,7 @@ def require_torchvision() -> None:
         for name in ("nms", "qnms"):
             if not hasattr(torch.ops.torchvision, name):
                 library.define(f"{name}() -> ()")
-        _DECLARED.append(library)  # names are forgotten with the object that declared them
+        _DECLARED.append(library)  # the declarations end with this object
         import torchvision  # noqa: F401
 
 
@@ -117,7 +117,7 @@ _DECLARED: list[torch.library.Library] = []
 
 
 def fidelity_network(weights: Weights, device: torch.device) -> Network:
-    """torch-fidelity's network: NUM_FEATURES features, then NUM_LOGITS logits without bias.
+    """Load torch-fidelity's network: NUM_FEATURES features, then NUM_LOGITS logits without bias.
 
     Raises:
         Unavailable: torch-fidelity is not installed.
@@ -139,7 +139,7 @@ def fidelity_network(weights: Weights, device: torch.device) -> Network:
 
 
 def fidelity() -> Any:
-    """The module torch_fidelity.
+    """Import and return the module torch_fidelity.
 
     Raises:
         Unavailable: it is not installed.
@@ -153,7 +153,7 @@ def fidelity() -> Any:
 
 
 def pytorch_fid_network(weights: Weights, device: torch.device) -> Network:
-    """pytorch-fid's network: NUM_FEATURES features.
+    """Load pytorch-fid's network: NUM_FEATURES features.
 
     Raises:
         Unavailable: pytorch-fid is not installed.
@@ -164,7 +164,7 @@ def pytorch_fid_network(weights: Weights, device: torch.device) -> Network:
         from pytorch_fid import inception as library
     except ImportError as error:
         raise Unavailable(f"{error.name or 'pytorch-fid'} is not installed; {HINT}") from error
-    # It downloads a file of its own unless its one way to the file leads to ours.
+    # It would download a file of its own: replace its download by our file.
     download = library.load_state_dict_from_url
     with _explained(weights), torch.random.fork_rng(devices=[]):
         try:
@@ -187,7 +187,7 @@ def _state(path: Path) -> Any:
 
 @contextlib.contextmanager
 def _explained(weights: Weights) -> Iterator[None]:
-    """What is wrong with a file of weights, in one line; a file that could run code is refused."""
+    """Check a file of weights first, and turn errors of loading it into one line."""
     try:
         _state(weights.path)
         yield

@@ -1,4 +1,4 @@
-"""Whether a mesh is one body, whether it has holes, and whether cameras see its surface.
+"""Check a mesh: connected components, holes, and the share of it that cameras see.
 
 Legend: V vertices, E edges, T triangles.
 """
@@ -9,7 +9,7 @@ import numpy as np
 
 from generators.cameras import PoseDistribution
 from generators.volumetric_rendering import RenderOptions
-from geometry.surface import Mesh, areas, edges, triangle_components
+from geometry.surface import Mesh, areas, as_trimesh, triangle_components
 from geometry.visibility import visible_part
 
 
@@ -25,32 +25,30 @@ class MeshSanity(NamedTuple):
 def mesh_sanity(
     mesh: Mesh, poses: PoseDistribution, options: RenderOptions, *, spacing: float
 ) -> MeshSanity:
-    """What is odd about a closed mesh; all 0 where it is empty.
+    """Measure a closed mesh; all figures are 0 where it is empty.
 
-    components: connected pieces, cavities inside of the body among them; floating specks show here.
-    main_share: of the largest piece in the area of all.
-    holes: tunnels through the body, the genus of all pieces together: from Euler's formula
-    V - E + T = 2 components - 2 holes of a closed surface.
-    seen_share: share of the area that a camera of the distribution sees (in its picture, its ray
-    range, facing it, not hidden); the rest was never trained and may be anything.
+    components: connected components; floating specks and cavities inside the body are some.
+    main_share: the largest component's share of the whole area.
+    holes: tunnels through the body, the total genus, by Euler's formula for closed surfaces,
+    V - E + T = 2 components - 2 holes.
+    seen_share: share of the area that a camera of the distribution sees (in its picture and ray
+    range, front side, not hidden). The rest was never trained.
 
     Args:
         mesh: closed, from geometry.surface.surface_mesh.
-        poses: where the cameras stand.
+        poses: distribution of the cameras.
         options: their angle of view and ray range.
-        spacing: voxels of the grid that the mesh came from, scene units.
+        spacing: of the grid that the mesh was extracted from, scene units.
     """
     if not len(mesh.triangles):
         return MeshSanity(0, 0, 0.0, 0.0)
     labels = triangle_components(mesh.triangles)
     components = int(labels.max()) + 1
     pieces = np.bincount(labels, areas(mesh))
-    num_edges = len(np.unique(np.sort(edges(mesh.triangles), axis=1), axis=0))
-    characteristic = len(np.unique(mesh.triangles)) - num_edges + len(mesh.triangles)
     seen = visible_part(mesh, poses, options, spacing=spacing)
     return MeshSanity(
         components=components,
-        holes=max(0, components - characteristic // 2),
+        holes=max(0, components - as_trimesh(mesh).euler_number // 2),
         main_share=float(pieces.max() / pieces.sum()),
         seen_share=float(areas(seen).sum() / pieces.sum()),
     )

@@ -1,7 +1,7 @@
-"""BOUNDARY: real images for evaluation: chosen from a data set, written to a folder, read back.
+"""Real images for evaluation: chosen from a dataset, written to a folder, read back.
 
-The folder holds the images under their numbers and `real_images.json`, which says how they were
-made. Folders that the published script wrote (numbered jpg files and nothing else) are read too.
+The folder holds numbered images and `real_images.json`, which records how they were made. Folders
+that the published script wrote (numbered jpg files and nothing else) are read too.
 
 Legend: N images, H = W = image_size.
 """
@@ -29,18 +29,19 @@ from system.files import replaced
 Protocol = Literal["clean", "published"]
 PROTOCOLS: tuple[Protocol, ...] = ("clean", "published")
 JPEG_QUALITY = 75  # Pillow's default, with which the published script writes
+FILE_FORMATS: dict[Protocol, str] = {"clean": "PNG", "published": f"JPEG quality {JPEG_QUALITY}"}
 MANIFEST = "real_images.json"
-CHOICE_SEED = 0  # of which images are taken, and of the published protocol's mirror images
-CHUNK = 64  # pictures between two steps of a progress bar
+CHOICE_SEED = 0  # of the choice of images and of the published protocol's mirror images
+CHUNK = 64  # pictures between two updates of a progress bar
 
 
 def suffix(protocol: Protocol) -> str:
-    """The ending of image files under a protocol."""
+    """Return the file name extension under a protocol."""
     return ".jpg" if protocol == "published" else ".png"
 
 
 def encoded(pixels: Pixels, protocol: Protocol) -> bytes:
-    """A file's bytes of an image (3, H, W) uint8: lossless, or JPEG as published."""
+    """Encode an image (3, H, W) uint8 as a file: PNG, or JPEG as published."""
     stream = io.BytesIO()
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     if protocol == "published":
@@ -51,7 +52,7 @@ def encoded(pixels: Pixels, protocol: Protocol) -> bytes:
 
 
 def decoded(content: bytes) -> Tensor:
-    """The image (3, H, W) uint8 that a file's bytes show."""
+    """Decode the bytes of an image file to (3, H, W) uint8."""
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         pixels = np.array(image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
@@ -59,7 +60,7 @@ def decoded(content: bytes) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Which real images: at most count of a data set, at one size, framed and mirrored or not."""
+    """Choice of real images: at most count of a dataset, at one size, mirrored at random or not."""
 
     options: DatasetOptions
     image_size: int
@@ -67,7 +68,7 @@ class Choice:
     is_flipped: bool = False
 
     def indices(self, available: int) -> list[int]:
-        """The numbers of the chosen ones, the same whoever asks."""
+        """Return the numbers of the chosen images among those available, always the same."""
         order = np.random.default_rng([CHOICE_SEED, available]).permutation(available)
         return [int(index) for index in order[: self.count]]
 
@@ -75,12 +76,12 @@ class Choice:
 def chosen_images(
     choice: Choice, listing: Listing, *, skip: int = 0
 ) -> Iterator[list[Pixels | Skipped]]:
-    """The chosen images (3, H, W) uint8 in order, a few at a time, from number skip on.
+    """Yield the chosen images (3, H, W) uint8 in order, a few at a time, from number skip on.
 
     Args:
-        choice: which.
-        listing: of the data set, from datasets.find_images.
-        skip: how many are not needed any more.
+        choice: of the images.
+        listing: of the dataset, from datasets.find_images.
+        skip: number of images to leave out at the start.
     """
     options = choice.options
     wanted = choice.indices(listing.count)[skip:]
@@ -111,7 +112,7 @@ def _unflipped(
 
 
 def manifest(choice: Choice, listing: Listing, protocol: Protocol) -> dict[str, Any]:
-    """What decides the written images."""
+    """Return the settings of the written images."""
     names = hashlib.sha256(json.dumps([listing.names, listing.stamps]).encode()).hexdigest()
     return {
         "protocol": protocol,
@@ -120,17 +121,17 @@ def manifest(choice: Choice, listing: Listing, protocol: Protocol) -> dict[str, 
         "of": listing.count,
         "dataset": {**asdict(choice.options), "listing": names},
         "is_flipped": choice.is_flipped and choice.options.flip,
-        "file_format": f"JPEG quality {JPEG_QUALITY}" if protocol == "published" else "PNG",
+        "file_format": FILE_FORMATS[protocol],
     }
 
 
 def file_path(folder: Path, number: int, protocol: Protocol) -> Path:
-    """Where image number lies; the published script's names."""
+    """Return the path of image number, named as by the published script."""
     return folder / f"{number:05d}{suffix(protocol)}"
 
 
 def put(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Not forced to the disk: there are thousands of them.
+    """Write a file whole or not at all, without waiting for the disk: there are thousands.
 
     Raises:
         OSError: it cannot be written; filename is path.
@@ -140,7 +141,7 @@ def put(path: Path, content: bytes) -> None:
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """Say in folder how its images are made.
+    """Record in folder how its images are made.
 
     Raises:
         UsageError: it holds images that were made in another way.
@@ -161,7 +162,7 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """How the images in folder were made, None where nothing says so."""
+    """Read how the images in folder were made; None without a record."""
     try:
         content = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
@@ -177,17 +178,17 @@ class RealSet:
     names: tuple[str, ...]
     image_size: int
     made: dict[str, Any] | None
-    listing_key: str  # changes with names, sizes and times of the files; found without reading them
+    listing_key: str  # hash of names, sizes and times of the files
 
     def __len__(self) -> int:
         return len(self.names)
 
     def content(self, number: int) -> bytes:
-        """The bytes of one file."""
+        """Read the bytes of one file."""
         return (self.folder / self.names[number]).read_bytes()
 
     def image(self, number: int) -> Tensor:
-        """One image (3, H, W) uint8.
+        """Read one image (3, H, W) uint8.
 
         Raises:
             UsageError: it is damaged or has another size than the first.
@@ -205,7 +206,7 @@ class RealSet:
         return image
 
     def content_hash(self) -> str:
-        """A hash of the images' files, whatever their names and place are."""
+        """Hash the contents of the images' files, independent of names and place."""
         digest = hashlib.sha256()
         for number in range(len(self)):
             digest.update(hashlib.sha256(self.content(number)).digest())
@@ -213,7 +214,7 @@ class RealSet:
 
 
 def open_real_set(folder: Path) -> RealSet:
-    """The images in a folder.
+    """Open a folder of real images.
 
     Raises:
         UsageError: there is no such folder, or no image in it.

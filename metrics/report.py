@@ -1,7 +1,7 @@
-"""BOUNDARY: 3D quality of a saved generator: figures over many objects, and their plot.
+"""3D quality of a saved generator: figures over many objects, and their plot.
 
-Object i and its reference camera are those of image i of an evaluation (`evaluation.samples`); it
-is compared with itself from the same pitch and a yaw that is turned by each of the offsets.
+Object i and its reference camera are those of image i of an evaluation (`metrics.samples`). Its
+view from there is compared with its views from cameras turned by each of the yaw offsets.
 """
 
 import math
@@ -23,7 +23,6 @@ from geometry.density_grid import Cube
 from geometry.mesh_extraction import Wanted
 from metrics import consistency, samples
 from metrics.mesh_sanity import MeshSanity, mesh_sanity
-from metrics.pose_accuracy import pose_errors
 from metrics.samples import SampleOptions
 from metrics.surfaces import Surface, surface
 from system.errors import UsageError
@@ -31,7 +30,7 @@ from system.files import replaced
 
 YAW_OFFSETS = (-0.5, -0.375, -0.25, -0.125, 0.125, 0.25, 0.375, 0.5)  # radians
 POSE_IMAGES = 256
-SHAPE_RESOLUTION = 96  # voxels along each axis of the meshes whose sanity is looked at
+SHAPE_RESOLUTION = 96  # voxels along each axis for the meshes that are checked
 PANELS = (  # figure, title, unit: of the plot
     ("psnr_db", "Reprojection: PSNR", "dB, higher is better"),
     ("l1", "Reprojection: L1", "of colors in [0, 1]"),
@@ -42,7 +41,7 @@ PANELS = (  # figure, title, unit: of the plot
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsistencyOptions:
-    """What is measured: how many objects, at which size, turned by which offsets (radians)."""
+    """Number of objects, size of their views, and turns of the camera, radians."""
 
     num_objects: int = 16
     image_size: int = 128
@@ -53,12 +52,12 @@ class ConsistencyOptions:
 def measure(
     saved: SavedGenerator, sampling: SampleOptions, options: ConsistencyOptions
 ) -> dict[str, Any]:
-    """All 3D figures of a generator, as metrics.json holds them.
+    """Measure all 3D figures of a generator, as metrics.json holds them.
 
     Args:
         saved: the generator.
-        sampling: which objects and cameras; its render options but for size and samples.
-        options: how much to measure.
+        sampling: objects, cameras and render options; size and samples per ray are replaced.
+        options: number and size of views.
     """
     render = replace(
         sampling.render,
@@ -66,11 +65,11 @@ def measure(
         num_steps=2 * sampling.render.num_steps,
     )
     rows = []  # one per object and offset
-    opacity, shapes = [], []
+    half_transparent, shapes = [], []
     for index in tqdm(range(options.num_objects), unit="object", desc="consistency"):
         found, half = _measure_object(saved, sampling, render, options, index)
         rows += found
-        opacity.append(half)
+        half_transparent.append(half)
         shapes.append(_shape(saved, sampling, render, index))
     return {
         "settings": {
@@ -81,7 +80,7 @@ def measure(
         },
         "mean": {
             **{name: _mean([row[name] for row in rows]) for name in _names(rows)},
-            "half_transparent": _mean(opacity),
+            "half_transparent": _mean(half_transparent),
         },
         "by_yaw": [_summary(rows, offset) for offset in options.yaw_offsets],
         "shape": {
@@ -97,13 +96,13 @@ def _names(rows: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    """The mean of the finite ones; None where there are none."""
+    """Return the mean of the finite values; None without any."""
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else None
 
 
 def _summary(rows: Sequence[Mapping[str, float]], offset: float) -> dict[str, Any]:
-    """Mean and quartiles over the objects of all figures at one offset."""
+    """Return mean and quartiles over the objects of all figures at one offset."""
     own = [row for row in rows if row["yaw_offset"] == offset]
     entry: dict[str, Any] = {"yaw_offset": offset}
     for name in _names(rows):
@@ -123,7 +122,7 @@ def _measure_object(
     options: ConsistencyOptions,
     index: int,
 ) -> tuple[list[dict[str, float]], float]:
-    """A row of figures per offset, and the share of half-transparent rays over all views."""
+    """Return a row of figures per offset, and the percentage of half-transparent rays."""
     generator = saved.generator
     z, poses = samples.sample_scene(index, generator.z_dim, sampling)
     film = samples.sample_film(generator, z, sampling)
@@ -157,7 +156,7 @@ def _measure_object(
 def _shape(
     saved: SavedGenerator, sampling: SampleOptions, render: RenderOptions, index: int
 ) -> dict[str, float]:
-    """What is odd about the mesh of an object, at the level that agrees best with its renders."""
+    """Check the mesh of an object at the iso level that matches its renders."""
     z, _ = samples.sample_scene(index, saved.generator.z_dim, sampling)
     film = samples.sample_film(saved.generator, z, sampling)
     side = render.visible_side
@@ -178,9 +177,9 @@ def _shape(
 def _pose_accuracy(
     saved: SavedGenerator, sampling: SampleOptions, options: ConsistencyOptions
 ) -> dict[str, Any] | None:
-    """Errors of the pose head beside the generator, degrees; None where there is none.
+    """Measure errors of the pose head beside the generator, degrees; None where there is none.
 
-    It is asked about the generator's own images at the size that it was trained on.
+    It predicts the poses of the generator's own images at the size that it was trained on.
     """
     path = checkpoints.beside(saved.path, "discriminator.pth")
     if saved.curriculum.settings.pos_lambda == 0 or not path.is_file():
@@ -198,7 +197,7 @@ def _pose_accuracy(
         if guess is None:
             return None
         _, poses = samples.sample_scene(index, saved.generator.z_dim, own)
-        errors = pose_errors(guess, poses)
+        errors = consistency.pose_errors(guess, poses)
         pitch_errors.append(float(errors.pitch))
         yaw_errors.append(float(errors.yaw))
     return {
@@ -211,7 +210,7 @@ def _pose_accuracy(
 
 
 def save_plot(path: Path, by_yaw: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Write a PNG of the figures against the turn of the camera: mean, and quartiles as a band."""
+    """Write a PNG that plots the figures against the turn of the camera: mean and quartiles."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,17 +1,16 @@
-"""The images that a generator is measured by: image i is a function of the seed and i alone.
+"""Images for measuring a generator: image i is a function of the seed and i alone.
 
 So the set does not depend on how it is divided among devices or batches.
 """
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from generators.cameras import PoseDistribution, Poses, sample_poses
 from generators.generators import ImplicitGenerator3d
-from generators.latents import LatentKind, sample_latents
+from generators.sampling import LatentKind, sample_latents, stream
 from generators.volumetric_rendering import RenderOptions
 from siren.film import Film
 
@@ -20,9 +19,9 @@ STREAM = 0x46494400  # keeps these streams apart from those of training with the
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SampleOptions:
-    """What the images of an evaluation show.
+    """Options of the images of an evaluation.
 
-    mean: center of truncation (1, F), None where psi is 1. is_jittered: depths are drawn at random
+    mean: center of truncation (1, F), None where psi is 1. is_jittered: draw depths at random
     within their intervals, as in training and in the published evaluation; otherwise rendering is
     deterministic.
     """
@@ -36,21 +35,15 @@ class SampleOptions:
     is_jittered: bool = False
 
 
-def sample_stream(seed: int, index: int, device: torch.device) -> torch.Generator:
-    """The random numbers of one image."""
-    words = np.random.SeedSequence([STREAM, seed, index]).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(words[0] >> np.uint64(1)))
-
-
 def sample_scene(index: int, z_dim: int, options: SampleOptions) -> tuple[Tensor, Poses]:
-    """Latent (1, z_dim) and pose (1,) of image index, on the CPU: the same on every device."""
-    rng = sample_stream(options.seed, index, torch.device("cpu"))
+    """Draw latent (1, z_dim) and pose (1,) of image index on the CPU: the same on every device."""
+    rng = stream(STREAM, options.seed, index)
     z = sample_latents(1, z_dim, kind=options.latent_kind, rng=rng)
     return z, sample_poses(options.poses, 1, rng=rng)
 
 
 def sample_film(generator: ImplicitGenerator3d, z: Tensor, options: SampleOptions) -> Film:
-    """The conditioning (1, F) of a latent (1, z_dim), truncated as options say."""
+    """Map a latent (1, z_dim) to its truncated conditioning (1, F)."""
     film = generator.mapping(z.to(next(generator.parameters()).device))
     return film if options.mean is None else options.mean.lerp(film, options.psi)
 
@@ -59,11 +52,11 @@ def sample_film(generator: ImplicitGenerator3d, z: Tensor, options: SampleOption
 def sample_image(
     generator: ImplicitGenerator3d, index: int, options: SampleOptions, *, points_per_chunk: int
 ) -> Tensor:
-    """Image index (3, H, W) in [-1, 1]."""
+    """Render image index (3, H, W) in [-1, 1]."""
     z, poses = sample_scene(index, generator.z_dim, options)
     film = sample_film(generator, z, options)
     device = film.frequencies.device
-    # A second stream for the depths: drawn on the device, where there are many.
-    rng = sample_stream(options.seed + 1, index, device) if options.is_jittered else None
+    # A second stream for the many draws of depths, on the device.
+    rng = stream(STREAM, options.seed + 1, index, device=device) if options.is_jittered else None
     view = generator.render(film, poses, options.render, rng=rng, points_per_chunk=points_per_chunk)
     return view.images[0]

@@ -1,29 +1,28 @@
-"""Where the pixels of rendered views lie in space, and where other cameras see those points.
+"""Positions in space of the pixels of rendered views, and their projection to other cameras.
 
 Legend: B views, H = W pixels per side. Depths are distances along unit-length rays, scene units.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from generators.cameras import Poses, camera_origins, camera_rotations, cast_rays
+from generators.cameras import Poses, cast_rays
 from generators.generators import View
+from generators.pictures import surface_depths
 from generators.volumetric_rendering import RenderOptions
 
-MIN_OPACITY = 0.5  # a pixel shows a surface if most of its light ends there
-EDGE_SHARE = 0.1  # of the depth range: neighbours that differ by more belong to two surfaces
+EDGE_SHARE = 0.1  # of the depth range: neighbours that differ more belong to two surfaces
 
 
 class Surface(NamedTuple):
-    """What views show, in a form that can be compared.
+    """Surface that views show.
 
-    colors (B, 3, H, W) in [0, 1]; depths (B, H, W) of the surface; is_clear (B, H, W): pixels
-    within a surface, not at its edge; poses and fov_degrees of the cameras; depth_range in scene
-    units, the unit of all tolerances.
+    colors (B, 3, H, W) in [0, 1]; depths (B, H, W) of the surface; is_clear (B, H, W): whether a
+    pixel is within a surface, not at its edge; poses and fov_degrees of the cameras; depth_range
+    (far - near, scene units), to which all tolerances are relative.
     """
 
     colors: Tensor
@@ -35,18 +34,14 @@ class Surface(NamedTuple):
 
 
 def surface(view: View, poses: Poses, options: RenderOptions) -> Surface:
-    """The surface that views show, rendered from poses with options.
+    """Return the surface that views show, rendered from poses with options.
 
-    A view's depth is the sum of weighted depths. Behind a black or white background the weights
-    add up to the opacity, so the depth of the surface is their quotient; with "last_sample" they
-    add up to 1. Clear are pixels that, like their eight neighbours, have an opacity above
-    MIN_OPACITY, and whose neighbours' depths span at most EDGE_SHARE of the depth range: at an
-    edge a pixel mixes two surfaces and its depth lies between them, on neither.
+    A pixel is clear if it and its eight neighbours show a surface (`surface_depths`) and their
+    depths span at most EDGE_SHARE of the depth range: a pixel at an edge mixes two surfaces, and
+    its depth lies between them, on neither.
     """
-    depths = view.depths
-    if options.background != "last_sample":
-        depths = depths / view.opacities.clamp(min=1e-6)
-    is_solid = (view.opacities > MIN_OPACITY) & depths.isfinite()
+    depths = surface_depths(view, options)
+    is_solid = depths.isfinite()
     depths = torch.where(is_solid, depths, options.far)
     span = options.far - options.near
     highest = F.max_pool2d(depths[:, None], 3, stride=1, padding=1)[:, 0]
@@ -65,36 +60,18 @@ def surface(view: View, poses: Poses, options: RenderOptions) -> Surface:
 
 
 def surface_points(shown: Surface) -> Tensor:
-    """Points (B, H, W, 3) in space that the pixels show."""
+    """Return the points (B, H, W, 3) in space that the pixels show."""
     size = shown.depths.shape[-1]
     rays = cast_rays(shown.poses, size, shown.fov_degrees)
     points = rays.origins + rays.directions * shown.depths.flatten(1)[..., None]
     return points.unflatten(1, (size, size))
 
 
-def project(points: Tensor, poses: Poses, fov_degrees: float) -> tuple[Tensor, Tensor]:
-    """Where cameras at poses see points (B, H, W, 3).
-
-    Returns:
-        Places (B, H, W, 2) in the image, x to the right and y downwards, -1 and 1 at the centers
-        of the outermost pixels; and distances (B, H, W) from the camera. Points behind the camera
-        are placed outside of the image.
-    """
-    offsets = points - camera_origins(poses)[:, None, None]
-    local = torch.einsum("bji,bhwj->bhwi", camera_rotations(poses), offsets)
-    ahead = -local[..., 2]
-    focal = 1 / math.tan(math.radians(fov_degrees) / 2)
-    x, y = (focal * local[..., axis] / ahead.clamp(min=1e-6) for axis in (0, 1))
-    places = torch.stack([x, -y], dim=-1)
-    places = torch.where((ahead > 0)[..., None], places, 2.0)
-    return places, offsets.norm(dim=-1)
-
-
 def sampled(planes: Tensor, places: Tensor) -> Tensor:
-    """Values (B, C, H, W) of planes (B, C, H, W) at places (B, H, W, 2), bilinear; 0 outside."""
+    """Sample planes (B, C, H, W) at places (B, H, W, 2), bilinear; 0 outside."""
     return F.grid_sample(planes, places, align_corners=True)
 
 
 def is_inside(shown: Surface, places: Tensor) -> Tensor:
-    """Whether places (B, H, W, 2) lie among four clear pixels of shown, (B, H, W)."""
+    """Return whether places (B, H, W, 2) lie among four clear pixels of shown, (B, H, W)."""
     return sampled(shown.is_clear[:, None].to(places), places)[:, 0] > 1 - 1e-3

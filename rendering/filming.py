@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,9 +10,9 @@ from tqdm import tqdm
 
 from checkpoint_io.checkpoints import SavedGenerator
 from generators.cameras import Poses
-from generators.depth_pictures import depth_pictures, surface_depths
 from generators.generators import View
-from generators.trajectories import Camera, Trajectory
+from generators.pictures import depth_pictures, surface_depths
+from generators.trajectories import Camera, SceneObject, Trajectory
 from generators.volumetric_rendering import RenderOptions
 from image_io import png, video
 from rendering import camera_files, viewing
@@ -22,13 +21,6 @@ from system import flags
 from system.errors import UsageError, nearest
 
 NUM_FRAMES = 36  # as published
-
-
-class Shot(NamedTuple):
-    """One frame to render: the object's conditioning (1, F), and where it is seen from."""
-
-    film: Film
-    camera: Camera
 
 
 def add_video(
@@ -100,7 +92,7 @@ def _check_is_file(text: str, trajectories: Mapping[str, Trajectory]) -> None:
 @torch.no_grad()
 def views(
     saved: SavedGenerator,
-    shots: Sequence[Shot],
+    shots: Sequence[SceneObject],
     options: RenderOptions,
     *,
     batch_size: int,
@@ -142,7 +134,7 @@ def pictures(view: View, options: RenderOptions, *, depth_map: bool) -> tuple[Te
 
 def frames(
     saved: SavedGenerator,
-    shots: Sequence[Shot],
+    shots: Sequence[SceneObject],
     options: RenderOptions,
     args: argparse.Namespace,
     bar: "tqdm[None]",

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -19,8 +19,8 @@ from checkpoint_io.checkpoints import SavedGenerator
 from generators.cameras import Poses
 from generators.fields import CPU_CHUNK, CUDA_CHUNK
 from generators.generators import ImplicitGenerator3d, View
-from generators.latents import sample_latents
-from generators.trajectories import Camera
+from generators.sampling import sample_latents
+from generators.trajectories import Camera, SceneObject
 from generators.volumetric_rendering import RenderOptions
 from siren.film import Film
 from system import flags, machine
@@ -39,17 +39,6 @@ FILM_BYTES = 8  # per feature of an object
 MEAN_SEED = 0  # of that mean: the same for every picture, so that seeds are reproducible
 # What --precision fast rounds operands to: float16 is eight times finer, processors have bfloat16.
 FAST_DTYPES = {"cpu": torch.bfloat16, "cuda": torch.float16}
-
-
-class SceneObject(NamedTuple):
-    """Something to look at: its name in file names, and its conditioning, (1, F) each.
-
-    camera: that of the photo which it was fitted to; None for a seed.
-    """
-
-    name: str
-    film: Film
-    camera: Camera | None = None
 
 
 def add_generator(parser: argparse.ArgumentParser) -> None:
@@ -196,39 +185,31 @@ def fitted_objects(saved: SavedGenerator, paths: Sequence[Path]) -> list[SceneOb
     """
     objects: dict[str, SceneObject] = {}
     for path in paths:
-        # inverse_render.py calls every fit fit.pth; its folder has the photo's name.
-        name = path.absolute().parent.name if path.name == "fit.pth" else path.stem
-        if name in objects:
-            raise UsageError(f"--fit {path}: another fit is called {name} too; rename one")
         fit = checkpoints.load_fit(path, saved)
-        objects[name] = SceneObject(name, fit.film, Camera(fit.pitch, fit.yaw, fit.fov_degrees))
+        if fit.name in objects:
+            raise UsageError(f"--fit {path}: another fit is called {fit.name} too; rename one")
+        objects[fit.name] = fit
     return list(objects.values())
-
-
-def usual_camera(saved: SavedGenerator, shown: SceneObject) -> Camera:
-    """The camera of the object's photo, or the middle of the curriculum's cameras."""
-    pitch, yaw = saved.curriculum.poses().center()
-    return shown.camera or Camera(pitch, yaw, saved.curriculum.settings.fov)
 
 
 def objects_of_seeds(
     saved: SavedGenerator, seeds: Sequence[int], *, psi: float, mean: Film | None = None
 ) -> list[SceneObject]:
-    """One object per seed; a seed is the same object whatever stands beside it.
+    """One object per seed, seen from the middle of the curriculum's cameras.
 
-    The latent is the first draw of a CPU stream with that seed, as published. mean is what
-    mean_film gives, where it is known already.
+    A seed is the same object whatever stands beside it: its latent is the first draw of a CPU
+    stream with that seed, as published. mean is what mean_film returns, where it is known already.
     """
     mean = mean_film(saved) if mean is None else mean
-    kind = saved.curriculum.settings.z_dist
+    settings, (pitch, yaw) = saved.curriculum.settings, saved.curriculum.poses().center()
     device = next(saved.generator.parameters()).device
     objects = []
     with torch.no_grad():
         for seed in seeds:
             rng = torch.Generator().manual_seed(seed)
-            z = sample_latents(1, saved.generator.z_dim, kind=kind, rng=rng)
+            z = sample_latents(1, saved.generator.z_dim, kind=settings.z_dist, rng=rng)
             film = mean.lerp(saved.generator.mapping(z.to(device)), psi)
-            objects.append(SceneObject(str(seed), film))
+            objects.append(SceneObject(str(seed), film, Camera(pitch, yaw, settings.fov)))
     return objects
 
 

@@ -1,14 +1,14 @@
 """Colors of toy cars: paint, windows, lights and wheels under a fixed light.
 
-No color depends on where it is seen from.
+No color depends on the viewing direction.
 
-Legend: N cars, P points per car.
+Legend: (...) any number of points, each with the geometry of its car.
 """
 
 import torch
 from torch import Tensor
 
-from scenes.toy_cars import Geometry, ToyCars, cabin_planes, part_distances, per_point
+from scenes.toy_cars import Geometry, cabin_planes, part_distances
 
 PILLAR = 0.011  # frame around the windows, scene units
 CENTER_PILLAR = 0.005  # half of the one between a side's windows
@@ -30,7 +30,7 @@ AMBIENT = 0.46  # share of the light that comes from everywhere
 
 
 def car_albedo(car: Geometry, paint: Tensor, points: Tensor) -> Tensor:
-    """Colors (3, ...) in [0, 1] of surface points (..., 3) before shading; paint is (3, ...)."""
+    """Return unshaded colors (3, ...) in [0, 1] of surface points (..., 3); paint is (3, ...)."""
     shell, wheels = part_distances(car, points)
     x, y, z = points.unbind(-1)
     z = z.abs()
@@ -59,7 +59,7 @@ def car_albedo(car: Geometry, paint: Tensor, points: Tensor) -> Tensor:
 
 
 def _is_window(car: Geometry, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """Whether points on the cabin at z > 0 are glass: all but its corners, sill and roof."""
+    """Return whether points on the cabin at z > 0 are glass: all but corners, sill and roof."""
     ends, side = cabin_planes(car, x, y - car.belt, z)
     is_between = (y > car.belt + WINDOW_SILL) & (y < car.half_height - WINDOW_HEAD)
     middle = (car.cabin_front + car.cabin_rear) / 2
@@ -68,22 +68,11 @@ def _is_window(car: Geometry, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     return is_between & (is_end_window | is_side_window)
 
 
-def albedo(cars: ToyCars, points: Tensor) -> Tensor:
-    """Colors (N, P, 3) in [0, 1] of surface points (N, P, 3) before shading."""
-    paint = cars.paint.T[..., None].expand(3, *points.shape[:2])
-    return car_albedo(per_point(cars), paint, points).movedim(0, -1)
-
-
 def brightness(normals: Tensor) -> Tensor:
-    """Light (...) in [0, 1] that a surface with normals (..., 3) reflects evenly to all sides.
+    """Return the light (...) in [0, 1] that a matte surface with normals (..., 3) reflects.
 
-    A soft cosine law: it fades to the ambient light only where the surface faces straight away.
+    A soft cosine law: it falls to the ambient light only where the surface faces straight away.
     """
     x, y, z = normals.unbind(-1)
     facing = 0.5 + 0.5 * (x * LIGHT[0] + y * LIGHT[1] + z * LIGHT[2])
     return AMBIENT + (1 - AMBIENT) * facing * facing
-
-
-def shaded_color(cars: ToyCars, points: Tensor, normals: Tensor) -> Tensor:
-    """Colors (N, P, 3) in [0, 1] of surface points (N, P, 3) with unit-length normals."""
-    return albedo(cars, points) * brightness(normals)[..., None]

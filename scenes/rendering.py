@@ -1,7 +1,7 @@
-"""Pictures and depths of toy cars on a white ground.
+"""Render pictures and depths of toy cars on a white ground.
 
-Only elementwise operations touch the rays, so that the picture of a car is the same, bit for bit,
-whichever others are rendered with it.
+All operations on rays are elementwise, so that a picture is the same, bit for bit, whichever others
+are rendered with it.
 
 Legend: B images of one car each, R = H * W rays of each, N rays of any of them, G geometry numbers.
 """
@@ -17,7 +17,7 @@ from scenes.colors import brightness, car_albedo
 from scenes.sphere_tracing import LANES, Distance, trace
 from scenes.toy_cars import WHEEL_OVERHANG, Geometry, ToyCars, car_distance, car_normals
 
-EDGE_CONTRAST = 0.1  # neighbours whose colors differ by more are rendered with several rays each
+EDGE_CONTRAST = 0.1  # pixels that differ more from a neighbour are supersampled
 
 
 class CarViews(NamedTuple):
@@ -30,7 +30,7 @@ class CarViews(NamedTuple):
 def render_cars(
     cars: ToyCars, poses: Poses, image_size: int, fov_degrees: float, *, supersampling: int = 3
 ) -> CarViews:
-    """Antialiased pictures of cars and their depths.
+    """Render antialiased pictures of cars and their depths.
 
     Args:
         cars: B cars.
@@ -44,7 +44,7 @@ def render_cars(
     axes = (torch.arange(count, device=cars.paint.device) for count in shape)
     pixels = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)  # (3, B * R)
     image, row, column = pixels
-    colors, depths = _shoot(cars, image, cameras.rays(image, row, column))
+    colors, depths = _trace_colors(cars, image, cameras.rays(image, row, column))
     if supersampling > 1:
         planes = torch.cat([colors, depths.isinf()[None]]).reshape(4, *shape)
         edge = _edges(planes).flatten().nonzero()[:, 0]
@@ -53,16 +53,8 @@ def render_cars(
     return CarViews(images, depths.reshape(shape))
 
 
-def surface_depths(cars: ToyCars, rays: Rays) -> Tensor:
-    """Depths (B, R) at which rays (B, R, 3) first meet their car, inf where they miss it."""
-    num_images, num_rays = rays.origins.shape[:2]
-    image = torch.arange(num_images, device=cars.paint.device).repeat_interleave(num_rays)
-    flat = Rays(rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3))
-    return _depths(cars, image, flat).reshape(num_images, num_rays)
-
-
 class _Cameras:
-    """Cameras of B images, which give the ray through any place of a picture."""
+    """Cameras of B images, with rays through any position in a picture."""
 
     def __init__(self, poses: Poses, image_size: int, fov_degrees: float) -> None:
         # In float64 and then rounded, the result does not depend on how many poses there are.
@@ -73,7 +65,7 @@ class _Cameras:
         self.focal = 1 / math.tan(math.radians(fov_degrees) / 2)
 
     def rays(self, image: Tensor, row: Tensor, column: Tensor) -> Rays:
-        """Rays (N, 3) of images (N,), through places in pixels from the top left one's center."""
+        """Return rays (N, 3) of images (N,) through row and column, (N,) each, pixels."""
         right, up, back = (axis.index_select(1, image) for axis in self.axes)  # (3, N) each
         x, y = self.pitch_of_pixels * column - 1, 1 - self.pitch_of_pixels * row
         directions = x * right + y * up - self.focal * back
@@ -82,7 +74,7 @@ class _Cameras:
 
 
 def _edges(planes: Tensor) -> Tensor:
-    """Pixels (B, H, W) that differ from a neighbour in any of the planes (C, B, H, W)."""
+    """Mark pixels (B, H, W) that differ from a neighbour in any of the planes (C, B, H, W)."""
     is_edge = torch.zeros_like(planes[0], dtype=torch.bool)
     down = ((planes[:, :, 1:] - planes[:, :, :-1]).abs() > EDGE_CONTRAST).any(0)
     right = ((planes[..., 1:] - planes[..., :-1]).abs() > EDGE_CONTRAST).any(0)
@@ -94,24 +86,24 @@ def _edges(planes: Tensor) -> Tensor:
 
 
 def _mean_colors(cars: ToyCars, cameras: _Cameras, pixels: Tensor, supersampling: int) -> Tensor:
-    """Mean colors (3, N) of pixels (3, N), given by image, row and column, over a square grid."""
+    """Average colors (3, N) over a square grid in pixels (3, N): image, row and column."""
     num_parts = supersampling**2
     across = (torch.arange(supersampling, device=pixels.device) + 0.5) / supersampling - 0.5
     down, right = torch.cartesian_prod(across, across).T[..., None]  # (parts, 1) each
     image, row, column = pixels
     image = image.repeat(num_parts)
     rays = cameras.rays(image, (row + down).flatten(), (column + right).flatten())
-    parts = _shoot(cars, image, rays)[0].reshape(3, num_parts, -1).unbind(1)
+    parts = _trace_colors(cars, image, rays)[0].reshape(3, num_parts, -1).unbind(1)
     return sum(parts[1:], parts[0]) / num_parts
 
 
-def _shoot(cars: ToyCars, image: Tensor, rays: Rays) -> tuple[Tensor, Tensor]:
-    """Colors (3, N) and depths (N,) of rays (N, 3) that belong to images (N,)."""
+def _trace_colors(cars: ToyCars, image: Tensor, rays: Rays) -> tuple[Tensor, Tensor]:
+    """Return colors (3, N) and depths (N,) of rays (N, 3) of images (N,)."""
     depths = _depths(cars, image, rays)
-    numbers = torch.stack([*cars.geometry, *cars.paint.T])  # (G + 3, B), to be gathered at once
+    numbers = torch.stack([*cars.geometry, *cars.paint.T])  # (G + 3, B), gathered together
     all_hits = depths.isfinite().nonzero()[:, 0]
     parts = []
-    for hit in all_hits.split(LANES // 3):  # x, y and z together are as many as LANES
+    for hit in all_hits.split(LANES // 3):  # x, y and z together make LANES
         origins, directions = (x.T.index_select(1, hit) for x in rays)
         points = (origins + depths.index_select(0, hit) * directions).T
         *geometry, red, green, blue = numbers.index_select(1, image.index_select(0, hit))
@@ -123,7 +115,7 @@ def _shoot(cars: ToyCars, image: Tensor, rays: Rays) -> tuple[Tensor, Tensor]:
 
 
 def _depths(cars: ToyCars, image: Tensor, rays: Rays) -> Tensor:
-    """Depths (N,) at which rays (N, 3) of images (N,) meet their cars."""
+    """Return depths (N,) at which rays (N, 3) of images (N,) hit their cars."""
 
     def scene(index: Tensor) -> Distance:
         owner = image.index_select(0, index)
@@ -134,7 +126,7 @@ def _depths(cars: ToyCars, image: Tensor, rays: Rays) -> Tensor:
 
 
 def _box_interval(cars: Geometry, image: Tensor, rays: Rays) -> tuple[Tensor, Tensor]:
-    """Depths (N,) where rays enter and leave their car's bounding box; near > far: they miss it."""
+    """Return depths (N,) at which rays enter and leave their car's box; near > far is a miss."""
     near = torch.zeros_like(rays.origins[:, 0])
     far = torch.full_like(near, torch.inf)
     halves = (cars.half_length, cars.half_height, cars.half_width + WHEEL_OVERHANG)

@@ -1,9 +1,9 @@
-"""Sphere tracing: where rays first meet the surface of a signed distance field.
+"""Sphere tracing: the first hits of rays with the surface of a signed distance field.
 
-A signed distance that never overestimates tells how far a ray may advance without crossing the
+A signed distance that never overestimates is a distance that a ray may advance without crossing the
 surface. Every ray advances on its own, so that its depth does not depend on the other rays.
 
-Legend: N rays, M of them under way.
+Legend: N rays, M of them active.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,20 +15,20 @@ from generators.cameras import Rays
 
 Distance = Callable[[Tensor], Tensor]  # points (M, 3) -> signed distances (M,)
 
-TOLERANCE = 1e-4  # scene units; a ray this close to the surface has met it
-MIN_SLOPE = 0.1  # the last correction trusts no surface that is more oblique
-STEPS = 4  # steps between two looks at which rays are finished; fewer cost more gathering
+TOLERANCE = 1e-4  # scene units; a ray this close to the surface has hit it
+MIN_SLOPE = 0.1  # of the surface along the ray, for the last correction; bounds it at grazing rays
+STEPS = 4  # steps between two selections of the active rays; fewer cost more gathering
 LANES = 24576  # rays that advance together: few enough for the cache, enough to outweigh overhead
 
 
 def trace(scene: Callable[[Tensor], Distance], rays: Rays, near: Tensor, far: Tensor) -> Tensor:
-    """Depths at which rays first meet the surface, inf where they miss it.
+    """Return depths at which rays first hit the surface, inf where they miss it.
 
-    A ray that is found closer than TOLERANCE counts as meeting the surface.
+    A ray closer than TOLERANCE counts as a hit.
 
     Args:
-        scene: from the indices (M,) of the rays under way, the distance function of one point
-            (M, 3) on each. It must not overestimate the distance to the surface.
+        scene: maps the indices (M,) of active rays to the distance function of points (M, 3) on
+            them. It must not overestimate the distance to the surface.
         rays: origins and unit-length directions, each (N, 3).
         near: (N,) depths at which the rays start, scene units.
         far: (N,) depths at which they end; a ray with near > far misses.
@@ -54,11 +54,11 @@ def trace(scene: Callable[[Tensor], Distance], rays: Rays, near: Tensor, far: Te
 def _advance(
     distance: Distance, lines: Sequence[Tensor], t: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Depths (M,) after STEPS steps, and which rays (M,) have hit and which are under way.
+    """Advance rays by STEPS steps; return their depths, hits and whether they stay active, (M,).
 
-    Lines are origins, directions and far, coordinate by coordinate: seven times (M,), each too
-    short for torch to share among threads, whose waiting for each other would cost more.
-    A ray that hits early comes closer by the steps that are left.
+    lines holds origins, directions and far by coordinate, seven tensors (M,). Each is too short for
+    torch to split among threads, whose synchronization would cost more. A ray that hits early comes
+    closer in the remaining steps.
     """
     far = lines[6]
     axes = list(zip(lines[:3], lines[3:6], strict=True))
@@ -67,7 +67,7 @@ def _advance(
         last_gap, gap = gap, distance(torch.stack([o + t * d for o, d in axes]).T)
         t = t + gap
     is_near, is_inside = gap < TOLERANCE, t <= far
-    # The gap has shrunk by the cosine of incidence per unit of depth: where will it be nothing?
+    # Extrapolate to gap 0: per unit of depth the gap shrinks by the cosine of incidence.
     slope = (1 - gap / last_gap.clamp(min=TOLERANCE**2)).clamp(MIN_SLOPE, 1)
     t = torch.where(is_near, t - gap + gap / slope, t)
     return t, is_near & is_inside, (gap >= TOLERANCE) & is_inside

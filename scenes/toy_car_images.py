@@ -1,4 +1,4 @@
-"""The data set ToyCars: image i shows car i from pose i, both functions of (seed, i) alone.
+"""The dataset ToyCars: image i shows car i from pose i, both functions of (seed, i) alone.
 
 Legend: B images.
 """
@@ -16,7 +16,7 @@ from scenes.toy_cars import NUM_DRAWS, ToyCars, cars_from_uniform
 
 FOV_DEGREES = 30.0
 NEAR, FAR = 0.7, 1.3  # depths between which every car lies
-QUARTER_BAND = math.pi / 4 * 85 / 90  # from straight above almost down to the horizon
+QUARTER_BAND = math.pi / 4 * 85 / 90  # the poses reach from straight above almost to the horizon
 TOY_CAR_POSES = PoseDistribution(
     kind="spherical_uniform",
     yaw_mean=math.pi / 2,
@@ -24,11 +24,11 @@ TOY_CAR_POSES = PoseDistribution(
     pitch_mean=QUARTER_BAND,
     pitch_spread=QUARTER_BAND,
 )
-PIXELS_AT_ONCE = 2**20  # enough to outweigh overhead, in some 300 MB of memory
+PIXELS_AT_ONCE = 2**20  # enough to outweigh overhead; takes some 300 MB of memory
 
 
 class ToyCarBatch(NamedTuple):
-    """Images (B, 3, H, W), uint8 on white, the poses they are seen from and the B cars."""
+    """Images (B, 3, H, W), uint8 on white, their camera poses and the B cars."""
 
     images: Tensor
     poses: Poses
@@ -38,7 +38,7 @@ class ToyCarBatch(NamedTuple):
 def toy_car_scenes(
     indices: Sequence[int], *, seed: int, poses: PoseDistribution = TOY_CAR_POSES
 ) -> tuple[ToyCars, Poses]:
-    """Cars and camera poses of images of the data set, as in toy_car_images."""
+    """Return cars and camera poses of images of the dataset, as in toy_car_images."""
     draws, angles = [], []
     for index in indices:
         rng = _stream(seed, index)
@@ -56,13 +56,13 @@ def toy_car_images(
     poses: PoseDistribution = TOY_CAR_POSES,
     fov_degrees: float = FOV_DEGREES,
 ) -> ToyCarBatch:
-    """Images of the data set: the same bytes whichever others are asked for with them.
+    """Render images of the dataset; an image has the same bytes in every batch.
 
     Args:
         indices: numbers of the images, at least one, for example range(1000, 2000).
         image_size: pixels per side, H = W.
-        seed: which of the possible data sets.
-        poses: where the cameras stand.
+        seed: of the dataset.
+        poses: distribution of the cameras.
         fov_degrees: full angle of view across the image.
     """
     cars, angles = toy_car_scenes(indices, seed=seed, poses=poses)
@@ -75,9 +75,10 @@ def toy_car_images(
 
 
 def _stream(seed: int, index: int) -> torch.Generator:
-    """The random numbers of one image.
+    """Return the random stream of one image.
 
-    A generator heeds 32 bits of its seed; an odd stride visits all of them before one comes again.
+    PyTorch's CPU generator uses 32 bits of its seed. The stride is odd, so that all 2**32 are used
+    before one repeats: within a dataset no two images are equal by collision.
     """
     start = (seed * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64 >> 32
     return torch.Generator().manual_seed((start + index * 0x9E3779B1) % 2**32)

@@ -1,9 +1,9 @@
-"""Toy cars as signed distance fields, and how to draw them at random.
+"""Random toy cars as signed distance fields.
 
-A car stands upright with its bounding box centred at the origin, heads along +x and is symmetric in
-z. Lengths are scene units (the camera stands at distance 1). Its surface is put together from
-planes and a cylinder by sharp and smooth minima and maxima, none of which changes faster than its
-parts: the signed distance never overestimates.
+A car stands upright with its bounding box centered at the origin, heads along +x and is symmetric
+in z. Lengths are scene units (the camera is at distance 1). Its surface is a combination of planes
+and a cylinder by sharp and smooth minima and maxima, none of which changes faster than its parts:
+the signed distance never overestimates.
 
 Legend: N cars, P points per car.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 NUM_DRAWS = 24  # uniform numbers that make a car
-NORMAL_STEP = 4e-4  # scene units; half the side of the cube whose corners measure a normal
+NORMAL_STEP = 4e-4  # scene units; of the finite differences of normals
 
 WHEEL_BLEND = 0.012
 WHEEL_OVERHANG = 0.003  # of the wheels over the body's sides
@@ -28,7 +28,7 @@ HOOD_BLEND = 0.020
 
 
 class Geometry(NamedTuple):
-    """Numbers that make the shape of a car: in ToyCars (N,) each, else whatever fits the points.
+    """Parameters of a car's shape: (N,) each in ToyCars, else of any shape that fits the points.
 
     A surface that leans inwards as it rises is given by the cosine and sine of its angle to the
     vertical. The hood's are those of its angle to the horizontal.
@@ -46,7 +46,7 @@ class Geometry(NamedTuple):
     axle_z: Tensor
     wheel_radius: Tensor
     half_wheel_width: Tensor
-    cabin_front: Tensor  # x of the windscreen's foot; the hood falls from here
+    cabin_front: Tensor  # x of the windscreen's foot, where the hood begins to fall
     cabin_rear: Tensor  # x of the rear window's foot
     half_cabin_width: Tensor  # at the belt
     end_cos: Tensor  # body at both ends
@@ -63,32 +63,22 @@ class Geometry(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ToyCars:
-    """Geometry, of (N,) each, and paint (N, 3) in [0, 1] of N cars."""
+    """Geometry, (N,) each, and paint (N, 3) in [0, 1] of N cars."""
 
     geometry: Geometry
     paint: Tensor
 
     def __len__(self) -> int:
-        """The number of cars."""
+        """Return the number of cars."""
         return len(self.paint)
 
     def __getitem__(self, index: Tensor | slice) -> "ToyCars":
-        """Some of the cars, as a tensor's first axis would be indexed."""
+        """Index the cars as the first axis of a tensor."""
         return ToyCars(Geometry(*(numbers[index] for numbers in self.geometry)), self.paint[index])
 
 
-def sample_cars(count: int, *, rng: torch.Generator) -> ToyCars:
-    """Random cars; the first ones are the same whatever the count is.
-
-    Args:
-        count: number of cars, N.
-        rng: a CPU stream.
-    """
-    return cars_from_uniform(torch.rand(count, NUM_DRAWS, generator=rng))
-
-
 def cars_from_uniform(draws: Tensor) -> ToyCars:
-    """The cars that belong to numbers (N, NUM_DRAWS) in [0, 1)."""
+    """Build cars from uniform random numbers (N, NUM_DRAWS) in [0, 1)."""
     columns = iter(draws.unbind(1))
 
     def between(low: float, high: float) -> Tensor:
@@ -130,46 +120,46 @@ def cars_from_uniform(draws: Tensor) -> ToyCars:
 
 
 def _cos_sin(slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the angle whose tangent is slope."""
+    """Return cosine and sine of the angle whose tangent is slope."""
     cos = 1 / (1 + slope * slope).sqrt()
     return cos, slope * cos
 
 
 def _rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """Colors (N, 3) from hue, saturation and value, each (N,) in [0, 1]."""
+    """Convert hue, saturation and value, each (N,) in [0, 1], to colors (N, 3)."""
     turns = hue[:, None] + torch.tensor([0.0, 2 / 3, 1 / 3])
     ramp = ((turns.remainder(1) * 6 - 3).abs() - 1).clamp(0, 1)
     return value[:, None] * (1 - saturation[:, None] * (1 - ramp))
 
 
 def _smooth_max(a: Tensor, b: Tensor, blend: Tensor | float) -> Tensor:
-    """Maximum with a rounded crease where a and b differ by less than blend."""
+    """Return the maximum, rounded where a and b differ by less than blend."""
     return torch.maximum(a, b) + _rounding(a, b, blend)
 
 
 def _smooth_min(a: Tensor, b: Tensor, blend: Tensor | float) -> Tensor:
-    """Minimum with a rounded crease where a and b differ by less than blend."""
+    """Return the minimum, rounded where a and b differ by less than blend."""
     return torch.minimum(a, b) - _rounding(a, b, blend)
 
 
 def _rounding(a: Tensor, b: Tensor, blend: Tensor | float) -> Tensor:
-    """What a rounded crease adds: a parabola that is blend / 4 high where a and b are equal."""
+    """Return the rounding of a crease: a parabola, blend / 4 high where a and b are equal."""
     overlap = ((a - b).abs() - blend).clamp(max=0)
     return overlap * overlap * (0.25 / blend)
 
 
 def _wheel_distance(car: Geometry, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """Signed distance to the wheel at x, z > 0, a rounded cylinder."""
+    """Return the signed distance to the wheel at x, z > 0, a rounded cylinder."""
     along, up = x - car.axle_x, y - car.axle_y
     square = along * along + up * up
-    # Torch would wake other threads for a plain square root, which takes longer than the root.
+    # rsqrt, because torch would split sqrt among threads, which takes longer than the root.
     radius = square * square.clamp(min=1e-12).rsqrt()
     axial = (z - car.axle_z).abs() - car.half_wheel_width
     return _smooth_max(radius - car.wheel_radius, axial, WHEEL_BLEND)
 
 
 def cabin_planes(car: Geometry, x: Tensor, rise: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Signed distances to the cabin's nearer end and to its side, at z > 0."""
+    """Return signed distances to the cabin's nearer end and to its side, at z > 0."""
     front = (x - car.cabin_front) * car.front_cos + rise * car.front_sin
     rear = (car.cabin_rear - x) * car.rear_cos + rise * car.rear_sin
     side = (z - car.half_cabin_width) * car.side_cos + rise * car.side_sin
@@ -177,7 +167,7 @@ def cabin_planes(car: Geometry, x: Tensor, rise: Tensor, z: Tensor) -> tuple[Ten
 
 
 def _shell_distance(car: Geometry, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """Signed distance to body and cabin at z > 0, wheel arches not yet cut."""
+    """Return the signed distance to body and cabin at z > 0, without wheel arches."""
     rise, height = y - car.belt, y - car.floor
     ends = (x.abs() - car.half_length) * car.end_cos + height * car.end_sin
     around = _smooth_max(ends, z - car.half_width, car.corner_blend)
@@ -191,7 +181,7 @@ def _shell_distance(car: Geometry, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
 
 
 def part_distances(car: Geometry, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Signed distances to the shell and to the wheels."""
+    """Return signed distances to the shell and to the wheels."""
     x, y, z = points.unbind(-1)
     z = z.abs()
     wheels = _wheel_distance(car, x.abs(), y, z)
@@ -199,20 +189,15 @@ def part_distances(car: Geometry, points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def car_distance(car: Geometry, points: Tensor) -> Tensor:
-    """Signed distances (...) of points (..., 3) to the surface of cars with (...) geometry.
+    """Return signed distances (...) of points (..., 3) to cars with geometry (...).
 
     Negative inside; outside never more than the true distance.
     """
     return torch.minimum(*part_distances(car, points))
 
 
-def signed_distance(cars: ToyCars, points: Tensor) -> Tensor:
-    """Signed distances (N, P) of points (N, P, 3) to their car's surface, as car_distance."""
-    return car_distance(per_point(cars), points)
-
-
 def car_normals(car: Geometry, points: Tensor) -> Tensor:
-    """Unit-length gradients (..., 3) of car_distance, from the corners of a small tetrahedron."""
+    """Return unit normals (..., 3): gradients of car_distance over a small tetrahedron."""
     x, y, z = points.unbind(-1)
     total = torch.zeros(3, *x.shape)
     for signs in ((1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)):
@@ -221,13 +206,3 @@ def car_normals(car: Geometry, points: Tensor) -> Tensor:
         total += torch.stack([distance * sign for sign in signs])
     x, y, z = total
     return (total * (x * x + y * y + z * z).clamp(min=1e-24).rsqrt()).movedim(0, -1)
-
-
-def per_point(cars: ToyCars) -> Geometry:
-    """Geometry of (N, 1), which fits points (N, P, 3)."""
-    return Geometry(*(numbers[:, None] for numbers in cars.geometry))
-
-
-def surface_normals(cars: ToyCars, points: Tensor) -> Tensor:
-    """Unit-length outward normals (N, P, 3) at surface points (N, P, 3)."""
-    return car_normals(per_point(cars), points)

@@ -1,15 +1,33 @@
 """Errors that a person causes, and hints that name what they may have meant."""
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import TypeVar
 
 T = TypeVar("T")
 
+ROOT = Path(__file__).resolve().parent.parent  # of the repository
+
 
 class UsageError(Exception):
     """Something a person typed or gave is wrong; the text is one clear line for them."""
+
+
+def explain_missing_package(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Report an uncaught error as Python does, but a package that is not installed in one line."""
+    name = getattr(error, "name", None) or ""
+    package = name.partition(".")[0]
+    is_ours = any((ROOT / own).exists() for own in (package, f"{package}.py"))
+    if not isinstance(error, ModuleNotFoundError) or is_ours:
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(f"error: needs the package {package}: pip install -r requirements.txt", file=sys.stderr)
+    sys.exit(2)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

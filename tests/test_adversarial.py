@@ -9,7 +9,7 @@ from torch import nn
 
 import curriculums
 from config.stage import OptimizerOptions, Precision
-from generators.seeding import Purpose, step_rng
+from generators.sampling import Purpose, step_rng
 from training import losses
 from training.adversarial import AdversarialGame
 from training.ema import ExponentialMovingAverage

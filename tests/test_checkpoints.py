@@ -8,8 +8,8 @@ from conftest import TINY
 
 import curriculums
 from checkpoint_io import checkpoints
-from checkpoint_io.checkpoints import Fit
 from config import curriculum
+from generators.trajectories import Camera, SceneObject
 from system.errors import UsageError
 from system.files import replaced
 
@@ -98,12 +98,12 @@ def test_networks_without_end_in_a_file_are_refused_at_once(tiny_run):
 def test_a_fit_comes_back_and_only_with_its_generator(tiny_run, tmp_path):
     saved = checkpoints.load_generator(tiny_run / "generator.pth")
     film = saved.generator.mapping(torch.randn(1, 6))
-    fit = Fit(film=film, pitch=1.25, yaw=1.5, fov_degrees=13.5)
+    fit = SceneObject("cat", film, Camera(1.25, 1.5, 13.5))
     checkpoints.save_fit(tmp_path / "fit.pth", fit, saved)
     again = checkpoints.load_fit(tmp_path / "fit.pth", saved)
     assert torch.equal(again.film.frequencies, film.frequencies)
     assert torch.equal(again.film.phase_shifts, film.phase_shifts)
-    assert (again.pitch, again.yaw, again.fov_degrees) == (1.25, 1.5, 13.5)
+    assert again.camera == (1.25, 1.5, 13.5)
     other = checkpoints.load_generator(tiny_run / "generator.pth", ema="ema2")
     with pytest.raises(UsageError, match="was fitted with another generator"):
         checkpoints.load_fit(tmp_path / "fit.pth", other)

@@ -5,12 +5,11 @@ import math
 import pytest
 import torch
 
-from generators.cameras import Poses, cast_rays
+from generators.cameras import Poses, cast_rays, project
 from generators.generators import View
 from generators.volumetric_rendering import RenderOptions, render_rays
 from metrics import consistency
-from metrics.pose_accuracy import pose_errors
-from metrics.surfaces import project, sampled, surface, surface_points
+from metrics.surfaces import sampled, surface, surface_points
 from scenes.rendering import render_cars
 from scenes.toy_car_images import toy_car_scenes
 
@@ -216,6 +215,22 @@ def test_depth_of_a_surface_does_not_contain_the_background():
     torch.testing.assert_close(one.depths, other.depths)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.005])  # solid; 3 of 4 parts of the light stopped
+def test_depth_of_a_surface_is_the_same_before_every_background(share):
+    def field(points, directions):
+        inside = share * solid(points) * (points.norm(dim=-1, keepdim=True) < RADIUS)
+        return torch.cat([texture(points), inside + 1e-6], dim=-1)  # the faintest air
+
+    depths = {}
+    for background in ("black", "white", "last_sample"):
+        options = RenderOptions(**{**as_dict(OPTIONS), "background": background})
+        found = surface(field_view(field, FRONT, options), FRONT, options)
+        assert 0.05 < found.is_clear.double().mean() < 0.5  # the sphere, never the background
+        depths[background] = found.depths[found.is_clear]
+    torch.testing.assert_close(depths["black"], depths["white"])
+    torch.testing.assert_close(depths["black"], depths["last_sample"])
+
+
 def test_projecting_a_pixel_s_own_point_gives_its_place_and_depth():
     here = surface(sphere_view(FRONT), FRONT, OPTIONS)
     places, distances = project(surface_points(here), FRONT, OPTIONS.fov_degrees)
@@ -235,7 +250,7 @@ def test_points_behind_the_camera_are_not_in_the_picture():
 def test_poses_are_wrapped_and_in_degrees():
     poses = Poses(torch.tensor([1.0, 1.0]), torch.tensor([3.1, 0.0]))
     guess = torch.tensor([[1.1, -3.1], [1.0, math.pi / 2]])
-    errors = pose_errors(guess, poses)
+    errors = consistency.pose_errors(guess, poses)
     torch.testing.assert_close(
         errors.pitch, torch.tensor([math.degrees(0.1), 0.0]).double(), atol=1e-5, rtol=0
     )

@@ -28,9 +28,9 @@ import render_video_interpolation
 import train
 import viewer
 from checkpoint_io import checkpoints, published_run, safe_load
-from checkpoint_io.checkpoints import Fit
 from config import curriculum
 from config.stage import Precision
+from generators.trajectories import Camera, SceneObject
 from geometry import mesh_extraction
 from metrics import report
 from system.errors import UsageError
@@ -66,7 +66,7 @@ class Lab:
         state.save_state(self.ours, game, self.wanted, Progress(step=2, images_seen=6))
         saved = self.load(self.ours / "generator.pth")
         film = saved.generator.mapping(torch.randn(1, saved.generator.z_dim))
-        fit = Fit(film=film, pitch=1.5, yaw=1.5, fov_degrees=12.0)
+        fit = SceneObject("cat", film, Camera(1.5, 1.5, 12.0))
         checkpoints.save_fit(self.ours / "fit.pth", fit, saved)
         published_files.write_run(self.published)
         old = folder / "old.pth"  # as the weights of Inception are

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from generators.cameras import Poses, cast_rays
-from generators.depth_pictures import depth_pictures, surface_depths
 from generators.generators import View
+from generators.pictures import depth_pictures, surface_depths
 from generators.volumetric_rendering import RenderOptions, render_rays
 
 RADIUS, SIZE = 0.1, 17

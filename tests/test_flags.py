@@ -250,3 +250,28 @@ def test_the_nearest_path_is_another_one(tmp_path):
     assert nearest_path(tmp_path / "runs") == ""
     (tmp_path / "run").mkdir()
     assert nearest_path(tmp_path / "runs") == f" Did you mean {str(tmp_path / 'run')!r}?"
+
+
+def run_without_trimesh(folder, *words):
+    """Run Python at the root with a package trimesh that cannot be imported."""
+    (folder / "trimesh.py").write_text("raise ModuleNotFoundError('none here', name='trimesh')")
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_package_that_is_not_installed_fails_the_command_that_needs_it_in_one_line(tmp_path):
+    found = run_without_trimesh(tmp_path, "extract_shapes.py", "--help")
+    assert found.returncode == 2
+    assert found.stderr == "error: needs the package trimesh: pip install -r requirements.txt\n"
+    assert run_without_trimesh(tmp_path, "render_video.py", "--help").returncode == 0
+
+
+def test_a_script_of_somebody_else_keeps_its_traceback(tmp_path):
+    found = run_without_trimesh(tmp_path, "-c", "import geometry.surface")
+    assert found.returncode == 1
+    assert found.stderr.startswith("Traceback")

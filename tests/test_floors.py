@@ -32,7 +32,10 @@ REACH_OUTSIDE = {
     "siren/fused/cuda.py",
     *(f"config/{name}.py" for name in ("curriculum", "schema")),
     *(f"geometry/{name}.py" for name in ("mesh_extraction", "mesh_files")),
-    *(f"metrics/{name}.py" for name in ("features", "inception", "real_images", "report")),
+    *(
+        f"metrics/{name}.py"
+        for name in ("features", "inception", "real_images", "record", "report")
+    ),
     *(
         f"training/{name}.py"
         for name in (

@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 
 from generators.cameras import PoseDistribution, Poses, cast_rays
 from generators.volumetric_rendering import RenderOptions, render_rays
-from geometry import appearance, density_grid, level, shading, surface, visibility
+from geometry import appearance, density_grid, level, rasterizer, surface, visibility
 from geometry.density_grid import Cube, DensityGrid
 from geometry.rasterizer import project, visible_triangles
 
@@ -309,7 +309,7 @@ def test_a_cut_leaves_a_rim_and_nothing_else_open():
     cut = surface.largest_component(
         visibility.visible_part(mesh, AROUND, OPTIONS, spacing=cube.spacing)
     )
-    ends = np.sort(surface.edges(cut.triangles), axis=1)
+    ends = np.sort(trimesh.geometry.faces_to_edges(cut.triangles), axis=1)
     rim, times = np.unique(ends, axis=0, return_counts=True)
     assert times.max() == 2
     heights = cut.vertices[rim[times == 1]][..., 1]
@@ -343,9 +343,9 @@ def test_a_picture_shows_colors_and_clay_on_white():
     mesh = replace(mesh_of(ball([0, 0, 0], 0.08), cube_of(32)))
     red = np.zeros_like(mesh.vertices)
     red[:, 0] = 1
-    colors, clay = shading.picture(replace(mesh, colors=red), 1.3, 0.4, 48, 20)
+    colors, clay = rasterizer.picture(replace(mesh, colors=red), 1.3, 0.4, 48, 20)
     assert colors[:, 24, 24].tolist() == pytest.approx([1, 0, 0])
     assert colors[:, 0, 0].tolist() == clay[:, 0, 0].tolist() == [1, 1, 1]
     assert 0.5 < clay[0, 24, 24] < 1
     assert clay[0, 18, 20] > clay[0, 30, 28]  # lit from above on the left
-    assert len({round(yaw, 6) for yaw in shading.side_views(0.0, math.pi, 4)}) == 4
+    assert len({round(yaw, 6) for yaw in rasterizer.side_views(0.0, math.pi, 4)}) == 4

@@ -16,7 +16,7 @@ from config import curriculum
 from generators import inversion
 from generators.cameras import Poses, cast_rays, sample_poses
 from generators.inversion import FitOptions, Guess, Photo, photo_losses
-from generators.latents import sample_latents
+from generators.sampling import sample_latents
 from rendering import photos, viewing
 from system.errors import UsageError
 
@@ -222,8 +222,7 @@ def test_the_command_writes_a_fit_that_the_others_take(
         assert comparison.size == (48, 16)
     fit = checkpoints.load_fit(folder / "fit.pth", viewing.checkpoints.load_generator(
         tiny_run / "generator.pth"))  # fmt: skip
-    camera = (fit.pitch, fit.yaw, fit.fov_degrees)
-    assert [float(word) for word in words] == pytest.approx(camera, abs=0.01)
+    assert [float(word) for word in words] == pytest.approx(fit.camera, abs=0.01)
     assert fit.film.frequencies.shape == (1, saved.generator.siren.num_features)
     before = [(folder / name).read_bytes() for name in names]
     assert inverse_render.main(command) == 0

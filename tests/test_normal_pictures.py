@@ -5,7 +5,7 @@ import math
 import torch
 
 from generators.cameras import Poses, camera_origins, camera_rotations, cast_rays
-from generators.normal_pictures import normal_pictures, surface_normals
+from generators.pictures import normal_pictures, surface_normals
 
 RADIUS, SIZE = 0.2, 65
 

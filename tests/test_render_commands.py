@@ -14,12 +14,9 @@ import render_multiview_images
 import render_video
 import render_video_interpolation
 from checkpoint_io import checkpoints
-from checkpoint_io.checkpoints import Fit
-from generators.trajectories import TRAJECTORIES, Camera
+from generators.trajectories import TRAJECTORIES, Camera, SceneObject
 from image_io import contact_sheet, png
 from rendering import filming, viewing
-from rendering.filming import Shot
-from rendering.viewing import SceneObject
 from system.errors import UsageError
 
 SMALL = ("--image_size", "10", "--ray_step_multiplier", "1", "--device", "cpu")
@@ -218,7 +215,7 @@ def test_interpolation_writes_one_video(command):
 def save_fit(path, tiny_run, yaw=2.0):
     saved = checkpoints.load_generator(tiny_run / "generator.pth")
     film = viewing.objects_of_seeds(saved, [8], psi=1.0)[0].film
-    fit = Fit(film=film, pitch=1.3, yaw=yaw, fov_degrees=15.0)
+    fit = SceneObject("cat", film, Camera(1.3, yaw, 15.0))
     path.parent.mkdir(exist_ok=True)
     checkpoints.save_fit(path, fit, saved)
     return path
@@ -232,7 +229,7 @@ def test_a_fit_is_seen_from_its_own_camera(command, tiny_run, tmp_path):
                     "--num_frames", "2")  # fmt: skip
     assert np.abs(shown - picture(video / "car_fit" / "0000.png")).max() <= 1
     saved = checkpoints.load_generator(tiny_run / "generator.pth")
-    shot = Shot(checkpoints.load_fit(fit, saved).film, Camera(1.3, 2.0, 15.0))
+    shot = checkpoints.load_fit(fit, saved)
     options = saved.curriculum.preview_render(0, 10)
     (view,) = filming.views(saved, [shot], options, batch_size=1, points_per_chunk=10**6)
     expected = png.to_uint8(view.images)[0].permute(1, 2, 0).numpy()
@@ -280,9 +277,8 @@ def test_a_zoom_beyond_half_a_turn_is_refused():
 
 def test_the_usual_camera_of_a_seed_is_the_middle_of_the_curriculum(tiny_run):
     saved = checkpoints.load_generator(tiny_run / "generator.pth")
-    film = viewing.mean_film(saved)
-    middle = viewing.usual_camera(saved, SceneObject("0", film))
-    assert middle == pytest.approx((math.pi / 2, math.pi / 2, 12.0))
+    (shown,) = viewing.objects_of_seeds(saved, [0], psi=0.7)
+    assert shown.camera == pytest.approx((math.pi / 2, math.pi / 2, 12.0))
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from generators.cameras import PoseDistribution, Poses, Rays, cast_rays
-from scenes.colors import brightness, shaded_color
-from scenes.rendering import render_cars, surface_depths
+from scenes.colors import brightness, car_albedo
+from scenes.rendering import render_cars
 from scenes.sphere_tracing import trace
 from scenes.toy_car_images import (
     FAR,
@@ -17,7 +17,14 @@ from scenes.toy_car_images import (
     toy_car_images,
     toy_car_scenes,
 )
-from scenes.toy_cars import WHEEL_OVERHANG, sample_cars, signed_distance, surface_normals
+from scenes.toy_cars import (
+    NUM_DRAWS,
+    WHEEL_OVERHANG,
+    Geometry,
+    car_distance,
+    car_normals,
+    cars_from_uniform,
+)
 
 RADIUS = 0.25  # of the sphere that holds every car
 
@@ -30,9 +37,24 @@ def random_points(count, num_points, seed, radius=RADIUS):
     return radius * (2 * torch.rand(count, num_points, 3, generator=stream(seed)) - 1)
 
 
-def some_rays(count, size=24, seed=5):
-    cars, poses = toy_car_scenes(range(count), seed=seed)
-    return cars, cast_rays(poses, size, FOV_DEGREES)
+def sample_cars(count, seed):
+    return cars_from_uniform(torch.rand(count, NUM_DRAWS, generator=stream(seed)))
+
+
+def per_point(cars):
+    """Geometry of (N, 1), which fits points (N, P, 3)."""
+    return Geometry(*(numbers[:, None] for numbers in cars.geometry))
+
+
+def signed_distance(cars, points):
+    return car_distance(per_point(cars), points)
+
+
+def pictured_depths(count, size=24):
+    """Cars, the rays of one picture of each, and the picture's depths (N, R)."""
+    cars, poses = toy_car_scenes(range(count), seed=5)
+    depths = render_cars(cars, poses, size, FOV_DEGREES, supersampling=1).depths
+    return cars, cast_rays(poses, size, FOV_DEGREES), depths.flatten(1)
 
 
 def dense_march(cars, rays, spacing):
@@ -88,7 +110,7 @@ class TestSphereTracing:
 
 class TestSignedDistance:
     def test_never_changes_faster_than_the_way_between_two_points(self):
-        cars = sample_cars(64, rng=stream(0))
+        cars = sample_cars(64, 0)
         a = random_points(64, 400, 1)
         scales = 10 ** (-3 * torch.rand(64, 400, 1, generator=stream(2)))
         b = a + scales * random_points(64, 400, 3)
@@ -96,8 +118,7 @@ class TestSignedDistance:
         assert (change <= (a - b).norm(dim=-1) * 1.0001 + 1e-6).all()
 
     def test_never_exceeds_the_distance_to_the_nearest_surface_point_found(self):
-        cars, rays = some_rays(8, size=48)
-        depths = surface_depths(cars, rays)
+        cars, rays, depths = pictured_depths(8, size=48)
         points = random_points(8, 100, 4)
         claimed = signed_distance(cars, points)
         for car in range(8):
@@ -107,7 +128,7 @@ class TestSignedDistance:
             assert (claimed[car].clamp(min=0) <= nearest + 2e-4).all()
 
     def test_cars_fit_in_their_box_and_their_box_in_the_sphere(self):
-        cars = sample_cars(500, rng=stream(6))
+        cars = sample_cars(500, 6)
         car = cars.geometry
         half = torch.stack([car.half_length, car.half_height, car.half_width + WHEEL_OVERHANG], -1)
         assert (half[:, 0] <= 0.2).all()
@@ -117,13 +138,13 @@ class TestSignedDistance:
         assert (signed_distance(cars, points)[is_outside] > 0).all()
 
     def test_symmetric_in_z(self):
-        cars = sample_cars(8, rng=stream(9))
+        cars = sample_cars(8, 9)
         points = random_points(8, 200, 10)
         mirrored = points * torch.tensor([1.0, 1.0, -1.0])
         assert torch.equal(signed_distance(cars, points), signed_distance(cars, mirrored))
 
     def test_wheels_stand_on_the_ground_and_the_roof_is_on_top(self):
-        cars = sample_cars(50, rng=stream(11))
+        cars = sample_cars(50, 11)
         car = cars.geometry
         ground = torch.stack([car.axle_x, -car.half_height, car.axle_z], -1)[:, None]
         assert (signed_distance(cars, ground).abs() < 1e-6).all()
@@ -132,17 +153,16 @@ class TestSignedDistance:
         assert (signed_distance(cars, roof).abs() < 0.01).all()
 
     def test_center_is_inside(self):
-        cars = sample_cars(50, rng=stream(12))
+        cars = sample_cars(50, 12)
         assert (signed_distance(cars, torch.zeros(50, 1, 3)) < 0).all()
 
     def test_normals_are_those_of_autograd(self):
-        cars, rays = some_rays(6)
-        depths = surface_depths(cars, rays)
+        cars, rays, depths = pictured_depths(6)
         hit = depths.isfinite()
         points = rays.origins + depths.where(hit, 1.0)[..., None] * rays.directions
         leaf = points.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(signed_distance(cars, leaf).sum(), leaf)
-        normals = surface_normals(cars, points)[hit]
+        normals = car_normals(per_point(cars), points)[hit]
         cosine = (normals * torch.nn.functional.normalize(gradient[hit], dim=-1)).sum(-1)
         torch.testing.assert_close(normals.norm(dim=-1), torch.ones(len(normals)))
         assert (cosine > 0.999).float().mean() > 0.97  # all but sharp creases
@@ -150,8 +170,7 @@ class TestSignedDistance:
 
 class TestDepths:
     def test_depths_lie_on_the_surface(self):
-        cars, rays = some_rays(30)
-        depths = surface_depths(cars, rays)
+        cars, rays, depths = pictured_depths(30)
         hit = depths.isfinite()
         assert 0.05 < hit.float().mean() < 0.4
         assert ((depths[hit] > NEAR) & (depths[hit] < FAR)).all()
@@ -159,8 +178,7 @@ class TestDepths:
         assert (signed_distance(cars, points).abs()[hit] < 2e-4).all()
 
     def test_depths_agree_with_a_dense_march(self):
-        cars, rays = some_rays(8)
-        depths = surface_depths(cars, rays)
+        cars, rays, depths = pictured_depths(8)
         spacing = 1e-3
         expected = dense_march(cars, rays, spacing)
         # The march sees a surface up to a step late and overlooks what is thinner than a step.
@@ -169,14 +187,6 @@ class TestDepths:
         late = (expected - depths)[expected.isfinite()]
         assert (late > -1e-4).all()
         assert (late < spacing + 1e-4).float().mean() > 0.99
-
-    def test_depths_of_pictures_are_those_of_cast_rays(self):
-        cars, poses = toy_car_scenes(range(6), seed=1)
-        views = render_cars(cars, poses, 16, FOV_DEGREES, supersampling=1)
-        depths = surface_depths(cars, cast_rays(poses, 16, FOV_DEGREES)).reshape(6, 16, 16)
-        assert (views.depths.isinf() == depths.isinf()).float().mean() > 0.999
-        both = views.depths.isfinite() & depths.isfinite()
-        assert ((views.depths - depths)[both].abs() < 1e-4).float().mean() > 0.99
 
 
 class TestPictures:
@@ -202,7 +212,7 @@ class TestPictures:
         assert (difference.nan_to_num().abs() < 1e-3).float().mean() > 0.999
 
     def test_a_car_from_the_side_is_as_long_and_high_as_it_is(self):
-        cars = sample_cars(6, rng=stream(13))
+        cars = sample_cars(6, 13)
         side = Poses(torch.full((6,), math.pi / 2), torch.full((6,), math.pi / 2))
         size = 128
         is_car = render_cars(cars, side, size, FOV_DEGREES, supersampling=1).depths.isfinite()
@@ -223,16 +233,17 @@ class TestPictures:
         assert error < 0.3 * (jagged - fine).abs()[is_car].mean()
 
     def test_light_falls_from_above_and_colors_stay_in_range(self):
-        cars = sample_cars(3, rng=stream(14))
+        cars = sample_cars(3, 14)
         points = random_points(3, 500, 15)
-        normals = surface_normals(cars, points)
-        colors = shaded_color(cars, points, normals)
+        normals = car_normals(per_point(cars), points)
+        paint = cars.paint.T[..., None].expand(3, 3, 500)
+        colors = car_albedo(per_point(cars), paint, points) * brightness(normals)
         assert ((colors >= 0) & (colors <= 1)).all()
         up, down = brightness(torch.tensor([[0.0, 1.0, 0.0], [0.0, -1.0, 0.0]]))
         assert up > down > 0
 
     def test_front_and_rear_differ(self):
-        cars = sample_cars(1, rng=stream(16))
+        cars = sample_cars(1, 16)
         ends = Poses(torch.full((2,), 1.4), torch.tensor([0.0, math.pi]))
         front, rear = render_cars(cars[torch.zeros(2, dtype=torch.long)], ends, 32, 30.0).images
         assert (front - rear.flip(-1)).abs().max() > 0.3
@@ -274,7 +285,7 @@ class TestDataSet:
         assert (has_most > 50).all()
 
     def test_sampled_cars_are_the_same_whatever_the_count(self):
-        few, many = (sample_cars(count, rng=stream(17)) for count in (3, 40))
+        few, many = (sample_cars(count, 17) for count in (3, 40))
         assert torch.equal(few.paint, many[:3].paint)
         assert torch.equal(torch.stack(few.geometry), torch.stack(many[:3].geometry))
 

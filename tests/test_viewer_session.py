@@ -13,7 +13,7 @@ from viewer_visits import Screen, request_of, run_out, shared_of, source_of
 
 import viewer
 from checkpoint_io import checkpoints
-from checkpoint_io.checkpoints import Fit
+from generators.trajectories import Camera, SceneObject
 from geometry.mesh_extraction import Wanted
 from system.errors import UsageError
 from web_viewer import pictures as viewer_pictures
@@ -182,7 +182,7 @@ def test_a_fit_is_shown_in_place_of_a_seed(tiny_run, tmp_path):
     saved = source_of(tiny_run).open("generator.pth", "ema").saved
     film = saved.generator.mapping(torch.randn(1, 6))
     path = tmp_path / "cat.pth"
-    checkpoints.save_fit(path, Fit(film=film, pitch=1.0, yaw=1.2, fov_degrees=11.0), saved)
+    checkpoints.save_fit(path, SceneObject("cat", film, Camera(1.0, 1.2, 11.0)), saved)
     source = source_of(tiny_run, fits={"cat": path})
     found = source.film(source.open("generator.pth", "ema"), request_of(fit="cat"))
     assert torch.equal(found.frequencies, film.frequencies)

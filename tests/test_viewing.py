@@ -8,10 +8,10 @@ import torch
 from conftest import TINY
 
 from checkpoint_io import checkpoints
-from checkpoint_io.checkpoints import Fit
 from config import curriculum
 from generators.cameras import Poses
 from generators.fields import CPU_CHUNK
+from generators.trajectories import Camera, SceneObject
 from rendering import viewing
 from siren.fused import cpu as fused_cpu
 from system import flags
@@ -96,7 +96,7 @@ def test_a_view_does_not_depend_on_the_chunk(opened):
 def test_a_fit_takes_the_place_of_seeds(opened, tmp_path):
     saved, _ = opened
     film = saved.generator.mapping(torch.randn(1, 6))
-    fit = Fit(film=film, pitch=1.0, yaw=1.0, fov_degrees=12.0)
+    fit = SceneObject("cat", film, Camera(1.0, 1.0, 12.0))
     checkpoints.save_fit(tmp_path / "cat.pth", fit, saved)
     args = parse(saved.path, "--fit", tmp_path / "cat.pth")
     (shown,) = viewing.objects_to_show(saved, args)

@@ -17,8 +17,7 @@ from discriminators.discriminators import PyramidDiscriminator, Verdict
 from discriminators.linearized import AS_THEY_ARE, Affine
 from generators.cameras import Poses, moved, sample_poses
 from generators.generators import ImplicitGenerator3d
-from generators.latents import sample_latents
-from generators.seeding import Purpose, step_rng
+from generators.sampling import Purpose, sample_latents, step_rng
 from siren.fused import fused_field
 from training import losses
 from training.ema import ExponentialMovingAverage

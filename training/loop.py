@@ -12,7 +12,7 @@ from config import run_length
 from config.stage import Stage
 from distributed import processes
 from distributed.processes import PeerLost, Place, StopSignal
-from generators.seeding import Purpose, step_rng
+from generators.sampling import Purpose, step_rng
 from system import machine, run_lock
 from system.errors import UsageError
 from training import fid as training_fid

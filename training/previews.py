@@ -11,7 +11,7 @@ from torch import Tensor
 
 from generators.cameras import PoseDistribution, Poses, sample_poses
 from generators.generators import ImplicitGenerator3d
-from generators.latents import LatentKind, sample_latents
+from generators.sampling import LatentKind, sample_latents
 from generators.volumetric_rendering import RenderOptions
 from siren.film import Film
 

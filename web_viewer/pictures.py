@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from generators.cameras import Rays
-from generators.depth_pictures import depth_pictures, surface_depths
 from generators.generators import View, as_view, join
-from generators.normal_pictures import normal_pictures, surface_normals
+from generators.pictures import depth_pictures, normal_pictures, surface_depths, surface_normals
 from generators.volumetric_rendering import Rendering, RenderOptions
 from image_io import png
 from siren.film import Film

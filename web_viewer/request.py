@@ -16,6 +16,7 @@ from torch import Tensor
 
 from checkpoint_io.checkpoints import Average, SavedGenerator
 from generators.cameras import POLE_MARGIN, Poses, Rays, camera_origins, camera_rotations, rays_from
+from generators.trajectories import SceneObject
 from generators.volumetric_rendering import RenderOptions
 from rendering import viewing
 from system import flags
@@ -180,7 +181,7 @@ def from_args(
     args: argparse.Namespace,
     saved: SavedGenerator,
     checkpoint: str,
-    fits: list[viewing.SceneObject],
+    fits: list[SceneObject],
 ) -> Request:
     """What the flags of add_request ask for.
 
@@ -188,7 +189,7 @@ def from_args(
         UsageError: it cannot be shown.
     """
     shown = fits[0] if fits else None
-    usual = usual_eye(saved) if shown is None else viewing.usual_camera(saved, shown)
+    usual = usual_eye(saved) if shown is None else shown.camera
     pitch, yaw, fov = (
         own if given is None else given
         for given, own in zip((args.pitch, args.yaw, args.fov), usual[:3], strict=True)

@@ -13,13 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from generators.trajectories import Camera
+from generators.trajectories import Camera, SceneObject
 from geometry import mesh_extraction, mesh_files
 from geometry.density_grid import Cube
 from geometry.mesh_extraction import Wanted
 from image_io import png, video
 from rendering import filming
-from rendering.filming import Shot
 from system.files import output_folder
 from web_viewer.checkpoints import Checkpoints
 from web_viewer.pictures import finished_picture
@@ -55,7 +54,11 @@ def save_video(
     opened = source.open(request.checkpoint, request.ema)
     film, eye = source.film(opened, request), request.eye
     around = [math.tau * i / VIDEO_FRAMES for i in range(VIDEO_FRAMES)]
-    shots = [Shot(film, Camera(eye.pitch, eye.yaw + turn, eye.fov_degrees)) for turn in around]
+    name = request.object_name()
+    shots = [
+        SceneObject(name, film, Camera(eye.pitch, eye.yaw + turn, eye.fov_degrees))
+        for turn in around
+    ]
     centered = replace(request, eye=eye._replace(target=(0.0, 0.0, 0.0)))
     options = render_options(opened.saved, centered, request.num_steps)
     views = filming.views(opened.saved, shots, options, batch_size=1, points_per_chunk=max_points)
@@ -66,7 +69,7 @@ def save_video(
             pair = filming.pictures(view, options, depth_map=request.show == "depth")
             yield from torch.cat(pair, dim=3)
 
-    path = output_folder(folder) / f"{request.object_name()}.mp4"
+    path = output_folder(folder) / f"{name}.mp4"
     video.save_video(path, frames(), kind="mp4", fps=VIDEO_FPS)
     return path
 

@@ -1,0 +1,46 @@
+"""Random streams and latent codes.
+
+A stream depends on the numbers of its key alone: a resumed run draws what an uninterrupted one
+draws, and an image does not depend on the others of its batch.
+"""
+
+from enum import IntEnum
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LatentKind = Literal["gaussian", "uniform"]
+
+
+class Purpose(IntEnum):
+    """Use of a stream; streams of different purposes are independent."""
+
+    SCENES = 0  # latents and camera poses, on the CPU: the same on every device
+    SAMPLES = 1  # jitter and noise, on the device
+    FLIPS = 2
+    PREVIEWS = 3
+
+
+def stream(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Random stream on device, seeded by the numbers of key."""
+    words = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(words[0] >> np.uint64(1)))
+
+
+def step_rng(
+    seed: int, rank: int, step: int, purpose: Purpose, device: torch.device
+) -> torch.Generator:
+    """Random stream of one training step and purpose on one rank."""
+    return stream(seed, rank, step, purpose, device=device)
+
+
+def sample_latents(count: int, dim: int, *, kind: LatentKind, rng: torch.Generator) -> Tensor:
+    """Random latents (count, dim) on the CPU, standard normal or uniform in [-1, 1].
+
+    rng is a CPU stream, so that a seed is the same object on every device.
+    """
+    if kind == "gaussian":
+        return torch.randn(count, dim, generator=rng)
+    return 2 * torch.rand(count, dim, generator=rng) - 1

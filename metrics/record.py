@@ -1,0 +1,82 @@
+"""metrics.json: figures of a generator, together with everything that decides them."""
+
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from checkpoint_io import checkpoints
+from checkpoint_io.checkpoints import SavedGenerator
+from metrics import inception
+from metrics.inception import Weights
+from metrics.real_images import FILE_FORMATS, Protocol, RealSet
+from metrics.samples import SampleOptions
+from system.files import replaced
+
+
+def about(saved: SavedGenerator, *, seed: int, psi: float) -> dict[str, Any]:
+    """Generator, seed, truncation and library versions of a measurement."""
+    return {
+        "generator": {
+            "file": str(saved.path),
+            "weights": saved.average,
+            "fingerprint": checkpoints.fingerprint(saved.generator),
+            "step": saved.step,
+            "curriculum": saved.curriculum.name,
+        },
+        "seed": seed,
+        "psi": psi,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+        },
+    }
+
+
+def image_settings(
+    real: RealSet, weights: Weights, sampling: SampleOptions, protocol: Protocol, content: str
+) -> dict[str, Any]:
+    """Settings that decide the image metrics, beside their own (`features.metric_settings`).
+
+    Args:
+        real: the real images.
+        weights: of the Inception network.
+        sampling: how the images are generated.
+        protocol: how they are encoded.
+        content: hash of the real images' files.
+    """
+    return {
+        "num_real": len(real),
+        "image_size": sampling.render.image_size,
+        "render": asdict(sampling.render),
+        "is_jittered": sampling.is_jittered,
+        "poses": asdict(sampling.poses),
+        "file_format": FILE_FORMATS[protocol],
+        "real_images": {"content": content, "image_size": real.image_size, "made": real.made},
+        "inception": {
+            "sha256": weights.sha256,
+            "is_official": weights.is_official,
+            "resize": "torch-fidelity: bilinear to 299 as TensorFlow 1 does",
+            "torch_fidelity": inception.fidelity().__version__,
+        },
+    }
+
+
+def update(path: Path, about: dict[str, Any], part: dict[str, Any]) -> None:
+    """Add a part to metrics.json and drop older parts that belong to other entries of about."""
+    old: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            old = json.loads(path.read_text())
+        except ValueError:
+            old = {}
+    if not isinstance(old, dict) or any(old.get(key) != about[key] for key in about):
+        old = {}
+    kept = {key: value for key, value in old.items() if key not in about}
+    with replaced(path) as file:
+        file.write(json.dumps({**about, **kept, **part}, indent=1).encode())
