@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from checkpoint_io import network_state
-from generators import cameras, generators, seeding, volumetric_rendering
+from generators import cameras, generators, sampling, volumetric_rendering
 from siren.fused import cuda, eager, kernels, launching, triton_field
 from training import adversarial
 
@@ -238,7 +238,7 @@ def fake_gpu(monkeypatch, kind):
     )
     monkeypatch.setattr(volumetric_rendering, "_uniform", draw(torch.rand))
     monkeypatch.setattr(volumetric_rendering, "_normal", draw(torch.randn))
-    of_cpu = seeding.step_rng
+    of_cpu = sampling.step_rng
 
     def step_rng(seed, rank, step, purpose, device):
         on_cpu = device.type == "cpu"
