@@ -19,7 +19,7 @@ from generators.trajectories import SceneObject
 from generators.volumetric_rendering import RenderOptions
 from geometry import mesh_extraction, mesh_files
 from geometry.density_grid import Cube
-from geometry.mesh_extraction import Wanted
+from geometry.mesh_extraction import Shape, Wanted
 from rendering import viewing
 from system import flags
 from system.errors import nearest
@@ -115,29 +115,7 @@ def _extract(
     folder: Path,
 ) -> None:
     """Extract one object and write its files."""
-    wanted = Wanted(
-        level=args.level,
-        is_dense=args.dense,
-        keeps_all=args.all_components,
-        visible_only=args.visible_only,
-    )
-    with tqdm(desc=thing.name, unit="point", unit_scale=True) as bar:
-
-        def progress(done: int, needed: int) -> None:
-            bar.total = needed
-            bar.update(done - bar.n)
-
-        shape = mesh_extraction.take_shape(
-            saved.generator,
-            thing.film,
-            cube,
-            options,
-            wanted,
-            name=thing.name,
-            poses=saved.curriculum.poses(),
-            points_per_chunk=viewing.chunk_size(saved, args),
-            progress=progress,
-        )
+    shape = _shape(saved, thing, cube, options, args)
     for kind in args.format:
         if kind == "mrc":
             mesh_files.save_mrc(folder / f"{thing.name}.mrc", shape.values, cube)
@@ -151,6 +129,39 @@ def _extract(
         f"{thing.name}: level {shape.level:.4g}, {count} triangles; in {folder}: "
         + " ".join(f"{thing.name}.{name}" for name in [*args.format, "png"])
     )
+
+
+def _shape(
+    saved: SavedGenerator,
+    thing: SceneObject,
+    cube: Cube,
+    options: RenderOptions,
+    args: argparse.Namespace,
+) -> Shape:
+    """Extract the shape of one object and show the progress."""
+    wanted = Wanted(
+        level=args.level,
+        is_dense=args.dense,
+        keeps_all=args.all_components,
+        visible_only=args.visible_only,
+    )
+    with tqdm(desc=thing.name, unit="point", unit_scale=True) as bar:
+
+        def progress(done: int, needed: int) -> None:
+            bar.total = needed
+            bar.update(done - bar.n)
+
+        return mesh_extraction.take_shape(
+            saved.generator,
+            thing.film,
+            cube,
+            options,
+            wanted,
+            name=thing.name,
+            poses=saved.curriculum.poses(),
+            points_per_chunk=viewing.chunk_size(saved, args),
+            progress=progress,
+        )
 
 
 if __name__ == "__main__":

@@ -75,20 +75,27 @@ def take_shape(
     density = generator.density(film, points_per_chunk=points_per_chunk)
     grid = DensityGrid(density, cube, radius=options.scene_radius, progress=progress)
     surface_level = _evaluate(grid, poses, name, options, wanted)
-    values: Array = grid.inside.numpy()
-    mesh = surface.surface_mesh(values, cube, surface_level)
-    if wanted.visible_only:
-        mesh = visibility.visible_part(mesh, poses, options, spacing=cube.spacing)
+    mesh = surface.surface_mesh(grid.inside.numpy(), cube, surface_level)
+    mesh = _wanted_part(mesh, poses, cube, options, wanted)
     if not len(mesh.triangles):
         raise UsageError(
             f"{name}: no surface at level {surface_level:g} in the cube; choose another "
             "--level, --cube_size or --center"
         )
-    if not wanted.keeps_all:
-        mesh = surface.largest_component(mesh)
     lattice = level.Lattice(grid.values, cube.first, cube.spacing)
     colors = _colors(generator, film, mesh, lattice, options, points_per_chunk)
-    return Shape(values, surface_level, replace(mesh, colors=colors))
+    return Shape(grid.inside.numpy(), surface_level, replace(mesh, colors=colors))
+
+
+def _wanted_part(
+    mesh: Mesh, poses: PoseDistribution, cube: Cube, options: RenderOptions, wanted: Wanted
+) -> Mesh:
+    """Return the visible part or the largest component of a mesh, as wanted."""
+    if wanted.visible_only:
+        mesh = visibility.visible_part(mesh, poses, options, spacing=cube.spacing)
+    if len(mesh.triangles) and not wanted.keeps_all:
+        mesh = surface.largest_component(mesh)
+    return mesh
 
 
 def _evaluate(

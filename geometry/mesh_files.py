@@ -108,7 +108,7 @@ def _make_unlit(tree: dict[str, Any]) -> None:
 
 
 def _colored(mesh: Mesh) -> trimesh.Trimesh:
-    """The mesh in trimesh's class with 8-bit colors."""
+    """Convert a mesh to trimesh's class, with 8-bit colors."""
     colors = (mesh.colors * 255).round().clip(0, 255).astype(np.uint8)
     colored = as_trimesh(mesh)
     colored.visual = trimesh.visual.ColorVisuals(colored, vertex_colors=colors)
