@@ -91,6 +91,12 @@ class WithoutDevice(TorchFunctionMode):
             (tensor,) = args
             is_so = tensor.is_contiguous(memory_format=layout)
             return tensor if is_so else tensor.clone(memory_format=layout)
+        if func is torch.Tensor.new_tensor:
+            return torch.tensor(args[1]).to(args[0])
+        if func is torch.nn.functional.grid_sample:
+            planes, places = args[:2]
+            assert planes.device == places.device
+            return planes.new_empty(*planes.shape[:2], *places.shape[1:-1])
         if func is torch.Tensor.__invert__:
             return torch.bitwise_not(*args)
         if func is torch.Tensor.requires_grad_:  # a graph of differentiation needs the device

@@ -3,6 +3,8 @@
 What a GPU computes is not looked at: these tests see where tensors are and what the host asks for.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,7 +12,12 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from fake_cuda import GPU, Watch, fake_gpu, on_gpu
 
 import curriculums
+from generators import inversion, pictures
+from generators.cameras import Poses
+from metrics import consistency
+from metrics.surfaces import surface
 from training.adversarial import AdversarialGame
+from training.previews import PreviewScenes, previews
 from training.setup import choose_precision
 
 CURRICULA = {
@@ -61,3 +68,55 @@ def test_a_training_step_stays_on_its_gpu_and_never_waits(name, kind, monkeypatc
         f"{name} on {kind} ({path}): {sum(watch.launches.values())} operations a step, "
         f"{sum(kernel.launches for kernel in kernels.values())} of the field's kernels"
     )
+
+
+def camera_poses(count):
+    return Poses(torch.full((count,), 1.5), torch.full((count,), 1.4))
+
+
+@pytest.mark.parametrize("kind", ["H100", "RTX 2080 Ti"])
+@pytest.mark.parametrize("preset", ["CelebA", "Demo"])
+def test_pictures_depths_normals_and_figures_stay_on_their_gpu(preset, kind, monkeypatch):
+    curriculum = curriculums.load(preset)
+    with fake_gpu(monkeypatch, kind), torch.no_grad(), Watch() as watch:
+        generator = on_gpu(curriculum.build_generator).eval()
+        generator.field_dtype = torch.float16
+        options = replace(curriculum.preview_render(0, 16), scene_radius=None)
+        film = generator.mapping(torch.empty(2, generator.z_dim, device=GPU))
+        poses = camera_poses(2)
+        view = generator.render(film, poses, options, points_per_chunk=3000)
+        turned = generator.render(film, poses, options, fov_degrees=torch.tensor([12.0, 13.0]))
+        seen = surface(view, poses, options)
+        found = [
+            *view, *turned, *seen[:2], *consistency.compare(seen, seen),
+            consistency.half_transparent(view.opacities),
+            pictures.depth_pictures(pictures.surface_depths(view, options), options),
+            generator.average_film(torch.empty(9, generator.z_dim)).lerp(film, 0.7).frequencies,
+            *(images for _, images in previews(generator, generator, few_previews(generator),
+                                               options)),
+        ]  # fmt: skip
+        densities = generator.density(film[:1], points_per_chunk=64)(torch.empty(100, 3))
+    assert {tensor.device for tensor in found if isinstance(tensor, torch.Tensor)} == {GPU}
+    assert densities.device.type == "cpu"  # where the points were
+    assert watch.mixed == []
+
+
+def few_previews(generator):
+    latents = torch.empty(25, generator.z_dim)
+    return PreviewScenes(latents, latents, camera_poses(25), (1.5, 1.5))
+
+
+@pytest.mark.parametrize("kind", ["H100", "RTX 2080 Ti"])
+def test_a_fit_to_a_photo_stays_on_its_gpu(kind, monkeypatch):
+    curriculum = curriculums.load("CelebA")
+    with fake_gpu(monkeypatch, kind), Watch() as watch:
+        generator = on_gpu(curriculum.build_generator).eval()
+        options = curriculum.preview_render(0, 16)
+        film = generator.mapping(torch.empty(2, generator.z_dim, device=GPU))
+        angles = Poses(*(angle.to(GPU) for angle in camera_poses(2)))
+        guess = inversion.Guess(film, angles, torch.empty(2, device=GPU))
+        plane = torch.empty(16, 16, device=GPU)
+        photo = inversion.Photo(torch.empty(3, 16, 16, device=GPU), plane, plane)
+        shown = inversion.render_guess(generator, guess, options, 16)
+        assert inversion.photo_losses(*shown, photo).device == GPU
+    assert watch.mixed == []
