@@ -3,9 +3,10 @@
 PYTHON ?= python3
 # Tests at once; each computes on one thread.
 WORKERS ?= 2
-# Without an NVIDIA GPU: the version that is tested, whose CPU build pip takes where it has one at
-# hand, instead of gigabytes of CUDA libraries. With one: what requirements.txt gives.
-TORCH ?= $(shell nvidia-smi -L >/dev/null 2>&1 || echo torch==2.13.0)
+# PyTorch is installed first. Without an NVIDIA GPU it is the tested version, because pip may have a
+# CPU build of it at hand and then need not download gigabytes of CUDA libraries.
+ANY_TORCH = $(shell grep '^torch>' requirements.txt)
+TORCH ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo "$(ANY_TORCH)" || echo torch==2.13.0)
 
 VENV_PYTHON = .venv/bin/python
 PIP_INSTALL = $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check
@@ -20,15 +21,13 @@ DEMO_FLAGS ?= $(shell nvidia-smi -L >/dev/null 2>&1 || test "$$(nproc 2>/dev/nul
 DEMO_PRECISION = $(shell nvidia-smi -L >/dev/null 2>&1 || ! grep -qw amx_bf16 /proc/cpuinfo 2>/dev/null \
     || echo --set precision=bf16)
 
-.PHONY: help venv venv-eval demo demo-training gallery assets test test-slow test-gpu lint bench clean
+.PHONY: help venv demo demo-training gallery assets test test-slow test-gpu lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
 	@awk -F ':.*## +' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 venv: .venv/installed  ## make .venv and install requirements.txt into it
-
-venv-eval: .venv/installed-eval  ## add what FID needs (requirements-eval.txt)
 
 demo: demo-training  ## train on the built-in toy cars, 10 to 20 minutes on two cores
 	$(VENV_PYTHON) render_multiview_images.py $(DEMO)/generator.pth --seeds 0-5 --image_size 128 \
@@ -74,20 +73,18 @@ clean:  ## remove .venv and the caches of tools, never runs/
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
 
+# A release of torchvision fits one release of PyTorch: without torch==... pip would take the newest
+# torchvision and replace PyTorch to fit it.
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or \
 	    sys.exit("Python 3.10 or newer is needed; name one with: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	@test -z "$(TORCH)" || $(PIP_INSTALL) "$(TORCH)" || echo "no $(TORCH) here; taking another"
-	$(PIP_INSTALL) -r requirements.txt
-	@touch $@
-
-# torchvision, which comes along, must fit the PyTorch that is there; else pip would replace that.
-.venv/installed-eval: requirements-eval.txt .venv/installed
-	$(PIP_INSTALL) -r requirements-eval.txt "torch==$$($(VENV_PYTHON) -c \
+	@$(PIP_INSTALL) "$(TORCH)" || { echo "no $(TORCH) here; taking $(ANY_TORCH)"; \
+	    $(PIP_INSTALL) "$(ANY_TORCH)"; }
+	$(PIP_INSTALL) -r requirements.txt "torch==$$($(VENV_PYTHON) -c \
 	    'import importlib.metadata as m; print(m.version("torch"))')"
 	@touch $@
 
-.venv/installed-dev: requirements-dev.txt requirements-viewer.txt .venv/installed-eval
+.venv/installed-dev: requirements-dev.txt .venv/installed
 	$(PIP_INSTALL) -r requirements-dev.txt
 	@touch $@

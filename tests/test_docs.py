@@ -3,7 +3,7 @@
 import ast
 import re
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ import datasets
 import discriminators.discriminators
 import siren.siren
 from benchmarks import table
-from config import curriculum
+from config import curriculum, schema
 
 ROOT = Path(__file__).parent.parent
 LANGUAGES = ("README.md", "README.zh-CN.md")
@@ -54,6 +54,11 @@ def example(module):
     return block
 
 
+def test_every_module_of_the_root_is_installed():
+    listed = re.search(r"py-modules = \[.*?\n\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)
+    assert set(re.findall(r'"(\w+)"', listed[0])) == {path.stem for path in ROOT.glob("*.py")}
+
+
 def test_the_curriculum_of_the_contributing_guide(tmp_path):
     file = tmp_path / "my_curricula.py"
     file.write_text(example("my_curricula.py"))
@@ -63,11 +68,11 @@ def test_the_curriculum_of_the_contributing_guide(tmp_path):
 
 
 def test_the_data_set_of_the_contributing_guide(tmp_path, monkeypatch):
-    names = {**vars(datasets), "Literal": Literal, "_DEFAULTS": dict(datasets._DEFAULTS)}
+    names = dict(vars(schema))
     exec(example("config/schema.py"), names)
-    exec(example("datasets.py"), names)
-    monkeypatch.setattr(datasets, "_DEFAULTS", names["_DEFAULTS"])
-    assert "Boats" in get_args(names["DatasetKind"])
+    assert get_args(names["DatasetKind"]) == (*datasets.KINDS, "Boats")
+    monkeypatch.setattr(datasets, "_DEFAULTS", dict(datasets._DEFAULTS))
+    exec(example("datasets.py"), dict(vars(datasets)))
     options = datasets.dataset_options("Boats", str(tmp_path))
     assert (options.crop, options.flip) == ("center", True)
 
