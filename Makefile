@@ -1,7 +1,7 @@
-# Everything runs in .venv, which any target makes when it is missing or a requirements file is newer.
-# make PYTHON=python3.12 ... picks the Python that .venv is made of.
+# Every target runs in .venv, and first makes or updates it if it is missing or older than the
+# requirements. make PYTHON=python3.12 ... chooses the Python of .venv.
 PYTHON ?= python3
-# Tests at once; each computes on one thread.
+# Number of tests that run at the same time, each on one thread.
 WORKERS ?= 2
 # PyTorch is installed first. Without an NVIDIA GPU it is the tested version, because pip may have a
 # CPU build of it at hand and then need not download gigabytes of CUDA libraries.
@@ -12,12 +12,14 @@ VENV_PYTHON = .venv/bin/python
 PIP_INSTALL = $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check
 PYTEST = $(VENV_PYTHON) -m pytest
 DEMO = runs/demo
-# On processors the demo trains in two processes of half a batch each: they meet once per update, where
-# threads would meet after every small operation. With a GPU, or on one core, it is one process.
+# On processors the demo trains in two processes with half a batch each. They synchronize once per
+# update; threads would synchronize after every small operation. With a GPU or on one core, one
+# process trains.
 HALVES = 0.batch_size=8 1500.batch_size=8 3400.batch_size=8
 DEMO_FLAGS ?= $(shell nvidia-smi -L >/dev/null 2>&1 || test "$$(nproc 2>/dev/null || echo 1)" -lt 2 \
     || echo --num_processes 2 $(addprefix --set ,$(HALVES))) $(DEMO_PRECISION)
-# Where the processor multiplies bfloat16 several times as fast, the discriminator takes it.
+# On processors with AMX, bfloat16 products are several times as fast, so the demo's
+# discriminator uses them.
 DEMO_PRECISION = $(shell nvidia-smi -L >/dev/null 2>&1 || ! grep -qw amx_bf16 /proc/cpuinfo 2>/dev/null \
     || echo --set precision=bf16)
 
@@ -42,14 +44,14 @@ demo: demo-training  ## train on the built-in toy cars, 10 to 20 minutes on two 
 	@find $(DEMO) -maxdepth 1 -name '*_*.png' | sort -V | tail -n 5
 	@ls $(DEMO)/run.png $(DEMO)/imgs/sheet.png $(DEMO)/vids/0.mp4 $(DEMO)/shapes/0.glb
 
-# The first part of demo alone; python -m benchmarks.cpu --demo ... stops it in between by MORE.
+# The training of the demo; python -m benchmarks.cpu --demo uses MORE to stop it after each part.
 demo-training: .venv/installed
 	$(VENV_PYTHON) train.py --curriculum Demo --output_dir $(DEMO) --resume $(DEMO_FLAGS) $(MORE)
 
 gallery: .venv/installed  ## rebuild the pictures of the documents from assets/demo
 	$(VENV_PYTHON) -m docs.gallery
 
-assets: .venv/installed  ## take the generator of RUN=runs/demo into assets, and rebuild them
+assets: .venv/installed  ## replace the included generator by that of RUN=runs/demo
 	$(VENV_PYTHON) -m docs.gallery --run $(or $(RUN),$(DEMO))
 
 test: .venv/installed-dev  ## run the default tests, at most 5 minutes on two cores
@@ -66,7 +68,7 @@ lint: .venv/installed-dev  ## check style and types
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy .
 
-bench: .venv/installed  ## measure the speed of training steps
+bench: .venv/installed  ## measure the speed of this machine's processor
 	$(VENV_PYTHON) -m benchmarks.cpu
 
 clean:  ## remove .venv and the caches of tools, never runs/

@@ -11,6 +11,7 @@ DOCUMENTS = (
     "README.zh-CN.md",
     "CONTRIBUTING.md",
     "docs/commands.md",
+    "docs/training.md",
     "docs/faq.md",
     "docs/speed.md",
     "docs/promises.md",

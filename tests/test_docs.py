@@ -128,13 +128,15 @@ def test_a_change_in_one_language_alone_is_noticed():
 
 
 def test_the_speed_tables_are_those_of_the_results():
-    results = table.newest()
-    whole = "\n\n".join(table.of_file(path) for path in results)
-    for names, tables in ((table.SHORT, table.short(results[-1])), (table.FULL, whole)):
-        for name in names:
-            text = (ROOT / name).read_text("utf-8")
-            assert tables in text
-            assert table.written(text, tables) == text, "python -m benchmarks.table --write"
+    document = table.DOCUMENT.read_text("utf-8")
+    text = "\n\n".join(map(table.of_file, table.newest()))
+    assert text in document
+    assert table.written(document, text) == document, "python -m benchmarks.table --write"
+
+
+@pytest.mark.parametrize("document", LANGUAGES)
+def test_the_readme_has_at_most_250_lines(document):
+    assert len((ROOT / document).read_text("utf-8").splitlines()) <= 250
 
 
 @pytest.mark.parametrize("document", LANGUAGES)
