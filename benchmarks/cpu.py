@@ -267,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tables += [Table(["rate", ""], rates), Table(columns, alone(view.measure_sizes, args.clock))]
     columns = [f"{PROFILED}, one thread, profiled", "ms", "operations", "longest"]
     tables.append(Table(columns, [alone(profile, variant) for variant in VARIANTS]))
-    path = table.write(table.processor(), tables)
+    path = table.write(table.processor(), tables, table.FOLDER)
     print(f"{table.of_file(path)}\n\n{path}")
     return 0
 

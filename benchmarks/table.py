@@ -48,7 +48,7 @@ def processor() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
-def write(machine: str, tables: Sequence[Table], folder: Path = FOLDER, **more: object) -> Path:
+def write(machine: str, tables: Sequence[Table], folder: Path, **more: object) -> Path:
     """Write tables into folder/DATE-MACHINE.json, with what else is worth keeping."""
     content = {
         "date": time.strftime("%Y-%m-%d"),

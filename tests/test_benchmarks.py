@@ -4,8 +4,9 @@ import json
 import os
 
 import pytest
+import torch
 
-from benchmarks import cpu, demo, inversion, table
+from benchmarks import cpu, demo, inversion, table, view
 from benchmarks.bench import median_seconds
 from benchmarks.table import Table
 from system.errors import UsageError
@@ -96,3 +97,38 @@ def test_yaw_errors_are_about_the_turn_that_most_cars_share():
 
 def test_a_benchmark_works_in_a_process_of_its_own():
     assert cpu.alone(os.getpid) != os.getpid()
+
+
+def test_every_part_of_the_cpu_benchmark_gives_its_table(tmp_path, monkeypatch):
+    tiny = (*cpu.SMALL, "hidden_dim=8", "num_layers=2", "mapping_hidden_dim=8", "0.img_size=8",
+            "discriminator_width=8", "0.num_steps=3")  # fmt: skip
+    cases = {
+        "FIELDS": {"field": cpu.Case("Demo", 12, has_gradient=True)},
+        "DEMO_STEPS": {"trained": cpu.Case("Demo", overrides=tiny[2:], is_trained=True)},
+        "WIDE_STEPS": {cpu.PROFILED: cpu.Case("CelebA", overrides=tiny, is_emptied=True)},
+    }
+    for name, value in {
+        **cases,
+        "CASES": {title: case for group in cases.values() for title, case in group.items()},
+        **{"alone": lambda work, *args: work(*args), "_prepare": lambda variant: None},
+        **{"PROCESSES": 1, "LIMIT_SIZE": 16, "NUM_IMAGES": 4, "BATCH": 2},
+    }.items():
+        monkeypatch.setattr(cpu, name, value)
+    for name, value in {"SIZE": 8, "STEPS": 3, "CASES": [(8, 3, 2)]}.items():
+        monkeypatch.setattr(view, name, value)
+    monkeypatch.setattr(table, "FOLDER", tmp_path)
+    threads = torch.get_num_threads()
+    try:
+        assert cpu.main([]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    (path,) = tmp_path.iterdir()
+    first, views, rates, sizes, profiles = json.loads(path.read_text("utf-8"))["tables"]
+    assert [row[0] for row in first["rows"]] == ["field", "trained", cpu.PROFILED]
+    for _, textbook, exact, ratio, bf16, bf16_ratio in first["rows"]:
+        assert ratio == pytest.approx(textbook / exact)
+        assert bf16_ratio == pytest.approx(textbook / bf16)
+    assert len(views["rows"]) == 2
+    assert all(rate > 0 for _, rate in rates["rows"])
+    assert sizes["rows"][0][:3] == [8, "3 + 3", 2]
+    assert [row[0] for row in profiles["rows"]] == list(cpu.VARIANTS)
