@@ -1,4 +1,4 @@
-"""What the documents name must exist."""
+"""The names, tables and examples of the documents are right."""
 
 import ast
 import re
@@ -48,7 +48,7 @@ def test_every_section_of_the_method_names_its_code_and_its_tests():
 
 
 def example(module):
-    """The block of CONTRIBUTING.md that belongs into a module, its first line naming it."""
+    """Python block of CONTRIBUTING.md whose first line names a module."""
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     (block,) = re.findall(rf"```python\n# {re.escape(module)}\n(.*?)```", text, re.DOTALL)
     return block
@@ -99,7 +99,7 @@ def test_the_readme_is_the_same_in_both_languages():
 
 
 def outline(text):
-    """What both languages must have in common."""
+    """Parts of a README that must be the same in both languages."""
     blocks = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     commands = [re.sub(r" +#.*", "", code) if kind == "sh" else code for kind, code in blocks]
