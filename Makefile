@@ -1,34 +1,35 @@
-# Everything runs in .venv, which any target makes when it is missing or a requirements file is newer.
-# make PYTHON=python3.12 ... picks the Python that .venv is made of.
+# Every target runs in .venv, and first makes or updates it if it is missing or older than the
+# requirements. make PYTHON=python3.12 ... chooses the Python of .venv.
 PYTHON ?= python3
-# Tests at once; each computes on one thread.
+# Number of tests that run at the same time, each on one thread.
 WORKERS ?= 2
-# Without an NVIDIA GPU: the version that is tested, whose CPU build pip takes where it has one at
-# hand, instead of gigabytes of CUDA libraries. With one: what requirements.txt gives.
-TORCH ?= $(shell nvidia-smi -L >/dev/null 2>&1 || echo torch==2.13.0)
+# PyTorch is installed first. Without an NVIDIA GPU it is the tested version, because pip may have a
+# CPU build of it at hand and then need not download gigabytes of CUDA libraries.
+ANY_TORCH = $(shell grep '^torch>' requirements.txt)
+TORCH ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo "$(ANY_TORCH)" || echo torch==2.13.0)
 
 VENV_PYTHON = .venv/bin/python
 PIP_INSTALL = $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check
 PYTEST = $(VENV_PYTHON) -m pytest
 DEMO = runs/demo
-# On processors the demo trains in two processes of half a batch each: they meet once per update, where
-# threads would meet after every small operation. With a GPU, or on one core, it is one process.
+# On processors the demo trains in two processes with half a batch each. They synchronize once per
+# update; threads would synchronize after every small operation. With a GPU or on one core, one
+# process trains.
 HALVES = 0.batch_size=8 1500.batch_size=8 3400.batch_size=8
 DEMO_FLAGS ?= $(shell nvidia-smi -L >/dev/null 2>&1 || test "$$(nproc 2>/dev/null || echo 1)" -lt 2 \
     || echo --num_processes 2 $(addprefix --set ,$(HALVES))) $(DEMO_PRECISION)
-# Where the processor multiplies bfloat16 several times as fast, the discriminator takes it.
+# On processors with AMX, bfloat16 products are several times as fast, so the demo's
+# discriminator uses them.
 DEMO_PRECISION = $(shell nvidia-smi -L >/dev/null 2>&1 || ! grep -qw amx_bf16 /proc/cpuinfo 2>/dev/null \
     || echo --set precision=bf16)
 
-.PHONY: help venv venv-eval demo demo-training gallery assets test test-slow test-gpu lint bench clean
+.PHONY: help venv demo demo-training gallery assets test test-slow test-gpu lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
 	@awk -F ':.*## +' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 venv: .venv/installed  ## make .venv and install requirements.txt into it
-
-venv-eval: .venv/installed-eval  ## add what FID needs (requirements-eval.txt)
 
 demo: demo-training  ## train on the built-in toy cars, 10 to 20 minutes on two cores
 	$(VENV_PYTHON) render_multiview_images.py $(DEMO)/generator.pth --seeds 0-5 --image_size 128 \
@@ -43,14 +44,14 @@ demo: demo-training  ## train on the built-in toy cars, 10 to 20 minutes on two 
 	@find $(DEMO) -maxdepth 1 -name '*_*.png' | sort -V | tail -n 5
 	@ls $(DEMO)/run.png $(DEMO)/imgs/sheet.png $(DEMO)/vids/0.mp4 $(DEMO)/shapes/0.glb
 
-# The first part of demo alone; python -m benchmarks.cpu --demo ... stops it in between by MORE.
+# The training of the demo; python -m benchmarks.cpu --demo uses MORE to stop it after each part.
 demo-training: .venv/installed
 	$(VENV_PYTHON) train.py --curriculum Demo --output_dir $(DEMO) --resume $(DEMO_FLAGS) $(MORE)
 
 gallery: .venv/installed  ## rebuild the pictures of the documents from assets/demo
 	$(VENV_PYTHON) -m docs.gallery
 
-assets: .venv/installed  ## take the generator of RUN=runs/demo into assets, and rebuild them
+assets: .venv/installed  ## replace the included generator by that of RUN=runs/demo
 	$(VENV_PYTHON) -m docs.gallery --run $(or $(RUN),$(DEMO))
 
 test: .venv/installed-dev  ## run the default tests, at most 5 minutes on two cores
@@ -67,27 +68,25 @@ lint: .venv/installed-dev  ## check style and types
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy .
 
-bench: .venv/installed  ## measure the speed of training steps
+bench: .venv/installed  ## measure the speed of this machine's processor
 	$(VENV_PYTHON) -m benchmarks.cpu
 
 clean:  ## remove .venv and the caches of tools, never runs/
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
 
+# A release of torchvision fits one release of PyTorch: without torch==... pip would take the newest
+# torchvision and replace PyTorch to fit it.
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or \
 	    sys.exit("Python 3.10 or newer is needed; name one with: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	@test -z "$(TORCH)" || $(PIP_INSTALL) "$(TORCH)" || echo "no $(TORCH) here; taking another"
-	$(PIP_INSTALL) -r requirements.txt
-	@touch $@
-
-# torchvision, which comes along, must fit the PyTorch that is there; else pip would replace that.
-.venv/installed-eval: requirements-eval.txt .venv/installed
-	$(PIP_INSTALL) -r requirements-eval.txt "torch==$$($(VENV_PYTHON) -c \
+	@$(PIP_INSTALL) "$(TORCH)" || { echo "no $(TORCH) here; taking $(ANY_TORCH)"; \
+	    $(PIP_INSTALL) "$(ANY_TORCH)"; }
+	$(PIP_INSTALL) -r requirements.txt "torch==$$($(VENV_PYTHON) -c \
 	    'import importlib.metadata as m; print(m.version("torch"))')"
 	@touch $@
 
-.venv/installed-dev: requirements-dev.txt requirements-viewer.txt .venv/installed-eval
+.venv/installed-dev: requirements-dev.txt .venv/installed
 	$(PIP_INSTALL) -r requirements-dev.txt
 	@touch $@

@@ -28,7 +28,7 @@ from web_viewer.session import Shared
 from web_viewer.turns import Turns
 
 LOOK_SECONDS = 1.0  # between two looks at whether the files have changed
-EXTRA = "requirements-viewer.txt"
+EXTRA = "requirements.txt"
 
 
 def build_parser() -> flags.ArgumentParser:

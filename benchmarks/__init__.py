@@ -1,1 +1,1 @@
-"""Speed, measured: every figure in the documentation comes from a program in this folder."""
+"""Programs that measure speed and accuracy, for the figures of the documents."""

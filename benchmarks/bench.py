@@ -1,6 +1,7 @@
-"""What a run of the GPU benchmark keeps: the device, the amount of work, times and results."""
+"""Time work, and run the sections of the GPU benchmark."""
 
 import dataclasses
+import math
 import statistics
 import time
 import traceback
@@ -9,10 +10,41 @@ from typing import Any
 
 import torch
 
+from metrics import consistency
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def median_seconds(
+    work: Callable[[], object],
+    *,
+    clock: str = "wall",
+    warmups: int = 1,
+    repeats: int = 3,
+    limit: float = 2.0,
+    synchronize: Callable[[], None] = lambda: None,
+) -> float:
+    """Median time of work, seconds; it is not repeated again once limit seconds are measured."""
+    for _ in range(warmups):
+        work()
+    seconds: list[float] = []
+    while len(seconds) < repeats and sum(seconds) < limit:
+        synchronize()
+        start = CLOCKS[clock]()
+        work()
+        synchronize()
+        seconds.append(CLOCKS[clock]() - start)
+    return statistics.median(seconds)
+
+
+def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio of images in [-1, 1], dB; at most 100."""
+    return float(consistency.psnr(((one - other) / 2).square().mean()))
+
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much work each measurement is."""
+    """Amount of work of each measurement."""
 
     matrices: tuple[int, ...] = (4096, 8192, 16384)
     checked_points: int = 4097
@@ -33,11 +65,13 @@ class Bench:
         self.device, self.sizes = device, sizes
         self.half = torch.float16 if device.type == "cuda" else torch.bfloat16
         self.results: dict[str, Any] = {}
+        self.rows: list[tuple[str, str]] = []
         self.failures: list[str] = []
         self.start = time.perf_counter()
 
     def note(self, name: str, value: Any, text: str) -> None:
         """Keep a result and print it."""
+        self.rows.append((name, " ".join(text.split())))
         self.results[name] = value
         print(f"  {name:46} {text}", flush=True)
 
@@ -67,15 +101,13 @@ class Bench:
 
     def seconds(self, work: Callable[[], object], repeats: int | None = None) -> float:
         """Median wall time of work after two warm-up calls; each waits for the device."""
-        times = []
-        for turn in range(2 + (repeats or self.sizes.repeats)):
-            self.synchronize()
-            start = time.perf_counter()
-            work()
-            self.synchronize()
-            if turn >= 2:
-                times.append(time.perf_counter() - start)
-        return statistics.median(times)
+        return median_seconds(
+            work,
+            warmups=2,
+            repeats=repeats or self.sizes.repeats,
+            limit=math.inf,
+            synchronize=self.synchronize,
+        )
 
     def peak_bytes(self, work: Callable[[], object]) -> int:
         """The most memory that tensors took during work; 0 without a CUDA device."""

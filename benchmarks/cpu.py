@@ -1,161 +1,130 @@
-"""How fast this machine's processor is; run as python -m benchmarks.cpu.
+"""Measure how fast this machine's processor is: python -m benchmarks.cpu.
 
-Each variant runs in a process of its own, and each step of wide networks: the textbook one as
-PyTorch comes out of the box, ours with freed memory kept, in float32 and with bfloat16 operands.
-Prints tables and writes benchmarks/results/DATE-MACHINE.json. Seconds are medians, of the wall or,
-with --clock cpu, of the process on all its cores: the figure to take where others use the machine
-too. --demo RUN adds the whole training of make demo, into a new folder RUN.
+Compares the textbook's implementation, as PyTorch comes out of the box, with this project's, in
+float32 ("exact") and with bfloat16 products ("bf16"); then measures views and the image cache.
+Prints tables and writes them into benchmarks/results/DATE-MACHINE.json. Times are medians of wall
+time or, with --clock cpu, of processor time, which other programs on the machine disturb less.
+--demo RUN trains the whole demo into the new folder RUN as well.
 """
 
 import argparse
-import functools
 import itertools
-import json
+import multiprocessing
 import statistics
-import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 import curriculums
-from benchmarks import data, demo, results, sizes, table, view
-from benchmarks.table import VARIANTS
+import datasets
+from benchmarks import demo, table, view
+from benchmarks.bench import CLOCKS, median_seconds
+from benchmarks.table import Table
 from benchmarks.textbook import TextbookGame, twin_of
 from config.stage import OptimizerOptions, Precision
 from siren.fused.arithmetic import HAS_ONEDNN_LINEAR, onednn_product
 from system import flags, machine
 from training.adversarial import AdversarialGame
 
-# What a 64 px picture asks for at once, 12 points on each ray, and a third of it: arrays that are
-# small enough for the C library to keep their memory, which is what the textbook's time depends on.
+VARIANTS = ("textbook", "exact", "bf16")
+# A 64 px picture with 12 points on each ray, and a third of it: arrays so small that the C library
+# keeps their memory, on which the textbook's time depends.
 FIELD_POINTS = (49_152, 16_384)
-REPEATS = 3
-ENOUGH = 2.0  # seconds after which the work is not repeated
 PROCESSES = 3
-PROFILED = "CelebA step, batch 1, 64 px, untrained"
-UNTRAINED = "untrained"
 TOP = 8  # operations that a profile names
-TEXTBOOK_DEMO = "textbook's demo"
-ALL_CORES = "all cores, "  # before a variant
 LIMIT_SIZE = 2048  # of the square matrices whose product is the machine's limit
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+NUM_IMAGES, WIDTH, HEIGHT, SIZE, BATCH = 256, 178, 218, 64, 32  # CelebA's pictures
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class StepCase:
-    """A training step: curriculum, changes of it, number of the step, whose generator.
+class Case:
+    """Evaluate one object's field at some points, or, with none, a training step of a curriculum.
 
-    is_trained: the generator that the repository ships, in whose space most is empty; else a fresh
-    one, in whose space hardly anything is. is_emptied: a fresh one made as empty as trained ones.
+    The generator of a step is fresh, with density nearly everywhere; or the trained one that the
+    repository ships; or emptied to as much empty space as one that was trained on heads.
     """
 
     curriculum: str
-    step: int
+    points: int = 0
+    has_gradient: bool = False
+    step: int = 0
     overrides: tuple[str, ...] = ()
     is_trained: bool = False
     is_emptied: bool = False
 
 
 SMALL = ("0.batch_size=1", "0.batch_split=1")
-STEPS = {
-    "Demo step, 16 px, untrained": StepCase("Demo", 500),
-    "Demo step, 16 px, trained generator": StepCase("Demo", 500, is_trained=True),
-    "Demo step, 32 px, untrained": StepCase("Demo", 10**6),
-    "Demo step, 32 px, trained generator": StepCase("Demo", 10**6, is_trained=True),
-    "CelebA step, batch 1, 64 px, untrained": StepCase("CelebA", 6000, SMALL),
-    "CelebA step, batch 1, 64 px, space as empty as in trained heads": StepCase(
-        "CelebA", 6000, SMALL, is_emptied=True
+PROFILED = "CelebA step, batch 1, 64 px, untrained"
+FIELDS = {
+    f"{name} field, {points:,} points{', with gradient' * has_gradient}": Case(
+        name, points, has_gradient
+    )
+    for name in ("Demo", "CelebA") for points in FIELD_POINTS for has_gradient in (False, True)
+}  # fmt: skip
+DEMO_STEPS = {
+    "Demo step, 16 px, untrained": Case("Demo", step=500),
+    "Demo step, 16 px, trained generator": Case("Demo", step=500, is_trained=True),
+    "Demo step, 32 px, untrained": Case("Demo", step=10**6),
+    "Demo step, 32 px, trained generator": Case("Demo", step=10**6, is_trained=True),
+}
+WIDE_STEPS = {
+    PROFILED: Case("CelebA", step=6000, overrides=SMALL),
+    "CelebA step, batch 1, 64 px, space as empty as in trained heads": Case(
+        "CelebA", step=6000, overrides=SMALL, is_emptied=True
     ),
 }
-WIDE_STEPS = [title for title, case in STEPS.items() if case.curriculum == "CelebA"]
+CASES = FIELDS | DEMO_STEPS | WIDE_STEPS
 
 
-def median_seconds(work: Callable[[], object], clock: str) -> float:
-    """Median time of work after one warm-up call, seconds; at least one repeat."""
-    work()
-    seconds: list[float] = []
-    while len(seconds) < REPEATS and sum(seconds) < ENOUGH:
-        start = CLOCKS[clock]()
-        work()
-        seconds.append(CLOCKS[clock]() - start)
-    return statistics.median(seconds)
+def alone(work: Callable[..., Result], *args: object) -> Result:
+    """Result of work in a process of its own: memory and warm libraries of others change times."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *args).result()
 
 
-def measure(variant: str, clock: str) -> dict[str, float]:
-    """Seconds of the field, and of steps of narrow networks, in this process."""
-    _prepare(variant)
-    seconds: dict[str, float] = {}
-    for name, num_points in itertools.product(("Demo", "CelebA"), FIELD_POINTS):
-        seconds |= _field_seconds(name, num_points, variant, clock)
-    for title in _steps_of(variant):
-        if title not in WIDE_STEPS:
-            seconds[title] = _step_seconds(STEPS[title], variant, clock)
-    return seconds
-
-
-def measure_wide(variant: str, title: str, clock: str) -> dict[str, float]:
-    """Seconds of one step of wide networks, with nothing before it in this process."""
-    _prepare(variant)
-    return {title: _step_seconds(STEPS[title], variant, clock)}
-
-
-def _prepare(variant: str) -> None:
-    if variant != "textbook":
-        machine.keep_freed_memory()
-
-
-def _steps_of(variant: str) -> list[str]:
-    """Of the steps those to measure: the textbook's work is the same whatever space holds."""
-    return [title for title in STEPS if variant != "textbook" or UNTRAINED in title]
-
-
-def _of_untrained(title: str) -> str:
-    """The step of an untrained generator that is else the same."""
-    return f"{title.rpartition(', ')[0]}, {UNTRAINED}"
-
-
-def _field_seconds(name: str, num_points: int, variant: str, clock: str) -> dict[str, float]:
-    """Evaluation of one object's field at some points, with and without gradients."""
-    curriculum = curriculums.load(name)
-    siren = curriculum.build_generator().siren
+def field_work(case: Case, variant: str) -> tuple[Callable[[], object], int]:
+    """An evaluation of a field, with gradients or without; it counts once."""
+    siren = curriculums.load(case.curriculum).build_generator().siren
     siren = twin_of(siren) if variant == "textbook" else siren
     film = siren.mapping_network(torch.randn(1, siren.z_dim))
-    points = torch.rand(1, num_points, 3) * 0.2 - 0.1
+    points = torch.rand(1, case.points, 3) * 0.2 - 0.1
     direction = torch.tensor([[[0.0, 0.0, -1.0]]])
 
-    def evaluate() -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=variant == "bf16"):
-            samples: torch.Tensor = siren(points, direction, film)
-        return samples
+    def evaluate() -> None:
+        with torch.set_grad_enabled(case.has_gradient):
+            with torch.autocast("cpu", torch.bfloat16, enabled=variant == "bf16"):
+                samples: torch.Tensor = siren(points, direction, film)
+            if case.has_gradient:
+                samples.sum().backward(retain_graph=True)
 
-    with torch.no_grad():
-        forward = median_seconds(evaluate, clock)
-    title = f"{name} field, {num_points:,} points"
-    both = median_seconds(lambda: evaluate().sum().backward(retain_graph=True), clock)
-    return {title: forward, f"{title}, with gradient": both}
+    return evaluate, 1
 
 
-def _steps(case: StepCase, variant: str) -> tuple[Callable[[], None], int]:
-    """Updates of both networks on random pictures, and how many: one of them has the R1 penalty."""
+def step_work(case: Case, variant: str) -> tuple[Callable[[], object], int]:
+    """Updates of both networks on random pictures, one of them with R1, and their number."""
     torch.manual_seed(0)
     curriculum = curriculums.load(case.curriculum, overrides=case.overrides)
     generator = view.trained().generator if case.is_trained else curriculum.build_generator()
     if case.is_emptied:
         film = generator.mapping(torch.randn(1, generator.z_dim))
         view.empty_all_but(generator, film, view.SHARE)
-    precision = Precision(autocast_dtype=torch.bfloat16 if variant == "bf16" else None)
     kind = TextbookGame if variant == "textbook" else AdversarialGame
     game = kind(
         generator.requires_grad_(True),
         curriculum.build_discriminator(),
         OptimizerOptions(),
-        precision,
+        Precision(autocast_dtype=torch.bfloat16 if variant == "bf16" else None),
         seed=0,
     )
     # Without a learning rate the updates cost the same, and all are of the same networks.
@@ -170,147 +139,136 @@ def _steps(case: StepCase, variant: str) -> tuple[Callable[[], None], int]:
     return steps, stage.r1_interval
 
 
-def _step_seconds(case: StepCase, variant: str, clock: str) -> float:
-    steps, count = _steps(case, variant)
-    return median_seconds(steps, clock) / count
+def _prepare(variant: str) -> None:
+    if variant != "textbook":
+        machine.keep_freed_memory()
 
 
-def profile(variant: str) -> list[tuple[str, int, float]]:
-    """Name, calls and seconds of the operations that take longest of a step of PROFILED.
-
-    Seconds are of the operation itself, without the ones that it calls, by the profiler's clock.
-    """
+def seconds(titles: Sequence[str], variant: str, clock: str) -> dict[str, float]:
+    """Seconds of each case in this process."""
     _prepare(variant)
-    steps, count = _steps(STEPS[PROFILED], variant)
+    found = {}
+    for title in titles:
+        case = CASES[title]
+        work, count = field_work(case, variant) if case.points else step_work(case, variant)
+        found[title] = median_seconds(work, clock=clock) / count
+    return found
+
+
+def compare(clock: str) -> Table:
+    """All cases in all variants: medians of processes, those of wide steps with one case each."""
+    groups = [[*FIELDS, *DEMO_STEPS], *([title] for title in WIDE_STEPS)]
+    times: dict[tuple[str, str], list[float]] = {}
+    jobs = list(itertools.product(range(PROCESSES), VARIANTS, groups))
+    for _, variant, titles in tqdm(jobs, unit="process"):
+        for title, found in alone(seconds, titles, variant, clock).items():
+            times.setdefault((title, variant), []).append(found * 1e3)
+    rows = []
+    for title in CASES:
+        slow, exact, bf16 = (statistics.median(times[title, variant]) for variant in VARIANTS)
+        rows.append((title, slow, exact, slow / exact, bf16, slow / bf16))
+    kind = "wall" if clock == "wall" else "processor"
+    title = f"{torch.get_num_threads()} threads, {kind} time, ms"
+    return Table([title, "textbook", "exact", "ratio", "bf16", "ratio"], rows)
+
+
+def views(clock: str) -> Table:
+    """Time and memory of finished pictures."""
+    exact, fast = (alone(view.measure, precision, clock) for precision in ("exact", "fast"))
+    ours = alone(view.measure_trained, view.SIZE, clock)
+    columns = ["256 px view, 24 + 24 samples", "exact, s", "fast, s", "exact, MB", "fast, MB",
+               "agreement, dB"]  # fmt: skip
+    networks = ("`CelebA`'s networks", *(exact.seconds, fast.seconds),
+                *(exact.peak_mb, fast.peak_mb), None)  # fmt: skip
+    shipped = ("the shipped generator", ours["exact"], ours["fast"], None, None, ours["psnr_db"])
+    return Table(columns, [networks, shipped])
+
+
+def limits(clock: str) -> list[tuple[str, float]]:
+    """GFLOP/s of a large matrix product, by PyTorch's default library and by oneDNN."""
+    one = torch.randn(LIMIT_SIZE, LIMIT_SIZE)
+    half = one.bfloat16()
+    work: dict[str, Callable[[], object]] = {
+        "float32, torch.mm": lambda: one @ one,
+        "bfloat16": lambda: half @ half,
+    }
+    if HAS_ONEDNN_LINEAR:
+        work["float32, oneDNN"] = lambda: onednn_product(one, one, None)
+    flops = 2 * LIMIT_SIZE**3 / 1e9
+    return [(f"matrix product, {name}, GFLOP/s", flops / median_seconds(product, clock=clock))
+            for name, product in work.items()]  # fmt: skip
+
+
+def image_rates(clock: str) -> list[tuple[str, float]]:
+    """Images per second: decoded and resized into the cache, and out of it in batches."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "pictures"
+        folder.mkdir()
+        for index in range(NUM_IMAGES):
+            coarse = Image.fromarray(rng.integers(0, 256, (14, 12, 3), dtype=np.uint8))
+            picture = coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+            picture.save(folder / f"{index:03d}.jpg", quality=90)
+        options = datasets.dataset_options("CelebA", str(folder))
+        opened = []
+
+        def decode() -> None:
+            cache = Path(name) / "cache"
+            opened.append(datasets.open_images(options, SIZE, cache_dir=cache, show_progress=False))
+
+        def read() -> None:
+            for start in range(0, NUM_IMAGES, BATCH):
+                batch = opened[0].batch(np.arange(start, start + BATCH))
+                datasets.training_images(batch, flip=True, rng=torch.Generator().manual_seed(0))
+
+        decoding = median_seconds(decode, clock=clock, warmups=0, repeats=1)
+        rates = NUM_IMAGES / decoding, NUM_IMAGES / median_seconds(read, clock=clock)
+    return list(zip(("images/s, decoded", "images/s, from the cache"), rates, strict=True))
+
+
+def profile(variant: str) -> tuple[str, float, int, str]:
+    """Milliseconds, number of operations and the longest ones of the step PROFILED.
+
+    On one thread: the profiler names no operations of the threads that evaluate chunks of a field.
+    """
+    torch.set_num_threads(1)
+    _prepare(variant)
+    steps, count = step_work(CASES[PROFILED], variant)
     steps()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         steps()
     events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    rows = [(event.key, event.count, event.self_cpu_time_total / 1e6) for event in events]
-    whole = ("all", sum(row[1] for row in rows), sum(row[2] for row in rows))
-    return [(name, calls // count, time / count) for name, calls, time in [*rows[:TOP], whole]]
+    whole = sum(event.self_cpu_time_total for event in events)
+    longest = [f"{event.key} {event.self_cpu_time_total / whole:.0%}" for event in events[:TOP]]
+    return variant, whole / 1e3 / count, sum(e.count for e in events) // count, ", ".join(longest)
 
 
-def limits(clock: str) -> dict[str, float]:
-    """GFLOP/s of a large matrix product, by PyTorch's default library (MKL) and by oneDNN."""
-    flops = 2 * LIMIT_SIZE**3
-    one = torch.randn(LIMIT_SIZE, LIMIT_SIZE)
-    half = one.bfloat16()
-    work = {"float32, torch.mm": lambda: one @ one, "bfloat16": lambda: half @ half}
-    if HAS_ONEDNN_LINEAR:
-        work["float32, oneDNN"] = lambda: onednn_product(one, one, None)
-    return {name: flops / median_seconds(call, clock) / 1e9 for name, call in work.items()}
-
-
-def _textbook_demo() -> dict[int, float]:
+def textbook_demo() -> dict[int, float]:
     """Wall seconds of the textbook's step of the demo by image size."""
-    seconds: dict[int, float] = {}
-    for title in _steps_of("textbook"):
-        if title not in WIDE_STEPS:
-            case = STEPS[title]
-            size = curriculums.load("Demo").at(case.step).render.image_size
-            seconds[size] = _step_seconds(case, "textbook", clock="wall")
-    return seconds
-
-
-def _in_its_own_process(part: str, threads: int, clock: str) -> Any:
-    command = [sys.executable, "-m", "benchmarks.cpu", "--part", part]
-    command += ["--threads", str(threads), "--clock", clock]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.stderr.write(done.stderr)
-        done.check_returncode()
-    return json.loads(done.stdout)
-
-
-def _measured(threads: int, clock: str) -> dict[str, Any]:
-    """What every part found, of variants the medians of PROCESSES.
-
-    How memory happens to lie makes some processes slower than others from start to end.
-    """
-    jobs = [(part, part, 1 if part in PROFILES else threads, clock) for part in ONCE]
-    for variant in VARIANTS * PROCESSES:
-        wide = [f"{variant}, {title}" for title in WIDE_STEPS if title in _steps_of(variant)]
-        jobs += [(variant, part, threads, clock) for part in (variant, *wide)]
-        if (threads, clock) != (machine.num_cores(), "wall"):  # else the variants show it already
-            jobs += [(f"{ALL_CORES}{variant}", part, machine.num_cores(), "wall") for part in wide]
-    runs: dict[str, list[Any]] = {}
-    for name, *job in tqdm(jobs, unit="part"):
-        runs.setdefault(name, []).append(_in_its_own_process(*job))
-    found: dict[str, Any] = {
-        name: runs_of[0] if name in ONCE else demo.medians(runs_of)
-        for name, runs_of in runs.items()
-    }
-    for before in ("", ALL_CORES):
-        if f"{before}textbook" in found:
-            textbook, exact = found[f"{before}textbook"], found[f"{before}exact"]
-            found[f"{before}textbook"] = {
-                title: textbook[title if title in textbook else _of_untrained(title)]
-                for title in exact
-            }
-    return found
-
-
-def _without_clock(measure_it: Callable[..., Any], *args: str) -> Callable[[str], Any]:
-    return lambda clock: measure_it(*args)
-
-
-# The profiler names no operations of the threads that do our chunks: on one thread there are none.
-PROFILES = {f"profile {variant}": _without_clock(profile, variant) for variant in VARIANTS}
-ONCE: dict[str, Callable[[str], Any]] = {
-    "limits": limits,
-    "data": _without_clock(data.measure),
-    "sizes": _without_clock(sizes.measure),
-    "view exact": _without_clock(view.measure, "exact"),
-    "view fast": _without_clock(view.measure, "fast"),
-    "trained view": _without_clock(view.measure_trained),
-    **PROFILES,
-}
-PARTS: dict[str, Callable[[str], Any]] = {
-    **ONCE,
-    TEXTBOOK_DEMO: _without_clock(_textbook_demo),
-    **{variant: functools.partial(measure, variant) for variant in VARIANTS},
-    **{
-        f"{variant}, {title}": functools.partial(measure_wide, variant, title)
-        for variant, title in itertools.product(VARIANTS, WIDE_STEPS)
-    },
-}
+    titles = {16: "Demo step, 16 px, untrained", 32: "Demo step, 32 px, untrained"}
+    found = alone(seconds, list(titles.values()), "textbook", "wall")
+    return {size: found[title] for size, title in titles.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure every part in a process of its own, print the tables and keep them.
+    """Measure, print the tables and keep them.
 
     Raises:
-        UsageError: --demo names something that is there.
+        UsageError: --demo names something that exists.
     """
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--threads", type=int, default=machine.num_cores())
     parser.add_argument("--demo", type=Path, metavar="RUN", help="train the demo there")
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    if args.part is not None:
-        print(json.dumps(PARTS[args.part](args.clock)))
-        return 0
-    whole = {}
-    if args.demo is not None:
-        textbook = functools.partial(
-            _in_its_own_process, TEXTBOOK_DEMO, machine.num_cores(), "wall"
-        )
-        whole = {"demo": demo.measure(args.demo, textbook)}
-    found = _measured(args.threads, args.clock)
-    content = {
-        "cores": machine.num_cores(),
-        "threads": args.threads,
-        "clock": args.clock,
-        "profiled": PROFILED,
-        **found,
-        **whole,
-    }
-    path = results.write(content, results.processor())
-    print(table.of_file(path))
-    print(f"\n{path}")
+    tables = [demo.measure(args.demo, textbook_demo)] if args.demo is not None else []
+    tables += [compare(args.clock), views(args.clock)]
+    rates = [*alone(limits, args.clock), *alone(image_rates, args.clock)]
+    columns = ["size", "samples", "objects", "ns per point", "peak MB"]
+    tables += [Table(["rate", ""], rates), Table(columns, alone(view.measure_sizes, args.clock))]
+    columns = [f"{PROFILED}, one thread, profiled", "ms", "operations", "longest"]
+    tables.append(Table(columns, [alone(profile, variant) for variant in VARIANTS]))
+    path = table.write(table.processor(), tables, table.FOLDER)
+    print(f"{table.of_file(path)}\n\n{path}")
     return 0
 
 

@@ -1,32 +1,32 @@
-"""The whole training of `make demo`, as its log tells it, beside as many steps of the textbook's.
+"""Time the whole training of `make demo` beside as many steps of the textbook's implementation.
 
-Other programs and other machines on the same host make hours of a processor slow by a third, so
-the two are timed in turns: after each part of the training comes the textbook's step, in a process
-of its own, as PyTorch comes out of the box, on all cores.
+Other programs on the same machine can make an hour of it slower by a third. So the textbook's step
+is timed in turns with the training: once after each part of it.
 """
 
 import json
 import statistics
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import curriculums
+from benchmarks.table import Table
 from system.errors import UsageError
 
 LOG = "log.jsonl"
-PART = 500  # steps of the demo between two measurements of the textbook's
+PART = 500  # steps of the demo between two measurements of the textbook's step
 ROOT = Path(__file__).parent.parent
 
 
-def measure(run: Path, textbook: Callable[[], dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Train the demo into run, which must not exist, and compare; see compared.
+def measure(run: Path, textbook: Callable[[], dict[int, float]]) -> Table:
+    """Train the demo into run and compare its speed with the textbook's; see compared.
 
     Raises:
-        UsageError: there is something in that place.
+        UsageError: run exists.
     """
     if run.exists():
-        raise UsageError(f"--demo {run}: is there already; the demo is trained into a new folder")
+        raise UsageError(f"--demo {run} exists; the demo is trained into a new folder")
     end = curriculums.load("Demo").end
     assert end is not None  # for the type checker
     found = []
@@ -34,17 +34,12 @@ def measure(run: Path, textbook: Callable[[], dict[str, float]]) -> dict[str, di
         words = ["make", "demo-training", f"DEMO={run.resolve()}", f"MORE=--max_steps {stop}"]
         subprocess.run(words, cwd=ROOT, check=True)
         found.append(textbook())
-    return compared(seconds_by_size(run), medians(found))
-
-
-def medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Of each figure the median over the runs that have it."""
-    names = dict.fromkeys(name for run in runs for name in run)
-    return {name: statistics.median(run[name] for run in runs if name in run) for name in names}
+    medians = {size: statistics.median(times[size] for times in found) for size in found[0]}
+    return compared(seconds_by_size(run), medians)
 
 
 def seconds_by_size(run: Path) -> dict[int, tuple[int, float]]:
-    """Steps and seconds of a run by image size: of steps alone, without previews and saving."""
+    """Steps and seconds of a run by image size, without previews and saving."""
     entries = map(json.loads, (run / LOG).read_text("utf-8").splitlines())
     found: dict[int, tuple[int, float]] = {}
     before = 0
@@ -56,18 +51,11 @@ def seconds_by_size(run: Path) -> dict[int, tuple[int, float]]:
     return found
 
 
-def compared(
-    ours: dict[int, tuple[int, float]], textbook: dict[str, float]
-) -> dict[str, dict[str, float]]:
-    """Seconds per step by image size, and of the whole run.
-
-    textbook: seconds per step by size.
-    """
-    rows = {
-        f"{size} px": {"steps": steps, "seconds": seconds, "textbook": steps * textbook[str(size)]}
-        for size, (steps, seconds) in ours.items()
-    }
-    rows["whole"] = {
-        key: sum(row[key] for row in rows.values()) for key in ("steps", "seconds", "textbook")
-    }
-    return rows
+def compared(ours: dict[int, tuple[int, float]], textbook: dict[int, float]) -> Table:
+    """Steps per second by image size and of the whole run; textbook: seconds per step by size."""
+    parts = {f"{size} px": (*ours[size], ours[size][0] * textbook[size]) for size in ours}
+    parts["whole"] = tuple(map(sum, zip(*parts.values(), strict=True)))  # type: ignore[assignment]
+    columns = ["`make demo`, wall time", "steps", "steps/s", "textbook, steps/s", "ratio"]
+    rows = [(name, steps, steps / seconds, steps / slow, slow / seconds)
+            for name, (steps, seconds, slow) in parts.items()]  # fmt: skip
+    return Table(columns, rows)

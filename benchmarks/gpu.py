@@ -7,14 +7,10 @@ printed and counted, and the rest goes on; the exit code is then 1.
 """
 
 import argparse
-import json
-import platform
-import re
 import sys
 import time
 import warnings
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +20,10 @@ import torch
 from torch import Tensor
 
 import curriculums
-from benchmarks import view
-from benchmarks.bench import Bench, Sizes
+from benchmarks import table, view
+from benchmarks.bench import Bench, Sizes, psnr
 from benchmarks.gpu_checks import check, check_without_triton, field_inputs, without_triton
+from benchmarks.table import Table
 from benchmarks.textbook import TextbookGame, twin_of
 from config.curriculum import Curriculum
 from config.stage import OptimizerOptions, Precision, Stage
@@ -37,7 +34,6 @@ from siren.film import Film
 from siren.siren import FIELDS, FilmSiren
 from training.adversarial import AdversarialGame
 
-RESULTS = Path(__file__).resolve().parent / "results"
 STEP = 20_000  # of the curriculum: faded in, without density noise
 
 
@@ -187,11 +183,6 @@ def count_waits(bench: Bench) -> None:
     bench.note("waits for the device in a step", places, f"{len(places)} {sorted(set(places))}")
 
 
-def decibels_between(one: Tensor, other: Tensor) -> float:
-    """PSNR of pictures in [-1, 1]; 126 and more where they are equal."""
-    return (10 * torch.log10(4 / (one - other).square().mean().clamp(min=1e-12))).item()
-
-
 def measure_picture(bench: Bench) -> None:
     """One picture, 24 + 24 samples, under autocast, dense and skipping; and what changes in it."""
     torch.manual_seed(0)
@@ -221,10 +212,10 @@ def measure_picture(bench: Bench) -> None:
                f"{1 / taken:.2f} where a third of space holds density")  # fmt: skip
     skipped = render(sizes.picture)
     generator.skips_empty_space = False
-    change = decibels_between(skipped, render(sizes.picture))
+    change = psnr(skipped, render(sizes.picture))
     bench.note("picture, dB of skipping", change, f"{change:.1f} against dense")
     small = sizes.picture // 4
-    decibels = decibels_between(render(small), render(small, is_half=False))
+    decibels = psnr(render(small), render(small, is_half=False))
     bench.note("picture, dB against float32", decibels, f"{decibels:.1f} at {small} px, untrained")
 
 
@@ -272,7 +263,7 @@ def measure(device: torch.device, sizes: Sizes) -> Bench:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the CUDA device, print tables, write them; 2 where there is no device."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output_dir", type=Path, default=RESULTS)
+    parser.add_argument("--output_dir", type=Path, default=table.FOLDER)
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("no CUDA device: nothing was measured (torch "
@@ -284,12 +275,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = torch.cuda.get_device_name(device)
     print(f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}")
     bench = measure(device, Sizes())
-    machine = {"device": name, "torch": torch.__version__, "cuda": torch.version.cuda,
-               "python": platform.python_version(), "date": date.today().isoformat()}  # fmt: skip
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    file = args.output_dir / f"{date.today()}-{re.sub(r'[^A-Za-z0-9]+', '-', name)}.json"
-    content = {"machine": machine, "failures": bench.failures, "results": bench.results}
-    file.write_text(json.dumps(content, indent=1) + "\n")
+    file = table.write(
+        name,
+        [Table([f"CUDA {torch.version.cuda}", ""], bench.rows)],
+        args.output_dir,
+        failures=bench.failures,
+        results=bench.results,
+    )
     print(f"\n{time.perf_counter() - bench.start:.0f} s; written to {file}")
     if bench.failures:
         print(f"FAILED: {'; '.join(bench.failures)}", file=sys.stderr)

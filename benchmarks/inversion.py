@@ -1,61 +1,134 @@
-"""How well photos are inverted: python -m benchmarks.inversion out/generator.pth.
+"""Measure how well photos are inverted: python -m benchmarks.inversion out/generator.pth.
 
 Two tests, both with the defaults of inverse_render.py:
 - renders of the generator itself at random latents and poses, whose answer is known exactly;
-- held-out toy cars, for a generator that was trained on ToyCars: one view is fitted, and views
-  from other sides are compared with renders of the same car. Nothing tells an unposed generator
-  where yaw 0 is, so yaw errors are about their common offset.
+- toy cars that training has not seen, for a generator that was trained on ToyCars: one view is
+  fitted, and views from other sides are compared with renders of the same car. An unposed
+  generator finds the cars up to a turn that all of them share, so yaw errors are about that turn.
 """
 
 import argparse
-import json
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.held_out_cars import fit, held_out_cars, look, psnr, quartiles, turned
+from benchmarks.bench import psnr
+from benchmarks.table import Table
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
-from generators.cameras import sample_poses
-from generators.inversion import FitOptions
+from generators import inversion
+from generators.cameras import Poses, sample_poses
+from generators.generators import View
+from generators.inversion import FitOptions, Guess, Photo
 from generators.sampling import sample_latents
 from generators.volumetric_rendering import RenderOptions
+from scenes.rendering import CarViews, render_cars
+from scenes.toy_car_images import toy_car_scenes
+from siren.film import Film
+
+HELD_OUT = 1_000_000  # number of the first car; training sees the first thousands
+OFFSETS = (-0.5, -0.25, 0.25, 0.5)  # radians of yaw from the fitted view
+INPUT, OTHERS = "PSNR at the input view, dB", "PSNR of turned views, dB"
+YAW, PITCH, OVERLAP = "yaw error, degrees", "pitch error, degrees", "overlap of silhouettes (IoU)"
 
 
-def own_renders(
-    saved: SavedGenerator, options: RenderOptions, count: int, effort: FitOptions
-) -> list[dict[str, float]]:
-    """Fits of the generator's own renders: PSNR at the input view and errors of the pose."""
-    rows = []
-    for index in tqdm(range(count), unit="latent"):
-        rng = torch.Generator().manual_seed(1000 + index)
-        kind = saved.curriculum.settings.z_dist
-        z = sample_latents(1, saved.generator.z_dim, kind=kind, rng=rng)
-        poses = sample_poses(saved.curriculum.poses(), 1, rng=rng)
-        with torch.no_grad():
-            film = saved.generator.mapping(z)
-        image = look(saved, film, poses, options).images[0]
-        guess = fit(saved, image, options, effort)
-        shown = look(saved, guess.film, guess.poses,
-                     replace(options, fov_degrees=float(guess.fov_degrees)))  # fmt: skip
-        rows.append(
-            {
-                "psnr_db": psnr(shown.images[0], image),
-                "yaw_error_degrees": abs(turned(guess.poses.yaw - poses.yaw, 0)),
-                "pitch_error_degrees": abs(turned(guess.poses.pitch - poses.pitch, 0)),
-            }
-        )
-    return rows
+def degrees(angle: Tensor) -> float:
+    """An angle in radians as degrees within +-180."""
+    return (math.degrees(float(angle)) + 180) % 360 - 180
 
 
-def report(title: str, rows: list[dict[str, float]]) -> None:
-    """Print medians and quartiles of each figure."""
-    print(f"\n{title}, {len(rows)} of them: median (lower quartile, upper quartile)")
-    for name, (low, middle, high) in quartiles(rows).items():
-        print(f"  {name:22} {middle:8.3f} ({low:.3f}, {high:.3f})")
+def fit(saved: SavedGenerator, image: Tensor, options: RenderOptions) -> Guess:
+    """Fit the object and camera of an image (3, H, W), as inverse_render.py does."""
+    guess, _ = inversion.fit_photo(
+        saved.generator,
+        Photo(image, torch.ones_like(image[0])),
+        saved.curriculum.poses(),
+        options,
+        FitOptions(),
+        kind=saved.curriculum.settings.z_dist,
+        rng=torch.Generator().manual_seed(0),
+        report=lambda *_: None,
+    )
+    return guess
+
+
+@torch.no_grad()
+def look(saved: SavedGenerator, film: Film, poses: Poses, options: RenderOptions) -> View:
+    """Render one view with twice the samples of training."""
+    finer = replace(options, num_steps=2 * options.num_steps)
+    return saved.generator.render(film, poses, finer, points_per_chunk=2**17)
+
+
+def own_render(saved: SavedGenerator, options: RenderOptions, index: int) -> dict[str, float]:
+    """Fit a render of the generator: PSNR at the input view and errors of the pose."""
+    rng = torch.Generator().manual_seed(1000 + index)
+    kind = saved.curriculum.settings.z_dist
+    z = sample_latents(1, saved.generator.z_dim, kind=kind, rng=rng)
+    poses = sample_poses(saved.curriculum.poses(), 1, rng=rng)
+    with torch.no_grad():
+        film = saved.generator.mapping(z)
+    image = look(saved, film, poses, options).images[0]
+    guess = fit(saved, image, options)
+    camera = replace(options, fov_degrees=float(guess.fov_degrees))
+    return {
+        INPUT: psnr(look(saved, guess.film, guess.poses, camera).images[0], image),
+        YAW: abs(degrees(guess.poses.yaw - poses.yaw)),
+        PITCH: abs(degrees(guess.poses.pitch - poses.pitch)),
+    }
+
+
+def held_out_car(saved: SavedGenerator, options: RenderOptions, index: int) -> dict[str, float]:
+    """Fit one view of a car; compare it and the views at OFFSETS with renders of the car.
+
+    The yaw error still includes the turn that all cars share. Turned views are means over OFFSETS;
+    the overlap is the share of the joint silhouette that both cover (opacity above 1/2).
+    """
+    car, (pitch, yaw) = toy_car_scenes([HELD_OUT + index], seed=0, poses=saved.curriculum.poses())
+
+    def truth(offset: float) -> CarViews:
+        return render_cars(car, Poses(pitch, yaw + offset), options.image_size, options.fov_degrees)
+
+    image = truth(0).images[0] * 2 - 1
+    guess = fit(saved, image, options)
+    camera = replace(options, fov_degrees=float(guess.fov_degrees))
+    row = {
+        INPUT: psnr(look(saved, guess.film, guess.poses, camera).images[0], image),
+        YAW: degrees(guess.poses.yaw - yaw),
+        PITCH: abs(degrees(guess.poses.pitch - pitch)),
+    }
+    others, overlaps = [], []
+    for offset in OFFSETS:
+        true = truth(offset)
+        there = Poses(guess.poses.pitch, guess.poses.yaw + offset)
+        seen = look(saved, guess.film, there, camera)
+        others.append(psnr(seen.images[0], true.images[0] * 2 - 1))
+        inside, covered = true.depths[0].isfinite(), seen.opacities[0] > 0.5
+        overlaps.append(float((inside & covered).sum() / (inside | covered).sum()))
+    return {**row, OTHERS: statistics.mean(others), OVERLAP: statistics.mean(overlaps)}
+
+
+def about_shared_turn(offsets: Sequence[float]) -> list[float]:
+    """Sizes of what is left of yaw offsets, degrees, about the one that most of them share."""
+
+    def errors(shared: float) -> list[float]:
+        return [abs((offset - shared + 180) % 360 - 180) for offset in offsets]
+
+    return min(map(errors, offsets), key=statistics.median, default=[])
+
+
+def summary(rows: Sequence[dict[str, float]], name: str) -> str:
+    """Median and quartiles of one figure, or nothing where it was not measured."""
+    if not rows or name not in rows[0]:
+        return ""
+    low, middle, high = np.quantile([row[name] for row in rows], [0.25, 0.5, 0.75])
+    return f"{middle:.2f} ({low:.2f}, {high:.2f})"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -65,22 +138,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num_latents", type=int, default=20)
     parser.add_argument("--num_cars", type=int, default=20)
     parser.add_argument("--image_size", type=int, default=64)
-    parser.add_argument("--json", type=Path, help="write the figures of every fit")
     args = parser.parse_args(argv)
     saved = checkpoints.load_generator(args.generator)
     options = saved.curriculum.preview_render(saved.step, args.image_size)
-    effort = FitOptions()
-    rows = {"own": own_renders(saved, options, args.num_latents, effort)}
-    if rows["own"]:
-        report("renders of the generator", rows["own"])
-        good = [r["psnr_db"] >= 30 and max(r["yaw_error_degrees"], r["pitch_error_degrees"]) <= 3
-                for r in rows["own"]]  # fmt: skip
-        print(f"  at least 30 dB and both angles within 3 degrees: {sum(good)} of {len(good)}")
-    if args.num_cars:
-        rows["cars"] = held_out_cars(saved, options, args.num_cars, effort)
-        report("held-out toy cars", rows["cars"])
-    if args.json is not None:
-        args.json.write_text(json.dumps(rows, indent=1))
+    own = [own_render(saved, options, i) for i in tqdm(range(args.num_latents), unit="latent")]
+    cars = [held_out_car(saved, options, i) for i in tqdm(range(args.num_cars), unit="car")]
+    for car, error in zip(cars, about_shared_turn([car[YAW] for car in cars]), strict=True):
+        car[YAW] = error
+    columns = ["median (quartiles)", f"{len(own)} own renders", f"{len(cars)} held-out toy cars"]
+    names = (INPUT, YAW, PITCH, OTHERS, OVERLAP)
+    print(Table(columns, [(n, summary(own, n), summary(cars, n)) for n in names]).markdown())
+    good = sum(row[INPUT] >= 30 and max(row[YAW], row[PITCH]) <= 3 for row in own)
+    print(f"\nAt least 30 dB and both angles within 3 degrees: {good} of {len(own)} renders.")
 
 
 if __name__ == "__main__":

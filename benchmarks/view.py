@@ -1,25 +1,26 @@
-"""256 px views with 24 + 24 samples: seconds, memory of a process, and what --precision fast costs.
+"""Render 256 px views with 24 + 24 samples, to measure time, memory, and --precision fast.
 
-Of CelebA's networks, untrained, and of the generator that the repository ships.
-Untrained networks have density everywhere. So that `--precision fast` finds empty space as it does
+The views are of CelebA's networks, untrained, and of the generator that the repository ships.
+Untrained networks have density everywhere. So that `--precision fast` finds as much empty space as
 in trained ones, the density is lowered until two fifths of space have some, as in a generator that
-we trained on heads. `python -m benchmarks.view GENERATOR` prints what share it is in another one.
+was trained on heads. `python -m benchmarks.view GENERATOR` prints this share of a generator.
 """
 
 import resource
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import torch
 
 import curriculums
+from benchmarks.bench import median_seconds, psnr
 from checkpoint_io import checkpoints
 from generators.cameras import Poses
 from generators.fields import CPU_CHUNK
 from generators.generators import ImplicitGenerator3d
+from generators.volumetric_rendering import RenderOptions
 from rendering import viewing
 from siren.film import Film
 
@@ -28,11 +29,19 @@ TRAINED = Path(__file__).parent.parent / "assets" / "demo" / "generator.pth"
 OBJECTS = 3  # of the trained generator
 SHARE = 0.4  # of space that holds density
 SIDE = 0.24  # of that space, scene units
+CASES = [(64, 12, 1), (128, 12, 1), (256, 12, 1), (64, 48, 1), (64, 12, 4), (64, 12, 16)]
+
+
+class Cost(NamedTuple):
+    """Seconds of a render, and the peak memory of this process in MB."""
+
+    seconds: float
+    peak_mb: float
 
 
 @torch.no_grad()
 def densities(generator: ImplicitGenerator3d, film: Film) -> torch.Tensor:
-    """Raw densities (1, P) of the one object of film at points of the cube of side SIDE."""
+    """Raw densities (1, P) of one object at points of the cube of side SIDE."""
     rng = torch.Generator().manual_seed(0)
     points = ((torch.rand(1, 2**14, 3, generator=rng) - 0.5) * SIDE).to(film.frequencies)
     return generator.siren.density(points, film)
@@ -55,8 +64,23 @@ def dense_share(generator: ImplicitGenerator3d, objects: int = 16) -> float:
 
 
 @torch.no_grad()
-def measure(precision: viewing.Precision) -> dict[str, float]:
-    """Wall and processor seconds of the view, and the peak memory of this process in MB."""
+def rendered(
+    generator: ImplicitGenerator3d, film: Film, poses: Poses, options: RenderOptions, clock: str
+) -> tuple[torch.Tensor, Cost]:
+    """Images of one render and its cost, which includes looking for empty space."""
+    images: list[torch.Tensor] = []
+
+    def render() -> None:
+        images.append(generator.render(film, poses, options, points_per_chunk=CPU_CHUNK).images)
+
+    seconds = median_seconds(render, clock=clock, warmups=0, repeats=1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return images[0], Cost(seconds, peak)
+
+
+@torch.no_grad()
+def measure(precision: viewing.Precision, clock: str = "wall") -> Cost:
+    """Cost of a view of CelebA's networks; memory counts only in a process of its own."""
     torch.manual_seed(0)
     curriculum = curriculums.load("CelebA")
     generator = curriculum.build_generator().eval()
@@ -65,13 +89,7 @@ def measure(precision: viewing.Precision) -> dict[str, float]:
     film = generator.mapping(torch.randn(1, generator.z_dim))
     empty_all_but(generator, film, SHARE)
     poses = Poses(torch.tensor([torch.pi / 2]), torch.tensor([torch.pi / 2]))
-    wall, processor = time.perf_counter(), time.process_time()
-    generator.render(film, poses, options, points_per_chunk=CPU_CHUNK)
-    return {
-        "seconds": time.perf_counter() - wall,
-        "cpu_seconds": time.process_time() - processor,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
+    return rendered(generator, film, poses, options, clock)[1]
 
 
 def trained() -> checkpoints.SavedGenerator:
@@ -80,11 +98,8 @@ def trained() -> checkpoints.SavedGenerator:
 
 
 @torch.no_grad()
-def measure_trained(size: int = SIZE) -> dict[str, float]:
-    """Processor seconds of a trained generator's view, exact and fast, and their agreement.
-
-    psnr_db is that of the object of OBJECTS where exact and fast agree least.
-    """
+def measure_trained(size: int = SIZE, clock: str = "wall") -> dict[str, float]:
+    """Seconds of a trained generator's view by precision, and the lowest agreement, psnr_db."""
     saved = trained()
     generator = saved.generator
     options = replace(saved.curriculum.preview_render(saved.step, size), num_steps=STEPS)
@@ -94,15 +109,29 @@ def measure_trained(size: int = SIZE) -> dict[str, float]:
     seconds, images = {}, {}
     for precision in get_args(viewing.Precision):
         viewing.set_precision(generator, precision)
-        start = time.process_time()
-        images[precision] = torch.cat([
-            generator.render(films[i : i + 1], poses, options,
-                             points_per_chunk=CPU_CHUNK).images
-            for i in range(OBJECTS)
-        ])  # fmt: skip
-        seconds[precision] = (time.process_time() - start) / OBJECTS
-    errors = ((images["fast"] - images["exact"]) / 2).square().mean((1, 2, 3))
-    return {**seconds, "psnr_db": float(-10 * errors.max().log10())}
+        views = [rendered(generator, films[i : i + 1], poses, options, clock)
+                 for i in range(OBJECTS)]  # fmt: skip
+        seconds[precision] = sum(cost.seconds for _, cost in views) / OBJECTS
+        images[precision] = [picture for picture, _ in views]
+    agreement = map(psnr, images["fast"], images["exact"])
+    return {**seconds, "psnr_db": min(agreement)}
+
+
+@torch.no_grad()
+def measure_sizes(clock: str = "wall") -> list[tuple[int, str, int, float, float]]:
+    """Size, samples, objects, ns per point and MB of each case, larger ones later."""
+    torch.manual_seed(0)
+    curriculum = curriculums.load("Demo")
+    generator = curriculum.build_generator()
+    rows = []
+    for size, steps, objects in CASES:
+        options = replace(curriculum.preview_render(0, size), num_steps=steps, scene_radius=None)
+        film = generator.mapping(torch.randn(objects, generator.z_dim))
+        poses = Poses(torch.full((objects,), 1.2), torch.full((objects,), 0.5))
+        _, cost = rendered(generator, film, poses, options, clock)
+        nanoseconds = cost.seconds / (size**2 * 2 * steps * objects) * 1e9
+        rows.append((size, f"{steps} + {steps}", objects, nanoseconds, cost.peak_mb))
+    return rows
 
 
 if __name__ == "__main__":

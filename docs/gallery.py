@@ -1,11 +1,11 @@
 """Rebuild every picture of the documents with this project's own commands.
 
     python -m docs.gallery                  # all pictures, from the generator in assets/demo
-    python -m docs.gallery strip.png        # those alone
-    python -m docs.gallery --run runs/demo  # take the generator of a run into assets/demo first
+    python -m docs.gallery strip.png        # only this picture
+    python -m docs.gallery --run runs/demo  # first copy the generator of a run into assets/demo
 
-assets/gallery.json remembers for each picture the command, what it was made from, and the picture
-itself, as hashes: a test tells when one is older than what made it.
+assets/gallery.json contains for each picture its command and two hashes: of the files that it was
+made from, and of the picture. A test fails if a picture is older than these files or its command.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from system.files import replaced
 ASSETS = Path("assets")
 DEMO = ASSETS / "demo"
 MANIFEST = ASSETS / "gallery.json"
-# What is taken from a run as it is; the last of its previews and its options come along.
+# Files that are copied from a run unchanged; its last preview and options.json are added.
 NETWORKS = ("generator.pth", "ema.pth")
 RECORDS = ("log.jsonl",)
 PREVIEW, PREVIEW_ENDING = "previews.png", "_random.png"
@@ -36,7 +36,7 @@ TAKEN = (*NETWORKS, *RECORDS, PREVIEW, OPTIONS)
 
 
 class Picture(NamedTuple):
-    """A file in assets: the command line that makes it, and its name among what that writes."""
+    """A file in assets: the command line that makes it, and the name of the file that it writes."""
 
     command: str
     made: str
@@ -44,7 +44,7 @@ class Picture(NamedTuple):
 
 _GENERATOR = "assets/demo/generator.pth"
 _CONSISTENCY = f"eval_metrics.py {_GENERATOR} --consistency --num_objects 8 --consistency_size 64"
-PICTURES: dict[str, Picture] = {  # in this order: a later one may read an earlier one
+PICTURES: dict[str, Picture] = {  # in this order, because a later one may read an earlier one
     "strip.png": Picture(
         f"render_multiview_images.py {_GENERATOR} --seeds 4 5 15 1 "
         "--yaws 0 0.785 1.571 2.356 3.142 3.927 4.712 5.498 --image_size 96",
@@ -81,7 +81,7 @@ PICTURES: dict[str, Picture] = {  # in this order: a later one may read an earli
     "demo/metrics.json": Picture(_CONSISTENCY, "metrics.json"),
     "run.png": Picture("plot_run.py assets/demo", "run.png"),
 }
-BY_HAND = ("viewer.png",)  # a browser's window, which no command can show
+BY_HAND = ("viewer.png",)  # a screenshot of a browser, which no command can make
 
 
 def build_parser() -> flags.ArgumentParser:
@@ -89,12 +89,12 @@ def build_parser() -> flags.ArgumentParser:
     parser = flags.ArgumentParser(description="Rebuild the pictures of the documents.")
     add = parser.add_argument
     add("pictures", nargs="*", metavar="PICTURE", help=f"of {', '.join(PICTURES)}; default: all")
-    add("--run", type=Path, help=f"take the generator of this run into {DEMO} first")
+    add("--run", type=Path, help=f"first copy the generator of this run into {DEMO}")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Take over a run where one is given, render, and remember what was made of what."""
+    """Copy the generator of --run if it is given, render the pictures, and write the manifest."""
     args = build_parser().parse_args(argv)
     for name in args.pictures:
         choose("picture", name, PICTURES)
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def render(names: Iterable[str]) -> Iterable[tuple[str, bytes]]:
-    """Names and bytes of pictures, each rendered into a folder that goes away."""
+    """Render pictures in a temporary folder; yields their names and bytes."""
     made: dict[str, Path] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
@@ -133,7 +133,7 @@ def render(names: Iterable[str]) -> Iterable[tuple[str, bytes]]:
 
 
 def _run(command: str, folder: Path) -> None:
-    """Do what a command line says, with folder in place of where it would write."""
+    """Run a command line that writes into folder."""
     module, *words = shlex.split(command)
     target = ["--output", str(folder / "run.png")]
     if module != "plot_run.py":
@@ -144,7 +144,7 @@ def _run(command: str, folder: Path) -> None:
 
 
 def hash_of_demo() -> str:
-    """One hash of everything in assets/demo that was taken from a run."""
+    """One hash of all files in assets/demo that were copied from a run."""
     digest = hashlib.sha256()
     for name in sorted(TAKEN):
         digest.update(name.encode())
@@ -153,29 +153,29 @@ def hash_of_demo() -> str:
 
 
 def take_over(run: Path) -> None:
-    """Copy a run's networks, log and last previews into assets/demo, and what it was made with.
+    """Copy a run's networks, log, last preview and most of its options.json into assets/demo.
 
     Raises:
-        UsageError: run is no whole run.
+        UsageError: a file of the run is missing or damaged.
     """
     for name in NETWORKS:
-        checkpoints.load_generator(run / name, ema="none")  # or one line about what is wrong
+        checkpoints.load_generator(run / name, ema="none")  # raises UsageError if it is damaged
     previews = sorted(run.glob(f"*{PREVIEW_ENDING}"))
     wanted = [*(run / name for name in (*RECORDS, OPTIONS)), *(previews[-1:] or [run / PREVIEW])]
     missing = [path for path in wanted if not path.is_file()]
     if missing:
-        raise UsageError(f"--run {run}: there is no {missing[0].name} in it")
+        raise UsageError(f"--run {run}: {missing[0].name} is missing")
     options = json.loads((run / OPTIONS).read_text("utf-8"))
     for name in (*NETWORKS, *RECORDS):
         _write(DEMO / name, (run / name).read_bytes())
     _write(DEMO / PREVIEW, previews[-1].read_bytes())
-    # Without the command, whose paths mean nothing elsewhere.
+    # Without the command line, whose paths belong to another machine.
     kept = {key: options[key] for key in KEPT_OPTIONS if key in options}
     _write(DEMO / OPTIONS, (json.dumps(kept, indent=1) + "\n").encode())
 
 
 def about_demo() -> str:
-    """The text beside the generator: where it is from, and its figures."""
+    """Text of assets/demo/README.md: how the generator was trained, and its figures."""
     saved = checkpoints.load_generator(DEMO / NETWORKS[0])
     options = json.loads((DEMO / OPTIONS).read_text("utf-8"))
     lines = (DEMO / "log.jsonl").read_text("utf-8").splitlines()
@@ -201,15 +201,15 @@ def about_demo() -> str:
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
-        "# The trained generator\n\n"
-        "`generator.pth` and its average `ema.pth` (decay 0.999), as `make demo` leaves them:\n"
-        "`train.py --curriculum Demo`, on two processor cores in two processes of half a batch "
-        "each.\n`options.json` holds the curriculum as it was trained, `log.jsonl` the run's log, "
-        "`previews.png` its last previews.\n\n"
+        "# The included generator\n\n"
+        "`make demo` trained `generator.pth` and its averaged weights `ema.pth` (decay 0.999) by\n"
+        "`train.py --curriculum Demo`, on two processor cores, in two processes with half a batch "
+        "each.\n`options.json` contains the curriculum, `log.jsonl` is the log of the run, and "
+        "`previews.png` is its last preview.\n\n"
         f"| | |\n|---|---|\n{table}\n\n"
-        "The last three are means of `metrics.json`, which this command writes:\n\n"
+        "The last three figures are means from `metrics.json`, which this command writes:\n\n"
         f"    python {_CONSISTENCY}\n\n"
-        "`make assets RUN=runs/demo` replaces all of this by the networks of another run.\n"
+        "`make assets RUN=runs/demo` replaces these files by those of another run.\n"
     )
 
 

@@ -1,7 +1,7 @@
 """Inception network of FID: its weights, and the libraries that evaluate it.
 
 torch-fidelity and pytorch-fid hold the same network and read the same file of weights. Neither is
-needed for training or rendering: requirements-eval.txt names them.
+needed for training or rendering.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ FILE_NAMES = (
 HASH_PREFIX = "6726825d"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE_NAMES[0]}"
 CONNECT_SECONDS = 10.0  # without internet, fail soon
-HINT = "pip install -r requirements-eval.txt"
+HINT = "pip install -r requirements.txt"
 NUM_FEATURES, NUM_LOGITS = 2048, 1008
 
 Network = Callable[[Tensor], Tensor]  # uint8 images (B, 3, H, W) -> float32 (B, D)

@@ -128,7 +128,7 @@ def small_disk(tmp_path):
 def needs_libraries():
     for name in ("torchvision", "torch_fidelity", "pytorch_fid"):
         if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{name} is not installed; pip install -r requirements-eval.txt")
+            pytest.skip(f"{name} is not installed; pip install -r requirements.txt")
 
 
 @pytest.fixture

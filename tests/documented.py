@@ -1,4 +1,4 @@
-"""The command lines that the documents show."""
+"""Command lines in the documents."""
 
 import re
 import shlex
@@ -11,6 +11,7 @@ DOCUMENTS = (
     "README.zh-CN.md",
     "CONTRIBUTING.md",
     "docs/commands.md",
+    "docs/training.md",
     "docs/faq.md",
     "docs/speed.md",
     "docs/promises.md",
@@ -29,7 +30,7 @@ class Line(NamedTuple):
         return f"{self.document}: {shlex.join(self.words)}"
 
     def command(self):
-        """(module, its arguments) of a line that starts one of the root's commands, else None."""
+        """(module, its arguments) if the line runs a command of the root, else None."""
         if self.words[0] not in ("python", "torchrun"):
             return None
         found = [i for i, word in enumerate(self.words) if re.fullmatch(r"\w+\.py", word)]
@@ -43,7 +44,7 @@ def text_of(document):
 
 
 def shell_text(text):
-    """The lines of ```sh blocks and of indented ones, long lines joined."""
+    """Lines of ```sh blocks and indented blocks, continued lines joined."""
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     without = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     lines = "\n".join(blocks).splitlines()
@@ -52,7 +53,7 @@ def shell_text(text):
 
 
 def lines(document):
-    """All command lines of a document, in its order: blocks first, then those within a sentence."""
+    """Yield all command lines of a document: those in blocks first, then those in sentences."""
     text = text_of(document)
     found = shell_text(text).splitlines()
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)

@@ -1,10 +1,14 @@
-"""What benchmarks make of a run's log."""
+"""Tables of benchmarks, and times read from a run's log."""
 
 import json
+import os
 
 import pytest
+import torch
 
-from benchmarks import demo
+from benchmarks import cpu, demo, inversion, table, view
+from benchmarks.bench import median_seconds
+from benchmarks.table import Table
 from system.errors import UsageError
 
 
@@ -23,13 +27,13 @@ def test_seconds_of_a_run_and_of_as_many_steps_of_the_textbook(tmp_path):
     run = log(tmp_path, [entry(10, 16, 0.5), entry(1500, 16, 0.1), entry(4000, 32, 0.2)])
     ours = demo.seconds_by_size(run)
     assert ours == {16: (1500, pytest.approx(154.0)), 32: (2500, pytest.approx(500.0))}
-    found = demo.compared(ours, {"16": 0.2, "32": 0.6})
-    assert found["32 px"] == {"steps": 2500, "seconds": pytest.approx(500), "textbook": 1500}
-    assert found["whole"] == {"steps": 4000, "seconds": pytest.approx(654), "textbook": 1800}
+    rows = {row[0]: row[1:] for row in demo.compared(ours, {16: 0.2, 32: 0.6}).rows}
+    assert rows["32 px"] == (2500, pytest.approx(5), pytest.approx(1 / 0.6), pytest.approx(3))
+    assert rows["whole"] == pytest.approx((4000, 4000 / 654, 4000 / 1800, 1800 / 654))
 
 
 def test_the_demo_is_not_trained_over_another_run(tmp_path):
-    with pytest.raises(UsageError, match=f"--demo {tmp_path}: is there already"):
+    with pytest.raises(UsageError, match=f"--demo {tmp_path} exists"):
         demo.measure(tmp_path, dict)
 
 
@@ -44,11 +48,87 @@ def test_the_textbooks_step_is_timed_after_each_part_of_the_demo(tmp_path, monke
 
     def textbook():
         turns.append("textbook")
-        return {"16": 0.2, "32": float(len(entries))}
+        return {16: 0.2, 32: float(len(entries))}
 
     monkeypatch.setattr(demo.subprocess, "run", train)
-    found = demo.measure(run, textbook)
+    rows = {row[0]: row[1:] for row in demo.measure(run, textbook).rows}
     assert turns == [turn for stop in range(500, 4001, 500) for turn in (stop, "textbook")]
-    assert found["whole"]["steps"] == 4000
-    assert found["16 px"] == {"steps": 1500, "seconds": pytest.approx(150), "textbook": 300}
-    assert found["32 px"]["textbook"] == 2500 * 4.5  # the median of 1 to 8
+    assert rows["16 px"] == pytest.approx((1500, 10, 5, 2))
+    assert rows["32 px"][2] == pytest.approx(1 / 4.5)  # the median of 1 to 8
+
+
+def test_work_is_timed_after_a_warm_up_until_the_limit():
+    now, calls = [0.0], []
+
+    def work():
+        now[0] += [100, 1, 5, 1, 9][len(calls)]
+        calls.append(now[0])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(cpu.CLOCKS, "wall", lambda: now[0])
+        assert median_seconds(work, repeats=3, limit=100.0) == 1
+        assert len(calls) == 4
+        assert median_seconds(work, warmups=0, repeats=3, limit=2.0) == 9
+        assert len(calls) == 5
+
+
+def test_a_result_is_written_and_shown_as_markdown(tmp_path, monkeypatch):
+    rows = [("step", 1234, 1234.5, 12.34, 1.234, None)]
+    columns = ["ms", "calls", "slow", "fast", "ratio", "note"]
+    path = table.write("AMD (R) 9", [Table(columns, rows)], tmp_path / "results", failures=[])
+    assert path.name.endswith("-AMD-R-9.json")
+    title, text = table.of_file(path).split("\n\n")
+    assert title.startswith("**AMD (R) 9**, PyTorch ")
+    assert text == (
+        "| ms | calls | slow | fast | ratio | note |\n"
+        "| --- | --- | --- | --- | --- | --- |\n"
+        "| step | 1,234 | 1,234 | 12.3 | 1.23 |  |"
+    )
+    monkeypatch.setattr(table, "FOLDER", path.parent)
+    (path.parent / "2000-01-01-AMD-R-9.json").write_text(path.read_text("utf-8"))
+    assert table.newest() == [path]
+
+
+def test_yaw_errors_are_about_the_turn_that_most_cars_share():
+    assert inversion.about_shared_turn([91, 90, 270, 89]) == [1, 0, 180, 1]
+    assert inversion.about_shared_turn([179, -179, 180, 180]) == [1, 1, 0, 0]
+    assert inversion.about_shared_turn([]) == []
+
+
+def test_a_benchmark_works_in_a_process_of_its_own():
+    assert cpu.alone(os.getpid) != os.getpid()
+
+
+def test_every_part_of_the_cpu_benchmark_gives_its_table(tmp_path, monkeypatch):
+    tiny = (*cpu.SMALL, "hidden_dim=8", "num_layers=2", "mapping_hidden_dim=8", "0.img_size=8",
+            "discriminator_width=8", "0.num_steps=3")  # fmt: skip
+    cases = {
+        "FIELDS": {"field": cpu.Case("Demo", 12, has_gradient=True)},
+        "DEMO_STEPS": {"trained": cpu.Case("Demo", overrides=tiny[2:], is_trained=True)},
+        "WIDE_STEPS": {cpu.PROFILED: cpu.Case("CelebA", overrides=tiny, is_emptied=True)},
+    }
+    for name, value in {
+        **cases,
+        "CASES": {title: case for group in cases.values() for title, case in group.items()},
+        **{"alone": lambda work, *args: work(*args), "_prepare": lambda variant: None},
+        **{"PROCESSES": 1, "LIMIT_SIZE": 16, "NUM_IMAGES": 4, "BATCH": 2},
+    }.items():
+        monkeypatch.setattr(cpu, name, value)
+    for name, value in {"SIZE": 8, "STEPS": 3, "CASES": [(8, 3, 2)]}.items():
+        monkeypatch.setattr(view, name, value)
+    monkeypatch.setattr(table, "FOLDER", tmp_path)
+    threads = torch.get_num_threads()
+    try:
+        assert cpu.main([]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    (path,) = tmp_path.iterdir()
+    first, views, rates, sizes, profiles = json.loads(path.read_text("utf-8"))["tables"]
+    assert [row[0] for row in first["rows"]] == ["field", "trained", cpu.PROFILED]
+    for _, textbook, exact, ratio, bf16, bf16_ratio in first["rows"]:
+        assert ratio == pytest.approx(textbook / exact)
+        assert bf16_ratio == pytest.approx(textbook / bf16)
+    assert len(views["rows"]) == 2
+    assert all(rate > 0 for _, rate in rates["rows"])
+    assert sizes["rows"][0][:3] == [8, "3 + 3", 2]
+    assert [row[0] for row in profiles["rows"]] == list(cpu.VARIANTS)

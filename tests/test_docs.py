@@ -1,9 +1,9 @@
-"""What the documents name must exist."""
+"""The names, tables and examples of the documents are right."""
 
 import ast
 import re
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ import datasets
 import discriminators.discriminators
 import siren.siren
 from benchmarks import table
-from config import curriculum
+from config import curriculum, schema
 
 ROOT = Path(__file__).parent.parent
 LANGUAGES = ("README.md", "README.zh-CN.md")
@@ -48,10 +48,15 @@ def test_every_section_of_the_method_names_its_code_and_its_tests():
 
 
 def example(module):
-    """The block of CONTRIBUTING.md that belongs into a module, its first line naming it."""
+    """Python block of CONTRIBUTING.md whose first line names a module."""
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     (block,) = re.findall(rf"```python\n# {re.escape(module)}\n(.*?)```", text, re.DOTALL)
     return block
+
+
+def test_every_module_of_the_root_is_installed():
+    listed = re.search(r"py-modules = \[.*?\n\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)
+    assert set(re.findall(r'"(\w+)"', listed[0])) == {path.stem for path in ROOT.glob("*.py")}
 
 
 def test_the_curriculum_of_the_contributing_guide(tmp_path):
@@ -63,11 +68,11 @@ def test_the_curriculum_of_the_contributing_guide(tmp_path):
 
 
 def test_the_data_set_of_the_contributing_guide(tmp_path, monkeypatch):
-    names = {**vars(datasets), "Literal": Literal, "_DEFAULTS": dict(datasets._DEFAULTS)}
+    names = dict(vars(schema))
     exec(example("config/schema.py"), names)
-    exec(example("datasets.py"), names)
-    monkeypatch.setattr(datasets, "_DEFAULTS", names["_DEFAULTS"])
-    assert "Boats" in get_args(names["DatasetKind"])
+    assert get_args(names["DatasetKind"]) == (*datasets.KINDS, "Boats")
+    monkeypatch.setattr(datasets, "_DEFAULTS", dict(datasets._DEFAULTS))
+    exec(example("datasets.py"), dict(vars(datasets)))
     options = datasets.dataset_options("Boats", str(tmp_path))
     assert (options.crop, options.flip) == ("center", True)
 
@@ -94,7 +99,7 @@ def test_the_readme_is_the_same_in_both_languages():
 
 
 def outline(text):
-    """What both languages must have in common."""
+    """Parts of a README that must be the same in both languages."""
     blocks = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     commands = [re.sub(r" +#.*", "", code) if kind == "sh" else code for kind, code in blocks]
@@ -123,13 +128,15 @@ def test_a_change_in_one_language_alone_is_noticed():
 
 
 def test_the_speed_tables_are_those_of_the_results():
-    results = table.newest()
-    whole = "\n\n".join(table.of_file(path) for path in results)
-    for names, tables in ((table.SHORT, table.short(results[-1])), (table.FULL, whole)):
-        for name in names:
-            text = (ROOT / name).read_text("utf-8")
-            assert tables in text
-            assert table.written(text, tables) == text, "python -m benchmarks.table --write"
+    document = table.DOCUMENT.read_text("utf-8")
+    text = "\n\n".join(map(table.of_file, table.newest()))
+    assert text in document
+    assert table.written(document, text) == document, "python -m benchmarks.table --write"
+
+
+@pytest.mark.parametrize("document", LANGUAGES)
+def test_the_readme_has_at_most_250_lines(document):
+    assert len((ROOT / document).read_text("utf-8").splitlines()) <= 250
 
 
 @pytest.mark.parametrize("document", LANGUAGES)

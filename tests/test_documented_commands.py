@@ -1,4 +1,4 @@
-"""What the documents tell people to type is understood, and does what it says."""
+"""The command lines of the documents are parsed, and run with tiny sizes."""
 
 import importlib
 import re
@@ -20,7 +20,7 @@ COMMANDS = sorted(
     path.stem for path in ROOT.glob("*.py") if "def build_parser" in path.read_text("utf-8")
 )
 RUN = [line for line in LINES if line.command() is not None and line.words[0] == "python"]
-# As far as a document's lines go without a network and without a GPU: FID needs its weights.
+# FID needs weights from the internet.
 RUN = [line for line in RUN if "--real_image_dir" not in line.words]
 TINY_RENDER = "--image_size 8 --ray_step_multiplier 1 --device cpu"
 TINY_VIDEO = f"{TINY_RENDER} --num_frames 2"
@@ -64,7 +64,7 @@ def test_a_documented_line_is_understood(line):
         assert line.words[1] in targets
     elif line.words[0] == "pip":
         assert line.words[1] == "install"
-        assert line.words[2] == "torch" or (ROOT / line.words[3]).is_file()
+        assert line.words[2] == "torch" or (ROOT / line.words[3]).exists()
     elif line.words[0] == "bash":
         assert (ROOT / line.words[1]).is_file()
     else:
@@ -72,7 +72,7 @@ def test_a_documented_line_is_understood(line):
 
 
 def check_benchmark(line):
-    """A benchmark's module is there and knows the flags."""
+    """Assert that a benchmark's module exists and has the flags."""
     words = line.words[2:] if line.words[1] == "-m" else line.words[1:]
     path = ROOT / (words[0] if words[0].endswith(".py") else f"{words[0].replace('.', '/')}.py")
     source = path.read_text("utf-8")
@@ -119,7 +119,7 @@ def picture(path, seed):
 
 @pytest.fixture
 def place(tiny_run, tmp_path, monkeypatch):
-    """A working folder with everything that the documents' lines name."""
+    """A working folder with all files that the command lines name."""
     folder = tmp_path / "place"
     for name in OURS:
         shutil.copytree(tiny_run, folder / name)
@@ -139,7 +139,7 @@ def place(tiny_run, tmp_path, monkeypatch):
 
 
 def run(line):
-    """Do what a line says, with the sizes of TINY after its own; returns what it wrote."""
+    """Run a line with the flags of TINY added; returns the files that it wrote."""
     module, arguments = line.command()
     before = set(Path().rglob("*"))
     words = [*arguments, *TINY.get(module, "").split()]
@@ -178,7 +178,9 @@ def test_every_command_of_the_readme_does_what_it_says(place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", ["README.md", "docs/commands.md", "docs/faq.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/training.md", "docs/commands.md", "docs/faq.md"]
+)
 def test_every_line_of_a_document_does_what_it_says(document, place):
     for line in RUN:
         if line.document == document:

@@ -1,4 +1,4 @@
-"""The documents' pictures: none is older than what made it, none is missing, none is too large."""
+"""Pictures of the documents are up to date, complete, and small."""
 
 import hashlib
 import json

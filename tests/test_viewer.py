@@ -225,7 +225,7 @@ def test_a_port_in_use_is_one_line(tiny_run, tmp_path):
 def test_a_missing_library_is_one_line(tiny_run, monkeypatch):
     monkeypatch.setitem(viewer.sys.modules, "web_viewer.page", None)
     monkeypatch.delattr("web_viewer.page")
-    with pytest.raises(UsageError, match="pip install -r requirements-viewer.txt"):
+    with pytest.raises(UsageError, match="pip install -r requirements.txt"):
         viewer.main([str(tiny_run / "generator.pth")])
 
 
