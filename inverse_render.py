@@ -26,8 +26,7 @@ from generators.cameras import Poses
 from generators.inversion import FitOptions, Guess, Photo
 from generators.trajectories import TRAJECTORIES, Camera
 from generators.volumetric_rendering import RenderOptions
-from image_io import png
-from image_io import video as video_io
+from image_io import png, video
 from image_io.decoding import Crop
 from rendering import filming, photos, viewing
 from rendering.filming import Shot
@@ -73,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _fit_options(saved, args)
     photo = _open_photo(saved, args, options)
     folder = args.output_dir or Path(f"{args.photo.stem}_fit")
-    video = _video_path(saved, folder, options, args)
+    video_path = _video_path(saved, folder, options, args)
     with filled_folder(folder):
         guess, loss = _fitted(saved, photo, options, args)
     fit = Fit(
@@ -94,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"a poor fit: only {gain:.1f} dB better than a single color (less than {POOR_GAIN:g} "
               "is poor); look at fit.png")  # fmt: skip
     _save_views(folder / "views.png", saved, fit, args)
-    _save_video(video, saved, fit, _way(args, _camera(fit)), args)
-    print(f"in {folder}: fit.pth fit.png views.png {video.name}")
+    _save_video(video_path, saved, fit, _way(args, _camera(fit)), args)
+    print(f"in {folder}: fit.pth fit.png views.png {video_path.name}")
     return 0
 
 
@@ -249,7 +248,7 @@ def _save_video(
     shots = [Shot(fit.film, camera) for camera in way]
     with filming.progress(len(shots), options) as bar:
         frames = filming.frames(saved, shots, options, args, bar)
-        video_io.save_video(path, frames, kind=args.format, fps=args.fps)
+        video.save_video(path, frames, kind=args.format, fps=args.fps)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from checkpoint_io.checkpoints import SavedGenerator
 from generators.volumetric_rendering import RenderOptions
-from image_io import contact_sheet, png
+from image_io import png
 from rendering import filming, viewing
 from rendering.filming import Shot
 from rendering.viewing import SceneObject
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             png.save_png(paths[-1], png.grid(cells, len(columns)))
             thumbnails.append(_shrunk(cells))
         names = [f"{shown.name}{row}" for shown in objects for row in rows]
-        sheet = contact_sheet.contact_sheet(torch.cat(thumbnails), names, columns)
+        sheet = png.contact_sheet(torch.cat(thumbnails), names, columns)
         paths.append(folder / "sheet.png")
         png.save_png(paths[-1], sheet)
     print(*paths, sep="\n")

@@ -16,7 +16,7 @@ import render_video_interpolation
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import Fit
 from generators.trajectories import TRAJECTORIES, Camera
-from image_io import contact_sheet, png
+from image_io import png
 from rendering import filming, viewing
 from rendering.filming import Shot
 from rendering.viewing import SceneObject
@@ -117,18 +117,18 @@ def test_pictures_are_the_generators_without_a_stretch(command, tiny_run):
 
 def test_the_sheet_holds_all_seeds(command):
     folder = command(render_multiview_images, "--seeds", "0-2", "--yaws", "-0.5", "0.5")
-    sheet, step = picture(folder / "sheet.png"), 10 + contact_sheet.GAP
-    top = 2 * contact_sheet.GAP + contact_sheet.FONT_SIZE
+    sheet, step = picture(folder / "sheet.png"), 10 + png.GAP
+    top = 2 * png.GAP + png.FONT_SIZE
     assert sheet.shape[0] == top + 3 * step
     left = sheet.shape[1] - 2 * step
-    assert left > 2 * contact_sheet.GAP
+    assert left > 2 * png.GAP
     for row in range(3):
         grid = picture(folder / f"grid_{row}.png")
         for column in range(2):
             y, x = top + row * step, left + column * step
             own = grid[:, 10 * column : 10 * column + 10]
             assert np.array_equal(sheet[y : y + 10, x : x + 10], own)
-    labels = sheet[top:, : left - contact_sheet.GAP]
+    labels = sheet[top:, : left - png.GAP]
     assert (labels == 0).any()
 
 
@@ -137,7 +137,7 @@ def test_long_labels_are_cut_and_large_pictures_shrunk():
     small = render_multiview_images._shrunk(pictures)
     assert small.shape[-1] == render_multiview_images.SHEET_SIZE
     assert (small == 77).all()
-    sheet = contact_sheet.contact_sheet(small, ["x" * 500], ["yaw 0"])
+    sheet = png.contact_sheet(small, ["x" * 500], ["yaw 0"])
     assert sheet.shape[2] < 500
 
 
