@@ -36,6 +36,7 @@ from system.files import filled_folder
 
 VIEW_OFFSETS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # radians of yaw around the photo's camera
 DEFAULTS = FitOptions()
+MAX_CANDIDATES = 1_000_000
 POOR_GAIN = 6.0  # dB over a single color: a quarter of the photo's variance is left unexplained
 
 
@@ -49,9 +50,9 @@ def build_parser() -> flags.ArgumentParser:
         "black elsewhere, or a cut-out")  # fmt: skip
     add("--crop", default="center", help="none, center (the largest square), or pixels")
     add("--output_dir", type=Path, help="default: PHOTO_fit in the current folder")
-    add("--fit_size", type=flags.positive_int, help="pixels per side at which is compared; "
+    add("--fit_size", type=flags.pixels, help="pixels per side at which is compared; "
         "default: those of the curriculum's last stage")  # fmt: skip
-    add("--candidates", type=flags.positive_int, default=DEFAULTS.num_candidates,
+    add("--candidates", type=flags.whole(1, MAX_CANDIDATES), default=DEFAULTS.num_candidates,
         help="random objects and poses that are tried first")  # fmt: skip
     add("--starts", type=flags.positive_int, default=DEFAULTS.num_starts, help="the best of them, "
         "which are improved")  # fmt: skip

@@ -24,6 +24,7 @@ from system import flags
 from system.errors import UsageError, nearest, nearest_path
 
 NUM_FRAMES = 36  # as published
+MAX_FRAMES, MAX_BATCH = 100_000, 1000
 REQUIRED = ("pitch", "yaw")  # columns of a file of cameras
 COLUMNS = (*REQUIRED, "fov")
 
@@ -47,12 +48,12 @@ def add_video(
     add("--trajectory", default=default, metavar="|".join([*trajectories, "FILE"]),
         help="the camera path; FILE is csv with pitch, yaw (radians) and fov (degrees) of each "
         f"frame; default: {usual}")  # fmt: skip
-    add("--num_frames", type=flags.positive_int, help=f"frames of the camera path; default: "
+    add("--num_frames", type=flags.whole(1, MAX_FRAMES), help="frames of the camera path; default: "
         f"{NUM_FRAMES}, or as many as FILE has")  # fmt: skip
     add("--fps", type=flags.positive_int, default=25, help="frames per second")
     add("--format", choices=video.FORMATS, default="mp4", help="frames is a folder of png")
     add("--depth_map", action="store_true", help="show the depth beside the colors")
-    add("--batch_size", type=flags.positive_int, default=1, help="frames rendered at once")
+    add("--batch_size", type=flags.whole(1, MAX_BATCH), default=1, help="frames rendered at once")
 
 
 def usual_trajectory(saved: SavedGenerator) -> str:

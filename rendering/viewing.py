@@ -28,14 +28,6 @@ from system.errors import UsageError
 
 Precision = Literal["exact", "fast"]
 MEAN_LATENTS = 10_000  # whose mean is the center of truncation, as published
-# Bytes that commands surely take, at the least: they stop nonsense, not what is only slow.
-PIXEL_BYTES = 100  # per pixel of a finished picture: rays, colors, depths
-SAMPLE_BYTES = 200  # per sample of one ray: rays are what is rendered at least at once
-VOXEL_BYTES = 4
-FRAME_BYTES = 200  # per frame: its camera
-IMAGE_BYTES = 2**13  # per image that is measured: its features
-OBJECT_BYTES = 2**12  # per object that is compared with itself: its figures
-FILM_BYTES = 8  # per feature of an object
 MEAN_SEED = 0  # of that mean: the same for every picture, so that seeds are reproducible
 # What --precision fast rounds operands to: float16 is eight times finer, processors have bfloat16.
 FAST_DTYPES = {"cpu": torch.bfloat16, "cuda": torch.float16}
@@ -82,9 +74,9 @@ def add_objects(parser: argparse.ArgumentParser, *, psi: float) -> argparse._Mut
 def add_rendering(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say how to render; for render_options."""
     add = parser.add_argument
-    add("--image_size", type=flags.positive_int, default=256, help="pixels per side")
-    add("--ray_step_multiplier", type=flags.positive_int, default=2, help="samples per ray, as a "
-        "multiple of the curriculum's first stage")  # fmt: skip
+    add("--image_size", type=flags.pixels, default=256, help="pixels per side")
+    add("--ray_step_multiplier", type=flags.whole(1, 1000), default=2, help="samples per ray, as "
+        "a multiple of the curriculum's first stage")  # fmt: skip
     add_field_flags(parser)
 
 
@@ -123,7 +115,6 @@ def open_generator(args: argparse.Namespace) -> SavedGenerator:
     if saved.average != args.ema and saved.average == "none":
         print(f"{saved.path}: no {args.ema}.pth beside it; using the raw parameters",
               file=sys.stderr)  # fmt: skip
-    require_memory(saved, args)
     if device.type == "cpu":
         machine.use_one_thread_for(saved.generator.siren.hidden_dim)
     set_precision(saved.generator, getattr(args, "precision", "exact"))  # not every command has it
@@ -146,35 +137,6 @@ def set_precision(generator: ImplicitGenerator3d, precision: Precision) -> None:
     device = next(generator.parameters()).device.type
     generator.field_dtype = FAST_DTYPES.get(device) if is_fast else None
     generator.skips_empty_space = is_fast
-
-
-def require_memory(saved: SavedGenerator, args: argparse.Namespace) -> None:
-    """Refuse numbers that cannot possibly fit; looks at those of a command's flags that it has.
-
-    Raises:
-        UsageError: names the flag that would take the most memory.
-    """
-    of = {key: value for key, value in vars(args).items() if value is not None}
-    device = next(saved.generator.parameters()).device
-    features = saved.generator.mapping(torch.zeros(1, saved.generator.z_dim, device=device))
-    object_bytes = FILM_BYTES * features.frequencies.numel()
-    at_once = of.get("batch_size", 1)
-    samples = saved.curriculum.stage_settings(0).num_steps * of.get("ray_step_multiplier", 1)
-    needed = {
-        "image_size": PIXEL_BYTES * at_once * of.get("image_size", 0) ** 2,
-        "consistency_size": PIXEL_BYTES * of.get("consistency_size", 0) ** 2,
-        "num_objects": OBJECT_BYTES * of.get("num_objects", 0),
-        "fit_size": PIXEL_BYTES * of.get("fit_size", 0) ** 2,
-        "ray_step_multiplier": SAMPLE_BYTES * at_once * samples,
-        "voxel_resolution": VOXEL_BYTES * of.get("voxel_resolution", 0) ** 3,
-        "num_frames": FRAME_BYTES * of.get("num_frames", 0) * len(of.get("seeds", [0])),
-        "seeds": object_bytes * len(of.get("seeds", [])),
-        "num_images": IMAGE_BYTES * of.get("num_images", 0),
-        "candidates": object_bytes * of.get("candidates", 0),
-    }
-    name = max(needed, key=needed.__getitem__)
-    value = "" if name == "seeds" else f" {of.get(name, '')}"
-    machine.require_memory(f"--{name}{value}", needed[name], device)
 
 
 def objects_to_show(saved: SavedGenerator, args: argparse.Namespace) -> list[SceneObject]:

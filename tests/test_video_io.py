@@ -169,9 +169,7 @@ def test_only_mp4_needs_pyav(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     monkeypatch.delitem(sys.modules, "image_io.mp4", raising=False)
     monkeypatch.delattr("image_io.mp4", raising=False)
-    with pytest.raises(
-        UsageError, match="mp4: needs av; .* pip install av, or choose gif"
-    ):
+    with pytest.raises(UsageError, match="mp4: needs av; .* pip install av, or choose gif"):
         video.check(tmp_path / "a.mp4", "mp4", 25, 3)
     for kind in ("gif", "webp", "frames"):
         path = video.video_path(tmp_path, kind, kind)
