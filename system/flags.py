@@ -198,9 +198,13 @@ def finite_float(text: str) -> float:
     return _number(text, float, math.isfinite, "a number")
 
 
-def fraction(text: str) -> float:
-    """An argparse type: a number from 0 to 1, both included."""
-    return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+def number(lowest: float, highest: float) -> Callable[[str], float]:
+    """Make an argparse type: the numbers from lowest to highest, both included."""
+    wanted = f"a number from {lowest:g} to {highest:g}"
+    return lambda text: _number(text, float, lambda value: lowest <= value <= highest, wanted)
+
+
+fraction = number(0, 1)  # an argparse type
 
 
 def port_number(text: str) -> int:
