@@ -106,7 +106,7 @@ def _way(args: argparse.Namespace, usual: Camera) -> list[Camera]:
 def _video_path(
     saved: SavedGenerator, folder: Path, options: RenderOptions, args: argparse.Namespace
 ) -> Path:
-    """Where the video goes; what is wrong with its flags is said before the long fit."""
+    """Return the path of the video; its flags are checked before the long fit."""
     usual = Camera(*saved.curriculum.poses().center(), options.fov_degrees)
     return filming.destination(args, folder, "reconstructed", len(_way(args, usual)))
 
@@ -123,7 +123,7 @@ def _crop(text: str) -> Crop:
 
 
 def _fit_options(saved: SavedGenerator, args: argparse.Namespace) -> RenderOptions:
-    """How guesses are rendered: as in training, without its randomness."""
+    """Return the options that guesses are rendered with: those of training, without randomness."""
     curriculum = saved.curriculum
     size = args.fit_size or max(stage.img_size for _, stage in curriculum.stages)
     options = replace(curriculum.preview_render(saved.step, size))
@@ -152,7 +152,7 @@ def _open_photo(saved: SavedGenerator, args: argparse.Namespace, options: Render
 def _fitted(
     saved: SavedGenerator, photo: Photo, options: RenderOptions, args: argparse.Namespace
 ) -> tuple[Guess, float]:
-    """The best guess, with a progress bar that shows its loss."""
+    """Fit the photo with a progress bar; return the best guess and its loss."""
     fit = FitOptions(
         num_candidates=args.candidates,
         num_starts=min(args.starts, args.candidates),
@@ -182,7 +182,7 @@ def _fitted(
 
 
 def _guessed_pose(saved: SavedGenerator, generator: Path, photo: Photo) -> Poses | None:
-    """Where the discriminator beside the generator believes the camera to be, if it learned to."""
+    """Return the camera that the discriminator beside the generator predicts, if it learned to."""
     prefix = re.sub(r"(generator|ema2?)\.pth$", "", generator.name)
     path = generator.with_name(f"{prefix}discriminator.pth")
     if saved.curriculum.settings.pos_lambda == 0 or not path.is_file():
@@ -206,7 +206,7 @@ def _save_comparison(
     options: RenderOptions,
     args: argparse.Namespace,
 ) -> float:
-    """Write photo, fit and difference side by side; returns the PSNR in dB where it counts."""
+    """Write photo, fit and difference side by side; return the PSNR in dB, weighted."""
     shot, chunk = Shot(fit.film, _camera(fit)), viewing.chunk_size(saved, args)
     (view,) = filming.views(saved, [shot], options, batch_size=1, points_per_chunk=chunk)
     shown = view.images[0]
@@ -217,13 +217,13 @@ def _save_comparison(
 
 
 def _psnr(shown: Tensor, photo: Photo) -> float:
-    """PSNR of (3, H, W) against the photo where it counts, dB."""
+    """Return the PSNR of (3, H, W) against the photo, weighted by photo.weight, dB."""
     error = ((shown - photo.image) / 2).square().mean(0) * photo.weight
     return -10 * math.log10(max(1e-10, float(error.sum() / photo.weight.sum())))
 
 
 def _flat_psnr(photo: Photo) -> float:
-    """PSNR of the best single color, dB: its error is the photo's variance."""
+    """Return the PSNR of the best single color, dB: its error is the photo's variance."""
     mean = (photo.image * photo.weight).sum((1, 2)) / photo.weight.sum()
     return _psnr(mean[:, None, None].expand_as(photo.image), photo)
 

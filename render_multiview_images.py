@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _labels(args: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """What is added to an object's name at each of its rows, and the headings of the columns."""
+    """Return the labels of an object's rows, to be added to its name, and those of the columns."""
     pitches = [f", pitch {pitch:+g}" if len(args.pitches) > 1 else "" for pitch in args.pitches]
     kinds = ["", " depth"] if args.depth_map else [""]
     rows = [pitch + kind for pitch in pitches for kind in kinds]
@@ -87,7 +87,7 @@ def _cells(
     args: argparse.Namespace,
     bar: "tqdm[None]",
 ) -> Iterator[Tensor]:
-    """The uint8 pictures (3, H, W) of one object, rows first."""
+    """Yield uint8 pictures (3, H, W) of one object, rows first."""
     usual = viewing.usual_camera(saved, shown)
     for pitch in args.pitches:
         row = []
@@ -106,7 +106,7 @@ def _cells(
 
 
 def _shrunk(pictures: Tensor) -> Tensor:
-    """Uint8 pictures (N, 3, H, W) at most at SHEET_SIZE."""
+    """Shrink uint8 pictures (N, 3, H, W) to at most SHEET_SIZE."""
     size = pictures.shape[-1]
     if size <= SHEET_SIZE:
         return pictures

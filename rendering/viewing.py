@@ -1,7 +1,7 @@
-"""BOUNDARY: from a saved generator to pictures: the flags and objects that the commands share.
+"""From flags to a generator, the objects to show and the options to render them with.
 
 A command reads top-down: its parser is made of `add_generator`, `add_objects` and `add_rendering`;
-`open_generator` and `objects_to_show` give what they name, `render_options` how to render it.
+`open_generator`, `objects_to_show` and `render_options` return what these flags name.
 """
 
 import argparse
@@ -16,9 +16,8 @@ import torch
 import curriculums
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
-from generators.cameras import Poses
 from generators.fields import CPU_CHUNK, CUDA_CHUNK
-from generators.generators import ImplicitGenerator3d, View
+from generators.generators import ImplicitGenerator3d
 from generators.latents import sample_latents
 from generators.trajectories import Camera
 from generators.volumetric_rendering import RenderOptions
@@ -45,7 +44,7 @@ class SceneObject(NamedTuple):
 
 
 def add_generator(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say which generator; for open_generator."""
+    """Add the flags of a generator, for open_generator."""
     add = parser.add_argument
     add("generator", type=Path, metavar="generator.pth", help="of a run, or a published one")
     add("--curriculum", help="what it was trained with; our own files know it, "
@@ -57,10 +56,10 @@ def add_generator(parser: argparse.ArgumentParser) -> None:
 
 
 def add_objects(parser: argparse.ArgumentParser, *, psi: float) -> argparse._MutuallyExclusiveGroup:
-    """Add the flags that say what to look at; for objects_to_show.
+    """Add the flags of the objects to show, for objects_to_show.
 
     Returns:
-        The group of flags that name objects, of which a person gives one.
+        The group of flags that name objects; a command line has one of them.
     """
     which = parser.add_mutually_exclusive_group()
     flags.add_seeds(which)
@@ -72,7 +71,7 @@ def add_objects(parser: argparse.ArgumentParser, *, psi: float) -> argparse._Mut
 
 
 def add_rendering(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say how to render; for render_options."""
+    """Add the flags of pictures, for render_options."""
     add = parser.add_argument
     add("--image_size", type=flags.pixels, default=256, help="pixels per side")
     add("--ray_step_multiplier", type=flags.whole(1, 1000), default=2, help="samples per ray, as "
@@ -81,7 +80,7 @@ def add_rendering(parser: argparse.ArgumentParser) -> None:
 
 
 def add_field_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of every evaluation of the field; for render_options and chunk_size."""
+    """Add the flags of all commands that evaluate the field, for render_options and chunk_size."""
     add = parser.add_argument
     add("--max_batch_size", type=flags.positive_int, default=2_400_000, help="the most points in "
         "one call of the field; a smaller number is chosen by itself")  # fmt: skip
@@ -92,7 +91,7 @@ def add_field_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def open_generator(args: argparse.Namespace) -> SavedGenerator:
-    """The generator that the flags of add_generator name; says on stderr what it had to assume.
+    """Load the generator that the flags of add_generator name; print assumptions to stderr.
 
     Raises:
         UsageError: there is none, or it cannot be read.
@@ -122,7 +121,7 @@ def open_generator(args: argparse.Namespace) -> SavedGenerator:
 
 
 def _require_average(saved: SavedGenerator, args: argparse.Namespace) -> None:
-    """Refuse to show other parameters than those of --ema ema2, which nobody gets by default."""
+    """Refuse other parameters than those of --ema ema2, which nobody gets by default."""
     if args.ema != "ema2" or saved.average == "ema2":
         return
     path: Path = args.generator
@@ -132,7 +131,7 @@ def _require_average(saved: SavedGenerator, args: argparse.Namespace) -> None:
 
 
 def set_precision(generator: ImplicitGenerator3d, precision: Precision) -> None:
-    """How faithfully a generator that does not learn any more renders; see docs/speed.md."""
+    """Choose how exactly a trained generator renders; see docs/speed.md."""
     is_fast = precision == "fast"
     device = next(generator.parameters()).device.type
     generator.field_dtype = FAST_DTYPES.get(device) if is_fast else None
@@ -140,7 +139,7 @@ def set_precision(generator: ImplicitGenerator3d, precision: Precision) -> None:
 
 
 def objects_to_show(saved: SavedGenerator, args: argparse.Namespace) -> list[SceneObject]:
-    """The fitted objects where there are some, else those of the seeds.
+    """Return the fitted objects of --fit, or those of --seeds.
 
     Raises:
         UsageError: a fit cannot be read or belongs to another generator, or two have one name.
@@ -151,7 +150,7 @@ def objects_to_show(saved: SavedGenerator, args: argparse.Namespace) -> list[Sce
 
 
 def fitted_objects(saved: SavedGenerator, paths: Sequence[Path]) -> list[SceneObject]:
-    """One object per file of inverse_render.py.
+    """Load one object per file of inverse_render.py.
 
     Raises:
         UsageError: one cannot be read or belongs to another generator, or two have one name.
@@ -168,7 +167,7 @@ def fitted_objects(saved: SavedGenerator, paths: Sequence[Path]) -> list[SceneOb
 
 
 def usual_camera(saved: SavedGenerator, shown: SceneObject) -> Camera:
-    """The camera of the object's photo, or the middle of the curriculum's cameras."""
+    """Return the camera of the object's photo, or the middle of the curriculum's cameras."""
     pitch, yaw = saved.curriculum.poses().center()
     return shown.camera or Camera(pitch, yaw, saved.curriculum.settings.fov)
 
@@ -195,7 +194,7 @@ def objects_of_seeds(
 
 
 def mean_film(saved: SavedGenerator) -> Film:
-    """The center of truncation (1, F)."""
+    """Compute the center of truncation (1, F)."""
     rng = torch.Generator().manual_seed(MEAN_SEED)
     kind = saved.curriculum.settings.z_dist
     latents = sample_latents(MEAN_LATENTS, saved.generator.z_dim, kind=kind, rng=rng)
@@ -203,7 +202,7 @@ def mean_film(saved: SavedGenerator) -> Film:
 
 
 def render_options(saved: SavedGenerator, args: argparse.Namespace) -> RenderOptions:
-    """How to render finished pictures with the flags of add_rendering."""
+    """Return the options for finished pictures from the flags of add_rendering."""
     options = saved.curriculum.preview_render(saved.step, args.image_size)
     return replace(
         options,
@@ -213,21 +212,6 @@ def render_options(saved: SavedGenerator, args: argparse.Namespace) -> RenderOpt
 
 
 def chunk_size(saved: SavedGenerator, args: argparse.Namespace) -> int:
-    """Points in one call of the field: what the memory bears, at most --max_batch_size."""
+    """Return how many points one call of the field may have, at most --max_batch_size."""
     is_cuda = next(saved.generator.parameters()).device.type == "cuda"
     return min(args.max_batch_size, CUDA_CHUNK if is_cuda else CPU_CHUNK)
-
-
-@torch.no_grad()
-def look(
-    saved: SavedGenerator,
-    film: Film,
-    pitch: float,
-    yaw: float,
-    options: RenderOptions,
-    *,
-    points_per_chunk: int,
-) -> View:
-    """The view of one object (1, F) from a camera at pitch and yaw, radians; not random."""
-    poses = Poses(torch.tensor([pitch]), torch.tensor([yaw]))
-    return saved.generator.render(film, poses, options, points_per_chunk=points_per_chunk)

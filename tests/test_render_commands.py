@@ -21,6 +21,7 @@ from rendering import filming, viewing
 from rendering.filming import Shot
 from rendering.viewing import SceneObject
 from system.errors import UsageError
+from views import look
 
 SMALL = ("--image_size", "10", "--ray_step_multiplier", "1", "--device", "cpu")
 COMMON = ["--batch_size", "--curriculum", "--curriculum_file", "--depth_map", "--device", "--ema",
@@ -110,7 +111,7 @@ def test_pictures_are_the_generators_without_a_stretch(command, tiny_run):
     film = viewing.objects_of_seeds(saved, [1], psi=0.7)[0].film
     options = saved.curriculum.preview_render(0, 10)
     pitch, yaw = saved.curriculum.poses().center()
-    view = viewing.look(saved, film, pitch, yaw + 0.25, options, points_per_chunk=1000)
+    view = look(saved, film, pitch, yaw + 0.25, options, points_per_chunk=1000)
     expected = png.to_uint8(view.images)[0].permute(1, 2, 0).numpy()
     assert np.abs(shown.astype(int) - expected).max() <= 1
 

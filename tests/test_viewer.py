@@ -14,6 +14,7 @@ from generators.cameras import Poses, camera_rotations, cast_rays
 from rendering import viewing
 from siren.fused import cpu as fused_cpu
 from system.errors import UsageError
+from views import look
 from web_viewer import checkpoints, pictures
 from web_viewer.page import PoseMap, Server
 from web_viewer.pictures import coarse_size, finished_picture, levels
@@ -133,7 +134,7 @@ def test_a_picture_is_the_render_of_the_commands(tiny_run):
     wanted = request_of(seed=3, psi=0.6, num_steps=8, image_size=9)
     options = replace(saved.curriculum.preview_render(saved.step, 9), num_steps=8)
     film = viewing.objects_of_seeds(saved, [3], psi=0.6)[0].film
-    view = viewing.look(saved, film, 1.3, 1.1, options, points_per_chunk=MANY)
+    view = look(saved, film, 1.3, 1.1, options, points_per_chunk=MANY)
     found = finished_picture(source, wanted, max_points=MANY).float()
     torch.testing.assert_close(found, (view.images[0] + 1) * 127.5, atol=0.51, rtol=0)
 

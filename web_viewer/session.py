@@ -83,26 +83,21 @@ class Shared:
 
 
 class Session:
-    """A visitor, from arrival to departure."""
+    """A visitor, from arrival to departure.
+
+    Attributes:
+        request: the picture that is wanted now.
+        is_wanted: True until the rendering of request begins.
+    """
 
     def __init__(self, shared: Shared, screen: Screen) -> None:
         self._shared, self._screen = shared, screen
         self._changed = threading.Condition()
-        self._request = shared.start
-        self._is_wanted, self._is_gone, self._is_saving = True, False, False
+        self.request, self.is_wanted = shared.start, True
+        self._is_gone = self._is_saving = False
         self._coarse = FIRST_SIZE
         self._shown: tuple[Request, Stamp] | None = None
         self._thread = threading.Thread(target=self._run, name="visitor", daemon=True)
-
-    @property
-    def request(self) -> Request:
-        """The picture that is wanted now."""
-        return self._request
-
-    @property
-    def is_wanted(self) -> bool:
-        """True while a picture is to be rendered that is not begun."""
-        return self._is_wanted
 
     def begin(self) -> None:
         """Start the thread that renders."""
@@ -121,9 +116,9 @@ class Session:
     def _run(self) -> None:
         while not self._is_gone:
             with self._changed:
-                self._changed.wait_for(lambda: self._is_wanted or self._is_gone, LOOK_SECONDS)
+                self._changed.wait_for(lambda: self.is_wanted or self._is_gone, LOOK_SECONDS)
             try:
-                if self._is_wanted and not self._is_gone:
+                if self.is_wanted and not self._is_gone:
                     self.render()
                 elif not self._is_gone:
                     self.look_around()
@@ -133,8 +128,8 @@ class Session:
     def _want(self, **changes: Any) -> None:
         """Change the request and have it rendered; the thread may be busy with the last one."""
         with self._changed:
-            self._request = replace(self._request, **changes)
-            self._is_wanted = True
+            self.request = replace(self.request, **changes)
+            self.is_wanted = True
             self._changed.notify()
 
     def look_around(self) -> None:
@@ -152,7 +147,7 @@ class Session:
     def render(self) -> None:
         """Render what is wanted now: a quick picture, then ever finer ones."""
         with self._changed:
-            request, self._is_wanted = self._request, False
+            request, self.is_wanted = self.request, False
         source = self._shared.source
         try:
             opened = source.open(request.checkpoint, request.ema)
@@ -185,7 +180,7 @@ class Session:
                     pixels = next(parts)
                     seconds += time.perf_counter() - began
                 time.sleep(PAUSE_SECONDS)
-                if self._is_gone or (index > 0 and self._is_wanted):
+                if self._is_gone or (index > 0 and self.is_wanted):
                     return
             if index == 0:
                 self._coarse = coarse_size(size, seconds, MAX_SIZE)
@@ -195,7 +190,7 @@ class Session:
         """Take the values of the page's fields, or say which one is wrong and change nothing."""
         try:
             changes = {name: _read(name, value) for name, value in fields.items()}
-            self._shared.source.check(replace(self._request, **changes))
+            self._shared.source.check(replace(self.request, **changes))
         except UsageError as error:
             self._screen.complain(str(error))
             return
@@ -213,7 +208,7 @@ class Session:
 
     def command_line(self) -> str:
         """Return the command that writes the picture that is wanted now."""
-        shared, request = self._shared, self._request
+        shared, request = self._shared, self.request
         return to_command_line(
             request,
             generator=shared.source.path(request.checkpoint),
@@ -228,7 +223,7 @@ class Session:
             return
         self._is_saving = True
         self._screen.progress(f"{what}: waits", 0.0)
-        self._shared.saver.submit(self._save, what, self._request)
+        self._shared.saver.submit(self._save, what, self.request)
 
     def _save(self, what: str, request: Request) -> None:
         """Save in the thread of the saver."""
