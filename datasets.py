@@ -26,6 +26,7 @@ from torch import Tensor
 import generators.cameras
 import scenes
 from config.schema import DatasetKind
+from image_io import decoding
 from image_io.cache import Block, cached
 from image_io.decoding import Crop, Framing, Pixels, Resize, decode_all
 from image_io.files import HOW_TO_GIVE, Listing, Skipped, find_pictures, opened, printable
@@ -35,7 +36,6 @@ from system.screen import Screen
 
 KINDS: tuple[DatasetKind, ...] = get_args(DatasetKind)
 
-CACHE_VERSION = 1  # raise it when the same files come to give other pixels
 MAX_SKIPPED_PERCENT = 1  # more unreadable files than this, and a run does not start
 NUM_TOY_CARS = 4000
 NUM_NAMED = 3  # skipped files named on the screen
@@ -224,7 +224,7 @@ def open_images(
 
 def _key(options: DatasetOptions, listing: Listing, framing: Framing) -> str:
     """A name that changes with anything that changes the pixels, but not with where files lie."""
-    digest = hashlib.sha256(json.dumps([CACHE_VERSION, asdict(framing)]).encode())
+    digest = hashlib.sha256(json.dumps([decoding.VERSION, asdict(framing)]).encode())
     if options.kind == "ToyCars":
         digest.update(json.dumps([options.kind, options.num_images, options.seed]).encode())
         cameras = Path(generators.cameras.__file__)

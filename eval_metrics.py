@@ -32,6 +32,7 @@ from system import flags
 from system.errors import UsageError
 from system.files import output_folder
 
+MAX_IMAGES = 1_000_000  # their features take 8 GiB
 COLUMNS = (  # of the table: key in metrics.json, name
     ("fid", "FID"), ("kid_mean", "KID x 100"), ("is_mean", "IS"),
     ("precision", "precision"), ("recall", "recall"),
@@ -54,14 +55,14 @@ def build_parser() -> flags.ArgumentParser:
     add = parser.add_argument
     add("--real_image_dir", type=Path, help="square images of one size, as fid_evaluation.py "
         "writes them")  # fmt: skip
-    add("--num_images", type=flags.positive_int, default=2048, help="images to generate")
+    add("--num_images", type=flags.whole(1, MAX_IMAGES), default=2048, help="images to generate")
     add("--protocol", choices=real_images.PROTOCOLS, default="clean", help="clean: png files, "
         "renders without randomness; published: jpg files, jittered samples")  # fmt: skip
     add("--consistency", action="store_true", help="measure 3D consistency")
-    add("--num_objects", type=flags.positive_int, default=16, help="of --consistency")
-    add("--consistency_size", type=flags.positive_int, default=128, help="pixels per side of the "
+    add("--num_objects", type=flags.whole(1, 100_000), default=16, help="of --consistency")
+    add("--consistency_size", type=flags.pixels, default=128, help="pixels per side of the "
         "views of --consistency")  # fmt: skip
-    add("--image_size", type=flags.positive_int, help="pixels per side of generated images; "
+    add("--image_size", type=flags.pixels, help="pixels per side of generated images; "
         "default: that of the real ones")  # fmt: skip
     add("--psi", type=flags.fraction, default=1.0, help="truncation; figures of the literature "
         "have 1")  # fmt: skip

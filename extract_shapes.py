@@ -38,8 +38,8 @@ def build_parser() -> flags.ArgumentParser:
     add = parser.add_argument
     add("--output_dir", type=Path, default=Path("shapes"))
     add("--format", type=_formats, default=["mrc", "glb"], metavar="LIST",
-        help=f"files to write, of {','.join(FORMATS)}")  # fmt: skip
-    add("--voxel_resolution", type=_resolution, default=256, help="voxels along each axis")
+        help=f"what to write, of {','.join(FORMATS)}")  # fmt: skip
+    add("--voxel_resolution", type=flags.whole(8, 2048), default=256, help="voxels along each axis")
     add("--cube_size", type=_size, help="side of the cube in scene units; default: "
         "that of all that the curriculum's rays see")  # fmt: skip
     add("--center", type=_place, nargs=3, default=[0.0, 0.0, 0.0], metavar=("X", "Y", "Z"),
@@ -64,13 +64,6 @@ def _formats(text: str) -> list[str]:
                 f"{name!r} is none of {','.join(FORMATS)}.{nearest(name, FORMATS)}"
             )
     return names
-
-
-def _resolution(text: str) -> int:
-    value = flags.positive_int(text)
-    if value < 8:
-        raise argparse.ArgumentTypeError(f"must be at least 8, not {value}")
-    return value
 
 
 def _size(text: str) -> float:

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 import curriculums
@@ -21,8 +20,7 @@ from image_io.decoding import Resize
 from image_io.files import Listing, Skipped
 from metrics import real_images
 from metrics.real_images import Choice
-from rendering import viewing
-from system import flags, machine
+from system import flags
 from system.errors import UsageError
 from system.files import output_folder
 
@@ -34,7 +32,7 @@ def build_parser() -> flags.ArgumentParser:
     add("--dataset", default="CelebA", help=f"one of {', '.join(datasets.KINDS)}")
     add("--dataset_path", help="folder, glob or .zip of pictures; default: that of the curriculum "
         "of that dataset")  # fmt: skip
-    add("--img_size", type=flags.positive_int, default=128, help="pixels per side")
+    add("--img_size", type=flags.pixels, default=128, help="pixels per side")
     add("--num_imgs", type=flags.positive_int, default=8000, help="how many, if there are as many")
     add("--protocol", choices=real_images.PROTOCOLS, default="clean", help="clean: antialiased "
         "png files; published: nearest-neighbour, mirrored at random, jpg files")  # fmt: skip
@@ -46,8 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Choose the images and write those that are not there yet."""
     args = build_parser().parse_args(argv)
     options = _options(args)
-    needed = viewing.PIXEL_BYTES * args.img_size**2
-    machine.require_memory(f"--img_size {args.img_size}", needed, torch.device("cpu"))
     listing = datasets.find_images(options)
     choice = Choice(
         options=options,

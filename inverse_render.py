@@ -25,8 +25,7 @@ from generators.cameras import Poses
 from generators.inversion import FitOptions, Guess, Photo
 from generators.trajectories import TRAJECTORIES, Camera, SceneObject
 from generators.volumetric_rendering import RenderOptions
-from image_io import png
-from image_io import video as video_io
+from image_io import png, video
 from image_io.decoding import Crop
 from metrics.consistency import psnr
 from rendering import filming, photos, viewing
@@ -36,6 +35,7 @@ from system.files import filled_folder
 
 VIEW_OFFSETS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # radians of yaw around the photo's camera
 DEFAULTS = FitOptions()
+MAX_CANDIDATES = 1_000_000
 POOR_GAIN = 6.0  # dB over a single color: a quarter of the photo's variance is left unexplained
 
 
@@ -44,13 +44,14 @@ def build_parser() -> flags.ArgumentParser:
     parser = flags.ArgumentParser(description="Fit an object and a camera to a photo.")
     viewing.add_generator(parser)
     add = parser.add_argument
-    add("photo", type=Path, help="jpg, png or webp; its alpha channel is honoured")
-    add("--mask", type=Path, help="grey picture of the photo's size, white where the object is")
+    add("photo", type=Path, help="jpg, png or webp; its alpha channel says where the object is")
+    add("--mask", type=Path, help="picture of the photo's size: white where the object is and "
+        "black elsewhere, or a cut-out")  # fmt: skip
     add("--crop", default="center", help="none, center (the largest square), or pixels")
     add("--output_dir", type=Path, help="default: PHOTO_fit in the current folder")
-    add("--fit_size", type=flags.positive_int, help="pixels per side at which is compared; "
+    add("--fit_size", type=flags.pixels, help="pixels per side at which is compared; "
         "default: those of the curriculum's last stage")  # fmt: skip
-    add("--candidates", type=flags.positive_int, default=DEFAULTS.num_candidates,
+    add("--candidates", type=flags.whole(1, MAX_CANDIDATES), default=DEFAULTS.num_candidates,
         help="random objects and poses that are tried first")  # fmt: skip
     add("--starts", type=flags.positive_int, default=DEFAULTS.num_starts, help="the best of them, "
         "which are improved")  # fmt: skip
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _fit_options(saved, args)
     photo = _open_photo(saved, args, options)
     folder = args.output_dir or Path(f"{args.photo.stem}_fit")
-    video = _video_path(saved, folder, options, args)
+    video_path = _video_path(saved, folder, options, args)
     with filled_folder(folder):
         guess, loss = _fitted(saved, photo, options, args)
     pitch, yaw, fov = (float(angle) for angle in (*guess.poses, guess.fov_degrees))
@@ -88,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"a poor fit: only {gain:.1f} dB better than a single color (less than {POOR_GAIN:g} "
               "is poor); look at fit.png")  # fmt: skip
     _save_views(folder / "views.png", saved, fit, args)
-    _save_video(video, saved, fit, _way(args, fit.camera), args)
-    print(f"in {folder}: fit.pth fit.png views.png {video.name}")
+    _save_video(video_path, saved, fit, _way(args, fit.camera), args)
+    print(f"in {folder}: fit.pth fit.png views.png {video_path.name}")
     return 0
 
 
@@ -100,7 +101,7 @@ def _way(args: argparse.Namespace, usual: Camera) -> list[Camera]:
 def _video_path(
     saved: SavedGenerator, folder: Path, options: RenderOptions, args: argparse.Namespace
 ) -> Path:
-    """Where the video goes; what is wrong with its flags is said before the long fit."""
+    """Return the path of the video; its flags are checked before the long fit."""
     usual = Camera(*saved.curriculum.poses().center(), options.fov_degrees)
     return filming.destination(args, folder, "reconstructed", len(_way(args, usual)))
 
@@ -117,7 +118,7 @@ def _crop(text: str) -> Crop:
 
 
 def _fit_options(saved: SavedGenerator, args: argparse.Namespace) -> RenderOptions:
-    """How guesses are rendered: as in training, without its randomness."""
+    """Return the options that guesses are rendered with: those of training, without randomness."""
     curriculum = saved.curriculum
     size = args.fit_size or max(stage.img_size for _, stage in curriculum.stages)
     options = replace(curriculum.preview_render(saved.step, size))
@@ -146,7 +147,7 @@ def _open_photo(saved: SavedGenerator, args: argparse.Namespace, options: Render
 def _fitted(
     saved: SavedGenerator, photo: Photo, options: RenderOptions, args: argparse.Namespace
 ) -> tuple[Guess, float]:
-    """The best guess, with a progress bar that shows its loss."""
+    """Fit the photo with a progress bar; return the best guess and its loss."""
     fit = FitOptions(
         num_candidates=args.candidates,
         num_starts=min(args.starts, args.candidates),
@@ -176,7 +177,7 @@ def _fitted(
 
 
 def _guessed_pose(saved: SavedGenerator, generator: Path, photo: Photo) -> Poses | None:
-    """Where the discriminator beside the generator believes the camera to be, if it learned to."""
+    """Return the camera that the discriminator beside the generator predicts, if it learned to."""
     path = checkpoints.beside(generator, "discriminator.pth")
     if saved.curriculum.settings.pos_lambda == 0 or not path.is_file():
         return None
@@ -195,7 +196,7 @@ def _save_comparison(
     options: RenderOptions,
     args: argparse.Namespace,
 ) -> float:
-    """Write photo, fit and difference side by side; returns the PSNR in dB where it counts."""
+    """Write photo, fit and difference side by side; return the PSNR in dB, weighted."""
     chunk = viewing.chunk_size(saved, args)
     (view,) = filming.views(saved, [fit], options, batch_size=1, points_per_chunk=chunk)
     shown = view.images[0]
@@ -206,13 +207,13 @@ def _save_comparison(
 
 
 def _psnr(shown: Tensor, photo: Photo) -> float:
-    """PSNR of (3, H, W) against the photo where it counts, dB."""
+    """Return the PSNR of (3, H, W) against the photo, weighted by photo.weight, dB."""
     error = ((shown - photo.image) / 2).square().mean(0) * photo.weight
     return float(psnr(error.sum() / photo.weight.sum()))
 
 
 def _flat_psnr(photo: Photo) -> float:
-    """PSNR of the best single color, dB: its error is the photo's variance."""
+    """Return the PSNR of the best single color, dB: its error is the photo's variance."""
     mean = (photo.image * photo.weight).sum((1, 2)) / photo.weight.sum()
     return _psnr(mean[:, None, None].expand_as(photo.image), photo)
 
@@ -240,7 +241,7 @@ def _save_video(
     shots = [fit.seen_from(camera) for camera in way]
     with filming.progress(len(shots), options) as bar:
         frames = filming.frames(saved, shots, options, args, bar)
-        video_io.save_video(path, frames, kind=args.format, fps=args.fps)
+        video.save_video(path, frames, kind=args.format, fps=args.fps)
 
 
 if __name__ == "__main__":

@@ -77,10 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_log(folder: Path) -> list[Entry]:
-    """The entries of a run's log.jsonl, in the order of their steps.
+    """Read the entries of a run's log.jsonl, in the order of their steps.
 
-    Steps that were done twice, by a run that was killed and resumed, count as the last time. A line
-    that a kill tore is left out.
+    Of steps that a killed and resumed run did twice, the last counts. A half-written line is left
+    out.
 
     Raises:
         UsageError: there is no log, or nothing in it.
@@ -104,7 +104,7 @@ def read_log(folder: Path) -> list[Entry]:
 
 
 def curve(entries: Sequence[Entry], name: str) -> Curve:
-    """Steps and values of a logged name; at most ROUGH_SHARE points, each the mean of a group."""
+    """Return steps and values of a logged name, at most ROUGH_SHARE points, by means of groups."""
     pairs = [
         (entry["step"], float(entry[name]))
         for entry in entries
@@ -121,7 +121,7 @@ def curve(entries: Sequence[Entry], name: str) -> Curve:
 
 
 def stage_starts(entries: Sequence[Entry]) -> dict[int, int]:
-    """{first logged step of an image size: that size}."""
+    """Return {first logged step of an image size: that size}."""
     starts: dict[int, int] = {}
     size = None
     for entry in entries:
@@ -132,8 +132,8 @@ def stage_starts(entries: Sequence[Entry]) -> dict[int, int]:
 
 
 def _draw(entries: Sequence[Entry], title: str, path: Path) -> None:
-    """One panel below the other, over the same steps."""
-    import matplotlib  # slow to load, and of no use to a mistyped path
+    """Draw the panels one below the other, over the same steps."""
+    import matplotlib  # here: it is slow to load, and a mistyped path does not need it
 
     matplotlib.use("Agg")
     from matplotlib import pyplot

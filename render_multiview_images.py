@@ -19,7 +19,7 @@ from tqdm import tqdm
 from checkpoint_io.checkpoints import SavedGenerator
 from generators.trajectories import SceneObject
 from generators.volumetric_rendering import RenderOptions
-from image_io import contact_sheet, png
+from image_io import png
 from rendering import filming, viewing
 from system import flags
 from system.files import filled_folder
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             png.save_png(paths[-1], png.grid(cells, len(columns)))
             thumbnails.append(_shrunk(cells))
         names = [f"{shown.name}{row}" for shown in objects for row in rows]
-        sheet = contact_sheet.contact_sheet(torch.cat(thumbnails), names, columns)
+        sheet = png.contact_sheet(torch.cat(thumbnails), names, columns)
         paths.append(folder / "sheet.png")
         png.save_png(paths[-1], sheet)
     print(*paths, sep="\n")
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _labels(args: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """What is added to an object's name at each of its rows, and the headings of the columns."""
+    """Return the labels of an object's rows, to be added to its name, and those of the columns."""
     pitches = [f", pitch {pitch:+g}" if len(args.pitches) > 1 else "" for pitch in args.pitches]
     kinds = ["", " depth"] if args.depth_map else [""]
     rows = [pitch + kind for pitch in pitches for kind in kinds]
@@ -86,7 +86,7 @@ def _cells(
     args: argparse.Namespace,
     bar: "tqdm[None]",
 ) -> Iterator[Tensor]:
-    """The uint8 pictures (3, H, W) of one object, rows first."""
+    """Yield uint8 pictures (3, H, W) of one object, rows first."""
     for pitch in args.pitches:
         row = []
         shots = [shown.seen_from(shown.camera.turned(pitch, yaw)) for yaw in args.yaws]
@@ -104,7 +104,7 @@ def _cells(
 
 
 def _shrunk(pictures: Tensor) -> Tensor:
-    """Uint8 pictures (N, 3, H, W) at most at SHEET_SIZE."""
+    """Shrink uint8 pictures (N, 3, H, W) to at most SHEET_SIZE."""
     size = pictures.shape[-1]
     if size <= SHEET_SIZE:
         return pictures

@@ -1,4 +1,4 @@
-"""Film each object.
+"""Render a video of each object.
 
     python render_video.py out/generator.pth --seeds 0 1 2 3 --trajectory orbit
 

@@ -3,7 +3,7 @@
     python render_video_interpolation.py out/generator.pth --seeds 0 1 2 3 --trajectory orbit
 
 Writes vids/interp.mp4, --num_frames from each object to the next, in which the camera completes
-its way. The video begins again without a jump.
+its path. The video begins again without a jump.
 """
 
 import sys
@@ -52,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def morph(objects: Sequence[SceneObject], ways: Sequence[Sequence[Camera]]) -> list[SceneObject]:
-    """The shots from each object to the next and from the last to the first.
+    """Return shots from each object to the next and from the last to the first.
 
-    Conditioning and camera go from one object's to the next one's at constant speed.
+    Conditioning and camera are interpolated linearly between two objects.
     """
     shots = []
     for index, (start, way) in enumerate(zip(objects, ways, strict=True)):

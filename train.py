@@ -22,8 +22,7 @@ from distributed import processes
 from distributed.processes import Place
 from image_io.files import Listing
 from metrics import inception
-from rendering import viewing
-from system import flags, machine
+from system import flags
 from system.errors import UsageError
 from training import changes, dry_run, setup, state
 from training.fid import FidOptions
@@ -60,7 +59,12 @@ def build_parser() -> flags.ArgumentParser:
     add("--keep", type=flags.positive_int, default=3, help="snapshots kept, the newest ones; "
         "previews of ten times as many steps")  # fmt: skip
     add("--eval_freq", type=flags.positive_int, default=5000, help="steps between FID measurements")
-    add("--eval_images", type=flags.positive_int, default=2048, help="images generated for each")
+    add(
+        "--eval_images",
+        type=flags.whole(1, 1_000_000),
+        default=2048,
+        help="images generated for each",
+    )
     add("--inception_weights", type=Path, help="FID's network, where it cannot be downloaded")
     add("--any_inception_weights", action="store_true", help="take another file than the "
         "published one; its figures cannot be compared")  # fmt: skip
@@ -80,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     typed = _curriculum(args)
     places = processes.plan(args.device, args.num_processes, os.environ)
-    _check_fid(places[0], args)
+    _check_fid(args)
     start = _start(places[0], args)
     curriculum, step = (typed, 0) if start is None else _going_on(start, typed, args)
     listing = _pictures(curriculum, typed)  # before any process or folder is made
@@ -147,10 +151,8 @@ def _options(args: argparse.Namespace, curriculum: Curriculum, command: list[str
     )
 
 
-def _check_fid(place: Place, args: argparse.Namespace) -> None:
+def _check_fid(args: argparse.Namespace) -> None:
     """Refuse what measuring FID, hours later, would stumble over."""
-    needed = viewing.IMAGE_BYTES * args.eval_images
-    machine.require_memory(f"--eval_images {args.eval_images}", needed, place.device)
     if args.inception_weights is not None:
         inception.find_weights(args.inception_weights, takes_any=args.any_inception_weights)
 

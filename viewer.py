@@ -1,15 +1,16 @@
-"""Look around: a page in which one walks around a generated object.
+"""Walk around a generated object in the browser.
 
     python viewer.py out/generator.pth
 
-prints the address of the page. With --save_picture it writes one picture into --output_dir instead,
-as the page does: the page shows the command line for what it shows.
+prints the address of the page. With --save_picture it writes one picture into --output_dir instead:
+the page shows the command line that writes the picture on it.
 """
 
 import argparse
 import ipaddress
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,15 +20,10 @@ from rendering import viewing
 from system import flags
 from system.errors import UsageError
 from system.files import output_folder
-from web_viewer import request as viewer_request
-from web_viewer import saving
 from web_viewer.checkpoints import Checkpoints
-from web_viewer.map import PoseMap
-from web_viewer.request import Eye, Request
-from web_viewer.session import Shared
-from web_viewer.turns import Turns
+from web_viewer.pictures import save_picture
+from web_viewer.request import Eye, Request, add_request, from_args, usual_eye
 
-LOOK_SECONDS = 1.0  # between two looks at whether the files have changed
 EXTRA = "requirements.txt"
 
 
@@ -35,7 +31,7 @@ def build_parser() -> flags.ArgumentParser:
     """All flags of this command."""
     parser = flags.ArgumentParser(description="Look around a generated object in the browser.")
     viewing.add_generator(parser)
-    viewer_request.add_request(parser)
+    add_request(parser)
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen at; the default is this machine "
         "alone, 0.0.0.0 is everybody who can reach it")  # fmt: skip
@@ -58,11 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         fits={shown.name: path for shown, path in zip(fits, args.fit, strict=True)},
         precision=args.precision,
     )
-    request = viewer_request.from_args(args, saved, source.newest, fits)
+    request = from_args(args, saved, source.newest, fits)
     eyes = {shown.name: Eye(*shown.camera) for shown in fits}
     if args.save_picture:
         points = viewing.chunk_size(saved, args)
-        path = saving.save_picture(source, request, args.output_dir, lambda _: None, points)
+        path = save_picture(source, request, args.output_dir, lambda _: None, points)
         print(path)
         return 0
     _serve(source, request, saved, eyes, args)
@@ -76,38 +72,38 @@ def _serve(
     fit_eyes: dict[str, Eye],
     args: argparse.Namespace,
 ) -> None:
-    """Pages until Ctrl-C."""
+    """Serve pages until Ctrl-C."""
     try:
-        from web_viewer import page  # here: it needs what --save_picture does not
+        from web_viewer.page import PoseMap, Server  # here: --save_picture does not need viser
+        from web_viewer.session import Shared
     except ModuleNotFoundError as error:
         raise UsageError(
             f"the page needs {error.name}; install it with: pip install -r {EXTRA}"
         ) from error
     _check_address(args.host, args.port)
     output_dir = output_folder(args.output_dir)
-    turns = Turns()
     shared = Shared(
         source=source,
-        turns=turns,
         start=request,
-        usual=viewer_request.usual_eye(saved),
+        usual=usual_eye(saved),
         fit_eyes=fit_eyes,
         output_dir=output_dir,
         options=_repeated_options(args),
         max_points=viewing.chunk_size(saved, args),
         saver=ThreadPoolExecutor(1, thread_name_prefix="saver"),
     )
-    server = page.Server(shared, PoseMap(saved.curriculum.poses()), args.host, args.port)
+    server = Server(shared, PoseMap(saved.curriculum.poses()), args.host, args.port)
     _announce(args.host, server.port)
     try:
-        turns.run(seconds=LOOK_SECONDS, look_around=server.look_around)
+        while True:
+            time.sleep(3600)
     finally:
         server.stop()
         shared.saver.shutdown(wait=False, cancel_futures=True)
 
 
 def _repeated_options(args: argparse.Namespace) -> list[str]:
-    """Flags of this command that a picture depends on, besides what the page shows."""
+    """Return flags of this command that a picture depends on and the page does not show."""
     words: list[str] = []
     defaults = {"curriculum": None, "curriculum_file": None, "device": "auto", "precision": "exact"}
     for name, default in defaults.items():
@@ -118,10 +114,10 @@ def _repeated_options(args: argparse.Namespace) -> list[str]:
 
 
 def _check_address(host: str, port: int) -> None:
-    """Refuse an address at which no page could be served.
+    """Check that a page can be served at an address.
 
     Raises:
-        UsageError: it is not of this machine, or in use.
+        UsageError: the address is not of this machine, or in use.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -132,7 +128,7 @@ def _check_address(host: str, port: int) -> None:
 
 
 def _announce(host: str, port: int) -> None:
-    """Print the address, and who can reach it."""
+    """Print the address; warn where other machines can reach it."""
     if not is_loopback(host):
         print(
             f"--host {host}: everybody who can reach this machine over the network can use this "
@@ -146,7 +142,7 @@ def _announce(host: str, port: int) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine alone."""
+    """Return True if an address can be reached from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

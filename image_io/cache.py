@@ -1,4 +1,4 @@
-"""BOUNDARY: pixels of a data set kept on disk, so that they are decoded once.
+"""Keep the decoded pixels of a data set on disk.
 
 Legend: N images, H = W = image_size. The entry of a key is a folder of that name in the cache:
 
@@ -39,10 +39,10 @@ MakeBlocks = Callable[[], Generator[Block, None, None]]
 
 
 class CacheEntry(NamedTuple):
-    """Images (N, 3, H, W) uint8, read-only and mapped from disk, and what was left out.
+    """Images (N, 3, H, W) uint8, read-only and mapped from disk, and the files left out.
 
     checksum: of all pixels when they were written.
-    num_small: how many of the pictures had to be enlarged, or were smaller than the crop.
+    num_small: number of pictures that were enlarged, or were smaller than the crop.
     """
 
     pixels: Pixels
@@ -61,7 +61,7 @@ def cached(
     show_progress: bool,
     small: Sequence[str] = (),
 ) -> CacheEntry:
-    """The entry of key, made from blocks if it is not there.
+    """Return the entry of key; make it from blocks if it is not there.
 
     Args:
         cache_dir: created when needed.
@@ -100,7 +100,7 @@ def _progress_bar(num_images: int, image_size: int, is_shown: bool) -> Any:
 def _make(
     entry: Path, blocks: MakeBlocks, image_size: int, bar: Any, small: Sequence[str]
 ) -> CacheEntry:
-    """The entry, written by this process or by one that was faster."""
+    """Return the entry, written by this process or by one that was faster."""
     with _locked(entry.with_name(f"{entry.name}.lock"), is_silent=bar.disable) as is_alone:
         found = _read(entry, image_size)
         if found is not None:
@@ -148,7 +148,7 @@ def _write(
 
 
 def _publish(draft: Path, entry: Path, image_size: int) -> CacheEntry:
-    """Put draft in the place of entry, unless another process was first."""
+    """Rename draft to entry, unless another process was first."""
     if entry.exists() and _read(entry, image_size) is None:
         shutil.rmtree(entry)  # damaged
     try:
@@ -163,7 +163,7 @@ def _publish(draft: Path, entry: Path, image_size: int) -> CacheEntry:
 
 
 def _read(entry: Path, image_size: int) -> CacheEntry | None:
-    """The entry, or None where it is missing or damaged."""
+    """Return the entry, or None where it is missing or damaged."""
     try:
         meta = json.loads((entry / META_FILE).read_text())
         shape = (int(meta["count"]), 3, image_size, image_size)
@@ -182,7 +182,7 @@ def _read(entry: Path, image_size: int) -> CacheEntry | None:
 
 @contextlib.contextmanager
 def _synced(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write whose bytes are on the disk afterwards."""
+    """Open a file to write, and flush its bytes to the disk at the end."""
     with path.open("wb") as file:
         yield file
         file.flush()
@@ -217,7 +217,7 @@ def _require_room(folder: Path, num_bytes: int) -> None:
 
 @contextlib.contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
-    """Say what the person can do about a disk that refuses."""
+    """Turn errors of the disk into one line that names --cache_dir."""
     try:
         yield
     except OSError as error:

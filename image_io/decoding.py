@@ -1,26 +1,35 @@
-"""BOUNDARY: picture files become squares of pixels.
+"""Decode picture files: the one place where bytes of a file become pixels.
 
 Legend: H = W = image_size.
 """
 
 import contextlib
+import functools
+import io
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 
 from image_io.files import Skipped, printable
 from system import machine
+from system.errors import UsageError, nearest_path
 
+VERSION = 2  # part of the keys of caches; raise it when the same files come to give other pixels
 FORMATS = ("JPEG", "PNG", "WEBP")
+JPEG_FORMATS = ("JPEG", "MPO")  # MPO: a jpg of a phone with a second picture behind the first
 MAX_PIXELS = 2**26  # a picture that claims more is refused before memory is spent on it
+MAX_JPEG_PIXELS = 2**28  # of a jpg that is not progressive: it is decoded at half its size
+MAX_PROFILE_BYTES = 2**24  # a larger ICC profile is ignored
+PROBE = np.stack(np.meshgrid(*[np.arange(0, 256, 51, dtype=np.uint8)] * 3), -1).reshape(1, -1, 3)
 LARGE_PIXELS = 2**24  # pictures above this are decoded one at a time, to bound the memory
 CELEBA_RESIZE, CELEBA_CROP = 320, 256  # shorter side, then centred square (published transform)
 PICTURES_PER_TASK = 16
@@ -42,6 +51,8 @@ _TURNS = {  # EXIF orientation -> what makes the picture upright
     8: Image.Transpose.ROTATE_90,
 }
 _large_picture = threading.Lock()
+Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS  # Pillow's own limit, which _opened applies sooner
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MiB of text or ICC profile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +77,16 @@ def decode_all(
     *,
     small: list[str] | None = None,
 ) -> Iterator[list[Pixels | Skipped]]:
-    """All pictures in order, a few at a time, on all cores.
+    """Decode pictures in order, a few at a time, on all cores; transparent parts become white.
 
-    small takes the names of those that have fewer pixels than the framing asks for.
-
-    Threads, not processes: Pillow decodes outside of the interpreter's lock, and a thread needs
+    Threads, not processes: Pillow decodes without the interpreter's lock, and a thread needs
     neither a fresh import of torch nor a guarded main module.
+
+    Args:
+        open_file: opens a name.
+        names: of the pictures.
+        framing: part and size of each picture.
+        small: takes the names of pictures that have fewer pixels than the framing asks for.
     """
     starts = range(0, len(names), PICTURES_PER_TASK)
     pending: deque[Future[list[Pixels | Skipped]]] = deque()
@@ -87,7 +102,7 @@ def decode_all(
 
 @contextlib.contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Damaged files, which are reported in one place, cause no warnings; oversized ones fail."""
+    """Silence Pillow's warnings, as damaged files are reported here; oversized ones are errors."""
     with warnings.catch_warnings():  # acts on all threads
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -101,72 +116,115 @@ def _decode_some(
     for name in names:
         try:
             with open_file(name) as stream:
-                pixels, is_small = _decode(stream, framing)
-            results.append(pixels)
+                image, is_small = _decode(stream, framing)
+            results.append(_pixels(image))
             if is_small and small is not None:
                 small.append(name)
-        except UnidentifiedImageError:  # its text holds a memory address
-            results.append(Skipped(printable(name), "not a jpg, png or webp picture"))
         except Exception as error:  # damaged files make Pillow raise almost anything
-            reason = printable(str(error) or type(error).__name__)[:MAX_REASON]
-            results.append(Skipped(printable(name), reason))
+            results.append(Skipped(printable(name), _reason(error)))
     return results
 
 
-def decode_picture(stream: IO[bytes], framing: Framing) -> Pixels:
-    """Pixels (3, H, W) of one jpg, png or webp: upright, RGB, transparent parts white.
+def _reason(error: Exception) -> str:
+    """Say in one line why a picture cannot be read."""
+    if isinstance(error, UnidentifiedImageError):  # its own text holds a memory address
+        return "not a jpg, png or webp picture"
+    return printable(str(error) or type(error).__name__)[:MAX_REASON]
 
-    Animations give their first frame.
+
+def decode_picture(stream: IO[bytes], framing: Framing | None = None) -> Pixels:
+    """Decode a jpg, png or webp to pixels (3, H, W): upright, sRGB, transparent parts white.
 
     Args:
-        stream: the file's bytes, at the start.
-        framing: which part of the picture, and H = W.
+        stream: the file's bytes, at the start. Animations give their first frame.
+        framing: part and size of the picture to return; None returns the whole picture.
 
     Raises:
         Exception: whatever Pillow says of a damaged file, or that the picture is too large.
     """
-    return _decode(stream, framing)[0]
+    return _pixels(_over_white(_decode(stream, framing)[0]))
 
 
-def _decode(stream: IO[bytes], framing: Framing) -> tuple[Pixels, bool]:
-    """As decode_picture, and whether the picture has fewer pixels than the framing asks for."""
+def read_picture(path: Path) -> Image.Image:
+    """Decode a whole jpg, png or webp file: upright, sRGB, RGBA where it has transparency.
+
+    Raises:
+        UsageError: the file is missing, empty, damaged, too large or no such picture.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such picture.{nearest_path(path)}")
+    try:
+        with path.open("rb") as stream, _quiet_pillow():
+            return _decode(stream, None)[0]
+    except Exception as error:  # damaged files make Pillow raise almost anything
+        reason = _reason(error) if path.stat().st_size else "empty file"
+        raise UsageError(f"{path}: cannot be read: {reason}") from error
+
+
+def _decode(stream: IO[bytes], framing: Framing | None) -> tuple[Image.Image, bool]:
+    """Decode an upright sRGB picture; return whether framing asks for more pixels than it has.
+
+    Without a framing: RGB or RGBA of the file's own size, or half of it for a jpg of more than
+    MAX_PIXELS. With one: its square, in RGB over white.
+    """
+    image = _opened(stream)
+    is_small, box = False, (0.0, 0.0, float(image.width), float(image.height))
+    if framing is not None:
+        box = left, top, right, bottom = crop_box(*image.size, framing.crop)
+        wanted = max(framing.image_size, framing.crop if isinstance(framing.crop, int) else 0)
+        is_small = min(right - left, bottom - top) < wanted
+    scale = _shrink_while_decoding(image, framing)
+    is_large = image.width * image.height > LARGE_PIXELS
+    with _large_picture if is_large else contextlib.nullcontext():
+        image.load()
+        picture = _to_srgb(image)
+        if framing is not None:
+            left, top, right, bottom = (side * scale for side in box)
+            picture = _resized(_over_white(picture), (left, top, right, bottom), framing)
+    orientation = _orientation(image)
+    if orientation in _TURNS:  # last, where it costs least; centred crops do not mind
+        picture = picture.transpose(_TURNS[orientation])
+    return picture, is_small
+
+
+def _opened(stream: IO[bytes]) -> Image.Image:
+    """Read the head of a picture and check its size; a PNG's checksums too.
+
+    Raises:
+        ValueError: it has too many pixels.
+    """
     image = Image.open(stream, formats=FORMATS)
-    num_pixels = image.width * image.height
-    if num_pixels > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS} in all")
+    is_reducible = image.format in JPEG_FORMATS and not image.info.get("progressive")
+    limit = MAX_JPEG_PIXELS if is_reducible else MAX_PIXELS
+    if image.width * image.height > limit:
+        raise ValueError(f"{image.width} x {image.height} pixels, more than {limit} in all")
     if image.format == "PNG":  # decoding alone would not check the sums of the pixel data
         image.verify()
         stream.seek(0)
         image = Image.open(stream, formats=FORMATS)
-    left, top, right, bottom = crop_box(*image.size, framing.crop)
-    wanted = max(framing.image_size, framing.crop if isinstance(framing.crop, int) else 0)
-    is_small = min(right - left, bottom - top) < wanted
-    scale = _shrink_while_decoding(image, framing)
-    box = (left * scale, top * scale, right * scale, bottom * scale)
-    is_large = image.width * image.height > LARGE_PIXELS
-    with _large_picture if is_large else contextlib.nullcontext():
-        image.load()
-        square = _resized(_to_rgb(image), box, framing)
-    orientation = _orientation(image)
-    if orientation in _TURNS:  # last, where it costs least; centred crops do not mind
-        square = square.transpose(_TURNS[orientation])
-    pixels: Pixels = np.asarray(square).transpose(2, 0, 1)
-    return pixels, is_small
+    return image
 
 
-def _shrink_while_decoding(image: Image.Image, framing: Framing) -> float:
-    """Decoded pixels per source pixel: 1, or less for a jpg that is far larger than needed.
+def _shrink_while_decoding(image: Image.Image, framing: Framing | None) -> float:
+    """Have a jpg decoded at 1/2, 1/4 or 1/8 of its size, where that loses nothing that is needed.
 
-    A jpg decodes at 1/2, 1/4 or 1/8 size in a fraction of the time. It may where the antialiasing
-    filter still has to shrink the result by 2 or more, so that the filter decides the look.
+    It takes a fraction of the time. It is done where the antialiasing filter still has to shrink
+    the result by 2 or more, so that the filter decides the look, and above MAX_PIXELS.
+
+    Returns:
+        Decoded pixels per source pixel, 1 where nothing is shrunk.
     """
-    if framing.resize == "nearest" or image.format not in ("JPEG", "MPO"):
-        return 1.0
     width, height = image.size
-    left, top, right, bottom = crop_box(width, height, framing.crop)
-    least_width = 2 * framing.image_size * width / (right - left)
-    least_height = 2 * framing.image_size * height / (bottom - top)
-    drafted = image.draft(image.mode, (int(least_width) + 1, int(least_height) + 1))
+    if image.format not in JPEG_FORMATS:
+        return 1.0
+    least_width, least_height = width, height
+    if framing is not None and framing.resize != "nearest":
+        left, top, right, bottom = crop_box(width, height, framing.crop)
+        least_width = int(2 * framing.image_size * width / (right - left)) + 1
+        least_height = int(2 * framing.image_size * height / (bottom - top)) + 1
+    if width * height > MAX_PIXELS:
+        least_width, least_height = min(least_width, width // 2), min(least_height, height // 2)
+    drafted = image.draft(image.mode, (least_width, least_height))
     return 1.0 if drafted is None else drafted[1][2] / width
 
 
@@ -178,19 +236,73 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB over white."""
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Convert a decoded picture of any mode to sRGB: RGB, or RGBA where it has transparency."""
+    profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):  # 16 bit grey, which Pillow itself would cut off at 255
         values = np.asarray(image).astype(np.int32).clip(0, 65535)
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+    picture = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    transform = _transform(profile, image.mode) if profile else None
+    if transform is None:
+        return picture
+    source = picture if transform.input_mode == "RGB" else image
+    colors: Image.Image = transform.apply(source.convert(transform.input_mode))
+    if picture.mode == "RGBA":
+        colors.putalpha(picture.getchannel("A"))
+    return colors
+
+
+@functools.lru_cache(8)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Build the conversion of colors to sRGB that an ICC profile asks for.
+
+    Returns:
+        None where the profile is that of sRGB, is damaged, or is not for pictures of this mode;
+        the colors are then sRGB as they are, as in browsers.
+    """
+    if len(profile) > MAX_PROFILE_BYTES:
+        return None
+    srgb = ImageCms.createProfile("sRGB")
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        kind = source.profile.xcolor_space.strip()
+        taken = {"CMYK": ("CMYK",), "GRAY": ("1", "L", "LA")}.get(kind)
+        if mode not in taken if taken else (kind != "RGB" or mode == "CMYK"):
+            return None
+        transform = ImageCms.buildTransform(
+            source,
+            srgb,
+            {"GRAY": "L"}.get(kind, kind),
+            "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            ImageCms.Flags.BLACKPOINTCOMPENSATION | ImageCms.Flags.NOCACHE,  # shared by threads
+        )
+    except (ImageCms.PyCMSError, OSError):
+        return None
+    if kind == "RGB":
+        colors = Image.fromarray(PROBE)
+        found = np.asarray(transform.apply(colors)).astype(int)
+        if np.abs(found - PROBE).max() <= 1:
+            return None
+    return transform
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """Put an RGBA picture on white; an RGB one stays."""
+    if image.mode == "RGB":
+        return image
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _pixels(image: Image.Image) -> Pixels:
+    """The pixels (3, H, W) of an RGB picture."""
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 def crop_box(width: int, height: int, crop: Crop) -> Box:
-    """What crop keeps of a picture, in its pixels."""
+    """Return the part of a picture that crop keeps, in source pixels."""
     if crop == "none":
         return 0, 0, width, height
     if crop == "celeba":
@@ -203,7 +315,7 @@ def crop_box(width: int, height: int, crop: Crop) -> Box:
 
 
 def _resized(image: Image.Image, box: Box, framing: Framing) -> Image.Image:
-    """The part of the picture inside box, at the size and with the filter of framing."""
+    """Resize the part of an image inside box to the size and with the filter of framing."""
     size = (framing.image_size, framing.image_size)
     if framing.resize == "antialias":
         return image.resize(size, Image.Resampling.BICUBIC, box=box)

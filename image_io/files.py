@@ -1,4 +1,4 @@
-"""BOUNDARY: where pictures lie: a folder, a glob or a .zip. Nothing is decoded here."""
+"""Find pictures in a folder, a glob or a .zip; nothing is decoded here."""
 
 import contextlib
 import glob
@@ -21,7 +21,7 @@ Stamp = tuple[int, int]  # size and time of a file, size and checksum of a zip m
 
 
 class Skipped(NamedTuple):
-    """A file that cannot be read, and why; both fit one line of a terminal."""
+    """A file that cannot be read, and the reason; both fit one line of a terminal."""
 
     name: str
     reason: str
@@ -53,24 +53,24 @@ class Listing:
 
 
 def printable(text: str) -> str:
-    """Text on one line and safe to print: newlines, controls and broken bytes are escaped."""
+    """Escape newlines, control characters and broken bytes, so that text prints on one line."""
     safe = (c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
     return "".join(safe)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a folder or file is not meant to be seen."""
+    """Return True for names of hidden files and folders."""
     return name == "__MACOSX" or (name.startswith(".") and name not in (".", ".."))
 
 
 def is_picture_name(name: str) -> bool:
-    """Whether the ending is a picture's and the file is not hidden (as macOS's "._photo.jpg")."""
+    """Return True for a picture's ending, unless the file is hidden (as macOS's "._photo.jpg")."""
     base = name.rpartition("/")[2]
     return base.lower().endswith(SUFFIXES) and not is_hidden(base)
 
 
 def find_pictures(path: str) -> Listing:
-    """The pictures that path leads to.
+    """List the pictures that path leads to.
 
     Args:
         path: a folder, searched with its sub-folders (links are followed, but never in circles and
@@ -107,7 +107,7 @@ def find_pictures(path: str) -> Listing:
 
 
 def _walk(root: str) -> Iterator[str]:
-    """Every file below root, each real folder once."""
+    """Yield every file below root, each real folder once."""
 
     def refuse(error: OSError) -> None:
         raise UsageError(f"cannot list '{printable(str(error.filename))}': {error.strerror}")
@@ -126,14 +126,14 @@ def _walk(root: str) -> Iterator[str]:
 
 
 def _fixed_part(pattern: str) -> str:
-    """The folder in front of the first wildcard."""
+    """Return the folder in front of the first wildcard."""
     while glob.has_magic(pattern):
         pattern = os.path.dirname(pattern)
     return pattern or "."
 
 
 def _expand(pattern: str) -> Iterator[str]:
-    """Files that match; glob.glob would follow links in circles through "**"."""
+    """Yield files that match; glob.glob would follow links in circles through "**"."""
     parts = pattern.split("/")
     if "**" not in parts:
         yield from glob.iglob(pattern)
@@ -150,7 +150,7 @@ def _expand(pattern: str) -> Iterator[str]:
 
 
 def _list_files(root: str, paths: Iterator[str]) -> _Found:
-    """The pictures among paths, named relative to root."""
+    """List the pictures among paths, named relative to root."""
     stamps: dict[str, Stamp] = {}
     skipped = []
     for path in paths:
@@ -173,7 +173,7 @@ def _list_files(root: str, paths: Iterator[str]) -> _Found:
 
 
 def _list_members(path: str) -> _Found:
-    """The pictures in a .zip; where two members have one name, the later counts."""
+    """List the pictures in a .zip; where two members have one name, the later counts."""
     stamps: dict[str, Stamp] = {}
     skipped = []
     with _open_zip(path) as archive:
@@ -191,7 +191,7 @@ def _list_members(path: str) -> _Found:
 
 
 def _refusal(num_bytes: int, is_file: bool) -> str:
-    """Why a file cannot be a picture we read, judged from outside; empty where it can."""
+    """Say why a file cannot be read as a picture, unopened; empty where it can."""
     if not is_file:
         return "not a regular file"
     if num_bytes == 0:
@@ -211,7 +211,7 @@ def _open_zip(path: str) -> zipfile.ZipFile:
 
 @contextlib.contextmanager
 def opened(listing: Listing) -> Iterator[Callable[[str], IO[bytes]]]:
-    """A function from name to the picture's bytes as a file; safe to call from many threads.
+    """Give a function that opens a picture by name; it may be called from many threads.
 
     A member of a .zip is read into memory and never written out, so its name cannot do harm.
     """

@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from datasets import DatasetOptions
-from image_io.decoding import FORMATS, Framing, Pixels, decode_all
+from image_io import decoding
+from image_io.decoding import Framing, Pixels, decode_all, decode_picture, read_picture
 from image_io.files import Listing, Skipped, find_pictures, opened
 from scenes.toy_car_images import toy_car_images
 from system.errors import UsageError
@@ -53,9 +54,7 @@ def encoded(pixels: Pixels, protocol: Protocol) -> bytes:
 
 def decoded(content: bytes) -> Tensor:
     """Decode the bytes of an image file to (3, H, W) uint8."""
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        pixels = np.array(image.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(decode_picture(io.BytesIO(content)).copy())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,15 +147,15 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """
     path = folder / MANIFEST
     own = json.loads(json.dumps(content))
-    if path.is_file():
+    if any(file != path for file in folder.glob("*.*")):  # else an earlier try wrote no image
+        if not path.is_file():
+            raise UsageError(f"{folder} holds files that are not ours; give another --output_dir")
         if read_manifest(folder) != own:
             raise UsageError(
                 f"{folder} holds real images that were made in another way (see {MANIFEST}); "
                 "give another --output_dir"
             )
         return
-    if folder.is_dir() and any(folder.glob("*.*")):
-        raise UsageError(f"{folder} holds files that are not ours; give another --output_dir")
     with replaced(path) as file:
         file.write(json.dumps(own, indent=1).encode())
 
@@ -206,8 +205,8 @@ class RealSet:
         return image
 
     def content_hash(self) -> str:
-        """Hash the contents of the images' files, independent of names and place."""
-        digest = hashlib.sha256()
+        """Hash the contents of the images' files and the decoder's version, not their names."""
+        digest = hashlib.sha256(str(decoding.VERSION).encode())
         for number in range(len(self)):
             digest.update(hashlib.sha256(self.content(number)).digest())
         return digest.hexdigest()
@@ -223,10 +222,11 @@ def open_real_set(folder: Path) -> RealSet:
         hint = "; fid_evaluation.py writes real images from a data set"
         raise UsageError(f"--real_image_dir {folder}: is no folder{hint}")
     listing = find_pictures(str(folder))
-    first = listing.names[0]
-    with Image.open(folder / first, formats=FORMATS) as image:
-        size = image.width
-    key = [str(folder.resolve()), listing.names, listing.stamps]
+    if listing.skipped:
+        name, reason = listing.skipped[0]
+        raise UsageError(f"{folder}/{name}: cannot be read: {reason}")
+    size = read_picture(folder / listing.names[0]).width
+    key = [decoding.VERSION, str(folder.resolve()), listing.names, listing.stamps]
     return RealSet(
         folder=folder,
         names=listing.names,

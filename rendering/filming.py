@@ -1,6 +1,8 @@
-"""BOUNDARY: objects along a camera's way: the flags and frames that the video commands share."""
+"""Render frames along a camera path: the flags and functions that the video commands share."""
 
 import argparse
+import csv
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -9,18 +11,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from checkpoint_io.checkpoints import SavedGenerator
-from generators.cameras import Poses
+from generators.cameras import POLE_MARGIN, Poses
 from generators.generators import View
 from generators.pictures import depth_pictures, surface_depths
 from generators.trajectories import Camera, SceneObject, Trajectory
 from generators.volumetric_rendering import RenderOptions
 from image_io import png, video
-from rendering import camera_files, viewing
+from rendering import viewing
 from siren.film import Film
 from system import flags
-from system.errors import UsageError, nearest
+from system.errors import UsageError, nearest, nearest_path
 
 NUM_FRAMES = 36  # as published
+MAX_FRAMES, MAX_BATCH = 100_000, 1000
+REQUIRED = ("pitch", "yaw")  # columns of a file of cameras
+COLUMNS = (*REQUIRED, "fov")
 
 
 def add_video(
@@ -29,22 +34,22 @@ def add_video(
     *,
     default: str | None = None,
 ) -> None:
-    """Add the flags of videos; for cameras and save. Without a default see usual_trajectory."""
+    """Add the flags of videos, for cameras and destination; default is that of --trajectory."""
     add = parser.add_argument
     usual = default or "orbit where the training cameras were all around, else front"
     add("--trajectory", default=default, metavar="|".join([*trajectories, "FILE"]),
-        help="the camera's way; FILE is csv or json with pitch, yaw (radians) and fov (degrees) "
-        f"of each frame; default: {usual}")  # fmt: skip
-    add("--num_frames", type=flags.positive_int, help=f"frames of the camera's way; default: "
+        help="the camera path; FILE is csv with pitch, yaw (radians) and fov (degrees) of each "
+        f"frame; default: {usual}")  # fmt: skip
+    add("--num_frames", type=flags.whole(1, MAX_FRAMES), help="frames of the camera path; default: "
         f"{NUM_FRAMES}, or as many as FILE has")  # fmt: skip
     add("--fps", type=flags.positive_int, default=25, help="frames per second")
     add("--format", choices=video.FORMATS, default="mp4", help="frames is a folder of png")
     add("--depth_map", action="store_true", help="show the depth beside the colors")
-    add("--batch_size", type=flags.positive_int, default=1, help="frames rendered at once")
+    add("--batch_size", type=flags.whole(1, MAX_BATCH), default=1, help="frames rendered at once")
 
 
 def usual_trajectory(saved: SavedGenerator) -> str:
-    """The way that stays where the training cameras were: from below a toy car has no floor."""
+    """Choose the path that stays where the training cameras were: a toy car has no underside."""
     is_around = saved.curriculum.settings.sample_dist == "spherical_uniform"
     return "orbit" if is_around else "front"
 
@@ -52,12 +57,12 @@ def usual_trajectory(saved: SavedGenerator) -> str:
 def cameras(
     args: argparse.Namespace, trajectories: Mapping[str, Trajectory], usual: Sequence[Camera]
 ) -> list[list[Camera]]:
-    """Where each of several objects is seen from, frame by frame.
+    """Return the camera path of each object, one camera per frame.
 
     Args:
         args: with the flags of add_video.
         trajectories: those that --trajectory can name.
-        usual: the camera that each object is usually seen by.
+        usual: one camera per object: the middle of the training cameras, or that of its photo.
 
     Raises:
         UsageError: --trajectory is neither a name nor a readable file, or leaves what can be seen.
@@ -68,7 +73,7 @@ def cameras(
     else:
         _check_is_file(args.trajectory, trajectories)
         path = Path(args.trajectory)
-        ways = [camera_files.read_cameras(path, camera.fov_degrees) for camera in usual]
+        ways = [read_cameras(path, camera.fov_degrees) for camera in usual]
         if args.num_frames not in (None, len(ways[0])):
             raise UsageError(
                 f"--num_frames {args.num_frames}: {path} has {len(ways[0])}; leave the flag out"
@@ -89,6 +94,72 @@ def _check_is_file(text: str, trajectories: Mapping[str, Trajectory]) -> None:
         )
 
 
+def read_cameras(path: Path, fov_degrees: float) -> list[Camera]:
+    """Read one camera per line of a csv file: pitch and yaw in radians, fov in degrees.
+
+    fov, the full angle of view, may be left out; fov_degrees is taken then.
+
+    Raises:
+        UsageError: the file cannot be read; the text names the line.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file.{nearest_path(path)}")
+    try:
+        text = path.read_text("utf-8-sig")  # spreadsheets begin their csv with a byte-order mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as text ({error})") from error
+    found = [_camera(where, row, fov_degrees) for where, row in _camera_rows(path, text)]
+    if not found:
+        raise UsageError(f"{path}: holds no cameras")
+    return found
+
+
+def _camera_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
+    reader = csv.reader(text.splitlines())
+    header = [name.strip().lower() for name in next(reader, [])]
+    _check_header(f"{path}, line 1", header)
+    for row in reader:
+        if not any(cell.strip() for cell in row):
+            continue
+        where = f"{path}, line {reader.line_num}"
+        if len(row) != len(header):
+            raise UsageError(f"{where}: has {len(row)} values, the header has {len(header)}")
+        yield where, dict(zip(header, row, strict=True))
+
+
+def _check_header(where: str, names: list[str]) -> None:
+    columns = ", ".join(COLUMNS)
+    for name in names:
+        if name not in COLUMNS:
+            hint = nearest(name, COLUMNS)
+            raise UsageError(f"{where}: {name!r} is none of the columns {columns}.{hint}")
+        if names.count(name) > 1:
+            raise UsageError(f"{where}: {name!r} is there twice")
+    for name in REQUIRED:
+        if name not in names:
+            raise UsageError(f"{where}: {name!r} is missing; the columns are {columns}")
+
+
+def _camera(where: str, row: dict[str, str], fov_degrees: float) -> Camera:
+    pitch, yaw = (_number(where, name, row[name]) for name in REQUIRED)
+    fov = _number(where, "fov", row["fov"]) if "fov" in row else fov_degrees
+    if not POLE_MARGIN <= pitch <= math.pi - POLE_MARGIN:
+        raise UsageError(f"{where}: pitch is {pitch}, must be between 0 and pi radians")
+    if not 0 < fov < 180:
+        raise UsageError(f"{where}: fov is {fov}, must be between 0 and 180 degrees")
+    return Camera(pitch, yaw, fov)
+
+
+def _number(where: str, name: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise UsageError(f"{where}: {name} is {value!r}, not a number")
+    return number
+
+
 @torch.no_grad()
 def views(
     saved: SavedGenerator,
@@ -99,7 +170,7 @@ def views(
     points_per_chunk: int,
     bar: "tqdm[None] | None" = None,
 ) -> Iterator[View]:
-    """The views of shots, batch_size at a time, without randomness; bar is one of progress."""
+    """Render shots, batch_size at a time, without randomness; bar counts the rays."""
     report = bar.update if bar is not None else lambda num_rays: None
     for start in range(0, len(shots), batch_size):
         part = shots[start : start + batch_size]
@@ -119,12 +190,12 @@ def views(
 
 
 def progress(num_views: int, options: RenderOptions) -> "tqdm[None]":
-    """A bar that counts the rays of so many views: it moves within a large picture too."""
+    """Make a bar that counts the rays of all views: it moves within a large picture too."""
     return tqdm(total=num_views * options.image_size**2, unit="ray", unit_scale=True)
 
 
 def pictures(view: View, options: RenderOptions, *, depth_map: bool) -> tuple[Tensor, ...]:
-    """Uint8 pictures (B, 3, H, W): the colors, and with depth_map the depths."""
+    """Return uint8 pictures (B, 3, H, W): the colors, and with depth_map the depths."""
     colors = png.to_uint8(view.images)
     if not depth_map:
         return (colors,)
@@ -139,7 +210,7 @@ def frames(
     args: argparse.Namespace,
     bar: "tqdm[None]",
 ) -> Iterator[Tensor]:
-    """Uint8 frames (3, H, W or 2 W), rendered as they are asked for; bar counts them."""
+    """Yield uint8 frames (3, H, W or 2 W), rendered as they are asked for; bar counts the rays."""
     for view in views(
         saved,
         shots,
@@ -152,10 +223,10 @@ def frames(
 
 
 def destination(args: argparse.Namespace, folder: Path, name: str, num_frames: int) -> Path:
-    """Where the video of that name goes.
+    """Return the path of the video of that name, after checks that it can be written.
 
     Raises:
-        UsageError: it could not be written there, or not with the flags of add_video.
+        UsageError: it cannot be written there, or not with the flags of add_video.
     """
     path = video.video_path(folder, name, args.format)
     video.check(path, args.format, args.fps, num_frames)

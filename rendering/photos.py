@@ -1,15 +1,20 @@
-"""BOUNDARY: one photo of a person's, with what is known of where the object is in it."""
+"""Read a photo to fit, and the mask that says where its object is."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from generators.inversion import Photo
-from image_io.decoding import FORMATS, MAX_PIXELS, Crop, crop_box
-from system.errors import UsageError, nearest_path
+from image_io.decoding import Crop, crop_box, read_picture
+from system.errors import UsageError
+
+GREY_TOLERANCE = 16  # of 255: what the compression of a jpg can add between channels
+HALF = 128  # of 255: a grey mask must be brighter than that somewhere
 
 
 def open_photo(
@@ -20,27 +25,28 @@ def open_photo(
     mask: Path | None = None,
     background: float | None,
 ) -> Photo:
-    """A photo at size x size pixels, upright.
+    """Read a photo at size x size pixels, upright.
 
-    Its alpha channel, or a grey picture mask (white is the object), says where the object is.
+    Its alpha channel, or a mask (white is the object), says where the object is.
 
     Args:
         path: jpg, png or webp.
         size: pixels per side.
-        crop: which part of it.
-        mask: picture of the photo's own size; takes the place of its alpha channel.
-        background: what the generator renders behind objects, in [-1, 1]: the photo is put on it
-            and its alpha is to be matched. None where there is none: what is not the object then
-            does not count.
+        crop: part of the photo to keep.
+        mask: picture of the photo's own size; replaces the alpha channel.
+        background: value in [-1, 1] that the generator renders behind objects: the photo is put on
+            it and its alpha is to be matched. None where there is none: pixels outside of the
+            object then have no weight.
 
     Raises:
-        UsageError: a file cannot be read, or the mask has another size.
+        UsageError: a file cannot be read, or the mask has another size or is no mask.
     """
-    image = _opened(path).convert("RGBA")
+    image = read_picture(path).convert("RGBA")
     if mask is not None:
-        plane = _opened(mask).convert("L")
+        plane = read_mask(mask)
         if plane.size != image.size:
-            raise UsageError(f"--mask {mask}: is {plane.size}, the photo is {image.size} pixels")
+            sizes = [f"{width} x {height}" for width, height in (plane.size, image.size)]
+            raise UsageError(f"--mask {mask}: is {sizes[0]}, the photo is {sizes[1]} pixels")
         image.putalpha(plane)
     box = crop_box(*image.size, crop)
     square = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
@@ -60,16 +66,39 @@ def _not_empty(alpha: Tensor, path: Path) -> Tensor:
     return alpha
 
 
-def _opened(path: Path) -> Image.Image:
-    """A whole picture, turned upright."""
-    if not path.is_file():
-        raise UsageError(f"{path}: no such picture.{nearest_path(path)}")
-    try:
-        image = Image.open(path, formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise UsageError(f"{path}: {image.width} x {image.height} pixels are too many")
-        return ImageOps.exif_transpose(image)
-    except UsageError:
-        raise
-    except Exception as error:  # Pillow raises almost anything on damaged files
-        raise UsageError(f"{path}: is no readable jpg, png or webp ({error})") from error
+def read_mask(path: Path) -> Image.Image:
+    """Read a mask as grey, 255 where the object is.
+
+    A picture with transparent parts is a cut-out: its alpha channel is the mask. A picture of black
+    and one other color, such as values 0 and 1 or a palette with one class, is the mask of that
+    color. Anything else must be grey and reach at least half of white.
+
+    Raises:
+        UsageError: it cannot be read, or says in another way where the object is.
+    """
+    image = read_picture(path)
+    if image.mode == "RGBA" and bool((np.asarray(image)[..., 3] < 255).any()):
+        return image.getchannel("A")
+    pixels = np.asarray(image.convert("RGB")).astype(np.int16)
+    is_object = pixels.any(axis=2)
+    others = pixels[is_object]
+    if is_object.any() and not is_object.all() and (others == others[0]).all():
+        return Image.fromarray(np.where(is_object, 255, 0).astype(np.uint8))
+    _refuse_other_masks(path, pixels)
+    return image.convert("L")
+
+
+def _refuse_other_masks(path: Path, pixels: NDArray[Any]) -> None:
+    """Refuse a mask that is colored or dark, and say what was found.
+
+    Raises:
+        UsageError: the mask cannot be understood.
+    """
+    wanted = "a mask is white (255) where the object is and black (0) elsewhere"
+    if int(np.ptp(pixels, axis=2).max()) > GREY_TOLERANCE:
+        count = len(np.unique(pixels.reshape(-1, 3), axis=0))
+        raise UsageError(f"--mask {path}: holds {count} colors; {wanted}")
+    if int(pixels.max()) < HALF:
+        values = np.unique(pixels)
+        named = f"{values[0]} to {values[-1]}" if len(values) > 1 else f"{values[0]} only"
+        raise UsageError(f"--mask {path}: holds values {named}, of 255; {wanted}")

@@ -1,7 +1,7 @@
-"""BOUNDARY: from a saved generator to pictures: the flags and objects that the commands share.
+"""From flags to a generator, the objects to show and the options to render them with.
 
 A command reads top-down: its parser is made of `add_generator`, `add_objects` and `add_rendering`;
-`open_generator` and `objects_to_show` give what they name, `render_options` how to render it.
+`open_generator`, `objects_to_show` and `render_options` return what these flags name.
 """
 
 import argparse
@@ -16,9 +16,8 @@ import torch
 import curriculums
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
-from generators.cameras import Poses
 from generators.fields import CPU_CHUNK, CUDA_CHUNK
-from generators.generators import ImplicitGenerator3d, View
+from generators.generators import ImplicitGenerator3d
 from generators.sampling import sample_latents
 from generators.trajectories import Camera, SceneObject
 from generators.volumetric_rendering import RenderOptions
@@ -28,21 +27,13 @@ from system.errors import UsageError
 
 Precision = Literal["exact", "fast"]
 MEAN_LATENTS = 10_000  # whose mean is the center of truncation, as published
-# Bytes that commands surely take, at the least: they stop nonsense, not what is only slow.
-PIXEL_BYTES = 100  # per pixel of a finished picture: rays, colors, depths
-SAMPLE_BYTES = 200  # per sample of one ray: rays are what is rendered at least at once
-VOXEL_BYTES = 4
-FRAME_BYTES = 200  # per frame: its camera
-IMAGE_BYTES = 2**13  # per image that is measured: its features
-OBJECT_BYTES = 2**12  # per object that is compared with itself: its figures
-FILM_BYTES = 8  # per feature of an object
 MEAN_SEED = 0  # of that mean: the same for every picture, so that seeds are reproducible
 # What --precision fast rounds operands to: float16 is eight times finer, processors have bfloat16.
 FAST_DTYPES = {"cpu": torch.bfloat16, "cuda": torch.float16}
 
 
 def add_generator(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say which generator; for open_generator."""
+    """Add the flags of a generator, for open_generator."""
     add = parser.add_argument
     add("generator", type=Path, metavar="generator.pth", help="of a run, or a published one")
     add("--curriculum", help="what it was trained with; our own files know it, "
@@ -54,10 +45,10 @@ def add_generator(parser: argparse.ArgumentParser) -> None:
 
 
 def add_objects(parser: argparse.ArgumentParser, *, psi: float) -> argparse._MutuallyExclusiveGroup:
-    """Add the flags that say what to look at; for objects_to_show.
+    """Add the flags of the objects to show, for objects_to_show.
 
     Returns:
-        The group of flags that name objects, of which a person gives one.
+        The group of flags that name objects; a command line has one of them.
     """
     which = parser.add_mutually_exclusive_group()
     flags.add_seeds(which)
@@ -69,16 +60,16 @@ def add_objects(parser: argparse.ArgumentParser, *, psi: float) -> argparse._Mut
 
 
 def add_rendering(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say how to render; for render_options."""
+    """Add the flags of pictures, for render_options."""
     add = parser.add_argument
-    add("--image_size", type=flags.positive_int, default=256, help="pixels per side")
-    add("--ray_step_multiplier", type=flags.positive_int, default=2, help="samples per ray, as a "
-        "multiple of the curriculum's first stage")  # fmt: skip
+    add("--image_size", type=flags.pixels, default=256, help="pixels per side")
+    add("--ray_step_multiplier", type=flags.whole(1, 1000), default=2, help="samples per ray, as "
+        "a multiple of the curriculum's first stage")  # fmt: skip
     add_field_flags(parser)
 
 
 def add_field_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of every evaluation of the field; for render_options and chunk_size."""
+    """Add the flags of all commands that evaluate the field, for render_options and chunk_size."""
     add = parser.add_argument
     add("--max_batch_size", type=flags.positive_int, default=2_400_000, help="the most points in "
         "one call of the field; a smaller number is chosen by itself")  # fmt: skip
@@ -89,7 +80,7 @@ def add_field_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def open_generator(args: argparse.Namespace) -> SavedGenerator:
-    """The generator that the flags of add_generator name; says on stderr what it had to assume.
+    """Load the generator that the flags of add_generator name; print assumptions to stderr.
 
     Raises:
         UsageError: there is none, or it cannot be read.
@@ -112,7 +103,6 @@ def open_generator(args: argparse.Namespace) -> SavedGenerator:
     if saved.average != args.ema and saved.average == "none":
         print(f"{saved.path}: no {args.ema}.pth beside it; using the raw parameters",
               file=sys.stderr)  # fmt: skip
-    require_memory(saved, args)
     if device.type == "cpu":
         machine.use_one_thread_for(saved.generator.siren.hidden_dim)
     set_precision(saved.generator, getattr(args, "precision", "exact"))  # not every command has it
@@ -120,7 +110,7 @@ def open_generator(args: argparse.Namespace) -> SavedGenerator:
 
 
 def _require_average(saved: SavedGenerator, args: argparse.Namespace) -> None:
-    """Refuse to show other parameters than those of --ema ema2, which nobody gets by default."""
+    """Refuse other parameters than those of --ema ema2, which nobody gets by default."""
     if args.ema != "ema2" or saved.average == "ema2":
         return
     path: Path = args.generator
@@ -130,44 +120,15 @@ def _require_average(saved: SavedGenerator, args: argparse.Namespace) -> None:
 
 
 def set_precision(generator: ImplicitGenerator3d, precision: Precision) -> None:
-    """How faithfully a generator that does not learn any more renders; see docs/speed.md."""
+    """Choose how exactly a trained generator renders; see docs/speed.md."""
     is_fast = precision == "fast"
     device = next(generator.parameters()).device.type
     generator.field_dtype = FAST_DTYPES.get(device) if is_fast else None
     generator.skips_empty_space = is_fast
 
 
-def require_memory(saved: SavedGenerator, args: argparse.Namespace) -> None:
-    """Refuse numbers that cannot possibly fit; looks at those of a command's flags that it has.
-
-    Raises:
-        UsageError: names the flag that would take the most memory.
-    """
-    of = {key: value for key, value in vars(args).items() if value is not None}
-    device = next(saved.generator.parameters()).device
-    features = saved.generator.mapping(torch.zeros(1, saved.generator.z_dim, device=device))
-    object_bytes = FILM_BYTES * features.frequencies.numel()
-    at_once = of.get("batch_size", 1)
-    samples = saved.curriculum.stage_settings(0).num_steps * of.get("ray_step_multiplier", 1)
-    needed = {
-        "image_size": PIXEL_BYTES * at_once * of.get("image_size", 0) ** 2,
-        "consistency_size": PIXEL_BYTES * of.get("consistency_size", 0) ** 2,
-        "num_objects": OBJECT_BYTES * of.get("num_objects", 0),
-        "fit_size": PIXEL_BYTES * of.get("fit_size", 0) ** 2,
-        "ray_step_multiplier": SAMPLE_BYTES * at_once * samples,
-        "voxel_resolution": VOXEL_BYTES * of.get("voxel_resolution", 0) ** 3,
-        "num_frames": FRAME_BYTES * of.get("num_frames", 0) * len(of.get("seeds", [0])),
-        "seeds": object_bytes * len(of.get("seeds", [])),
-        "num_images": IMAGE_BYTES * of.get("num_images", 0),
-        "candidates": object_bytes * of.get("candidates", 0),
-    }
-    name = max(needed, key=needed.__getitem__)
-    value = "" if name == "seeds" else f" {of.get(name, '')}"
-    machine.require_memory(f"--{name}{value}", needed[name], device)
-
-
 def objects_to_show(saved: SavedGenerator, args: argparse.Namespace) -> list[SceneObject]:
-    """The fitted objects where there are some, else those of the seeds.
+    """Return the fitted objects of --fit, or those of --seeds.
 
     Raises:
         UsageError: a fit cannot be read or belongs to another generator, or two have one name.
@@ -178,7 +139,7 @@ def objects_to_show(saved: SavedGenerator, args: argparse.Namespace) -> list[Sce
 
 
 def fitted_objects(saved: SavedGenerator, paths: Sequence[Path]) -> list[SceneObject]:
-    """One object per file of inverse_render.py.
+    """Load one object per file of inverse_render.py.
 
     Raises:
         UsageError: one cannot be read or belongs to another generator, or two have one name.
@@ -214,7 +175,7 @@ def objects_of_seeds(
 
 
 def mean_film(saved: SavedGenerator) -> Film:
-    """The center of truncation (1, F)."""
+    """Compute the center of truncation (1, F)."""
     rng = torch.Generator().manual_seed(MEAN_SEED)
     kind = saved.curriculum.settings.z_dist
     latents = sample_latents(MEAN_LATENTS, saved.generator.z_dim, kind=kind, rng=rng)
@@ -222,7 +183,7 @@ def mean_film(saved: SavedGenerator) -> Film:
 
 
 def render_options(saved: SavedGenerator, args: argparse.Namespace) -> RenderOptions:
-    """How to render finished pictures with the flags of add_rendering."""
+    """Return the options for finished pictures from the flags of add_rendering."""
     options = saved.curriculum.preview_render(saved.step, args.image_size)
     return replace(
         options,
@@ -232,21 +193,6 @@ def render_options(saved: SavedGenerator, args: argparse.Namespace) -> RenderOpt
 
 
 def chunk_size(saved: SavedGenerator, args: argparse.Namespace) -> int:
-    """Points in one call of the field: what the memory bears, at most --max_batch_size."""
+    """Return how many points one call of the field may have, at most --max_batch_size."""
     is_cuda = next(saved.generator.parameters()).device.type == "cuda"
     return min(args.max_batch_size, CUDA_CHUNK if is_cuda else CPU_CHUNK)
-
-
-@torch.no_grad()
-def look(
-    saved: SavedGenerator,
-    film: Film,
-    pitch: float,
-    yaw: float,
-    options: RenderOptions,
-    *,
-    points_per_chunk: int,
-) -> View:
-    """The view of one object (1, F) from a camera at pitch and yaw, radians; not random."""
-    poses = Poses(torch.tensor([pitch]), torch.tensor([yaw]))
-    return saved.generator.render(film, poses, options, points_per_chunk=points_per_chunk)

@@ -26,8 +26,9 @@ DISK_ERRORS = (
 NAME_ERRORS = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)  # of what a person typed
 BROKEN_PIPE_EXIT_CODE = 141  # 128 + SIGPIPE
 MAX_INT = 2**63 - 1  # what PyTorch and files can hold
+MAX_PIXELS = 16_384  # per side of a picture: its rays take 25 GiB
 MAX_EXTRA = 3  # words that nobody asked for, named in a complaint
-MAX_SEEDS = 1_000_000  # more in one range is a slip of the finger, and would fill the memory
+MAX_SEEDS = 100_000  # more is a slip of the finger, and would fill the memory
 
 
 def run(main: Callable[[Sequence[str] | None], int]) -> int:
@@ -160,18 +161,26 @@ def _number(text: str, kind: Callable[[str], T], is_valid: Callable[[T], bool], 
     return value
 
 
-def _whole(text: str, lowest: int) -> int:
+def _whole(text: str, lowest: int, highest: int = MAX_INT) -> int:
     number = _number(
         text, int, lambda value: value >= lowest, f"a whole number of at least {lowest}"
     )
-    if number > MAX_INT:
-        raise argparse.ArgumentTypeError(f"must be at most {MAX_INT}, not {text!r}")
+    if number > highest:
+        raise argparse.ArgumentTypeError(f"must be at most {highest}, not {text!r}")
     return number
 
 
 def positive_int(text: str) -> int:
     """An argparse type: 1, 2, 3, ..., MAX_INT."""
     return _whole(text, 1)
+
+
+def whole(lowest: int, highest: int) -> Callable[[str], int]:
+    """Make an argparse type: the whole numbers from lowest to highest."""
+    return lambda text: _whole(text, lowest, highest)
+
+
+pixels = whole(1, MAX_PIXELS)  # an argparse type: the side of a picture
 
 
 def non_negative_int(text: str) -> int:
@@ -189,9 +198,13 @@ def finite_float(text: str) -> float:
     return _number(text, float, math.isfinite, "a number")
 
 
-def fraction(text: str) -> float:
-    """An argparse type: a number from 0 to 1, both included."""
-    return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+def number(lowest: float, highest: float) -> Callable[[str], float]:
+    """Make an argparse type: the numbers from lowest to highest, both included."""
+    wanted = f"a number from {lowest:g} to {highest:g}"
+    return lambda text: _number(text, float, lambda value: lowest <= value <= highest, wanted)
+
+
+fraction = number(0, 1)  # an argparse type
 
 
 def port_number(text: str) -> int:

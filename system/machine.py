@@ -1,4 +1,4 @@
-"""BOUNDARY: the machine that this process is on: its cores and its memory."""
+"""Cores and memory of this machine."""
 
 import ctypes
 import os
@@ -15,19 +15,19 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 
 
 def num_cores() -> int:
-    """How many cores this process may use."""
+    """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def use_one_thread_for(width: int) -> bool:
-    """Have networks as narrow as width computed on one core; returns whether that was done.
+    """Use one thread for networks as narrow as width; return True if that was done.
 
-    PyTorch's threads meet after every operation, and one that has lost its core to another program
-    is waited for. Narrow networks have thousands of operations per step: measured on two cores, two
-    threads made a step of the demo 1.3 times as fast alone, and ten to thirty times as slow beside
-    one other busy program. What OMP_NUM_THREADS says is left as it is.
+    Intra-op threads synchronize after every operation, and wait for one that has lost its core to
+    another program. Narrow networks have thousands of operations per step: measured on two cores,
+    two threads made a step of the demo 1.3 times as fast alone, and ten to thirty times as slow
+    beside one other busy program. OMP_NUM_THREADS, where it is set, decides instead.
     """
     if width >= NARROW or "OMP_NUM_THREADS" in os.environ:
         return False
@@ -36,7 +36,7 @@ def use_one_thread_for(width: int) -> bool:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """All memory of a CUDA device, or of this machine as far as this process may use it."""
+    """Return the memory of a CUDA device, or of this machine within this container's limit."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -48,7 +48,7 @@ def memory_bytes(device: torch.device) -> int:
 
 
 def require_memory(what: str, num_bytes: int, device: torch.device) -> None:
-    """Refuse what takes more memory than there is.
+    """Refuse a request for more memory than there is.
 
     Raises:
         UsageError: begins with what, such as a flag and its value.
@@ -70,10 +70,10 @@ M_ARENA_MAX = -8
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep what PyTorch frees on the CPU; returns whether it could be done.
+    """Let the C library keep memory that PyTorch frees on the CPU; return True if it does.
 
-    By default glibc gives freed tensors of 32 MiB and more back to the kernel, and the next step
-    has the kernel find and clear the same pages again. Measured on a forward and backward pass over
+    By default glibc returns freed tensors of 32 MiB and more to the kernel, which has to find and
+    clear the same pages again in the next step. Measured on a forward and backward pass over
     tensors of 57 MB on one core: 0.97 s in the kernel before and none after, beside 0.6 s of
     computing. The price is memory: 2.4 GB at the peak instead of 1.1, as holes are kept as well.
     """

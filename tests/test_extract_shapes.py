@@ -184,7 +184,7 @@ def test_visible_only_opens_the_mesh_at_the_back(a_ball, tmp_path):
     [
         (["--format", "mrc,gbl"], "--format: 'gbl' is none of mrc,ply,obj,stl,glb. Did you mean"),
         (["--format", ""], "--format: '' is none of"),
-        (["--voxel_resolution", "3"], "--voxel_resolution: must be at least 8, not 3"),
+        (["--voxel_resolution", "3"], "--voxel_resolution: must be a whole number of at least 8"),
         (["--cube_size", "-1"], "--cube_size: must be a number above 0"),
         (["--center", "0", "x", "0"], "--center: must be a number, not 'x'"),
         (["--level", "nan"], "--level: must be a number, not 'nan'"),

@@ -304,6 +304,18 @@ def test_published_protocol_is_jpeg_nearest_and_mirrors_some(tmp_path):
     assert manifest["is_flipped"]
 
 
+def test_a_failed_try_does_not_block_the_next_one(tmp_path):
+    source, out = tmp_path / "photos", tmp_path / "out"
+    source.mkdir()
+    (source / "cut.png").write_bytes(b"\x89PNG")
+    words = ["--dataset", "Cats", "--dataset_path", str(source), "--output_dir", str(out)]
+    with pytest.raises(UsageError, match="no picture in .* can be read"):
+        fid_evaluation.main([*words, "--img_size", "4"])
+    Image.new("RGB", (9, 9)).save(source / "good.png")
+    assert fid_evaluation.main([*words, "--img_size", "8"]) == 0
+    assert len(list(out.glob("*.png"))) == 1
+
+
 def test_real_images_of_several_sizes_are_refused(tmp_path):
     folder = photos(tmp_path / "photos", 2)
     Image.new("RGB", (9, 10)).save(folder / "photo2.png")

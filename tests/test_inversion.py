@@ -183,6 +183,53 @@ def test_a_mask_takes_the_place_of_the_alpha_channel(tmp_path):
     assert masked.weight[:, 3].eq(0).all()
 
 
+def mask_of(values, mode="L"):
+    """A 4 x 6 mask whose left half holds the first value and the right half the second."""
+    image = Image.new(mode, (6, 4), values[1])
+    image.paste(values[0], (0, 0, 3, 4))
+    return image
+
+
+MASKS = {
+    "black and white": mask_of((255, 0)),
+    "one bit": mask_of((1, 0), "1"),
+    "0 and 1": mask_of((1, 0)),
+    "color": mask_of(((0, 128, 0), (0, 0, 0)), "RGB"),
+    "color palette": mask_of(((128, 0, 0), (0, 0, 0)), "RGB").quantize(4),
+    "cut-out": mask_of(((0, 0, 0, 255), (0, 0, 0, 0)), "RGBA"),
+    "white cut-out": mask_of((255, 0), "L").convert("LA"),
+    "16 bits": Image.fromarray(np.asarray(mask_of((255, 0))).astype(np.uint16) * 257),
+    "16 bits, 0 and 255": Image.fromarray(np.asarray(mask_of((255, 0))).astype(np.uint16)),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_kinds_of_masks_are_understood(tmp_path, kind):
+    MASKS[kind].save(tmp_path / "mask.png")
+    found = np.asarray(photos.read_mask(tmp_path / "mask.png"))
+    assert np.array_equal(found, np.repeat([[255, 0]], 3, 1).repeat(4, 0))
+
+
+def test_a_soft_mask_keeps_its_greys(tmp_path):
+    greys = np.linspace(0, 255, 24).astype(np.uint8).reshape(4, 6)
+    save(tmp_path / "mask.png", greys)
+    assert np.array_equal(np.asarray(photos.read_mask(tmp_path / "mask.png")), greys)
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        (mask_of((7, 7)), "values 7 only, of 255"),
+        (mask_of((2, 1)), "values 1 to 2, of 255"),
+        (mask_of(((200, 0, 0), (0, 0, 200)), "RGB"), "holds 2 colors"),
+    ],
+)
+def test_what_is_no_mask_is_refused_by_what_is_wrong(tmp_path, image, text):
+    image.save(tmp_path / "mask.png")
+    with pytest.raises(UsageError, match=text):
+        photos.read_mask(tmp_path / "mask.png")
+
+
 @pytest.mark.parametrize("fault", ["missing", "empty", "no picture", "other size", "black mask"])
 def test_a_bad_photo_is_one_line(tmp_path, fault):
     photo, mask = save(tmp_path / "photo.png", np.full((4, 6, 3), 200)), None

@@ -15,6 +15,7 @@ from generators.occupancy import Occupancy, find_occupancy, rays_that_may_hit, s
 from generators.volumetric_rendering import RenderOptions
 from rendering import viewing
 from siren.siren import SPATIALSIRENBASELINE
+from views import look
 
 
 def options(**changes):
@@ -112,9 +113,9 @@ def test_pictures_of_the_trained_generator_stay(demo, size):
     things = viewing.objects_of_seeds(demo, [0, 1], psi=1.0)
     for seen in things:
         generator.skips_empty_space = False
-        exact = viewing.look(demo, seen.film, 1.1, 0.4, render, points_per_chunk=20_000)
+        exact = look(demo, seen.film, 1.1, 0.4, render, points_per_chunk=20_000)
         generator.skips_empty_space = True
-        fast = viewing.look(demo, seen.film, 1.1, 0.4, render, points_per_chunk=20_000)
+        fast = look(demo, seen.film, 1.1, 0.4, render, points_per_chunk=20_000)
         generator.skips_empty_space = False
         error = (exact.images - fast.images).square().mean().item()
         assert error < 4 * 10**-4.5  # 45 dB of a range of 2; on our machine the same bits

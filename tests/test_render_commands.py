@@ -15,9 +15,10 @@ import render_video
 import render_video_interpolation
 from checkpoint_io import checkpoints
 from generators.trajectories import TRAJECTORIES, Camera, SceneObject
-from image_io import contact_sheet, png
+from image_io import png
 from rendering import filming, viewing
 from system.errors import UsageError
+from views import look
 
 SMALL = ("--image_size", "10", "--ray_step_multiplier", "1", "--device", "cpu")
 COMMON = ["--batch_size", "--curriculum", "--curriculum_file", "--depth_map", "--device", "--ema",
@@ -107,25 +108,25 @@ def test_pictures_are_the_generators_without_a_stretch(command, tiny_run):
     film = viewing.objects_of_seeds(saved, [1], psi=0.7)[0].film
     options = saved.curriculum.preview_render(0, 10)
     pitch, yaw = saved.curriculum.poses().center()
-    view = viewing.look(saved, film, pitch, yaw + 0.25, options, points_per_chunk=1000)
+    view = look(saved, film, pitch, yaw + 0.25, options, points_per_chunk=1000)
     expected = png.to_uint8(view.images)[0].permute(1, 2, 0).numpy()
     assert np.abs(shown.astype(int) - expected).max() <= 1
 
 
 def test_the_sheet_holds_all_seeds(command):
     folder = command(render_multiview_images, "--seeds", "0-2", "--yaws", "-0.5", "0.5")
-    sheet, step = picture(folder / "sheet.png"), 10 + contact_sheet.GAP
-    top = 2 * contact_sheet.GAP + contact_sheet.FONT_SIZE
+    sheet, step = picture(folder / "sheet.png"), 10 + png.GAP
+    top = 2 * png.GAP + png.FONT_SIZE
     assert sheet.shape[0] == top + 3 * step
     left = sheet.shape[1] - 2 * step
-    assert left > 2 * contact_sheet.GAP
+    assert left > 2 * png.GAP
     for row in range(3):
         grid = picture(folder / f"grid_{row}.png")
         for column in range(2):
             y, x = top + row * step, left + column * step
             own = grid[:, 10 * column : 10 * column + 10]
             assert np.array_equal(sheet[y : y + 10, x : x + 10], own)
-    labels = sheet[top:, : left - contact_sheet.GAP]
+    labels = sheet[top:, : left - png.GAP]
     assert (labels == 0).any()
 
 
@@ -134,7 +135,7 @@ def test_long_labels_are_cut_and_large_pictures_shrunk():
     small = render_multiview_images._shrunk(pictures)
     assert small.shape[-1] == render_multiview_images.SHEET_SIZE
     assert (small == 77).all()
-    sheet = contact_sheet.contact_sheet(small, ["x" * 500], ["yaw 0"])
+    sheet = png.contact_sheet(small, ["x" * 500], ["yaw 0"])
     assert sheet.shape[2] < 500
 
 

@@ -1,5 +1,9 @@
 """Videos: the right colors, counts and times; same frames, same bytes; whole or not at all."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import av
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from PIL import Image
 from image_io import video
 from system.errors import UsageError
 
+ROOT = Path(video.__file__).parent.parent
 COLORS = [(0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40)]
 
 
@@ -158,3 +163,23 @@ def test_what_is_in_the_way_is_said(tmp_path):
     for name, kind in (("0", "mp4"), ("1", "frames")):
         with pytest.raises(UsageError, match="choose another"):
             video.check(video.video_path(tmp_path, name, kind), kind, 25, 3)
+
+
+def test_only_mp4_needs_pyav(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.delitem(sys.modules, "image_io.mp4", raising=False)
+    monkeypatch.delattr("image_io.mp4", raising=False)
+    with pytest.raises(UsageError, match="mp4: needs av; .* pip install av, or choose gif"):
+        video.check(tmp_path / "a.mp4", "mp4", 25, 3)
+    for kind in ("gif", "webp", "frames"):
+        path = video.video_path(tmp_path, kind, kind)
+        video.check(path, kind, 25, 1)
+        video.save_video(path, [torch.zeros(3, 8, 8, dtype=torch.uint8)], kind=kind, fps=25)
+        assert path.exists()
+
+
+def test_commands_of_pictures_import_without_pyav():
+    """In a process of its own, where no module has imported it before."""
+    names = "render_multiview_images, render_video, inverse_render, extract_shapes, eval_metrics, "
+    program = f"import sys; sys.modules['av'] = None; import {names} viewer"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

@@ -14,14 +14,19 @@ from generators.cameras import Poses, camera_rotations, cast_rays
 from rendering import viewing
 from siren.fused import cpu as fused_cpu
 from system.errors import UsageError
-from web_viewer import checkpoints
-from web_viewer import page as viewer_page
-from web_viewer import pictures as viewer_pictures
-from web_viewer import request as viewer_request
-from web_viewer.map import PoseMap
+from views import look
+from web_viewer import checkpoints, pictures
+from web_viewer.page import PoseMap, Server
 from web_viewer.pictures import coarse_size, finished_picture, levels
-from web_viewer.request import Eye
-from web_viewer.session import distance_of, eye_from
+from web_viewer.request import (
+    MAX_ASPECT,
+    SHOWS,
+    WIDEST,
+    Eye,
+    distance_of,
+    eye_from,
+    render_options,
+)
 
 # What is asked for
 
@@ -53,9 +58,7 @@ def test_a_shifted_target_shifts_the_camera_and_the_depths(tiny_run):
     axis = EYE.placed()[1][0, :, 2]  # towards the camera
     moved = EYE._replace(target=tuple((0.2 * axis).tolist()))
     assert moved.distance() == pytest.approx(1.2)
-    usual, found = (
-        viewer_request.render_options(saved, request_of(eye=eye), 5) for eye in (EYE, moved)
-    )
+    usual, found = (render_options(saved, request_of(eye=eye), 5) for eye in (EYE, moved))
     assert (usual.near, usual.far) == pytest.approx((0.88, 1.12))
     assert (found.near, found.far) == pytest.approx((1.08, 1.32))
 
@@ -70,27 +73,31 @@ def test_a_camera_nowhere_is_refused(place, target):
 
 def test_extreme_cameras_are_brought_back():
     eye = eye_from((0.0, 1e9, 0.0), (7.0, -7.0, 0.0), 30.0)
-    assert eye.fov_degrees == viewer_request.WIDEST
+    assert eye.fov_degrees == WIDEST
     assert eye.target == (0.5, -0.5, 0.0)
-    assert request_of(eye=eye)
+    words = ["--pitch", eye.pitch, "--yaw", eye.yaw, "--fov", eye.fov_degrees]
+    words += ["--target", *eye.target, "--aspect", MAX_ASPECT]
+    viewer.build_parser().parse_args(["generator.pth", *map(str, words)])  # within the limits
 
 
 @pytest.mark.parametrize(
-    ("changes", "word"),
+    "words",
     [
-        ({"seed": -1}, "seed"),
-        ({"psi": 1.5}, "psi"),
-        ({"psi": math.nan}, "psi"),
-        ({"num_steps": 2}, "num_steps"),
-        ({"image_size": 5000}, "image_size"),
-        ({"show": "everything"}, "show"),
-        ({"eye": EYE._replace(pitch=-1.0)}, "pitch"),
-        ({"eye": EYE._replace(target=(0.0, 0.0, 9.0))}, "target"),
+        ["--seed", "-1"],
+        ["--psi", "1.5"],
+        ["--psi", "nan"],
+        ["--num_steps", "2"],
+        ["--image_size", "5000"],
+        ["--show", "everything"],
+        ["--pitch", "-1"],
+        ["--target", "0", "0", "9"],
+        ["--aspect", "5"],
+        ["--fov", "0.5"],
     ],
 )
-def test_what_cannot_be_shown_is_refused_by_name(changes, word):
-    with pytest.raises(UsageError, match=f"--{word}"):
-        request_of(**changes)
+def test_what_cannot_be_shown_is_refused_by_name(words):
+    with pytest.raises(UsageError, match=f"^{words[0]}: must be|^--show: 'everything' is none of"):
+        viewer.build_parser().parse_args(["generator.pth", *words])
 
 
 @pytest.mark.parametrize(
@@ -104,7 +111,7 @@ def test_the_shorter_side_has_the_pixels_asked_for(aspect, shape):
 
 
 def test_quick_pictures_are_as_large_as_the_machine_is_fast():
-    budget = viewer_pictures.QUICK_SECONDS
+    budget = pictures.QUICK_SECONDS
     assert coarse_size(64, budget, 256) == 64
     assert coarse_size(64, 0.9 * budget, 256) == 64
     assert coarse_size(64, 1.1 * budget, 256) == 48
@@ -127,7 +134,7 @@ def test_a_picture_is_the_render_of_the_commands(tiny_run):
     wanted = request_of(seed=3, psi=0.6, num_steps=8, image_size=9)
     options = replace(saved.curriculum.preview_render(saved.step, 9), num_steps=8)
     film = viewing.objects_of_seeds(saved, [3], psi=0.6)[0].film
-    view = viewing.look(saved, film, 1.3, 1.1, options, points_per_chunk=MANY)
+    view = look(saved, film, 1.3, 1.1, options, points_per_chunk=MANY)
     found = finished_picture(source, wanted, max_points=MANY).float()
     torch.testing.assert_close(found, (view.images[0] + 1) * 127.5, atol=0.51, rtol=0)
 
@@ -136,15 +143,13 @@ def test_every_kind_of_picture_is_another(tiny_run):
     source = source_of(tiny_run)
     siren = source.open("generator.pth", "ema").saved.generator.siren
     siren.final_layer.bias.fill_(5)  # nothing is transparent, so that there is a surface
-    pictures = [
+    found = [
         finished_picture(source, request_of(show=show, aspect=1.5), max_points=MANY)
-        for show in viewer_request.SHOWS
+        for show in SHOWS
     ]
-    assert all(picture.shape == (3, 8, 12) for picture in pictures)
+    assert all(picture.shape == (3, 8, 12) for picture in found)
     assert all(
-        not torch.equal(one, other)
-        for index, one in enumerate(pictures)
-        for other in pictures[:index]
+        not torch.equal(one, other) for index, one in enumerate(found) for other in found[:index]
     )
 
 
@@ -196,7 +201,7 @@ def test_which_addresses_others_can_reach(host, is_loopback, capsys):
 
 def test_the_page_is_served_and_nothing_else(tiny_run, tmp_path):
     shared = shared_of(tiny_run, tmp_path)
-    server = viewer_page.Server(shared, PoseMap(POSES), "127.0.0.1", 0)
+    server = Server(shared, PoseMap(POSES), "127.0.0.1", 0)
     try:
         link = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
         link.request("GET", "/")
@@ -223,8 +228,9 @@ def test_a_port_in_use_is_one_line(tiny_run, tmp_path):
 
 
 def test_a_missing_library_is_one_line(tiny_run, monkeypatch):
-    monkeypatch.setitem(viewer.sys.modules, "web_viewer.page", None)
-    monkeypatch.delattr("web_viewer.page")
+    monkeypatch.setitem(viewer.sys.modules, "viser", None)
+    monkeypatch.delitem(viewer.sys.modules, "web_viewer.page", raising=False)
+    monkeypatch.delattr("web_viewer.page", raising=False)
     with pytest.raises(UsageError, match="pip install -r requirements.txt"):
         viewer.main([str(tiny_run / "generator.pth")])
 

@@ -14,8 +14,7 @@ from PIL import Image, ImageChops
 from viewer_visits import POSES, shared_of
 
 import viewer
-from web_viewer import page as viewer_page
-from web_viewer.map import PoseMap
+from web_viewer.page import PoseMap, Server
 from web_viewer.session import LABELS
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -178,11 +177,7 @@ def test_a_visitor_looks_drags_types_and_saves(visitor, tmp_path):
 
 def test_two_tabs_are_two_visitors_and_a_closed_one_leaves_no_work(driver, tiny_run, tmp_path):
     shared = shared_of(tiny_run, tmp_path / "views")
-    server = viewer_page.Server(shared, PoseMap(POSES), "127.0.0.1", 0)
-    painter = threading.Thread(
-        target=shared.turns.run, kwargs={"seconds": 1, "look_around": server.look_around}
-    )
-    painter.start()
+    server = Server(shared, PoseMap(POSES), "127.0.0.1", 0)
     address = f"http://127.0.0.1:{server.port}"
     driver.get(address)
     first = Visitor(driver, tmp_path)
@@ -196,8 +191,11 @@ def test_two_tabs_are_two_visitors_and_a_closed_one_leaves_no_work(driver, tiny_
     seeds = sorted(page.session.request.seed for page in server._pages.values())
     assert seeds == [0, 9]
     driver.close()
-    wait_for(lambda: len(shared.turns._works) == 1, "end of the closed tab's work")
+    wait_for(lambda: visitors() == 1, "end of the closed tab's thread")
     assert [page.session.request.seed for page in server._pages.values()] == [0]
-    shared.turns.close()
-    painter.join()
     server.stop()
+    wait_for(lambda: visitors() == 0, "end of all threads")
+
+
+def visitors():
+    return sum(thread.name == "visitor" for thread in threading.enumerate())

@@ -1,61 +1,73 @@
-"""Visitors of the viewer, without a browser: turns, fields, files, saving."""
+"""Visitors of the viewer, without a browser: threads, fields, files, saving."""
 
 import math
 import os
 import shlex
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from viewer_visits import Screen, request_of, run_out, shared_of, source_of
+from viewer_visits import come, request_of, run_out, shared_of, source_of
 
 import viewer
 from checkpoint_io import checkpoints
 from generators.trajectories import Camera, SceneObject
 from geometry.mesh_extraction import Wanted
 from system.errors import UsageError
-from web_viewer import pictures as viewer_pictures
-from web_viewer import saving
-from web_viewer.session import Session
+from web_viewer import pictures, saving, session
+
+PATIENCE = 60  # seconds
 
 
 @pytest.fixture
-def visit(tiny_run, tmp_path):
-    """A function that lets a visitor come; with the turns of all."""
+def shared(tiny_run, tmp_path):
     shared = shared_of(tiny_run, tmp_path / "views")
-
-    def come():
-        screen = Screen()
-        session = Session(shared, screen)
-        session.begin()
-        return session, screen
-
-    yield come, shared.turns
+    yield shared
     shared.saver.shutdown()
 
 
-def test_pictures_refine_when_nothing_moves(visit):
-    come, turns = visit
-    _, screen = come()
-    run_out(turns)
+def wait_for(condition):
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+class Hook:
+    """A lock that calls a function each time that it is let go: after each part of a picture."""
+
+    def __init__(self, function):
+        self.function, self.count = function, 0
+
+    def __enter__(self):
+        self.count += 1
+
+    def __exit__(self, *_):
+        self.function(self.count)
+
+
+def test_pictures_refine_when_nothing_moves(shared):
+    visitor, screen = come(shared)
+    run_out(visitor)
     sizes = [picture.pixels.shape[1] for picture in screen.pictures]
     assert sizes == [64, 80]
     assert [picture.is_finished for picture in screen.pictures] == [False, True]
 
 
-def test_a_move_cancels_refinement_and_never_the_first_picture(visit, monkeypatch):
-    monkeypatch.setattr(viewer_pictures, "CPU_PART", 1024)  # many parts
-    monkeypatch.setattr(viewer_pictures, "coarse_size", lambda *_: 64)
-    come, turns = visit
-    session, screen = come()
-    for step in range(4000):
-        if not turns.step():
-            break
-        if step % 7 == 0 and len(screen.pictures) < 3:
-            angle = 0.001 * step
-            session.move((math.cos(angle), 0.3, math.sin(angle)), (0, 0, 0), 1.0)
+def test_a_move_cancels_refinement_and_never_the_first_picture(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "CPU_PART", 1024)  # many parts
+    monkeypatch.setattr(session, "coarse_size", lambda *_: 64)
+
+    def after_a_part(count):
+        if count % 7 == 0 and len(screen.pictures) < 3:
+            angle = 0.001 * count
+            visitor.move((math.cos(angle), 0.3, math.sin(angle)), (0, 0, 0), 1.0)
+
+    visitor, screen = come(shared_of(tiny_run, tmp_path, lock=Hook(after_a_part)))
+    run_out(visitor)
     sizes = [picture.pixels.shape[1] for picture in screen.pictures]
     assert len(sizes) > 3
     assert sizes == [64] * (len(sizes) - 1) + [80]
@@ -63,25 +75,51 @@ def test_a_move_cancels_refinement_and_never_the_first_picture(visit, monkeypatc
     assert len(set(eyes)) == len(eyes) - 1  # the last was seen twice, quick and finished
 
 
-def test_each_visitor_has_a_camera_and_a_seed(visit):
-    come, turns = visit
-    (one, first), (_, second) = come(), come()
+def test_each_visitor_has_a_camera_and_a_seed(shared):
+    (one, first), (other, second) = come(shared), come(shared)
     one.fill_in({"seed": "9"})
     one.move((0.0, 0.0, 1.0), (0.0, 0.0, 0.0), 1.0)
-    run_out(turns)
-    pictures = [screen.pictures[-1].pixels for screen in (first, second)]
-    assert not torch.equal(*pictures)
+    run_out(one)
+    run_out(other)
+    found = [screen.pictures[-1].pixels for screen in (first, second)]
+    assert not torch.equal(*found)
     assert first.pictures[-1].request.seed == 9
     assert second.pictures[-1].request == request_of(image_size=80)
 
 
-def test_who_has_gone_is_shown_nothing(visit):
-    come, turns = visit
-    session, screen = come()
-    turns.step()
-    session.end()
-    run_out(turns)
+def test_who_has_gone_is_shown_nothing(tiny_run, tmp_path):
+    visitor, screen = come(shared_of(tiny_run, tmp_path, lock=Hook(lambda _: visitor.end())))
+    visitor.render()
     assert screen.pictures == []
+
+
+def test_visitors_render_at_once_and_their_threads_end(shared, tiny_run):
+    """A long picture of one lets the other's quick pictures through."""
+    (slow, first), (quick, second) = come(shared), come(shared)
+    slow.fill_in({"image_size": "1024", "num_steps": "512"})
+    slow.begin()
+    wait_for(lambda: first.pictures)
+    quick.begin()
+    wait_for(lambda: second.pictures and second.pictures[-1].is_finished)
+    assert not first.pictures[-1].is_finished
+    slow.end()
+    os.utime(tiny_run / "ema.pth", (1, 1))  # as if training had written it
+    shown = len(second.pictures)
+    wait_for(lambda: len(second.pictures) > shown)
+    assert second.names == ["generator.pth"]
+    quick.end()
+    wait_for(lambda: "visitor" not in [thread.name for thread in threading.enumerate()])
+
+
+def test_a_fault_of_ours_does_not_end_the_visit(shared, monkeypatch, capsys):
+    monkeypatch.setattr(session, "quick_steps", lambda saved: 1 / 0)
+    visitor, screen = come(shared)
+    visitor.begin()
+    wait_for(lambda: "ZeroDivisionError" in capsys.readouterr().err)
+    monkeypatch.undo()
+    visitor.fill_in({"seed": "1"})
+    wait_for(lambda: screen.pictures)
+    visitor.end()
 
 
 @pytest.mark.parametrize(
@@ -93,24 +131,23 @@ def test_who_has_gone_is_shown_nothing(visit):
             "Seed must be at most 9223372036854775807, not '18446744073709551616'",
         ),
         ({"psi": "nan"}, "Truncation psi must be a number from 0 to 1"),
-        ({"image_size": "9999"}, "Pixels 9999: must be from 1 to 1024"),
+        ({"image_size": "9999"}, "Pixels must be at most 1024, not '9999'"),
         ({"checkpoint": "../../etc/passwd"}, "no checkpoint '../../etc/passwd' in this run"),
         ({"ema": "ema3"}, "generator.pth has no ema3 parameters"),
         ({"fit": "/etc/passwd"}, "no fit '/etc/passwd'"),
-        ({"num_steps": "1"}, "Samples per ray 1: must be from 3 to 512"),
-        ({"show": "<b>"}, "show <b>: choose one of color"),
+        ({"num_steps": "1"}, "Samples per ray must be a whole number of at least 3, not '1'"),
+        ({"show": "<b>"}, "show '<b>' is none of color"),
     ],
 )
-def test_nonsense_in_a_field_is_said_and_changes_nothing(visit, fields, text):
-    come, _ = visit
-    session, screen = come()
-    before = session.request
-    session.fill_in(fields)
+def test_nonsense_in_a_field_is_said_and_changes_nothing(shared, fields, text):
+    visitor, screen = come(shared)
+    before = visitor.request
+    visitor.fill_in(fields)
     assert text in screen.troubles[-1]
-    assert session.request is before
-    session.fill_in({"seed": "4"})
+    assert visitor.request is before
+    visitor.fill_in({"seed": "4"})
     assert screen.troubles[-1] == ""
-    assert session.request.seed == 4
+    assert visitor.request.seed == 4
 
 
 # Files
@@ -137,43 +174,41 @@ def test_the_picker_lists_the_runs_own_checkpoints(tiny_run, tmp_path):
             source.open(name, "none")
 
 
-def test_pictures_follow_the_files_as_training_writes_them(visit, tiny_run):
-    come, turns = visit
-    session, screen = come()
-    run_out(turns)
+def test_pictures_follow_the_files_as_training_writes_them(shared, tiny_run):
+    visitor, screen = come(shared)
+    run_out(visitor)
     shown = len(screen.pictures)
-    session.look_around()
-    run_out(turns)
+    visitor.look_around()
+    run_out(visitor)
     assert len(screen.pictures) == shown  # nothing new
     content = (tiny_run / "ema2.pth").read_bytes()
     (tiny_run / "draft").write_bytes(content)
     os.replace(tiny_run / "draft", tiny_run / "ema.pth")
-    session.look_around()
-    run_out(turns)
+    visitor.look_around()
+    run_out(visitor)
     assert len(screen.pictures) > shown
     before, after = (screen.pictures[i].pixels for i in (shown - 1, -1))
     assert not torch.equal(before, after)
 
 
-def test_a_file_that_has_become_unreadable_leaves_the_last_picture(visit, tiny_run):
-    come, turns = visit
-    session, screen = come()
-    run_out(turns)
+def test_a_file_that_has_become_unreadable_leaves_the_last_picture(shared, tiny_run):
+    visitor, screen = come(shared)
+    run_out(visitor)
     whole = (tiny_run / "ema.pth").read_bytes()
     (tiny_run / "ema.pth").write_bytes(whole[: len(whole) // 2])
-    session.look_around()
-    run_out(turns)
+    visitor.look_around()
+    run_out(visitor)
     assert torch.equal(screen.pictures[-1].pixels, screen.pictures[1].pixels)
-    assert not session._pictures.is_outdated()  # it is not tried again and again
+    visitor.look_around()
+    assert not visitor.is_wanted  # it is not tried again and again
 
 
-def test_a_checkpoint_that_never_was_readable_is_said(visit, tiny_run):
-    come, turns = visit
+def test_a_checkpoint_that_never_was_readable_is_said(shared, tiny_run):
     (tiny_run / "snapshot_1").mkdir()
     (tiny_run / "snapshot_1" / "generator.pth").write_text("<html>")
-    session, screen = come()
-    session.fill_in({"checkpoint": "snapshot_1/generator.pth", "ema": "none"})
-    run_out(turns)
+    visitor, screen = come(shared)
+    visitor.fill_in({"checkpoint": "snapshot_1/generator.pth", "ema": "none"})
+    run_out(visitor)
     assert "is a web page" in screen.troubles[-1]
     assert screen.pictures == []
 
@@ -190,27 +225,26 @@ def test_a_fit_is_shown_in_place_of_a_seed(tiny_run, tmp_path):
         source.film(source.open("generator.pth", "none"), request_of(fit="cat"))
 
 
-def saved_by(session, screen, what):
+def saved_by(visitor, screen, what):
     screen.saved.clear()
-    session.save(what)
+    visitor.save(what)
     assert screen.saved.wait(60)
     return screen.steps[-1][0]
 
 
-def test_a_saved_picture_and_its_command_line_give_the_same_bytes(visit, tmp_path, capsys):
-    come, turns = visit
-    session, screen = come()
-    session.fill_in({"seed": "5", "psi": 0.55, "show": "normals", "to_seed": "6", "mix": 0.3})
-    session.move((0.3, 0.5, 0.7), (0.01, 0.0, -0.02), 1.25)
-    run_out(turns)
-    assert "saved" in saved_by(session, screen, "picture")
+def test_a_saved_picture_and_its_command_line_give_the_same_bytes(shared, tmp_path, capsys):
+    visitor, screen = come(shared)
+    visitor.fill_in({"seed": "5", "psi": 0.55, "show": "normals", "to_seed": "6", "mix": 0.3})
+    visitor.move((0.3, 0.5, 0.7), (0.01, 0.0, -0.02), 1.25)
+    run_out(visitor)
+    assert "saved" in saved_by(visitor, screen, "picture")
     path = tmp_path / "views" / "5_to_6_normals.png"
     shown = screen.pictures[-1].pixels
     saved = path.read_bytes()
     with Image.open(path) as image:
         assert image.size == (100, 80)
         assert np.array_equal(np.asarray(image), shown.permute(1, 2, 0))
-    words = shlex.split(session.command_line())
+    words = shlex.split(visitor.command_line())
     assert words[:2] == ["python", "viewer.py"]
     path.unlink()
     assert viewer.main(words[2:]) == 0
@@ -218,23 +252,22 @@ def test_a_saved_picture_and_its_command_line_give_the_same_bytes(visit, tmp_pat
     assert path.read_bytes() == saved
 
 
-def test_a_video_and_a_mesh_are_saved_with_progress(visit, tmp_path, monkeypatch):
+def test_a_video_and_a_mesh_are_saved_with_progress(shared, tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "VIDEO_FRAMES", 3)
     monkeypatch.setattr(saving, "MESH_RESOLUTION", 16)
     # Nothing in these random fields is opaque enough for a level to be chosen.
     monkeypatch.setattr(saving, "Wanted", lambda: Wanted(level=0.5))
-    come, _ = visit
-    session, screen = come()
-    session.fill_in({"image_size": "16"})
-    saved_by(session, screen, "video")
+    visitor, screen = come(shared)
+    visitor.fill_in({"image_size": "16"})
+    saved_by(visitor, screen, "video")
     shares = [share for _, share in screen.steps if share is not None]
     assert shares[0] == 0
     assert 0 < max(shares) < 1
-    saved_by(session, screen, "mesh")
+    saved_by(visitor, screen, "mesh")
     assert sorted(path.name for path in (tmp_path / "views").iterdir()) == ["0.glb", "0.mp4"]
 
 
-def test_one_thing_is_saved_at_a_time_and_nothing_for_who_has_gone(visit, tmp_path, monkeypatch):
+def test_one_thing_is_saved_at_a_time_and_nothing_for_who_has_gone(shared, tmp_path, monkeypatch):
     begun, go_on = threading.Event(), threading.Event()
 
     def slow(source, request, folder, progress, max_points):
@@ -245,13 +278,12 @@ def test_one_thing_is_saved_at_a_time_and_nothing_for_who_has_gone(visit, tmp_pa
         pytest.fail("nobody waits for this")
 
     monkeypatch.setitem(saving.SAVERS, "picture", slow)
-    come, _ = visit
-    session, screen = come()
-    session.save("picture")
+    visitor, screen = come(shared)
+    visitor.save("picture")
     assert begun.wait(60)
-    session.save("picture")
+    visitor.save("picture")
     assert "being saved already" in screen.troubles[-1]
-    session.end()
+    visitor.end()
     go_on.set()
-    session._shared.saver.shutdown()
+    shared.saver.shutdown()
     assert not (tmp_path / "views").exists()

@@ -17,6 +17,7 @@ from siren.fused import cpu as fused_cpu
 from system import flags
 from system.errors import UsageError
 from system.files import output_folder
+from views import look
 
 
 def parse(*texts):
@@ -83,11 +84,11 @@ def test_a_view_does_not_depend_on_the_chunk(opened):
     args.image_size = 9
     options = viewing.render_options(saved, args)
     film = viewing.objects_of_seeds(saved, [0], psi=1.0)[0].film
-    whole = viewing.look(saved, film, 1.4, 1.8, options, points_per_chunk=10**6)
+    whole = look(saved, film, 1.4, 1.8, options, points_per_chunk=10**6)
     poses = Poses(torch.tensor([1.4]), torch.tensor([1.8]))
     expected = saved.generator.render(film, poses, options)
     for chunk in (1, 50, 333):
-        parts = viewing.look(saved, film, 1.4, 1.8, options, points_per_chunk=chunk)
+        parts = look(saved, film, 1.4, 1.8, options, points_per_chunk=chunk)
         for one, two, three in zip(parts, whole, expected, strict=True):
             torch.testing.assert_close(one, two, atol=1e-5, rtol=0)
             torch.testing.assert_close(two, three, atol=1e-5, rtol=0)
@@ -127,7 +128,7 @@ def test_fast_rounds_what_the_field_multiplies_and_the_picture_stays(
     saved = viewing.open_generator(args)
     (thing,) = viewing.objects_of_seeds(exact, [0], psi=1.0)
     pictures = [
-        viewing.look(
+        look(
             one, thing.film, 1.3, 1.6, viewing.render_options(one, args), points_per_chunk=500
         ).images
         for one in (exact, saved)

@@ -9,8 +9,7 @@ from conftest import TINY
 from config import curriculum
 from web_viewer.checkpoints import Checkpoints
 from web_viewer.request import Eye, Request
-from web_viewer.session import Shared
-from web_viewer.turns import Turns
+from web_viewer.session import Session, Shared
 
 POSES = curriculum.build("Tiny", TINY).poses()
 EYE = Eye(1.3, 1.1, 12.0)
@@ -32,7 +31,7 @@ class Screen:
     """Remembers what a visitor would see."""
 
     def __init__(self):
-        self.pictures, self.troubles, self.steps = [], [], []
+        self.pictures, self.troubles, self.steps, self.names = [], [], [], []
         self.saved = threading.Event()
 
     def show(self, picture):
@@ -46,11 +45,13 @@ class Screen:
         if share is None:
             self.saved.set()
 
+    def list_checkpoints(self, names):
+        self.names = names
 
-def shared_of(run, output_dir):
+
+def shared_of(run, output_dir, **changes):
     return Shared(
         source=source_of(run),
-        turns=Turns(),
         start=request_of(image_size=80),
         usual=EYE,
         fit_eyes={},
@@ -58,9 +59,17 @@ def shared_of(run, output_dir):
         options=["--output_dir", str(output_dir)],
         max_points=MANY,
         saver=ThreadPoolExecutor(1),
+        **changes,
     )
 
 
-def run_out(turns):
-    while turns.step():
-        pass
+def come(shared):
+    """A visitor whose thread is not started, and the visitor's screen."""
+    screen = Screen()
+    return Session(shared, screen), screen
+
+
+def run_out(session):
+    """Render in this thread until nothing is wanted."""
+    while session.is_wanted:
+        session.render()

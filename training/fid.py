@@ -25,7 +25,7 @@ from distributed import processes
 from distributed.processes import Place
 from generators.fields import CPU_CHUNK, CUDA_CHUNK
 from generators.generators import ImplicitGenerator3d
-from image_io import png
+from image_io import decoding, png
 from image_io.files import Skipped
 from metrics import features as quality
 from metrics import inception, real_images, samples
@@ -141,7 +141,7 @@ def _real_statistics(
 ) -> Gaussian:
     """Mean and covariance of the real images' features, kept in cache_dir."""
     listing = datasets.find_images(choice.options)
-    made = json.dumps(real_images.manifest(choice, listing, "clean"))
+    made = json.dumps([decoding.VERSION, real_images.manifest(choice, listing, "clean")])
     key = hashlib.sha256(f"{made} {weights.sha256} pytorch-fid".encode()).hexdigest()[:32]
     path = cache_dir / f"fid-{key}.pth"
     size = NUM_FEATURES

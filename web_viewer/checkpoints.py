@@ -1,6 +1,6 @@
 """The generators that the viewer can show: a run's newest state and its snapshots.
 
-Names are what the page sees; a name that is not in the list opens nothing, and the list holds only
+The page knows them by names. A name that is not in the list opens nothing, and the list holds only
 files under the run's folder.
 """
 
@@ -28,9 +28,9 @@ Stamp = tuple[tuple[int, int, int] | None, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Opened:
-    """A generator in memory: the files' stamp when it was read, and its center of truncation.
+    """A generator in memory, with the stamp of its files when they were read.
 
-    fits: the fitted objects that were looked at with it.
+    mean: its center of truncation. fits: conditioning of the fitted objects shown with it so far.
     """
 
     saved: SavedGenerator
@@ -40,11 +40,11 @@ class Opened:
 
 
 class Checkpoints:
-    """What the picker lists, read as it is asked for.
+    """The checkpoints of a run by name, read when they are first asked for.
 
     Args:
         generator: the file that the command names; its folder is the run's.
-        device: where generators live.
+        device: of the generators.
         curriculum: what they were trained with; None takes what the files say.
         fits: files of fitted objects by name.
         precision: exact or fast, as --precision says.
@@ -68,7 +68,7 @@ class Checkpoints:
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
-        """The newest state, then the snapshots, newest first."""
+        """List the newest state, then the snapshots, newest first."""
         found = [*self._folder.glob("*generator.pth"), *self._folder.glob("*/*generator.pth")]
         root = self._folder.resolve()
         inside = [path for path in found if path.resolve().is_relative_to(root)]
@@ -76,7 +76,7 @@ class Checkpoints:
         return [self.newest, *(name for name in names if name != self.newest)]
 
     def path(self, name: str) -> Path:
-        """The file of that name.
+        """Return the file of that name.
 
         Raises:
             UsageError: the list has no such name.
@@ -86,17 +86,19 @@ class Checkpoints:
         return self._folder / name
 
     def averages(self, name: str) -> list[Average]:
-        """List the parameters that there are of a checkpoint: its averages and the raw ones."""
+        """List the averages of parameters that lie beside a checkpoint, and "none"."""
         path = self.path(name)
         return [kind for kind in AVERAGES if checkpoints.averaged_file(path, kind)[1] == kind]
 
     def stamp(self, name: str, ema: Average) -> Stamp:
-        """What changes when the checkpoint's files do."""
+        """Return a value that changes when the checkpoint's files do."""
         path = self.path(name)
         return tuple(_file_stamp(file) for file in {path, checkpoints.averaged_file(path, ema)[0]})
 
     def open(self, name: str, ema: Average) -> Opened:
-        """The checkpoint as it is now; as it was, where its files have become unreadable.
+        """Read the checkpoint, or return the one in memory if its files have not changed.
+
+        Where the files have become unreadable, the one in memory is returned too.
 
         Raises:
             UsageError: it cannot be read and never could, or there is none of that name.
@@ -128,8 +130,19 @@ class Checkpoints:
         viewing.set_precision(saved.generator, self._precision)
         return Opened(saved=saved, mean=viewing.mean_film(saved), stamp=stamp)
 
+    def check(self, request: Request) -> None:
+        """Refuse a request that names what is in no list.
+
+        Raises:
+            UsageError: there is no such checkpoint, average or fit.
+        """
+        if request.ema not in self.averages(request.checkpoint):
+            raise UsageError(f"{request.checkpoint} has no {request.ema} parameters beside it")
+        if request.fit and request.fit not in self.fits:
+            raise UsageError(f"no fit {request.fit!r} was given with --fit")
+
     def film(self, opened: Opened, request: Request) -> Film:
-        """The conditioning (1, F) of what the request shows.
+        """Return the conditioning (1, F) of the object that the request shows.
 
         Raises:
             UsageError: it shows a fit that was made with another generator.
@@ -143,8 +156,6 @@ class Checkpoints:
         return start.film.lerp(end.film, request.mix)
 
     def _fitted(self, opened: Opened, name: str) -> Film:
-        if name not in self.fits:
-            raise UsageError(f"no fit {name!r} was given with --fit")
         if name not in opened.fits:
             (shown,) = viewing.fitted_objects(opened.saved, [self.fits[name]])
             opened.fits[name] = shown.film

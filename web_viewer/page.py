@@ -1,20 +1,22 @@
-"""BOUNDARY: the page of the viewer, on viser: fields and a camera for each visitor."""
+"""The page of the viewer, on viser: fields and a camera for each visitor."""
 
 import contextlib
 import functools
 import html
 import io
+import math
 import random
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 import viser
 
-from web_viewer.map import PoseMap
+from generators.cameras import PoseDistribution, Poses, camera_origins, sample_poses
 from web_viewer.pictures import Picture
-from web_viewer.request import NARROWEST, SHOWS, WIDEST, Eye, Request
-from web_viewer.session import LABELS, NO_FIT, Session, Shared, distance_of
+from web_viewer.request import NARROWEST, SHOWS, WIDEST, Eye, Request, distance_of
+from web_viewer.session import LABELS, NO_FIT, Session, Shared
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -25,20 +27,67 @@ SAVED = {"picture": "Save picture", "video": "Save orbit video", "mesh": "Save m
 SMALL = "font-size:0.8em;padding:0 1em"
 TROUBLE = "color:#fff;background:#c92a2a;padding:6px;margin:0 1em;border-radius:4px"
 TEXT = "width:100%;box-sizing:border-box;font:11px monospace;resize:vertical"
-# The old way to the clipboard: the new one works on this machine's own pages only.
+# The old way to the clipboard: browsers allow the new one on pages of this machine only.
 COPY = "this.previousElementSibling.select();document.execCommand('copy');this.textContent='Copied'"
+NUM_DOTS, NUM_CAMERAS = 300, 2000  # training cameras that are drawn, and compared with
+FAMILIAR = math.radians(8)  # at most, from the nearest training camera
+FRAME = "width:100%;display:block;border:1px solid #8886;border-radius:4px"
+BLUE, GREEN, ORANGE = "#4dabf7", "#20c997", "#fd7e14"
+MAP_WIDTH, MAP_HEIGHT = 240, 120  # of 360 degrees of yaw and 180 of pitch
+
+
+class PoseMap:
+    """A small map, as SVG, of where training cameras stood and where the visitor's stands."""
+
+    def __init__(self, distribution: PoseDistribution) -> None:
+        poses = sample_poses(distribution, NUM_CAMERAS, rng=torch.Generator().manual_seed(0))
+        self._places = camera_origins(poses)  # (NUM_CAMERAS, 3)
+        self._middle = distribution.yaw_mean
+        dots = zip(*(angles[:NUM_DOTS].tolist() for angles in poses), strict=True)
+        self._dots = "".join(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
+            for x, y in (self._on_map(pitch, yaw) for pitch, yaw in dots)
+        )
+
+    def _on_map(self, pitch: float, yaw: float) -> tuple[float, float]:
+        """Return the place on the map: smaller yaw, to the camera's right, is further right."""
+        turn = (self._middle - yaw + math.pi) % math.tau  # the middle is half way
+        return MAP_WIDTH * turn / math.tau, MAP_HEIGHT * pitch / math.pi
+
+    def is_familiar(self, eye: Eye) -> bool:
+        """Return True where a training camera stood close by."""
+        pose = Poses(torch.tensor([eye.pitch]), torch.tensor([eye.yaw]))
+        nearest = (self._places @ camera_origins(pose)[0]).max().clamp(-1, 1)
+        return math.acos(float(nearest)) <= FAMILIAR
+
+    def svg(self, eye: Eye) -> str:
+        """Draw the map with the camera of eye on it, and a line of text below."""
+        x, y = self._on_map(eye.pitch, eye.yaw)
+        color, words = GREEN, "as in training"
+        if not self.is_familiar(eye):
+            color, words = ORANGE, "beyond the training cameras"
+        pitch, yaw = (f"{math.degrees(angle):.0f}" for angle in (eye.pitch, eye.yaw))
+        return (
+            f'<div style="padding:0 1em"><svg viewBox="0 0 {MAP_WIDTH} {MAP_HEIGHT}" '
+            f'style="{FRAME}" role="img" aria-label="training cameras and this camera">'
+            f'<g fill="{BLUE}" opacity="0.25">{self._dots}</g>'
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{color}" stroke="#fff" '
+            'stroke-width="1.5"/></svg>'
+            f'<div style="font-size:0.8em">pitch {pitch}°, yaw {yaw}°, angle of view '
+            f'{eye.fov_degrees:.1f}°: <span style="color:{color}">{words}</span></div></div>'
+        )
 
 
 class _LocalServer(viser.ViserServer):
-    """A viser server that connects to nobody: its page can ask for a public address, in vain."""
+    """A viser server that connects to nobody, also when its page asks for a public address."""
 
     def request_share_url(self, verbose: bool = True) -> str | None:
-        """None, and nothing happens."""
+        """Return None and do nothing."""
         return None
 
 
 class Server:
-    """Serves pages from its making to stop; every visitor gets a session of its own."""
+    """Serves pages until stop; every visitor gets a session of its own."""
 
     def __init__(self, shared: Shared, pose_map: PoseMap, host: str, port: int) -> None:
         self._shared, self._pose_map = shared, pose_map
@@ -66,19 +115,19 @@ class Server:
         if page is not None:
             page.session.end()
 
-    def look_around(self) -> None:
-        """Have every page look whether the files of what it shows have changed."""
-        for page in list(self._pages.values()):
-            page.look_around()
-
     def stop(self) -> None:
-        """Close all pages."""
+        """Close all pages and end their sessions."""
         with contextlib.redirect_stdout(io.StringIO()):
             self._viser.stop()
+        pages = list(self._pages.values())
+        for page in pages:
+            page.session.end()
+        for page in pages:
+            page.session.join()
 
 
 def _page_camera(eye: Eye, usual: Eye) -> tuple[Vector, Vector]:
-    """Where the page's camera looks, and where it stands, to show what eye sees."""
+    """Return the target and the place of the page's camera that shows what eye shows."""
     place, _ = eye.placed()
     target = np.array(eye.target)
     distance = distance_of(eye, usual.fov_degrees)
@@ -86,7 +135,7 @@ def _page_camera(eye: Eye, usual: Eye) -> tuple[Vector, Vector]:
 
 
 class Page:
-    """One visitor's fields and picture. It is the Screen of its session."""
+    """One visitor's fields and picture; the Screen of its session."""
 
     def __init__(self, client: viser.ClientHandle, shared: Shared, pose_map: PoseMap) -> None:
         self._client, self._shared, self._pose_map = client, shared, pose_map
@@ -111,7 +160,7 @@ class Page:
         self.session.begin()
 
     def _field(self, name: str, handle: Any) -> None:
-        """Have a field's value, whenever it changes, put into the request."""
+        """Put a field's value into the request whenever it changes."""
         self._fields[name] = handle
         handle.on_update(lambda _: self._filled_in())
 
@@ -172,22 +221,20 @@ class Page:
         self._tell()
 
     def _place(self, eye: Eye) -> None:
-        """Move the page's camera to where eye is."""
+        """Move the page's camera to eye."""
         target, place = _page_camera(eye, self._shared.usual)
         with self._client.atomic():
             self._client.camera.position = place  # first: it moves the target along
             self._client.camera.look_at = target
 
-    def look_around(self) -> None:
-        """Show snapshots that have come, and what has changed."""
-        names = self._shared.source.names()
+    def list_checkpoints(self, names: list[str]) -> None:
+        """Offer new snapshots in the list of checkpoints."""
         picker = self._fields["checkpoint"]
         if list(picker.options) != names:
             picker.options = names
-        self.session.look_around()
 
     def _tell(self) -> None:
-        """Have the page say where the camera is, and the command line."""
+        """Update the map and the command line."""
         self._map.content = self._pose_map.svg(self.session.request.eye)
         self._command.content = (
             f'<div style="padding:0 1em"><textarea readonly rows="3" style="{TEXT}" '
@@ -197,7 +244,7 @@ class Page:
         )
 
     def show(self, picture: Picture) -> None:
-        """Put a picture behind everything."""
+        """Show a picture as the background of the page."""
         pixels = picture.pixels.permute(1, 2, 0).numpy()
         self._client.scene.set_background_image(
             pixels, "png" if picture.is_finished else "jpeg", jpeg_quality=JPEG_QUALITY
@@ -210,7 +257,7 @@ class Page:
         )
 
     def complain(self, text: str) -> None:
-        """Say in red what is wrong."""
+        """Show an error in red."""
         box = f'<div data-trouble role="alert" style="{TROUBLE}">{html.escape(text)}</div>'
         self._trouble.content = box if text else ""
 

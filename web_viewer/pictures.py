@@ -1,7 +1,7 @@
-"""BOUNDARY: pictures of what a visitor asks for, coarse ones first, a few pixels at a time."""
+"""Pictures of what a visitor asks for, rendered a few pixels at a time."""
 
-import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,18 +13,20 @@ from generators.pictures import depth_pictures, normal_pictures, surface_depths,
 from generators.volumetric_rendering import Rendering, RenderOptions
 from image_io import png
 from siren.film import Film
-from system.errors import UsageError
-from web_viewer.checkpoints import Checkpoints, Opened, Stamp
-from web_viewer.request import MAX_SIZE, Request, quick_steps, render_options
+from system.files import output_folder
+from web_viewer.checkpoints import Checkpoints, Opened
+from web_viewer.request import Request, render_options
 
 SIZES = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # pixels of coarse pictures' side
-FIRST_SIZE = 64  # of the first coarse picture, before anybody knows how fast the machine is
+FIRST_SIZE = 64  # of the first coarse picture, before the machine's speed is known
 QUICK_SECONDS = 0.1  # that a picture may take while the camera moves
-CPU_PART, CUDA_PART = 2**14, 2**19  # samples in a part, some 50 ms: a move cancels what follows
+CPU_PART, CUDA_PART = 2**14, 2**19  # samples in a part, some 50 ms: a move cancels the next ones
+
+Progress = Callable[[float], None]  # takes the share that is done
 
 
 class Picture(NamedTuple):
-    """Pixels (3, H, W), uint8, what they show, and how they came about."""
+    """Pixels (3, H, W), uint8, with the request and the generator that they show."""
 
     pixels: Tensor
     request: Request
@@ -34,7 +36,7 @@ class Picture(NamedTuple):
 
 
 def coarse_size(size: int, seconds: float, full: int) -> int:
-    """Pixels of the shorter side of the next quick picture, when one of size took seconds.
+    """Choose the shorter side of the next quick picture, when one of size took seconds.
 
     The largest of SIZES that will take QUICK_SECONDS at most, if work goes with the area; never
     more than the finished picture has.
@@ -44,7 +46,7 @@ def coarse_size(size: int, seconds: float, full: int) -> int:
 
 
 def levels(coarse: int, request: Request, quick_steps: int) -> list[tuple[int, int]]:
-    """(size, samples per ray) of the pictures from the quick one to the finished one.
+    """Return (size, samples per ray) of the pictures from the quick one to the finished one.
 
     Each has twice the size of the last; only the finished one has all the samples asked for.
     """
@@ -57,7 +59,7 @@ def levels(coarse: int, request: Request, quick_steps: int) -> list[tuple[int, i
 
 
 def pixels_of(view: View, rays: Rays, request: Request, options: RenderOptions) -> Tensor:
-    """The uint8 pixels (3, H, W) of what the request wants shown of a view."""
+    """Return uint8 pixels (3, H, W) of a view: colors, depths, normals or opacity."""
     if request.show == "opacity":
         image = (view.opacities * 2 - 1)[:, None].expand(-1, 3, -1, -1)
     elif request.show == "depth":
@@ -76,7 +78,7 @@ def pixels_of(view: View, rays: Rays, request: Request, options: RenderOptions) 
 def picture_parts(
     opened: Opened, film: Film, request: Request, *, size: int, num_steps: int, max_points: int
 ) -> Iterator[Tensor | None]:
-    """None after each part of the picture, and its pixels (3, H, W) at the end."""
+    """Render a picture: yield None after each part, and its pixels (3, H, W) at the end."""
     options = render_options(opened.saved, request, num_steps)
     frequencies, shape = film.frequencies, request.shape(size)
     rays = Rays(*(ends.to(frequencies) for ends in request.eye.rays(shape)))
@@ -91,7 +93,7 @@ def picture_parts(
 
 
 def finished_picture(source: Checkpoints, request: Request, *, max_points: int) -> Tensor:
-    """The pixels (3, H, W) of the request, as the page shows it in the end."""
+    """Render the pixels (3, H, W) of the request, as the page shows it in the end."""
     opened = source.open(request.checkpoint, request.ema)
     *_, pixels = picture_parts(
         opened,
@@ -101,72 +103,17 @@ def finished_picture(source: Checkpoints, request: Request, *, max_points: int) 
         num_steps=request.num_steps,
         max_points=max_points,
     )
-    assert pixels is not None  # the last thing that picture_parts gives
+    assert pixels is not None  # the last that picture_parts yields
     return pixels
 
 
-class Progressive:
-    """The pictures of one visitor: quick ones while the camera moves, then ever finer ones.
-
-    Args:
-        source: of generators.
-        request: tells what is wanted now.
-        is_stale: tells whether something else is wanted by now.
-        show: takes each picture.
-        complain: takes what is wrong with the request, one line.
-        max_points: in one call of the field, at most.
-    """
-
-    def __init__(
-        self,
-        source: Checkpoints,
-        request: Callable[[], Request],
-        is_stale: Callable[[], bool],
-        *,
-        show: Callable[[Picture], None],
-        complain: Callable[[str], None],
-        max_points: int,
-    ) -> None:
-        self._source, self._request, self._max_points = source, request, max_points
-        self._is_stale, self._show, self._complain = is_stale, show, complain
-        self._coarse = FIRST_SIZE
-        self._shown: tuple[Request, Stamp] | None = None
-
-    def is_outdated(self) -> bool:
-        """Whether the files of what was shown last have changed since."""
-        if self._shown is None:
-            return False
-        request, stamp = self._shown
-        return self._source.stamp(request.checkpoint, request.ema) != stamp
-
-    def work(self) -> Iterator[None]:
-        """Render what is wanted now; a step is a part of a picture.
-
-        The first picture is always finished, so that one who drags without a pause sees pictures;
-        those that refine it are given up as soon as they are stale.
-        """
-        request = self._request()
-        try:
-            opened = self._source.open(request.checkpoint, request.ema)
-            self._shown = request, opened.stamp
-            film = self._source.film(opened, request)
-        except UsageError as error:
-            self._complain(str(error))
-            return
-        steps = levels(self._coarse, request, quick_steps(opened.saved))
-        for index, (size, num_steps) in enumerate(steps):
-            parts = picture_parts(
-                opened, film, request, size=size, num_steps=num_steps, max_points=self._max_points
-            )
-            seconds = 0.0
-            pixels: Tensor | None = None
-            while pixels is None:
-                began = time.perf_counter()
-                pixels = next(parts)
-                seconds += time.perf_counter() - began
-                yield
-                if index > 0 and self._is_stale():
-                    return
-            if index == 0:
-                self._coarse = coarse_size(size, seconds, MAX_SIZE)
-            self._show(Picture(pixels, request, opened, seconds, index == len(steps) - 1))
+def save_picture(
+    source: Checkpoints, request: Request, folder: Path, progress: Progress, max_points: int
+) -> Path:
+    """Write NAME.png, or NAME_depth.png and so on; returns its path."""
+    progress(0.0)
+    pixels = finished_picture(source, request, max_points=max_points)
+    kind = "" if request.show == "color" else f"_{request.show}"
+    path = output_folder(folder) / f"{request.object_name()}{kind}.png"
+    png.save_png(path, pixels)
+    return path

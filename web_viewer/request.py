@@ -1,15 +1,16 @@
-"""BOUNDARY: what a visitor of the viewer asks to see, from a command line and back to one.
+"""The picture that a visitor of the viewer asks for, from flags or fields and back to flags.
 
-The same flags open the page at a picture and write that picture without a page.
+A value is checked once, where it is typed: READERS are the types of the flags and of the fields of
+the page, and eye_from keeps the page's camera within what can be shown.
 """
 
 import argparse
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -25,20 +26,21 @@ from system.errors import UsageError
 Show = Literal["color", "depth", "normals", "opacity"]
 SHOWS: tuple[Show, ...] = get_args(Show)
 NARROWEST, WIDEST = 1.0, 120.0  # angle of view, degrees
-MAX_SIZE, MAX_STEPS, MAX_SEED = 1024, 512, 2**63 - 1
+MAX_SIZE, MAX_STEPS = 1024, 512
+MAX_YAW = 1e6  # radians
 MAX_ASPECT = 4.0  # of a longer side to a shorter one
-PLAIN_FLAGS = (  # that have a Request's name and value
+PLAIN_FLAGS = (  # named as the fields of a Request, with the same values
     *("seed", "to_seed", "mix", "psi", "show"),
     *("lock_view_dependence", "image_size", "aspect"),
 )
-MAX_SHIFT = 0.5  # scene units that what the camera looks at can lie off the origin, on each axis
+MAX_SHIFT = 0.5  # scene units from the origin to the target, on each axis
 
 
 class Eye(NamedTuple):
     """A camera at distance 1 from the point that it looks at.
 
-    pitch, yaw: on which side of that point, radians. fov_degrees: of the picture's shorter side.
-    target: the point, scene units; the origin is where training cameras look.
+    pitch, yaw: direction from that point to the camera, radians. fov_degrees: angle of view over
+    the picture's shorter side. target: the point, scene units; training cameras look at the origin.
     """
 
     pitch: float
@@ -47,31 +49,28 @@ class Eye(NamedTuple):
     target: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def placed(self) -> tuple[Tensor, Tensor]:
-        """The place (1, 3) and the rotation (1, 3, 3) from camera to world."""
+        """Return the camera's place (1, 3) and its rotation (1, 3, 3) from camera to world."""
         pose = Poses(torch.tensor([self.pitch]), torch.tensor([self.yaw]))
         return camera_origins(pose) + torch.tensor([self.target]), camera_rotations(pose)
 
     def rays(self, shape: tuple[int, int]) -> Rays:
-        """The rays of a picture of shape (H, W)."""
+        """Return the rays of a picture of shape (H, W)."""
         return rays_from(*self.placed(), shape, self.fov_degrees)
 
     def distance(self) -> float:
-        """How far before the camera the origin is, along its axis; 1 unless target moved it."""
+        """Return the origin's distance along the camera's axis; 1 unless target moved it."""
         place, rotation = self.placed()
         return float((place * rotation[..., 2]).sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """Everything that a picture depends on, but the files.
+    """All that a picture depends on apart from the files.
 
     checkpoint: its name in the picker. fit: the name of a fitted object that takes the place of
     seed, or "". to_seed: the seed at the other end of an interpolation, of which mix is the share.
     num_steps: samples per ray, coarse; as many fine ones follow. image_size: pixels of the shorter
     side. aspect: width over height.
-
-    Raises:
-        UsageError: a value cannot be shown; the text names its flag.
     """
 
     checkpoint: str
@@ -88,55 +87,65 @@ class Request:
     image_size: int = 256
     aspect: float = 1.0
 
-    def __post_init__(self) -> None:
-        eye = self.eye
-        _within("seed", self.seed, 0, MAX_SEED)
-        _within("to_seed", 0 if self.to_seed is None else self.to_seed, 0, MAX_SEED)
-        _within("mix", self.mix, 0, 1)
-        _within("psi", self.psi, 0, 1)
-        _within("num_steps", self.num_steps, 3, MAX_STEPS)
-        _within("image_size", self.image_size, 1, MAX_SIZE)
-        _within("aspect", self.aspect, 1 / MAX_ASPECT, MAX_ASPECT)
-        _within("pitch", eye.pitch, POLE_MARGIN, math.pi - POLE_MARGIN)
-        _within("yaw", eye.yaw, -1e6, 1e6)
-        _within("fov", eye.fov_degrees, NARROWEST, WIDEST)
-        for coordinate in eye.target:
-            _within("target", coordinate, -MAX_SHIFT, MAX_SHIFT)
-        if self.show not in SHOWS:
-            raise UsageError(f"--show {self.show}: choose one of {', '.join(SHOWS)}")
-
     def shape(self, image_size: int) -> tuple[int, int]:
-        """(H, W) of the picture whose shorter side has so many pixels."""
+        """Return (H, W) of the picture whose shorter side has image_size pixels."""
         longer = round(image_size * max(self.aspect, 1 / self.aspect))
         return (image_size, longer) if self.aspect >= 1 else (longer, image_size)
 
     def object_name(self) -> str:
-        """What is shown, fit for a file's name."""
+        """Return the name of the object that is shown, for file names."""
         if self.fit:
             return self.fit
         return str(self.seed) if self.to_seed is None else f"{self.seed}_to_{self.to_seed}"
 
 
-def _within(flag: str, value: float, lowest: float, highest: float) -> None:
-    if not lowest <= value <= highest:  # written so that NaN is refused
-        raise UsageError(f"--{flag} {value}: must be from {lowest:g} to {highest:g}")
+def eye_from(place: Sequence[float], target: Sequence[float], usual_fov: float) -> Eye:
+    """Convert a page's camera at place to one at distance 1 from target that shows the same.
+
+    A page's camera zooms by coming nearer. Ours keeps the distance of training and narrows its
+    angle of view so that the target is as large: tan(fov / 2) is proportional to the distance.
+    What lies beyond the limits of the flags is moved to them.
+
+    Raises:
+        UsageError: place and target are one point, or not finite.
+    """
+    if not all(map(math.isfinite, [*place, *target])):
+        raise UsageError("the camera must stand somewhere")
+    offset = [a - b for a, b in zip(place, target, strict=True)]
+    distance = math.hypot(*offset)
+    if distance == 0:
+        raise UsageError("the camera cannot stand on what it looks at")
+    x, y, z = (part / distance for part in offset)
+    shift = [min(MAX_SHIFT, max(-MAX_SHIFT, part)) for part in target]
+    half = math.atan(distance * math.tan(math.radians(usual_fov) / 2))
+    return Eye(
+        pitch=min(math.pi - POLE_MARGIN, max(POLE_MARGIN, math.acos(min(1.0, max(-1.0, y))))),
+        yaw=math.atan2(z, x),
+        fov_degrees=min(WIDEST, max(NARROWEST, 2 * math.degrees(half))),
+        target=(shift[0], shift[1], shift[2]),
+    )
+
+
+def distance_of(eye: Eye, usual_fov: float) -> float:
+    """Return the distance from target of the page's camera that shows what eye shows."""
+    return math.tan(math.radians(eye.fov_degrees) / 2) / math.tan(math.radians(usual_fov) / 2)
 
 
 def usual_eye(saved: SavedGenerator) -> Eye:
-    """The middle of the training cameras."""
+    """Return the camera in the middle of the training cameras."""
     pitch, yaw = saved.curriculum.poses().center()
     return Eye(pitch, yaw, saved.curriculum.settings.fov)
 
 
 def quick_steps(saved: SavedGenerator) -> int:
-    """Samples per ray of pictures that have to be quick: those of the curriculum's first stage."""
+    """Return the samples per ray of coarse pictures: those of the curriculum's first stage."""
     return saved.curriculum.stage_settings(0).num_steps
 
 
 def render_options(saved: SavedGenerator, request: Request, num_steps: int) -> RenderOptions:
-    """How the request is rendered with so many samples per ray.
+    """Return the options that render the request with num_steps samples per ray.
 
-    Depths follow the camera where its distance to the origin is another than in training.
+    near and far move along where the camera's distance to the origin differs from training.
     """
     usual = saved.curriculum.preview_render(saved.step, request.image_size)
     moved = request.eye.distance() - 1
@@ -150,30 +159,52 @@ def render_options(saved: SavedGenerator, request: Request, num_steps: int) -> R
     )
 
 
+def _show(text: str) -> str:
+    if text not in SHOWS:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(SHOWS)}")
+    return text
+
+
+READERS: dict[str, Callable[[str], Any]] = {
+    "seed": flags.non_negative_int,
+    "to_seed": flags.non_negative_int,
+    "mix": flags.fraction,
+    "psi": flags.fraction,
+    "show": _show,
+    "num_steps": flags.whole(3, MAX_STEPS),
+    "image_size": flags.whole(1, MAX_SIZE),
+    "aspect": flags.number(1 / MAX_ASPECT, MAX_ASPECT),
+    "pitch": flags.number(POLE_MARGIN, math.pi - POLE_MARGIN),
+    "yaw": flags.number(-MAX_YAW, MAX_YAW),
+    "fov": flags.number(NARROWEST, WIDEST),
+    "target": flags.number(-MAX_SHIFT, MAX_SHIFT),
+}
+
+
 def add_request(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say what is shown first; for from_args."""
-    which, add = parser.add_mutually_exclusive_group(), parser.add_argument
-    which.add_argument("--seed", type=flags.non_negative_int, default=0, help="the object")
-    add("--to_seed", type=flags.non_negative_int, help="the object at the other end of an "
-        "interpolation")  # fmt: skip
-    add("--mix", type=flags.fraction, default=0.0, help="how far towards --to_seed")
+    """Add the flags of the picture that is shown first; for from_args."""
+    which = parser.add_mutually_exclusive_group()
+
+    def add(name: str, **options: Any) -> None:
+        group = which if name == "seed" else parser
+        group.add_argument(f"--{name}", type=READERS[name], **options)
+
+    add("seed", default=0, help="the object")
+    add("to_seed", help="the object at the other end of an interpolation")
+    add("mix", default=0.0, help="how far towards --to_seed")
     which.add_argument("--fit", type=Path, nargs="+", default=[], metavar="fit.pth", help="objects "
         "that inverse_render.py fitted to photos; the first is shown first")  # fmt: skip
-    add("--psi", type=flags.fraction, default=0.7, help="truncation: 0 is the mean object, 1 is "
-        "the full variety")  # fmt: skip
-    add("--show", choices=SHOWS, default="color")
-    add("--num_steps", type=flags.positive_int, help="samples per ray; default: twice those of the "
-        "curriculum's first stage")  # fmt: skip
-    add("--pitch", type=flags.finite_float, help="radians from straight above; default: the middle "
-        "of the training cameras")  # fmt: skip
-    add("--yaw", type=flags.finite_float, help="radians around the object; likewise")
-    add("--fov", type=flags.positive_float, help="angle of view in degrees; likewise")
-    add("--target", type=flags.finite_float, nargs=3, default=[0.0, 0.0, 0.0],
-        metavar=("X", "Y", "Z"), help="the point that the camera turns around")  # fmt: skip
-    add("--image_size", type=flags.positive_int, default=256, help="pixels of the shorter side of "
-        "the finished picture")  # fmt: skip
-    add("--aspect", type=flags.positive_float, default=1.0, help="width over height of a saved "
-        "picture; the page takes its window's")  # fmt: skip
+    add("psi", default=0.7, help="truncation: 0 is the mean object, 1 is the full variety")
+    add("show", default="color", metavar="|".join(SHOWS), help="kind of picture")
+    add("num_steps", help="samples per ray; default: twice those of the curriculum's first stage")
+    add("pitch", help="radians from straight above; default: the middle of the training cameras")
+    add("yaw", help="radians around the object; default likewise")
+    add("fov", help="angle of view in degrees; default likewise")
+    add("target", nargs=3, default=[0.0, 0.0, 0.0], metavar=("X", "Y", "Z"),
+        help="the point that the camera turns around")  # fmt: skip
+    add("image_size", default=256, help="pixels of the shorter side of the finished picture")
+    add("aspect", default=1.0, help="width over height of a saved picture; the page takes its "
+        "window's")  # fmt: skip
     viewing.add_field_flags(parser)
 
 
@@ -183,11 +214,7 @@ def from_args(
     checkpoint: str,
     fits: list[SceneObject],
 ) -> Request:
-    """What the flags of add_request ask for.
-
-    Raises:
-        UsageError: it cannot be shown.
-    """
+    """Return the request of the flags of add_request; fits are the opened files of --fit."""
     shown = fits[0] if fits else None
     usual = usual_eye(saved) if shown is None else shown.camera
     pitch, yaw, fov = (
@@ -207,12 +234,12 @@ def from_args(
 def to_command_line(
     request: Request, *, generator: Path, fits: Mapping[str, Path], options: Sequence[str]
 ) -> str:
-    """The command that writes the picture of request.
+    """Return the command that writes the picture of request.
 
     Args:
-        request: what is to be seen.
+        request: the picture.
         generator: the file of its checkpoint.
-        fits: the files of fitted objects by name.
+        fits: files of fitted objects by name.
         options: further words of the command line.
     """
     eye = request.eye

@@ -1,8 +1,7 @@
-"""BOUNDARY: the viewer's files, with the functions of the render commands.
+"""Save what the viewer shows as a picture, video or mesh, with the functions of the commands.
 
-Every function takes where generators come from, what is shown, the output folder, and progress,
-which takes the share that is done and raises Cancelled where nobody waits any more. Names of files
-are made of seeds and of the names of fits, so that nothing from the page is part of a path.
+Names of files are made of seeds and of the names of fits, so that nothing from the page is part of
+a path. progress raises Cancelled when the visitor has left.
 """
 
 import math
@@ -17,40 +16,27 @@ from generators.trajectories import Camera, SceneObject
 from geometry import mesh_extraction, mesh_files
 from geometry.density_grid import Cube
 from geometry.mesh_extraction import Wanted
-from image_io import png, video
+from image_io import video
 from rendering import filming
 from system.files import output_folder
 from web_viewer.checkpoints import Checkpoints
-from web_viewer.pictures import finished_picture
+from web_viewer.pictures import Progress, save_picture
 from web_viewer.request import Request, render_options
 
 VIDEO_FRAMES, VIDEO_FPS = 72, 24
 MESH_RESOLUTION = 256  # extract_shapes.py's own default
 
-Progress = Callable[[float], None]
 Saver = Callable[[Checkpoints, Request, Path, Progress, int], Path]
 
 
 class Cancelled(Exception):
-    """Nobody waits for the file any more."""
-
-
-def save_picture(
-    source: Checkpoints, request: Request, folder: Path, progress: Progress, max_points: int
-) -> Path:
-    """Write NAME.png, or NAME_depth.png and so on; returns its path."""
-    progress(0.0)
-    pixels = finished_picture(source, request, max_points=max_points)
-    kind = "" if request.show == "color" else f"_{request.show}"
-    path = output_folder(folder) / f"{request.object_name()}{kind}.png"
-    png.save_png(path, pixels)
-    return path
+    """The visitor who asked for the file has left."""
 
 
 def save_video(
     source: Checkpoints, request: Request, folder: Path, progress: Progress, max_points: int
 ) -> Path:
-    """Write NAME.mp4: once around, from where the camera is; the depth beside where it is shown."""
+    """Write NAME.mp4: one turn from the camera's place, with the depth beside if it is shown."""
     opened = source.open(request.checkpoint, request.ema)
     film, eye = source.film(opened, request), request.eye
     around = [math.tau * i / VIDEO_FRAMES for i in range(VIDEO_FRAMES)]

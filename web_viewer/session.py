@@ -1,35 +1,39 @@
-"""BOUNDARY: one visitor of the viewer: fields and camera in, pictures and words out.
+"""One visitor of the viewer: fields and camera in, pictures and messages out.
 
-Knows nothing of the page: it is spoken to by calls and answers through a Screen.
+Each visitor has a thread that renders; a lock lets one of them compute at a time. Nothing here
+knows the page, which calls a Session and is called back as a Screen.
 """
 
 import argparse
-import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+import traceback
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from generators.cameras import POLE_MARGIN
-from system import flags
+from siren.film import Film
 from system.errors import UsageError
 from web_viewer import saving
-from web_viewer.checkpoints import Checkpoints
-from web_viewer.pictures import Picture, Progressive
+from web_viewer.checkpoints import Checkpoints, Opened, Stamp
+from web_viewer.pictures import FIRST_SIZE, Picture, coarse_size, levels, picture_parts
 from web_viewer.request import (
     MAX_ASPECT,
-    MAX_SHIFT,
-    NARROWEST,
-    WIDEST,
+    MAX_SIZE,
+    READERS,
     Eye,
     Request,
+    eye_from,
+    quick_steps,
     to_command_line,
 )
 from web_viewer.saving import Cancelled
-from web_viewer.turns import Turns
 
+LOOK_SECONDS = 1.0  # between two looks at whether files have changed
+JOIN_SECONDS = 10.0  # much more than a part of a picture takes
+PAUSE_SECONDS = 0.001  # in which another thread gets the lock, which is not fair
 NO_FIT = "none, the seed"  # in the list of fits
 LABELS = {  # of the fields in which one can type
     "seed": "Seed",
@@ -42,29 +46,32 @@ LABELS = {  # of the fields in which one can type
 
 
 class Screen(Protocol):
-    """What a visitor sees."""
+    """A visitor's page."""
 
     def show(self, picture: Picture) -> None:
         """Show a picture."""
 
     def complain(self, text: str) -> None:
-        """Say what is wrong; "" is nothing any more."""
+        """Show an error; "" removes it."""
 
     def progress(self, text: str, share: float | None) -> None:
-        """Say how far saving is; None is at its end."""
+        """Show how far saving is; None when it has ended."""
+
+    def list_checkpoints(self, names: list[str]) -> None:
+        """Offer these checkpoints."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
     """What all visitors share.
 
-    start: what a visitor sees first. usual: the middle of the training cameras. fit_eyes: the
-    cameras of fitted objects, by name. output_dir: where files are saved. options: words of the
-    command line that every command of the page repeats. max_points: in one call of the field.
+    start: the first picture of a visitor. usual: the middle of the training cameras. fit_eyes: the
+    cameras of fitted objects, by name. output_dir: where files are saved. options: words that every
+    command line of the page repeats. max_points: in one call of the field. saver: saves one file
+    at a time. lock: is held while a part of a picture is rendered.
     """
 
     source: Checkpoints
-    turns: Turns
     start: Request
     usual: Eye
     fit_eyes: Mapping[str, Eye]
@@ -72,94 +79,136 @@ class Shared:
     options: Sequence[str]
     max_points: int
     saver: ThreadPoolExecutor
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Session:
-    """A visitor, from coming to going."""
+    """A visitor, from arrival to departure.
+
+    Attributes:
+        request: the picture that is wanted now.
+        is_wanted: True until the rendering of request begins.
+    """
 
     def __init__(self, shared: Shared, screen: Screen) -> None:
         self._shared, self._screen = shared, screen
-        self._lock = threading.Lock()
-        self._request = shared.start
+        self._changed = threading.Condition()
+        self.request, self.is_wanted = shared.start, True
         self._is_gone = self._is_saving = False
-        self._pictures = Progressive(
-            shared.source,
-            lambda: self.request,
-            lambda: shared.turns.is_wanted(self),
-            show=self._show,
-            complain=screen.complain,
-            max_points=shared.max_points,
-        )
-
-    @property
-    def request(self) -> Request:
-        """What is wanted now."""
-        return self._request
+        self._coarse = FIRST_SIZE
+        self._shown: tuple[Request, Stamp] | None = None
+        self._thread = threading.Thread(target=self._run, name="visitor", daemon=True)
 
     def begin(self) -> None:
-        """Have pictures rendered from now on."""
-        self._shared.turns.join(self, self._pictures.work)
+        """Start the thread that renders."""
+        self._thread.start()
 
     def end(self) -> None:
-        """The visitor is gone: nothing is rendered or saved for it any more."""
-        self._is_gone = True
-        self._shared.turns.leave(self)
+        """Render and save nothing for the visitor any more; the thread ends by itself."""
+        with self._changed:
+            self._is_gone = True
+            self._changed.notify()
+
+    def join(self) -> None:
+        """Wait until the thread has ended: one that computes as Python exits may crash it."""
+        self._thread.join(JOIN_SECONDS)
+
+    def _run(self) -> None:
+        while not self._is_gone:
+            with self._changed:
+                self._changed.wait_for(lambda: self.is_wanted or self._is_gone, LOOK_SECONDS)
+            try:
+                if self.is_wanted and not self._is_gone:
+                    self.render()
+                elif not self._is_gone:
+                    self.look_around()
+            except Exception:  # the next change of a field may well be rendered
+                traceback.print_exc()
+
+    def _want(self, **changes: Any) -> None:
+        """Change the request and have it rendered; the thread may be busy with the last one."""
+        with self._changed:
+            self.request = replace(self.request, **changes)
+            self.is_wanted = True
+            self._changed.notify()
 
     def look_around(self) -> None:
-        """Begin again where the files of what is shown have changed."""
+        """List new checkpoints, and render again where the files of what is shown have changed."""
+        self._screen.list_checkpoints(self._shared.source.names())
+        if self._shown is None:
+            return
+        request, stamp = self._shown
         try:
-            is_outdated = self._pictures.is_outdated()
+            if self._shared.source.stamp(request.checkpoint, request.ema) != stamp:
+                self._want()
         except UsageError as error:  # the checkpoint was removed
             self._screen.complain(str(error))
+
+    def render(self) -> None:
+        """Render what is wanted now: a quick picture, then ever finer ones."""
+        with self._changed:
+            request, self.is_wanted = self.request, False
+        source = self._shared.source
+        try:
+            opened = source.open(request.checkpoint, request.ema)
+            self._shown = request, opened.stamp
+            film = source.film(opened, request)
+        except UsageError as error:
+            self._screen.complain(str(error))
             return
-        if is_outdated:
-            self._shared.turns.want(self)
+        self._render_levels(request, opened, film)
+
+    def _render_levels(self, request: Request, opened: Opened, film: Film) -> None:
+        """Render the pictures of a request; those that refine are given up when it has changed.
+
+        The first is always finished, so that a visitor who drags without a pause sees pictures.
+        """
+        steps = levels(self._coarse, request, quick_steps(opened.saved))
+        for index, (size, num_steps) in enumerate(steps):
+            parts = picture_parts(
+                opened,
+                film,
+                request,
+                size=size,
+                num_steps=num_steps,
+                max_points=self._shared.max_points,
+            )
+            seconds, pixels = 0.0, None
+            while pixels is None:
+                with self._shared.lock:
+                    began = time.perf_counter()
+                    pixels = next(parts)
+                    seconds += time.perf_counter() - began
+                time.sleep(PAUSE_SECONDS)
+                if self._is_gone or (index > 0 and self.is_wanted):
+                    return
+            if index == 0:
+                self._coarse = coarse_size(size, seconds, MAX_SIZE)
+            self._screen.show(Picture(pixels, request, opened, seconds, index == len(steps) - 1))
 
     def fill_in(self, fields: Mapping[str, Any]) -> None:
-        """Take what the page's fields hold; where one holds nonsense, say so and change nothing."""
+        """Take the values of the page's fields, or say which one is wrong and change nothing."""
         try:
-            changes = read_fields(fields)
-            with self._lock:
-                request = replace(self._request, **changes)
-                self._check(request)
-                self._request = request
+            changes = {name: _read(name, value) for name, value in fields.items()}
+            self._shared.source.check(replace(self.request, **changes))
         except UsageError as error:
-            self._screen.complain(_as_labelled(str(error)))
+            self._screen.complain(str(error))
             return
+        self._want(**changes)
         self._screen.complain("")
-        self._shared.turns.want(self)
-
-    def _check(self, request: Request) -> None:
-        """Refuse names that stand in no list.
-
-        Raises:
-            UsageError: there is no such checkpoint, average or fit.
-        """
-        source = self._shared.source
-        if request.ema not in source.averages(request.checkpoint):
-            raise UsageError(f"{request.checkpoint} has no {request.ema} parameters beside it")
-        if request.fit and request.fit not in source.fits:
-            raise UsageError(f"no fit {request.fit!r} was given with --fit")
 
     def move(self, place: Sequence[float], target: Sequence[float], aspect: float) -> None:
         """Look from place towards target through a window of that width over height."""
         try:
             eye = eye_from(place, target, self._shared.usual.fov_degrees)
-            aspect = min(MAX_ASPECT, max(1 / MAX_ASPECT, aspect))
-            with self._lock:
-                self._request = replace(self._request, eye=eye, aspect=aspect)
         except UsageError as error:
             self._screen.complain(str(error))
             return
-        self._shared.turns.want(self)
-
-    def _show(self, picture: Picture) -> None:
-        if not self._is_gone:
-            self._screen.show(picture)
+        self._want(eye=eye, aspect=min(MAX_ASPECT, max(1 / MAX_ASPECT, aspect)))
 
     def command_line(self) -> str:
-        """The command that writes the picture that is wanted now."""
-        shared, request = self._shared, self._request
+        """Return the command that writes the picture that is wanted now."""
+        shared, request = self._shared, self.request
         return to_command_line(
             request,
             generator=shared.source.path(request.checkpoint),
@@ -174,10 +223,10 @@ class Session:
             return
         self._is_saving = True
         self._screen.progress(f"{what}: waits", 0.0)
-        self._shared.saver.submit(self._saved, what, self._request)
+        self._shared.saver.submit(self._save, what, self.request)
 
-    def _saved(self, what: str, request: Request) -> None:
-        """In the saver's thread."""
+    def _save(self, what: str, request: Request) -> None:
+        """Save in the thread of the saver."""
         shared = self._shared
 
         def progress(share: float) -> None:
@@ -203,68 +252,17 @@ class Session:
             self._is_saving = False
 
 
-def read_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The page's fields as values of a Request.
-
-    Raises:
-        UsageError: one holds nonsense; the text begins with its name.
-    """
-    return {name: _read(name, value) for name, value in fields.items()}
-
-
-READERS: dict[str, Callable[[str], Any]] = {
-    "seed": flags.non_negative_int,
-    "to_seed": lambda text: flags.non_negative_int(text) if text else None,
-    "num_steps": flags.positive_int,
-    "image_size": flags.positive_int,
-    "psi": flags.fraction,
-    "mix": flags.fraction,
-    "fit": lambda text: "" if text == NO_FIT else text,
-}
-
-
 def _read(name: str, value: Any) -> Any:
-    if name not in READERS:
-        return value
-    try:
-        return READERS[name](str(value).strip())
-    except argparse.ArgumentTypeError as error:
-        raise UsageError(f"--{name} {error}") from None
-
-
-def _as_labelled(text: str) -> str:
-    """A complaint that begins with a flag, beginning with the label of its field."""
-    flag, _, rest = text.partition(" ")
-    name = flag.removeprefix("--")
-    return f"{LABELS.get(name, name)} {rest}"
-
-
-def eye_from(place: Sequence[float], target: Sequence[float], usual_fov: float) -> Eye:
-    """The camera on the unit sphere around target that stands for one at place.
-
-    A page's camera zooms by coming nearer. Ours keeps the distance that it has learned, and
-    narrows its angle of view so that the target is as large: tan(fov / 2) goes with the distance.
+    """Read a field of the page as a value of a Request.
 
     Raises:
-        UsageError: place and target are one, or no numbers.
+        UsageError: it is wrong; the text begins with the field's label.
     """
-    if not all(map(math.isfinite, [*place, *target])):
-        raise UsageError("the camera must stand somewhere")
-    offset = [a - b for a, b in zip(place, target, strict=True)]
-    distance = math.hypot(*offset)
-    if distance == 0:
-        raise UsageError("the camera cannot stand on what it looks at")
-    x, y, z = (part / distance for part in offset)
-    shift = [min(MAX_SHIFT, max(-MAX_SHIFT, part)) for part in target]
-    half = math.atan(distance * math.tan(math.radians(usual_fov) / 2))
-    return Eye(
-        pitch=min(math.pi - POLE_MARGIN, max(POLE_MARGIN, math.acos(min(1.0, max(-1.0, y))))),
-        yaw=math.atan2(z, x),
-        fov_degrees=min(WIDEST, max(NARROWEST, 2 * math.degrees(half))),
-        target=(shift[0], shift[1], shift[2]),
-    )
-
-
-def distance_of(eye: Eye, usual_fov: float) -> float:
-    """How far from its target the page's camera stands that shows what eye sees."""
-    return math.tan(math.radians(eye.fov_degrees) / 2) / math.tan(math.radians(usual_fov) / 2)
+    if name == "fit" and value == NO_FIT:
+        return ""
+    if name == "to_seed" and value == "":
+        return None
+    try:
+        return READERS[name](str(value).strip()) if name in READERS else value
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"{LABELS.get(name, name)} {error}") from None
