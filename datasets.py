@@ -172,10 +172,11 @@ def open_images(
     image_size: int,
     *,
     cache_dir: Path,
+    listing: Listing | None = None,
     skipped_file: Path | None = None,
     show_progress: bool = True,
 ) -> ImageSet:
-    """The data set at one size; decoded or rendered now if cache_dir does not hold it yet.
+    """Return the dataset at one size; decode or render it if cache_dir does not hold it yet.
 
     Several processes may call at once: one does the work, the others wait.
 
@@ -183,6 +184,7 @@ def open_images(
         options: which images.
         image_size: H = W.
         cache_dir: holds N * 3 * H * W bytes per size; runs may share it.
+        listing: what find_images returned; None calls it.
         skipped_file: names all unreadable files, if there are any, one per line with the reason.
             Give it to one process only.
         show_progress: show a bar, and how many files were skipped, on stderr.
@@ -190,7 +192,7 @@ def open_images(
     Raises:
         UsageError: no pictures, more than 1 in 100 unreadable, or cache_dir cannot be written.
     """
-    listing = find_images(options)
+    listing = listing or find_images(options)
     framing = Framing(image_size=image_size, crop=options.crop, resize=options.resize)
     key = _key(options, listing, framing)
 

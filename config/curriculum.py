@@ -1,9 +1,9 @@
-"""BOUNDARY: what a parsed curriculum means: networks to build, and everything at each step."""
+"""Curricula: the networks to build, the settings that hold at each step, and the last step."""
 
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from config import schema
 from config.schema import Settings, StageSettings
@@ -17,13 +17,27 @@ from system.errors import UsageError
 
 
 def _either(of_stage: float | None, of_all: float) -> float:
-    """The stage's value where it has one of its own."""
+    """Return the stage's value if it has one, else that of all stages."""
     return of_all if of_stage is None else of_stage
+
+
+class Ending(NamedTuple):
+    """The last step of a run (None: it has no end) and the limit that sets it, for a person."""
+
+    step: int | None
+    reason: str
+
+    def is_reached(self, step: int) -> bool:
+        """Return whether nothing is left to do after that many steps."""
+        return self.step is not None and step >= self.step
+
+    def __str__(self) -> str:
+        return "has no end" if self.step is None else f"ends at step {self.step}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curriculum:
-    """A parsed curriculum; source is the dict that it came from."""
+    """A parsed curriculum; source is the dict that it was parsed from."""
 
     name: str
     source: Mapping[Any, Any]
@@ -32,17 +46,17 @@ class Curriculum:
     end: int | None
 
     def with_dataset_path(self, path: str) -> "Curriculum":
-        """The same curriculum on other pictures."""
+        """Return the same curriculum with another dataset path."""
         return build(self.name, {**self.source, "dataset_path": path})
 
     def stage_settings(self, step: int) -> StageSettings:
-        """The stage that holds at step, as written; the last one from the end on."""
+        """Return the stage that holds at step, as written; after the end, the last one."""
         return [stage for start, stage in self.stages if start <= max(step, 0)][-1]
 
     def describe(self, step: int, last_step: int | None) -> str:
-        """Which stage step is in and how far through it, for a run that ends at last_step.
+        """Return text such as "stage 2/3 (64 px) 40%" for step.
 
-        Without an end (None) the last stage has no share.
+        The last stage of a run without an end (last_step None) has no percentage.
         """
         starts = [start for start, _ in self.stages]
         index = sum(start <= step for start in starts)
@@ -51,8 +65,48 @@ class Curriculum:
         share = f" {(step - start) / max(1, min(ends) - start):.0%}" if ends else ""
         return f"stage {index}/{len(starts)} ({size} px){share}"
 
+    def ending(
+        self,
+        *,
+        first_step: int,
+        num_images: int,
+        world_size: int,
+        max_steps: int | None,
+        n_epochs: int | None,
+    ) -> Ending:
+        """Return the earliest of the curriculum's end, --max_steps and --n_epochs.
+
+        Args:
+            first_step: steps done before; epochs are counted from there.
+            num_images: of the dataset.
+            world_size: number of processes, each of which takes a batch.
+            max_steps: the last step; None for no limit.
+            n_epochs: passes over the data; None for no limit.
+        """
+        limits = [Ending(self.end, "the end of the schedule")]
+        limits.append(Ending(max_steps, f"--max_steps {max_steps}"))
+        if n_epochs is not None:
+            step = self._step_after(first_step, n_epochs * num_images, world_size)
+            limits.append(Ending(step, f"--n_epochs {n_epochs} over {num_images} pictures"))
+        return min(
+            (limit for limit in limits if limit.step is not None),
+            key=lambda limit: limit.step or 0,
+            default=Ending(None, ""),
+        )
+
+    def _step_after(self, first_step: int, num_images: int, world_size: int) -> int:
+        """Return the step at which so many images were seen since first_step."""
+        step, images = first_step, 0
+        for upper in [start for start, _ in self.stages if start > first_step]:
+            batch = self.stage_settings(step).batch_size * world_size
+            if images + (upper - step) * batch >= num_images:
+                break
+            images, step = images + (upper - step) * batch, upper
+        batch = self.stage_settings(step).batch_size * world_size
+        return step + -(-(num_images - images) // batch)  # rounded up, in whole numbers
+
     def at(self, step: int) -> Stage:
-        """Everything that training needs to know at step."""
+        """Return everything that training needs to know at step."""
         settings, stage = self.settings, self.stage_settings(step)
         return Stage(
             step=step,
@@ -77,7 +131,7 @@ class Curriculum:
         )
 
     def _last_upsample(self, step: int) -> int:
-        """The first step of the stages up to step that share its image size."""
+        """Return the first step of the stages that have the image size of step."""
         size = self.stage_settings(step).img_size
         return min(start for start, stage in self.stages if stage.img_size == size)
 
@@ -102,15 +156,15 @@ class Curriculum:
         )
 
     def evaluation_render(self, step: int) -> RenderOptions:
-        """How finished pictures are rendered: evaluation background, no density noise."""
+        """Return the options of evaluation renders: evaluation background, no density noise."""
         return self._render(self.stage_settings(step), self.settings.eval_last_back)
 
     def preview_render(self, step: int, image_size: int) -> RenderOptions:
-        """As finished pictures at another size."""
+        """Return the options of evaluation renders at another image size."""
         return replace(self.evaluation_render(step), image_size=image_size)
 
     def poses(self) -> PoseDistribution:
-        """Where training cameras stand."""
+        """Return the pose distribution of the training cameras."""
         settings = self.settings
         return PoseDistribution(
             kind=settings.sample_dist,
@@ -121,7 +175,7 @@ class Curriculum:
         )
 
     def evaluation_poses(self) -> PoseDistribution:
-        """Where evaluation cameras stand; the training cameras unless the curriculum says."""
+        """Return the pose distribution for evaluation: that of training unless the keys are set."""
         settings, poses = self.settings, self.poses()
         kind, yaw, pitch = (
             settings.sample_dist_eval,
@@ -136,11 +190,11 @@ class Curriculum:
         )
 
     def field_width(self) -> int:
-        """Features of the field's layers."""
+        """Return the number of features of the field's layers."""
         return self.settings.hidden_dim or FIELDS[self.settings.model].default_hidden_dim
 
     def build_generator(self) -> ImplicitGenerator3d:
-        """A generator with fresh parameters."""
+        """Return a generator with fresh parameters."""
         settings = self.settings
         return ImplicitGenerator3d(
             FIELDS[settings.model](
@@ -154,14 +208,14 @@ class Curriculum:
         )
 
     def build_discriminator(self) -> PyramidDiscriminator:
-        """A discriminator with fresh parameters."""
+        """Return a discriminator with fresh parameters."""
         settings = self.settings
         return DISCRIMINATORS[settings.discriminator](
             latent_dim=settings.latent_dim, max_width=settings.discriminator_width
         )
 
     def optimizer_options(self) -> OptimizerOptions:
-        """Settings of both optimizers."""
+        """Return the settings of both optimizers."""
         settings = self.settings
         return OptimizerOptions(
             betas=(settings.betas[0], settings.betas[1]),
@@ -171,7 +225,7 @@ class Curriculum:
 
 
 def build(name: str, source: Mapping[Any, Any], overrides: Sequence[str] = ()) -> Curriculum:
-    """A curriculum from a dict and KEY=VALUE texts.
+    """Parse a curriculum from a dict and KEY=VALUE texts.
 
     Raises:
         UsageError: the dict does not follow the schema, or contradicts itself.
@@ -190,7 +244,7 @@ def build(name: str, source: Mapping[Any, Any], overrides: Sequence[str] = ()) -
 
 
 def _check(curriculum: Curriculum) -> None:
-    """Refuse what is well-typed and still cannot be trained."""
+    """Raise UsageError for settings that are well-typed but contradict each other."""
     settings, where = curriculum.settings, f"curriculum {curriculum.name}"
     if settings.white_back and (settings.last_back or settings.eval_last_back):
         raise UsageError(f"{where}: white_back and last_back cannot both hold; choose one")

@@ -22,8 +22,8 @@ from generators.seeding import Purpose, step_rng
 from siren.fused import fused_field
 from training import losses
 from training.ema import ExponentialMovingAverage
-from training.gradient_penalty import PenalizedReals, penalized_reals
 from training.health import DISCRIMINATOR, GENERATOR, Health, poison
+from training.losses import PenalizedReals, penalized_reals
 
 INITIAL_LOSS_SCALE = 2.0**16
 

@@ -1,4 +1,4 @@
-"""BOUNDARY: what a command would train, as text: curricula, stages, sizes, memory."""
+"""Text of --list_curricula and --dry_run, and the estimate of a training step's memory."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -6,24 +6,23 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 import curriculums
-import datasets
 from checkpoint_io.network_state import unfilled
-from config.curriculum import Curriculum
-from config.run_length import Ending
+from config.curriculum import Curriculum, Ending
 from config.schema import StageSettings
 from distributed.processes import Place
 from image_io.files import Listing
 from system import machine
 from system.errors import UsageError
 from system.machine import GIB
-from training.previews import COUNT as PREVIEWS
+from training import previews
+from training.options import dataset_options
 
 BYTES = 4  # of a float32 number
 RENDER_ARRAYS = 60  # numbers per point that the renderer keeps for its backward pass
 FIELD_ARRAYS = 4  # numbers per point, layer and feature, where the layers are kept
 CRITIC_ARRAYS = 30  # numbers per pixel and channel of the discriminator, the R1 penalty's included
 ESTIMATE_FACTOR = 2  # how far the estimate may be off
-PREVIEW_BYTES = 3 * BYTES * PREVIEWS  # per pixel: as many as are shown at once
+PREVIEW_BYTES = 3 * BYTES * previews.COUNT  # per pixel: as many as are shown at once
 PROCESS_BYTES = 400 * 2**20  # Python, PyTorch and its libraries
 
 
@@ -118,12 +117,11 @@ def require_memory(curriculum: Curriculum, places: Sequence[Place]) -> None:
 def report(
     curriculum: Curriculum,
     places: Sequence[Place],
-    data: datasets.DatasetOptions,
     listing: Listing,
     ending: Ending,
 ) -> str:
     """The resolved curriculum as --dry_run prints it, on the pictures that were found."""
-    settings = curriculum.settings
+    settings, data = curriculum.settings, dataset_options(curriculum)
     generator, discriminator = curriculum.build_generator(), curriculum.build_discriminator()
     device = places[0].device
     world_size = places[0].world_size
