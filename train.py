@@ -22,6 +22,7 @@ from system import flags, machine
 from system.errors import UsageError
 from training import dry_run
 from training.loop import train
+from training.memory import require_memory
 from training.options import FidOptions, TrainOptions
 from training.start import resolve
 
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print(dry_run.report(start.curriculum, places, start.listing, end))
         return 0
-    dry_run.require_memory(start.curriculum, places)
+    require_memory(start.curriculum, places)
     return processes.launch(train, (options, start), places, port=args.port)
 
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from faults import entries_of, state_of, tiny_arguments
+from faults import differences, entries_of, run, state_of, tiny_arguments
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -251,3 +251,24 @@ def test_exports_are_brought_up_to_date_when_a_run_goes_on(tmp_path, monkeypatch
     monkeypatch.undo()
     assert train.main([*arguments, "--max_steps", "4", "--resume"]) == 0  # nothing else to do
     assert checkpoints.read(out / "ema.pth", "generator")["step"] == 4
+
+
+def test_a_copy_is_saved_if_a_peer_is_lost_and_the_live_state_cannot_be_read(tmp_path):
+    """As on CUDA, where an operation with the lost process may never end."""
+    arguments = [*tiny_arguments(tmp_path), "--num_processes", "2", "--output_dir"]
+    code, error = run([*arguments, tmp_path / "out"], {"die": [1, 5], "apart": 0})
+    assert code != 0
+    assert "saved at step 5 in" in error
+    assert "Traceback" not in error
+    for folder, more in (("out", ["--resume"]), ("whole", [])):
+        code, error = run([*arguments, tmp_path / folder, "--max_steps", "8", *more])
+        assert code == 0, error
+    assert differences(state_of(tmp_path / "out"), state_of(tmp_path / "whole")) == []
+
+
+def test_without_a_copy_nothing_is_saved_of_a_state_that_cannot_be_read(tmp_path):
+    arguments = [*tiny_arguments(tmp_path), "--num_processes", "2", "--output_dir"]
+    code, error = run([*arguments, tmp_path / "out"], {"die": [1, 5], "apart": 600})
+    assert code != 0
+    assert "go on with the same command and --resume" in error
+    assert not (tmp_path / "out" / "training_state.pth").exists()

@@ -3,6 +3,8 @@
 import contextlib
 import itertools
 import sys
+import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +24,10 @@ from training.previews import PreviewScenes, preview_scenes
 from training.setup import Setup, set_up
 from training.snapshots import Keeper
 from training.start import Start
-from training.state import STATE_FILE, NotFinite, save_state, step_of
+from training.state import STATE_FILE, NotFinite, content_of, copied, step_of, write_state
 
 MAX_BAD_STEPS = 10  # updates in a row that were skipped because they were not finite
+COPY_SECONDS = 60.0  # between copies of the state in the memory of the CPU
 HEALTH_INTERVAL = 10  # steps between looks at the counts on CUDA; looking waits for the device
 
 
@@ -38,6 +41,11 @@ def train(place: Place, job: tuple[TrainOptions, Start]) -> int:
         machine.use_one_thread_for(start.curriculum.field_width())
     with run_lock.locked(options.output_dir) if place.is_main else contextlib.nullcontext():
         return TrainingRun(place, options, set_up(place, options, start), start.listing).run()
+
+
+def computes_apart(place: Place) -> bool:
+    """Return whether the device runs behind this process, and may wait for a lost peer forever."""
+    return place.device.type == "cuda"
 
 
 class TrainingRun:
@@ -55,6 +63,8 @@ class TrainingRun:
             n_epochs=self.options.n_epochs,
         )
         self.meter, self.about_fid = self._open_meter(listing)
+        self.copy: dict[str, Any] | None = None  # of the state, where the live one may be unusable
+        self.copied_at = time.monotonic()
 
     def _open_meter(self, listing: Listing) -> tuple[FidMeter | None, str]:
         """Return the FID meter, or None and the reason; None and "" if FID is never due."""
@@ -127,6 +137,7 @@ class TrainingRun:
                     keeper.log.record({"step": step + 1, "error": complaint})
                 return 1
             is_stopped = processes.agree_to_stop(stop.requested)
+            self._copy_state()
             is_last = self.ending.is_reached(step + 1)
             if keeper is not None:
                 keeper.between_steps(is_last=is_last, is_stopped=is_stopped)
@@ -137,11 +148,14 @@ class TrainingRun:
         raise AssertionError("unreachable")
 
     def _save_alone(self, error: PeerLost, keeper: Keeper | None) -> None:
-        """Save what this process has when another is lost, unless that is done; and say so.
+        """Save what this process has when another one is lost, unless that is done; print it.
 
-        On CUDA an operation with the lost process may still be running, and its numbers with it.
+        On CUDA an operation with the lost process may never end, so the last copy is saved there.
         """
         folder, step = self.options.output_dir, self.progress.step
+        is_live = not computes_apart(self.place)
+        if not is_live:
+            step = -1 if self.copy is None else self.copy["step"]
         with contextlib.ExitStack() as stack:
             if keeper is None:
                 try:  # the main process may be lost, or stand still, or be on another machine
@@ -152,13 +166,25 @@ class TrainingRun:
             if is_saved and keeper is None:
                 return
             text = f"error: rank {self.place.rank}: {error}; "
-            if self.place.device.type == "cpu" and not is_saved:
+            if not is_saved:
                 try:
-                    save_state(folder, self.game, self.curriculum, self.progress)
+                    content = self.copy
+                    if content is None:
+                        content = content_of(self.game, self.curriculum, self.progress)
+                    write_state(folder, content)
                     text += f"saved at step {step} in {folder}; "
                 except (OSError, NotFinite) as failure:
                     text += f"step {step} could not be saved ({failure}); "
             print(f"{text}go on with the same command and --resume", file=sys.stderr, flush=True)
+
+    def _copy_state(self) -> None:
+        """Copy the state to the CPU now and then, if it could not be read when a peer is lost."""
+        is_due = time.monotonic() >= self.copied_at + COPY_SECONDS
+        if self.place.world_size == 1 or not computes_apart(self.place) or not is_due:
+            return
+        with contextlib.suppress(NotFinite):  # then the copy before it is the better one
+            self.copy = copied(content_of(self.game, self.curriculum, self.progress))
+        self.copied_at = time.monotonic()
 
     def _next_images(self, stage: Stage) -> Tensor:
         """Return this rank's next real images, (B, 3, H, W) in [-1, 1], on the device."""

@@ -122,7 +122,8 @@ def _begin_folder(
         own = options.output_dir / state.STATE_FILE
         if start.path is not None and start.path.resolve() == own.resolve():
             # A kill may have come between the state and what is exported from it.
-            state.export(options.output_dir, game, start.curriculum, progress)
+            content = state.content_of(game, start.curriculum, progress)
+            state.export(options.output_dir, content)
         _write_options(place, options, start, game, images)
     except OSError as error:
         reason = f"cannot be written ({error.strerror})"

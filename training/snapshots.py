@@ -113,7 +113,8 @@ class Keeper:
 
         def write() -> None:
             if fid.note(folder, step, value):
-                state.export(folder / "best", self.game, self.curriculum, self.progress)
+                content = state.content_of(self.game, self.curriculum, self.progress)
+                state.export(folder / "best", content)
 
         self.log.attempt(f"writing {fid.FID_FILE}", write)
         self.log.reset_clock()

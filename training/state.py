@@ -59,6 +59,44 @@ def about_run(curriculum: Curriculum, progress: Progress) -> dict[str, Any]:
     }
 
 
+def content_of(game: AdversarialGame, curriculum: Curriculum, progress: Progress) -> dict[str, Any]:
+    """Return the whole state of training, as training_state.pth holds it; tensors are not copied.
+
+    Raises:
+        NotFinite: something is not finite.
+    """
+    require_finite(game)
+    return {
+        **about_run(curriculum, progress),
+        "images_seen": progress.images_seen,
+        "seed": game.seed,
+        "generator": game.generator.state_dict(),
+        "discriminator": game.discriminator.state_dict(),
+        "averages": [average.state_dict() for average in game.averages],
+        "generator_optimizer": game.generator_optimizer.state_dict(),
+        "discriminator_optimizer": game.discriminator_optimizer.state_dict(),
+        "scaler": game.scaler.state_dict(),
+        "skipped": int(game.health.skipped),
+    }
+
+
+def copied(content: Any) -> Any:
+    """Return a copy of nested dicts and lists whose tensors are in the memory of the CPU."""
+    if isinstance(content, torch.Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, Mapping):
+        return {key: copied(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return type(content)(copied(value) for value in content)
+    return content
+
+
+def write_state(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write a whole state of training into folder, then the networks exported from it."""
+    checkpoints.save(folder / STATE_FILE, "training_state", content)
+    export(folder, content)
+
+
 def save_state(
     folder: Path, game: AdversarialGame, curriculum: Curriculum, progress: Progress
 ) -> None:
@@ -67,24 +105,7 @@ def save_state(
     Raises:
         NotFinite: something is not finite; nothing was written.
     """
-    require_finite(game)
-    checkpoints.save(
-        folder / STATE_FILE,
-        "training_state",
-        {
-            **about_run(curriculum, progress),
-            "images_seen": progress.images_seen,
-            "seed": game.seed,
-            "generator": game.generator.state_dict(),
-            "discriminator": game.discriminator.state_dict(),
-            "averages": [average.state_dict() for average in game.averages],
-            "generator_optimizer": game.generator_optimizer.state_dict(),
-            "discriminator_optimizer": game.discriminator_optimizer.state_dict(),
-            "scaler": game.scaler.state_dict(),
-            "skipped": int(game.health.skipped),
-        },
-    )
-    export(folder, game, curriculum, progress)
+    write_state(folder, content_of(game, curriculum, progress))
 
 
 def require_finite(game: AdversarialGame) -> None:
@@ -116,18 +137,17 @@ def _tensors(value: object, where: str) -> Iterator[tuple[str, torch.Tensor]]:
             yield from _tensors(item, f"{where}.{index}")
 
 
-def export(folder: Path, game: AdversarialGame, curriculum: Curriculum, progress: Progress) -> None:
-    """Write generator.pth, ema.pth, ema2.pth and discriminator.pth into folder."""
-    about = about_run(curriculum, progress)
-    raw = game.generator.state_dict()
-    names = [name for name, _ in game.generator.named_parameters()]
+def export(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write generator.pth, ema.pth, ema2.pth and discriminator.pth of a state into folder."""
+    about = {key: content[key] for key in ("curriculum_name", "curriculum", "step", "versions")}
+    raw = content["generator"]
     exports: list[tuple[str, str, Mapping[str, Any]]] = [("generator.pth", "generator", raw)]
-    for file, average in zip(AVERAGE_FILES, game.averages, strict=True):
-        averaged = {**raw, **dict(zip(names, average.shadow, strict=True))}
+    for file, average in zip(AVERAGE_FILES, content["averages"], strict=True):
+        averaged = dict(zip(raw, average["shadow"], strict=True))  # a generator has no buffers
         exports.append((file, "generator", averaged))
-    exports.append(("discriminator.pth", "discriminator", game.discriminator.state_dict()))
-    for file, kind, state in exports:
-        checkpoints.save(folder / file, kind, {**about, "state": state})
+    exports.append(("discriminator.pth", "discriminator", content["discriminator"]))
+    for file, kind, network in exports:
+        checkpoints.save(folder / file, kind, {**about, "state": network})
 
 
 def save_snapshot(
