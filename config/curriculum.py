@@ -16,11 +16,6 @@ from siren.siren import FIELDS
 from system.errors import UsageError
 
 
-def _either(of_stage: float | None, of_all: float) -> float:
-    """Return the stage's value if it has one, else that of all stages."""
-    return of_all if of_stage is None else of_stage
-
-
 class Ending(NamedTuple):
     """The last step of a run (None: it has no end) and the limit that sets it, for a person."""
 
@@ -107,7 +102,8 @@ class Curriculum:
 
     def at(self, step: int) -> Stage:
         """Return everything that training needs to know at step."""
-        settings, stage = self.settings, self.stage_settings(step)
+        stage = self.stage_settings(step)
+        settings = stage.settings
         return Stage(
             step=step,
             batch_size=stage.batch_size,
@@ -115,16 +111,16 @@ class Curriculum:
             generator_lr=stage.gen_lr,
             discriminator_lr=stage.disc_lr,
             alpha=fade_in(step, self._last_upsample(step), round(settings.fade_steps)),
-            topk_share=topk_share(step, round(settings.topk_interval), settings.topk_v),
+            topk_share=topk_share(step, settings.topk_interval, settings.topk_v),
             render=replace(
                 self._render(stage, settings.last_back),
                 density_noise=density_noise(step, round(settings.density_noise_steps)),
             ),
-            poses=self.poses(),
+            poses=_poses(settings),
             latent_kind=settings.z_dist,
-            r1_lambda=_either(stage.r1_lambda, settings.r1_lambda),
+            r1_lambda=settings.r1_lambda,
             r1_interval=settings.r1_interval,
-            opacity_lambda=_either(stage.opacity_lambda, settings.opacity_lambda),
+            opacity_lambda=settings.opacity_lambda,
             z_lambda=settings.z_lambda,
             pos_lambda=settings.pos_lambda,
             grad_clip=settings.grad_clip,
@@ -136,7 +132,7 @@ class Curriculum:
         return min(start for start, stage in self.stages if stage.img_size == size)
 
     def _render(self, stage: StageSettings, last_back: bool) -> RenderOptions:
-        settings = self.settings
+        settings = stage.settings
         background: Literal["white", "last_sample", "black"] = "black"
         if settings.white_back:
             background = "white"
@@ -145,8 +141,8 @@ class Curriculum:
         return RenderOptions(
             image_size=stage.img_size,
             fov_degrees=settings.fov,
-            near=_either(stage.ray_start, settings.ray_start),
-            far=_either(stage.ray_end, settings.ray_end),
+            near=settings.ray_start,
+            far=settings.ray_end,
             num_steps=stage.num_steps,
             hierarchical=settings.hierarchical_sample,
             density_activation=settings.clamp_mode,
@@ -157,22 +153,16 @@ class Curriculum:
 
     def evaluation_render(self, step: int) -> RenderOptions:
         """Return the options of evaluation renders: evaluation background, no density noise."""
-        return self._render(self.stage_settings(step), self.settings.eval_last_back)
+        stage = self.stage_settings(step)
+        return self._render(stage, stage.settings.eval_last_back)
 
     def preview_render(self, step: int, image_size: int) -> RenderOptions:
         """Return the options of evaluation renders at another image size."""
         return replace(self.evaluation_render(step), image_size=image_size)
 
     def poses(self) -> PoseDistribution:
-        """Return the pose distribution of the training cameras."""
-        settings = self.settings
-        return PoseDistribution(
-            kind=settings.sample_dist,
-            yaw_mean=settings.h_mean,
-            yaw_spread=settings.h_stddev,
-            pitch_mean=settings.v_mean,
-            pitch_spread=settings.v_stddev,
-        )
+        """Return the pose distribution of the training cameras, apart from changes by stages."""
+        return _poses(self.settings)
 
     def evaluation_poses(self) -> PoseDistribution:
         """Return the pose distribution for evaluation: that of training unless the keys are set."""
@@ -224,6 +214,16 @@ class Curriculum:
         )
 
 
+def _poses(settings: Settings) -> PoseDistribution:
+    return PoseDistribution(
+        kind=settings.sample_dist,
+        yaw_mean=settings.h_mean,
+        yaw_spread=settings.h_stddev,
+        pitch_mean=settings.v_mean,
+        pitch_spread=settings.v_stddev,
+    )
+
+
 def build(name: str, source: Mapping[Any, Any], overrides: Sequence[str] = ()) -> Curriculum:
     """Parse a curriculum from a dict and KEY=VALUE texts.
 
@@ -245,27 +245,29 @@ def build(name: str, source: Mapping[Any, Any], overrides: Sequence[str] = ()) -
 
 def _check(curriculum: Curriculum) -> None:
     """Raise UsageError for settings that are well-typed but contradict each other."""
-    settings, where = curriculum.settings, f"curriculum {curriculum.name}"
-    if settings.white_back and (settings.last_back or settings.eval_last_back):
-        raise UsageError(f"{where}: white_back and last_back cannot both hold; choose one")
-    if settings.scene_radius is not None and (settings.last_back or settings.eval_last_back):
-        raise UsageError(
-            f"{where}: last_back needs samples on every ray, scene_radius leaves some without; "
-            "choose one"
-        )
-    sizes = DISCRIMINATORS[settings.discriminator].image_sizes()
+    sizes = DISCRIMINATORS[curriculum.settings.discriminator].image_sizes()
     for start, stage in curriculum.stages:
+        where = f"curriculum {curriculum.name}, stage {start}"
+        settings = stage.settings
+        takes_last = settings.last_back or settings.eval_last_back
+        if settings.white_back and takes_last:
+            raise UsageError(f"{where}: white_back and last_back cannot both hold; choose one")
+        if settings.scene_radius is not None and takes_last:
+            raise UsageError(
+                f"{where}: last_back needs samples on every ray, scene_radius leaves some without; "
+                "choose one"
+            )
         if stage.img_size not in sizes:
             raise UsageError(
-                f"{where}, stage {start}: img_size is {stage.img_size}, but "
-                f"{settings.discriminator} has levels for {', '.join(map(str, sizes))}"
+                f"{where}: img_size is {stage.img_size}, but {settings.discriminator} has levels "
+                f"for {', '.join(map(str, sizes))}"
             )
         if stage.batch_split > stage.batch_size:
             raise UsageError(
-                f"{where}, stage {start}: batch_split {stage.batch_split} is more than batch_size "
+                f"{where}: batch_split {stage.batch_split} is more than batch_size "
                 f"{stage.batch_size}"
             )
         try:
             curriculum.at(start)
         except ValueError as error:
-            raise UsageError(f"{where}, stage {start}: {error}") from error
+            raise UsageError(f"{where}: {error}") from error

@@ -64,6 +64,13 @@ def test_a_run_with_fid_is_the_run_without(tiny, weights, tmp_path, capsys):
     assert best["step"] == min(found, key=found.get)
 
 
+def test_an_interval_of_0_turns_it_off(tiny, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(inception, "find_weights", None)  # nothing is looked for
+    words = ["--max_steps", "1", "--eval_freq", "0", "--load_dir", "", *weights]
+    assert run(tiny, tmp_path / "out", *words) == 0
+    assert not (tmp_path / "out" / "fid.txt").exists()
+
+
 def test_a_resumed_run_measures_what_the_whole_one_does(tiny, weights, tmp_path):
     flags = ["--eval_freq", "2", *weights]
     run(tiny, tmp_path / "whole", *flags)

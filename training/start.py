@@ -21,7 +21,7 @@ import datasets
 from checkpoint_io import checkpoints, published_run
 from checkpoint_io.network_state import count_entry
 from config.curriculum import Curriculum
-from config.schema import StageSettings
+from config.schema import StageKeys, StageSettings
 from datasets import ImageSet
 from distributed import processes
 from distributed.processes import Place
@@ -286,8 +286,12 @@ def _differing(prefix: str, before: Any, now: Any) -> Iterator[tuple[str, Any, A
     if before is None or now is None:
         yield f"stage {prefix.rstrip('.')}", before, now
         return
-    for field in dataclasses.fields(before):
+    is_stage = isinstance(now, StageSettings)
+    for field in dataclasses.fields(StageKeys if is_stage else before):
         yield f"{prefix}{field.name}", getattr(before, field.name), getattr(now, field.name)
+    if is_stage:
+        for key in sorted({*before.changed, *now.changed}):
+            yield f"{prefix}{key}", before.changed.get(key), now.changed.get(key)
 
 
 def _shown(value: object) -> str:
