@@ -38,8 +38,8 @@ CRITIC_OF_SPLIT = 2.6  # the same for the fakes of a split, in the generator's u
 KERNEL_CHUNK = 2**25  # numbers of a layer's output in one chunk of the kernels' backward pass
 KERNEL_SUMS = 512 * 128  # rows of the kernels' partial sums
 CPU_CHUNK = 2**19  # numbers of a layer's output in one chunk on the CPU
-CPU_HOLES = 1.3  # what the C library keeps, by what lives at once; see machine.keep_freed_memory
-PROCESS_BYTES = 400 * 2**20  # Python, PyTorch and its libraries
+CPU_HOLES = 1.4  # held by the C library, per byte that lives; see machine.keep_freed_memory
+PROCESS_BYTES = 480 * 2**20  # Python, PyTorch and its libraries
 ESTIMATE_FACTOR = 1.5  # how far the estimate may be off
 PREVIEW_BYTES = 3 * FLOAT * previews.COUNT  # per pixel: as many as are shown at once
 
