@@ -197,16 +197,14 @@ def open_images(
     key = _key(options, listing, framing)
 
     small: list[str] = []
-
-    def blocks() -> Generator[Block, None, None]:
-        if options.kind == "ToyCars":
-            return _rendered(options, image_size)
-        return _decoded(listing, framing, skipped_file, small)
-
     entry = cached(
         cache_dir,
         key,
-        blocks,
+        lambda: (
+            _rendered(options, image_size)
+            if options.kind == "ToyCars"
+            else _decoded(listing, framing, skipped_file, small)
+        ),
         num_images=listing.count,
         image_size=image_size,
         show_progress=show_progress,

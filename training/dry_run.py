@@ -44,9 +44,9 @@ def curricula_table() -> str:
     return _table(rows)
 
 
-def samples_per_ray(curriculum: Curriculum, stage: StageSettings) -> int:
+def samples_per_ray(stage: StageSettings) -> int:
     """Return the number of evaluations of the field per ray, coarse and fine."""
-    return stage.num_steps * (2 if curriculum.settings.hierarchical_sample else 1)
+    return stage.num_steps * (2 if stage.settings.hierarchical_sample else 1)
 
 
 def report(
@@ -72,23 +72,7 @@ def report(
         ["from step", "size", "batch", "split", "samples", "points/step", "lr G", "lr D", "r1",
          "memory"]
     ]  # fmt: skip
-    for start, stage in curriculum.stages:
-        samples = samples_per_ray(curriculum, stage)
-        points = stage.batch_size * stage.img_size**2 * samples
-        rows.append(
-            [
-                start,
-                stage.img_size,
-                f"{stage.batch_size} x {world_size}",
-                stage.batch_split,
-                samples,
-                f"{points * world_size:,}",
-                f"{stage.gen_lr:g}",
-                f"{stage.disc_lr:g}",
-                f"{curriculum.at(start).r1_lambda:g}",
-                f"{estimated_bytes(curriculum, start, way) / GIB:.1f} GiB",
-            ]
-        )
+    rows += [_row(curriculum, start, way, world_size) for start, _ in curriculum.stages]
     lines.append(_table(rows))
     lines.append(str(ending))
     lines.append("points/step: samples that the field is asked for, once per rendering of a batch;")
@@ -98,3 +82,22 @@ def report(
 
 def _count(network: nn.Module) -> str:
     return f"{sum(parameter.numel() for parameter in network.parameters()):,}"
+
+
+def _row(curriculum: Curriculum, start: int, way: Way, world_size: int) -> list[object]:
+    """Return the row of the stage that begins at start."""
+    stage = curriculum.stage_settings(start)
+    samples = samples_per_ray(stage)
+    points = stage.batch_size * stage.img_size**2 * samples * world_size
+    return [
+        start,
+        stage.img_size,
+        f"{stage.batch_size} x {world_size}",
+        stage.batch_split,
+        samples,
+        f"{points:,}",
+        f"{stage.gen_lr:g}",
+        f"{stage.disc_lr:g}",
+        f"{stage.settings.r1_lambda:g}",
+        f"{estimated_bytes(curriculum, start, way) / GIB:.1f} GiB",
+    ]

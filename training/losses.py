@@ -61,6 +61,16 @@ def identity(
 class PenalizedReals(NamedTuple):
     """Inputs of the affine pass that has the loss's gradient, and the loss's terms (no graph).
 
+    Legend: x images, l their logits, g = grad l their gradients, s = d softplus(-l) / dl.
+
+    Around each image the discriminator is an affine map a(x) = A x + b, and g is a row of A. With g
+    and s held fixed, the parameters' gradient of the loss is that of
+
+        1 / B * sum (s l + 2 strength <g, grad l>) = 1 / B * sum (A (s x + 2 strength g) + s b),
+
+    which is one pass of the affine map over other images, and its ordinary gradient. Automatic
+    differentiation of g takes more convolutions, and some in layouts that are slow.
+
     The affine pass takes images (B, 3, H, W), scaled to about 1, and shares (B,) of the constants.
     The sum of its logits times factors (B,) has the gradient of the loss.
     """
@@ -81,17 +91,7 @@ def penalized_reals(
     strength: float,
     scale: Tensor | None = None,
 ) -> PenalizedReals:
-    """Prepare the gradient of mean softplus(-l) + strength * mean |g|^2 by one affine pass.
-
-    Legend: x images, l their logits, g = grad l their gradients, s = d softplus(-l) / dl.
-
-    Around each image the discriminator is an affine map a(x) = A x + b, and g is a row of A. With g
-    and s held fixed, the parameters' gradient of the loss is that of
-
-        1 / B * sum (s l + 2 strength <g, grad l>) = 1 / B * sum (A (s x + 2 strength g) + s b),
-
-    which is one pass of the affine map over other images, and its ordinary gradient. Automatic
-    differentiation of g takes more convolutions, and some in layouts that are slow.
+    """Prepare the gradient of mean softplus(-l) + strength * mean |g|^2, as PenalizedReals says.
 
     Source of the penalty: Mescheder et al. 2018, equation 9; strength is its gamma / 2.
 

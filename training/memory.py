@@ -87,7 +87,7 @@ def estimated_bytes(curriculum: Curriculum, start: int, way: Way) -> int:
     images = -(-stage.batch_size // stage.batch_split)
     critic = (HALF if way.is_half else FLOAT) * _rectified(discriminator, stage.img_size)
     points = _rays(curriculum.at(start).render) * stage.num_steps  # of an image, in one pass
-    passes = 2 if curriculum.settings.hierarchical_sample else 1
+    passes = 2 if stage.settings.hierarchical_sample else 1
     siren = generator.siren
     folded = FLOAT * siren.hidden_dim**2 * len(siren.network)
     plain = PLAIN_OBJECT * folded + PLAIN_POINT * passes * points
