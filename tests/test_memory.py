@@ -1,10 +1,15 @@
 """The estimate of a training step's memory, against the bytes counted in fake steps."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from fake_steps import peak_bytes
 
 import curriculums
+import train
 from distributed.processes import Place
 from system import machine
 from system.errors import UsageError
@@ -69,3 +74,20 @@ def test_what_needs_far_more_is_refused_before_anything_starts(monkeypatch):
     curriculum = curriculums.load("CelebA", overrides=["0.num_steps=3000"])
     with pytest.raises(UsageError, match=r"stage 0: needs about \d+ GiB, and there are 10; try"):
         require_memory(curriculum, [Place(device=torch.device("cuda", 0))])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are measured on Linux")
+def test_the_estimate_on_the_cpu_is_near_the_measured_peak(tmp_path, counted):
+    words = ["--curriculum", "Demo", "--device", "cpu", "--set_step", "1500", "--max_steps", "1502",
+             "--set", "num_images=100", "--eval_freq", "0",
+             "--output_dir", str(tmp_path)]  # fmt: skip
+    code = ("import resource, sys, train; train.main(sys.argv[1:]); "
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True,
+                          cwd=Path(train.__file__).parent, timeout=600)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    measured = int(done.stdout) * 1024
+    estimate = estimated_bytes(curriculums.load("Demo"), 1500, Way("cpu", False, is_alone=True))
+    counted(f"measured {measured / 2**20:.0f} MiB, estimated {estimate / 2**20:.0f}")
+    assert estimate == pytest.approx(measured, rel=0.3)
