@@ -163,7 +163,7 @@ class TrainingRun:
                 except UsageError:
                     return  # another process was faster
             is_saved = step_of(folder) >= step
-            if is_saved and keeper is None:
+            if is_saved and keeper is None and step >= 0:
                 return
             text = f"error: rank {self.place.rank}: {error}; "
             if not is_saved:
