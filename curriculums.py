@@ -1,6 +1,6 @@
-"""BOUNDARY: the curricula that people name.
+"""The curricula that the command line names.
 
-Presets are plain dicts in the published schema; `curriculum_schema` lists every key with its type,
+Presets are plain dicts in the published schema; `config/schema.py` lists every key with its type,
 range and default. Write your own in the same form and give it with --curriculum_file.
 """
 
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from config.curriculum import Curriculum, build
+from config.schema import keys_set_twice
 from system.errors import UsageError, choose, nearest_path
+from system.screen import Screen
 
 PAPER_LATITUDES = math.pi / 4 * 85 / 90  # CARLA's cameras: the upper hemisphere, less five degrees
 
@@ -245,7 +247,9 @@ PRESETS: dict[str, dict[str | int, Any]] = {
 
 
 def load(name: str, *, file: Path | None = None, overrides: Sequence[str] = ()) -> Curriculum:
-    """The curriculum of a name, from the presets or a user's file; case does not matter.
+    """Return the curriculum of a name, from the presets or a user's file; case does not matter.
+
+    If the file sets a key both in a stage and for the whole, a note on stderr says what is taken.
 
     Raises:
         UsageError: no such name or file, or the dict does not follow the schema.
@@ -253,11 +257,17 @@ def load(name: str, *, file: Path | None = None, overrides: Sequence[str] = ()) 
     table = PRESETS if file is None else _curricula_of(file)
     by_folded = {key.casefold(): key for key in table}
     known = by_folded.get(name.casefold(), name)
-    return build(known, choose("curriculum", known, table), overrides)
+    source = choose("curriculum", known, table)
+    twice = keys_set_twice(source)
+    if twice and known not in PRESETS:
+        print(f"note: curriculum {known} sets {', '.join(twice)} in a stage and for the whole; the "
+              "stage's value is taken (the published code takes the other)",
+              file=Screen())  # fmt: skip
+    return build(known, source, overrides)
 
 
 def _curricula_of(file: Path) -> dict[str, dict[str | int, Any]]:
-    """All dicts with a stage 0 that a user's Python file defines, and the presets."""
+    """Return all dicts with a stage 0 that a user's Python file defines, and the presets."""
     if not file.is_file():
         raise UsageError(f"--curriculum_file {file}: no such file.{nearest_path(file)}")
     try:

@@ -1,11 +1,11 @@
-"""BOUNDARY: data sets. Pictures or built-in toy cars, cached as uint8, to (B, 3, H, W) in [-1, 1].
+"""Datasets: pictures or built-in toy cars, cached as uint8, to (B, 3, H, W) in [-1, 1].
 
     options = dataset_options("CelebA", "img_align_celeba")
     images = open_images(options, 64, cache_dir=..., skipped_file=..., show_progress=True)
     indices = batch_indices(len(images), seed=0, images_seen=0, batch_size=56, rank=0, world_size=1)
     real = training_images(images.batch(indices).to(device), flip=options.flip, rng=rng)
 
-Legend: B images of a batch, N of the data set, H = W = image_size.
+Legend: B images of a batch, N of the dataset, H = W = image_size.
 """
 
 import functools
@@ -52,7 +52,7 @@ _DEFAULTS: dict[str, tuple[Crop, bool]] = {  # crop, flip
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetOptions:
-    """Which images a run learns from; dataset_options fills what a kind implies.
+    """The images a run learns from; dataset_options fills in what a kind implies.
 
     Attributes:
         kind: "ToyCars" is the built-in set, all others are pictures at path.
@@ -97,7 +97,7 @@ def dataset_options(
     num_images: int = NUM_TOY_CARS,
     seed: int = 0,
 ) -> DatasetOptions:
-    """Options of a data set; None takes what its kind implies.
+    """Return the options of a dataset; None takes what its kind implies.
 
     CelebA takes a centred square of 0.8 of the shorter side and flips; Cats flips; Cats and Carla
     squeeze the whole picture into the square (as published; theirs are square); Images takes the
@@ -121,7 +121,7 @@ def dataset_options(
 
 
 def find_images(options: DatasetOptions) -> Listing:
-    """What the data set consists of, without decoding or rendering anything.
+    """List the images of the dataset, without decoding or rendering any.
 
     Raises:
         UsageError: no path is given, or no picture is there.
@@ -159,11 +159,11 @@ class ImageSet:
 
     @property
     def image_size(self) -> int:
-        """Pixels per side."""
+        """Return the pixels per side."""
         return int(self.pixels.shape[-1])
 
     def batch(self, indices: NDArray[np.int64] | Tensor) -> Tensor:
-        """A fresh (B, 3, H, W) uint8 tensor on the CPU; indices (B,) in 0..N-1."""
+        """Return a fresh (B, 3, H, W) uint8 tensor on the CPU; indices (B,) are in 0..N-1."""
         return torch.from_numpy(self.pixels[np.asarray(indices)])
 
 
@@ -172,10 +172,11 @@ def open_images(
     image_size: int,
     *,
     cache_dir: Path,
+    listing: Listing | None = None,
     skipped_file: Path | None = None,
     show_progress: bool = True,
 ) -> ImageSet:
-    """The data set at one size; decoded or rendered now if cache_dir does not hold it yet.
+    """Return the dataset at one size; decode or render it if cache_dir does not hold it yet.
 
     Several processes may call at once: one does the work, the others wait.
 
@@ -183,6 +184,7 @@ def open_images(
         options: which images.
         image_size: H = W.
         cache_dir: holds N * 3 * H * W bytes per size; runs may share it.
+        listing: what find_images returned; None calls it.
         skipped_file: names all unreadable files, if there are any, one per line with the reason.
             Give it to one process only.
         show_progress: show a bar, and how many files were skipped, on stderr.
@@ -190,21 +192,19 @@ def open_images(
     Raises:
         UsageError: no pictures, more than 1 in 100 unreadable, or cache_dir cannot be written.
     """
-    listing = find_images(options)
+    listing = listing or find_images(options)
     framing = Framing(image_size=image_size, crop=options.crop, resize=options.resize)
     key = _key(options, listing, framing)
 
     small: list[str] = []
-
-    def blocks() -> Generator[Block, None, None]:
-        if options.kind == "ToyCars":
-            return _rendered(options, image_size)
-        return _decoded(listing, framing, skipped_file, small)
-
     entry = cached(
         cache_dir,
         key,
-        blocks,
+        lambda: (
+            _rendered(options, image_size)
+            if options.kind == "ToyCars"
+            else _decoded(listing, framing, skipped_file, small)
+        ),
         num_images=listing.count,
         image_size=image_size,
         show_progress=show_progress,
@@ -223,7 +223,7 @@ def open_images(
 
 
 def _key(options: DatasetOptions, listing: Listing, framing: Framing) -> str:
-    """A name that changes with anything that changes the pixels, but not with where files lie."""
+    """Return a key of the cache: all that the pixels depend on, but not the files' folder."""
     digest = hashlib.sha256(json.dumps([decoding.VERSION, asdict(framing)]).encode())
     if options.kind == "ToyCars":
         digest.update(json.dumps([options.kind, options.num_images, options.seed]).encode())
@@ -237,7 +237,7 @@ def _key(options: DatasetOptions, listing: Listing, framing: Framing) -> str:
 
 
 def _rendered(options: DatasetOptions, image_size: int) -> Generator[Block, None, None]:
-    """The built-in cars, on all cores: a thread renders a part, its arrays are too small to share.
+    """Render the built-in cars on all cores, a part per thread: its arrays are too small to share.
 
     Images do not depend on the parts that they are rendered in.
     """
@@ -258,7 +258,7 @@ def _rendered(options: DatasetOptions, image_size: int) -> Generator[Block, None
 def _decoded(
     listing: Listing, framing: Framing, skipped_file: Path | None, small: list[str]
 ) -> Generator[Block, None, None]:
-    """The pictures in order; at the end an error if too many of them could not be read."""
+    """Decode the pictures in order; raise at the end if too many of them could not be read."""
     skipped = list(listing.skipped)
     with opened(listing) as open_file:
         for block in decode_all(open_file, listing.names, framing, small=small):
@@ -277,7 +277,7 @@ def _refuse_many(skipped: Sequence[Skipped], listing: Listing, skipped_file: Pat
 def _report(
     skipped: Sequence[Skipped], listing: Listing, skipped_file: Path | None, is_printed: bool
 ) -> None:
-    """Say what was left out; also of a cache from earlier, to which empty files may have come."""
+    """Report the skipped files, also those that came after the cache was written."""
     _refuse_many(skipped, listing, skipped_file)
     _write_skipped(skipped, skipped_file)
     if skipped and is_printed:
@@ -285,7 +285,7 @@ def _report(
 
 
 def _describe(skipped: Sequence[Skipped], listing: Listing, skipped_file: Path | None) -> str:
-    """How many files were skipped, the first of them, and where the rest are named."""
+    """Return text with the number of skipped files, the first names, and the file of all names."""
     total = listing.count + len(listing.skipped)
     some = ", ".join(f"'{name}' ({reason})" for name, reason in skipped[:NUM_NAMED])
     more = ", ..." if len(skipped) > NUM_NAMED else ""
@@ -295,7 +295,7 @@ def _describe(skipped: Sequence[Skipped], listing: Listing, skipped_file: Path |
 
 
 def _write_skipped(skipped: Sequence[Skipped], path: Path | None) -> None:
-    """Name every skipped file; a list that an earlier start left is brought up to date."""
+    """Write the names of all skipped files; replaces the list of an earlier start."""
     if path is None or not (skipped or path.exists()):
         return
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -323,11 +323,11 @@ def batch_indices(
     rank: int = 0,
     world_size: int = 1,
 ) -> NDArray[np.int64]:
-    """Which images (batch_size,) one process sees next.
+    """Return the indices (batch_size,) of the images that one process sees next.
 
     All epochs form one endless stream, each a permutation that depends on (seed, epoch) alone. The
     processes share stream[images_seen : images_seen + batch_size * world_size], rank by rank. So a
-    batch may reach into the next epoch, a small data set repeats within a batch, and a resumed run
+    batch may reach into the next epoch, a small dataset repeats within a batch, and a resumed run
     goes on where the first one stopped.
 
     Args:
@@ -357,7 +357,7 @@ def batch_indices(
 
 
 def training_images(images: Tensor, *, flip: bool, rng: torch.Generator | None = None) -> Tensor:
-    """Images (B, 3, H, W) float32 in [-1, 1], on the device where they are.
+    """Return images (B, 3, H, W) as float32 in [-1, 1], on their device.
 
     Args:
         images: (B, 3, H, W) uint8.

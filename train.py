@@ -2,8 +2,8 @@
 
     python train.py --curriculum CelebA --output_dir out
 
-One process per visible CUDA device, or one on the CPU. Ctrl-C and SIGTERM save before they end;
-`--resume` goes on.
+One process per visible CUDA device, or one on the CPU. Ctrl-C and SIGTERM save before the command
+ends; the same command with `--resume` continues the run.
 """
 
 import argparse
@@ -13,25 +13,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import curriculums
-import datasets
-from checkpoint_io import checkpoints, published_run
-from checkpoint_io.network_state import count_entry
-from config import run_length
 from config.curriculum import Curriculum
 from distributed import processes
-from distributed.processes import Place
-from image_io.files import Listing
 from metrics import inception
 from system import flags
 from system.errors import UsageError
-from training import changes, dry_run, setup, state
-from training.fid import FidOptions
+from training import dry_run
 from training.loop import train
-from training.setup import TrainOptions
+from training.memory import require_memory
+from training.options import FidOptions, TrainOptions
+from training.start import resolve
 
 
 def build_parser() -> flags.ArgumentParser:
-    """All flags of this command."""
+    """Return the parser of this command."""
     parser = flags.ArgumentParser(description="Train a 3D-aware generator from a folder of photos.")
     add = parser.add_argument
     add("--curriculum", help="name of a curriculum; see --list_curricula")
@@ -42,8 +37,8 @@ def build_parser() -> flags.ArgumentParser:
     add("--dataset_path", help="folder, glob or .zip of pictures")
     add("--cache_dir", type=Path, help="where decoded pictures are kept; default OUTPUT_DIR/cache")
     add("--output_dir", type=Path, default=Path("out"), help="folder of the run")
-    add("--load_dir", type=Path, help="go on from the run in this folder, ours or a "
-        "published one")  # fmt: skip
+    add("--load_dir", type=_folder_or_none, help="go on from the run in this folder, ours or a "
+        "published one; '' is none")  # fmt: skip
     add("--resume", action="store_true", help="go on from --output_dir if it holds a run")
     add("--set_step", type=flags.non_negative_int, help="take this as the number of steps done")
     add("--seed", type=flags.non_negative_int, help="of all random numbers; default: that of the "
@@ -58,13 +53,10 @@ def build_parser() -> flags.ArgumentParser:
         "states: what a power cut costs at most")  # fmt: skip
     add("--keep", type=flags.positive_int, default=3, help="snapshots kept, the newest ones; "
         "previews of ten times as many steps")  # fmt: skip
-    add("--eval_freq", type=flags.positive_int, default=5000, help="steps between FID measurements")
-    add(
-        "--eval_images",
-        type=flags.whole(1, 1_000_000),
-        default=2048,
-        help="images generated for each",
-    )
+    add("--eval_freq", type=flags.non_negative_int, default=5000, help="steps between FID "
+        "measurements; 0 turns them off")  # fmt: skip
+    add("--eval_images", type=flags.whole(1, 1_000_000), default=2048,
+        help="images generated for each")  # fmt: skip
     add("--inception_weights", type=Path, help="FID's network, where it cannot be downloaded")
     add("--any_inception_weights", action="store_true", help="take another file than the "
         "published one; its figures cannot be compared")  # fmt: skip
@@ -76,6 +68,10 @@ def build_parser() -> flags.ArgumentParser:
     return parser
 
 
+def _folder_or_none(text: str) -> Path | None:
+    return Path(text) if text else None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, check everything that can be checked, then train in one or several processes."""
     args = build_parser().parse_args(argv)
@@ -85,29 +81,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     typed = _curriculum(args)
     places = processes.plan(args.device, args.num_processes, os.environ)
     _check_fid(args)
-    start = _start(places[0], args)
-    curriculum, step = (typed, 0) if start is None else _going_on(start, typed, args)
-    listing = _pictures(curriculum, typed)  # before any process or folder is made
+    options = _options(args, ["train.py", *(sys.argv[1:] if argv is None else argv)])
+    start = resolve(typed, options, places[0], is_dry_run=args.dry_run)
     if args.dry_run:
-        end = run_length.ending(
-            curriculum,
-            first_step=step if args.set_step is None else args.set_step,
-            num_images=listing.count,
+        end = start.curriculum.ending(
+            first_step=start.step,
+            num_images=start.listing.count,
             world_size=places[0].world_size,
             max_steps=args.max_steps,
             n_epochs=args.n_epochs,
         )
-        data = setup.dataset_options(curriculum)
-        print(dry_run.report(curriculum, places, data, listing, end))
+        print(dry_run.report(start.curriculum, places, start.listing, end))
         return 0
-    dry_run.require_memory(curriculum, places)
-    command = ["train.py", *(sys.argv[1:] if argv is None else argv)]
-    options = _options(args, curriculum, command)
-    return processes.launch(train, options, places, port=args.port)
+    require_memory(start.curriculum, places)
+    return processes.launch(train, (options, start), places, port=args.port)
 
 
 def _curriculum(args: argparse.Namespace) -> Curriculum:
-    """The curriculum as it was typed, with its changes."""
+    """Return the curriculum as it was typed, with its changes."""
     if args.curriculum is None:
         names = ", ".join(curriculums.PRESETS)
         raise UsageError(f"--curriculum is missing; choose one of {names}")
@@ -120,14 +111,13 @@ def _curriculum(args: argparse.Namespace) -> Curriculum:
 
 
 def _names_pictures(args: argparse.Namespace) -> bool:
-    """Whether a person said which pictures."""
+    """Return whether the command names a dataset path."""
     keys = [text.partition("=")[0].strip() for text in args.set]
     return args.dataset_path is not None or "dataset_path" in keys
 
 
-def _options(args: argparse.Namespace, curriculum: Curriculum, command: list[str]) -> TrainOptions:
+def _options(args: argparse.Namespace, command: list[str]) -> TrainOptions:
     return TrainOptions(
-        curriculum=curriculum,
         names_pictures=_names_pictures(args),
         output_dir=args.output_dir,
         load_dir=args.load_dir,
@@ -152,49 +142,15 @@ def _options(args: argparse.Namespace, curriculum: Curriculum, command: list[str
 
 
 def _check_fid(args: argparse.Namespace) -> None:
-    """Refuse what measuring FID, hours later, would stumble over."""
+    """Check now what would fail hours later, when FID is measured.
+
+    Raises:
+        UsageError: the weights are not the right ones.
+    """
+    if args.eval_freq == 0:
+        return
     if args.inception_weights is not None:
         inception.find_weights(args.inception_weights, takes_any=args.any_inception_weights)
-
-
-def _start(place: Place, args: argparse.Namespace) -> Path | None:
-    """What is gone on from, as far as it can be told before the folder is locked.
-
-    Machines without the main process need not have it. A dry run is of a fresh run unless it is
-    asked to go on.
-    """
-    if args.dry_run and not args.resume and args.load_dir is None:
-        return None
-    try:
-        return state.find_start(args.output_dir, args.load_dir, is_resumed=args.resume)
-    except UsageError:
-        if place.is_main:
-            raise
-        return None
-
-
-def _going_on(start: Path, typed: Curriculum, args: argparse.Namespace) -> tuple[Curriculum, int]:
-    """The curriculum as it goes on with a run, and the steps that the run has done."""
-    if start.is_dir():
-        run = published_run.open_run(start)
-        return run.adapt(typed), run.step
-    content = state.read_state(start, typed)
-    with checkpoints.complaints(start):
-        step = count_entry(content, "step")
-    if _names_pictures(args):
-        return typed, step
-    before = checkpoints.curriculum_of(start, content)
-    return changes.with_pictures_of(typed, before), step
-
-
-def _pictures(curriculum: Curriculum, typed: Curriculum) -> Listing:
-    """What there is to learn from; whose pictures they are if they are gone."""
-    try:
-        return datasets.find_images(setup.dataset_options(curriculum))
-    except UsageError as error:
-        if curriculum.settings.dataset_path == typed.settings.dataset_path:
-            raise
-        raise UsageError(f"the pictures that the run learned from before: {error}") from error
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""BOUNDARY: what a parsed curriculum means: networks to build, and everything at each step."""
+"""Curricula: the networks to build, the settings that hold at each step, and the last step."""
 
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from config import schema
 from config.schema import Settings, StageSettings
@@ -16,14 +16,23 @@ from siren.siren import FIELDS
 from system.errors import UsageError
 
 
-def _either(of_stage: float | None, of_all: float) -> float:
-    """The stage's value where it has one of its own."""
-    return of_all if of_stage is None else of_stage
+class Ending(NamedTuple):
+    """The last step of a run (None: it has no end) and the limit that sets it, for a person."""
+
+    step: int | None
+    reason: str
+
+    def is_reached(self, step: int) -> bool:
+        """Return whether nothing is left to do after that many steps."""
+        return self.step is not None and step >= self.step
+
+    def __str__(self) -> str:
+        return "has no end" if self.step is None else f"ends at step {self.step}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curriculum:
-    """A parsed curriculum; source is the dict that it came from."""
+    """A parsed curriculum; source is the dict that it was parsed from."""
 
     name: str
     source: Mapping[Any, Any]
@@ -32,17 +41,17 @@ class Curriculum:
     end: int | None
 
     def with_dataset_path(self, path: str) -> "Curriculum":
-        """The same curriculum on other pictures."""
+        """Return the same curriculum with another dataset path."""
         return build(self.name, {**self.source, "dataset_path": path})
 
     def stage_settings(self, step: int) -> StageSettings:
-        """The stage that holds at step, as written; the last one from the end on."""
+        """Return the stage that holds at step, as written; after the end, the last one."""
         return [stage for start, stage in self.stages if start <= max(step, 0)][-1]
 
     def describe(self, step: int, last_step: int | None) -> str:
-        """Which stage step is in and how far through it, for a run that ends at last_step.
+        """Return text such as "stage 2/3 (64 px) 40%" for step.
 
-        Without an end (None) the last stage has no share.
+        The last stage of a run without an end (last_step None) has no percentage.
         """
         starts = [start for start, _ in self.stages]
         index = sum(start <= step for start in starts)
@@ -51,9 +60,50 @@ class Curriculum:
         share = f" {(step - start) / max(1, min(ends) - start):.0%}" if ends else ""
         return f"stage {index}/{len(starts)} ({size} px){share}"
 
+    def ending(
+        self,
+        *,
+        first_step: int,
+        num_images: int,
+        world_size: int,
+        max_steps: int | None,
+        n_epochs: int | None,
+    ) -> Ending:
+        """Return the earliest of the curriculum's end, --max_steps and --n_epochs.
+
+        Args:
+            first_step: steps done before; epochs are counted from there.
+            num_images: of the dataset.
+            world_size: number of processes, each of which takes a batch.
+            max_steps: the last step; None for no limit.
+            n_epochs: passes over the data; None for no limit.
+        """
+        limits = [Ending(self.end, "the end of the schedule")]
+        limits.append(Ending(max_steps, f"--max_steps {max_steps}"))
+        if n_epochs is not None:
+            step = self._step_after(first_step, n_epochs * num_images, world_size)
+            limits.append(Ending(step, f"--n_epochs {n_epochs} over {num_images} pictures"))
+        return min(
+            (limit for limit in limits if limit.step is not None),
+            key=lambda limit: limit.step or 0,
+            default=Ending(None, ""),
+        )
+
+    def _step_after(self, first_step: int, num_images: int, world_size: int) -> int:
+        """Return the step at which so many images were seen since first_step."""
+        step, images = first_step, 0
+        for upper in [start for start, _ in self.stages if start > first_step]:
+            batch = self.stage_settings(step).batch_size * world_size
+            if images + (upper - step) * batch >= num_images:
+                break
+            images, step = images + (upper - step) * batch, upper
+        batch = self.stage_settings(step).batch_size * world_size
+        return step + -(-(num_images - images) // batch)  # rounded up, in whole numbers
+
     def at(self, step: int) -> Stage:
-        """Everything that training needs to know at step."""
-        settings, stage = self.settings, self.stage_settings(step)
+        """Return everything that training needs to know at step."""
+        stage = self.stage_settings(step)
+        settings = stage.settings
         return Stage(
             step=step,
             batch_size=stage.batch_size,
@@ -61,28 +111,28 @@ class Curriculum:
             generator_lr=stage.gen_lr,
             discriminator_lr=stage.disc_lr,
             alpha=fade_in(step, self._last_upsample(step), round(settings.fade_steps)),
-            topk_share=topk_share(step, round(settings.topk_interval), settings.topk_v),
+            topk_share=topk_share(step, settings.topk_interval, settings.topk_v),
             render=replace(
                 self._render(stage, settings.last_back),
                 density_noise=density_noise(step, round(settings.density_noise_steps)),
             ),
-            poses=self.poses(),
+            poses=_poses(settings),
             latent_kind=settings.z_dist,
-            r1_lambda=_either(stage.r1_lambda, settings.r1_lambda),
+            r1_lambda=settings.r1_lambda,
             r1_interval=settings.r1_interval,
-            opacity_lambda=_either(stage.opacity_lambda, settings.opacity_lambda),
+            opacity_lambda=settings.opacity_lambda,
             z_lambda=settings.z_lambda,
             pos_lambda=settings.pos_lambda,
             grad_clip=settings.grad_clip,
         )
 
     def _last_upsample(self, step: int) -> int:
-        """The first step of the stages up to step that share its image size."""
+        """Return the first step of the stages that have the image size of step."""
         size = self.stage_settings(step).img_size
         return min(start for start, stage in self.stages if stage.img_size == size)
 
     def _render(self, stage: StageSettings, last_back: bool) -> RenderOptions:
-        settings = self.settings
+        settings = stage.settings
         background: Literal["white", "last_sample", "black"] = "black"
         if settings.white_back:
             background = "white"
@@ -91,8 +141,8 @@ class Curriculum:
         return RenderOptions(
             image_size=stage.img_size,
             fov_degrees=settings.fov,
-            near=_either(stage.ray_start, settings.ray_start),
-            far=_either(stage.ray_end, settings.ray_end),
+            near=settings.ray_start,
+            far=settings.ray_end,
             num_steps=stage.num_steps,
             hierarchical=settings.hierarchical_sample,
             density_activation=settings.clamp_mode,
@@ -102,26 +152,20 @@ class Curriculum:
         )
 
     def evaluation_render(self, step: int) -> RenderOptions:
-        """How finished pictures are rendered: evaluation background, no density noise."""
-        return self._render(self.stage_settings(step), self.settings.eval_last_back)
+        """Return the options of evaluation renders: evaluation background, no density noise."""
+        stage = self.stage_settings(step)
+        return self._render(stage, stage.settings.eval_last_back)
 
     def preview_render(self, step: int, image_size: int) -> RenderOptions:
-        """As finished pictures at another size."""
+        """Return the options of evaluation renders at another image size."""
         return replace(self.evaluation_render(step), image_size=image_size)
 
     def poses(self) -> PoseDistribution:
-        """Where training cameras stand."""
-        settings = self.settings
-        return PoseDistribution(
-            kind=settings.sample_dist,
-            yaw_mean=settings.h_mean,
-            yaw_spread=settings.h_stddev,
-            pitch_mean=settings.v_mean,
-            pitch_spread=settings.v_stddev,
-        )
+        """Return the pose distribution of the training cameras, apart from changes by stages."""
+        return _poses(self.settings)
 
     def evaluation_poses(self) -> PoseDistribution:
-        """Where evaluation cameras stand; the training cameras unless the curriculum says."""
+        """Return the pose distribution for evaluation: that of training unless the keys are set."""
         settings, poses = self.settings, self.poses()
         kind, yaw, pitch = (
             settings.sample_dist_eval,
@@ -136,11 +180,11 @@ class Curriculum:
         )
 
     def field_width(self) -> int:
-        """Features of the field's layers."""
+        """Return the number of features of the field's layers."""
         return self.settings.hidden_dim or FIELDS[self.settings.model].default_hidden_dim
 
     def build_generator(self) -> ImplicitGenerator3d:
-        """A generator with fresh parameters."""
+        """Return a generator with fresh parameters."""
         settings = self.settings
         return ImplicitGenerator3d(
             FIELDS[settings.model](
@@ -154,14 +198,14 @@ class Curriculum:
         )
 
     def build_discriminator(self) -> PyramidDiscriminator:
-        """A discriminator with fresh parameters."""
+        """Return a discriminator with fresh parameters."""
         settings = self.settings
         return DISCRIMINATORS[settings.discriminator](
             latent_dim=settings.latent_dim, max_width=settings.discriminator_width
         )
 
     def optimizer_options(self) -> OptimizerOptions:
-        """Settings of both optimizers."""
+        """Return the settings of both optimizers."""
         settings = self.settings
         return OptimizerOptions(
             betas=(settings.betas[0], settings.betas[1]),
@@ -170,8 +214,18 @@ class Curriculum:
         )
 
 
+def _poses(settings: Settings) -> PoseDistribution:
+    return PoseDistribution(
+        kind=settings.sample_dist,
+        yaw_mean=settings.h_mean,
+        yaw_spread=settings.h_stddev,
+        pitch_mean=settings.v_mean,
+        pitch_spread=settings.v_stddev,
+    )
+
+
 def build(name: str, source: Mapping[Any, Any], overrides: Sequence[str] = ()) -> Curriculum:
-    """A curriculum from a dict and KEY=VALUE texts.
+    """Parse a curriculum from a dict and KEY=VALUE texts.
 
     Raises:
         UsageError: the dict does not follow the schema, or contradicts itself.
@@ -190,28 +244,30 @@ def build(name: str, source: Mapping[Any, Any], overrides: Sequence[str] = ()) -
 
 
 def _check(curriculum: Curriculum) -> None:
-    """Refuse what is well-typed and still cannot be trained."""
-    settings, where = curriculum.settings, f"curriculum {curriculum.name}"
-    if settings.white_back and (settings.last_back or settings.eval_last_back):
-        raise UsageError(f"{where}: white_back and last_back cannot both hold; choose one")
-    if settings.scene_radius is not None and (settings.last_back or settings.eval_last_back):
-        raise UsageError(
-            f"{where}: last_back needs samples on every ray, scene_radius leaves some without; "
-            "choose one"
-        )
-    sizes = DISCRIMINATORS[settings.discriminator].image_sizes()
+    """Raise UsageError for settings that are well-typed but contradict each other."""
+    sizes = DISCRIMINATORS[curriculum.settings.discriminator].image_sizes()
     for start, stage in curriculum.stages:
+        where = f"curriculum {curriculum.name}, stage {start}"
+        settings = stage.settings
+        takes_last = settings.last_back or settings.eval_last_back
+        if settings.white_back and takes_last:
+            raise UsageError(f"{where}: white_back and last_back cannot both hold; choose one")
+        if settings.scene_radius is not None and takes_last:
+            raise UsageError(
+                f"{where}: last_back needs samples on every ray, scene_radius leaves some without; "
+                "choose one"
+            )
         if stage.img_size not in sizes:
             raise UsageError(
-                f"{where}, stage {start}: img_size is {stage.img_size}, but "
-                f"{settings.discriminator} has levels for {', '.join(map(str, sizes))}"
+                f"{where}: img_size is {stage.img_size}, but {settings.discriminator} has levels "
+                f"for {', '.join(map(str, sizes))}"
             )
         if stage.batch_split > stage.batch_size:
             raise UsageError(
-                f"{where}, stage {start}: batch_split {stage.batch_split} is more than batch_size "
+                f"{where}: batch_split {stage.batch_split} is more than batch_size "
                 f"{stage.batch_size}"
             )
         try:
             curriculum.at(start)
         except ValueError as error:
-            raise UsageError(f"{where}, stage {start}: {error}") from error
+            raise UsageError(f"{where}: {error}") from error

@@ -1,17 +1,17 @@
-"""BOUNDARY: curriculum dicts, as people write them, parsed strictly into frozen dataclasses.
+"""Curriculum dicts, as people write them, parsed strictly into frozen dataclasses.
 
 A curriculum is a dict in the published schema: integer keys are steps at which a stage begins, all
-other keys are global. `{}` as a stage means that training ends there. The fields of `Settings` and
-`StageSettings` are the schema: their names, types, ranges and defaults decide what a dict may say.
+other keys hold for the whole curriculum. `{}` as a stage means that training ends there. The fields
+of `Settings` and `StageKeys` are the schema: names, types, ranges and defaults. A stage may also
+hold any key of `Settings` that is not in `WHOLE_RUN`, and its value is taken there.
 """
 
-import ast
 import dataclasses
-import types
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
+from config.values import OneOf, Range, convert, literal
 from discriminators.discriminators import DISCRIMINATORS
 from generators.cameras import PoseKind
 from generators.sampling import LatentKind
@@ -20,30 +20,6 @@ from system.errors import UsageError, nearest
 
 DatasetKind = Literal["CelebA", "Cats", "Carla", "Images", "ToyCars"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers from low to high, low itself only where includes_low."""
-
-    low: float
-    high: float = float("inf")
-    includes_low: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        return (self.low <= value if self.includes_low else self.low < value) and value <= self.high
-
-    def __str__(self) -> str:
-        start = "at least" if self.includes_low else "more than"
-        end = "" if self.high == float("inf") else f" and at most {self.high:g}"
-        return f"{start} {self.low:g}{end}"
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """The names of a table, so that a class added there can be named in a curriculum."""
-
-    table: Mapping[str, object]
 
 
 Positive = Annotated[float, Range(0)]
@@ -57,8 +33,8 @@ DiscriminatorName = Annotated[str, OneOf(DISCRIMINATORS)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageSettings:
-    """One stage. Batch sizes are per process; None means the global value."""
+class StageKeys:
+    """The keys that only stages have. Batch sizes are per process."""
 
     batch_size: Count
     num_steps: Annotated[int, Range(3, 2**31 - 1, includes_low=True)]  # coarse samples per ray
@@ -66,10 +42,6 @@ class StageSettings:
     batch_split: Count = 1
     gen_lr: Positive
     disc_lr: Positive
-    r1_lambda: NonNegative | None = None
-    opacity_lambda: NonNegative | None = None
-    ray_start: NonNegative | None = None
-    ray_end: Positive | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +92,9 @@ class Settings:
     preview_size: Count = 128
     # The game
     fade_steps: NonNegative = 10000.0
-    topk_interval: Annotated[float, Range(1, includes_low=True)]  # steps
-    topk_v: Share
+    topk_interval: Annotated[float, Range(1, includes_low=True)] | None = None  # steps; None: all
+    topk_v: Share = 1.0
+    instance_noise: Annotated[float, Range(0, 0, includes_low=True)] = 0.0  # in published dicts
     r1_lambda: NonNegative
     r1_interval: Count = 1  # steps between penalties, each that many times stronger
     opacity_lambda: NonNegative = 0.0  # the generator's penalty on half-transparent rays
@@ -135,9 +108,44 @@ class Settings:
     disable_scaler: bool = False
 
 
+_ONCE = {
+    "the networks are built once": (
+        *("model", "generator", "discriminator", "latent_dim", "hidden_dim", "num_layers"),
+        *("mapping_hidden_dim", "box_side", "density_scale", "discriminator_width"),
+    ),
+    "the pictures are opened once": (
+        *("dataset", "dataset_path", "num_images", "crop", "flip", "resize"),
+    ),
+    "the optimizers are built once": (
+        *("betas", "weight_decay", "unique_lr", "precision", "disable_scaler"),
+    ),
+    "previews and FID of all stages are to be compared": (
+        *("z_dist", "sample_dist_eval", "h_stddev_eval", "v_stddev_eval", "preview_size"),
+    ),
+}
+# Why a key cannot change between stages.
+WHOLE_RUN = {key: reason for reason, keys in _ONCE.items() for key in keys}
+# Published values and ours. None as a pose distribution is its mean, without a draw.
+PUBLISHED_VALUES: dict[str, dict[object, str]] = {
+    "sample_dist": {"normal": "gaussian", None: "mean"},
+    "sample_dist_eval": {"normal": "gaussian"},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSettings(StageKeys):
+    """One stage: its own keys, the values that it changes, and all settings that hold in it."""
+
+    changed: Mapping[str, Any]
+    settings: Settings
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parsed:
-    """A whole curriculum: stages by their first step, and where it ends (None: never)."""
+    """A whole curriculum: stages by their first step, and the step at which it ends (None: never).
+
+    settings: those of the first stage, where only stages have a value.
+    """
 
     settings: Settings
     stages: tuple[tuple[int, StageSettings], ...]
@@ -145,7 +153,7 @@ class Parsed:
 
 
 def parse(name: str, source: Mapping[object, object]) -> Parsed:
-    """The typed form of a curriculum dict.
+    """Return the typed form of a curriculum dict.
 
     Raises:
         UsageError: a key or value that the schema does not know, naming the nearest key or what is
@@ -163,16 +171,43 @@ def parse(name: str, source: Mapping[object, object]) -> Parsed:
         if not stage:
             end = step
             break
-        stages.append((step, _build(f"{name}, stage {step}", StageSettings, stage)))
+        stages.append((step, _stage(f"{name}, stage {step}", stage, globals_)))
     if end is not None and end != steps[-1]:
         raise UsageError(f"curriculum {name}: stages follow after the empty one at {end}")
     if not stages:
         raise UsageError(f"curriculum {name}: stage 0 is empty")
-    return Parsed(settings=_build(name, Settings, globals_), stages=tuple(stages), end=end)
+    whole = _build(name, Settings, {**stages[0][1].changed, **globals_})
+    return Parsed(settings=whole, stages=tuple(stages), end=end)
+
+
+def _stage(
+    where: str, source: Mapping[Any, object], globals_: Mapping[str, object]
+) -> StageSettings:
+    """Return a stage, in which its own values hold before those of the whole curriculum."""
+    for key in source:
+        _check_stage_key(f"curriculum {where}", str(key))
+    own = {key: value for key, value in source.items() if key in _names(StageKeys)}
+    changed = {key: value for key, value in source.items() if key not in own}
+    keys = _build(where, StageKeys, own)
+    settings = _build(where, Settings, {**globals_, **changed})
+    return StageSettings(
+        **{name: getattr(keys, name) for name in _names(StageKeys)},
+        changed={key: getattr(settings, key) for key in changed},
+        settings=settings,
+    )
+
+
+def keys_set_twice(source: Mapping[Any, object]) -> list[str]:
+    """Return the keys that both a stage and the whole curriculum set.
+
+    The published code takes the value of the whole, ours that of the stage.
+    """
+    stages = [stage for stage in source.values() if isinstance(stage, Mapping)]
+    return sorted({str(key) for stage in stages for key in stage if key in source})
 
 
 def override(name: str, source: Mapping[object, object], texts: list[str]) -> dict[object, object]:
-    """A copy of a curriculum dict with KEY=VALUE texts applied, STEP.KEY=VALUE for a stage.
+    """Return a copy of a curriculum dict with KEY=VALUE texts applied, STEP.KEY=VALUE for a stage.
 
     KEY=VALUE holds in all stages, also in those that had a value of their own.
 
@@ -190,7 +225,7 @@ def override(name: str, source: Mapping[object, object], texts: list[str]) -> di
         if not dot:
             _refuse_stage_key(text, step, value, result)
             _check_key("--set", step, Settings)
-            result[step] = _literal(value)
+            result[step] = literal(value)
             for stage in result.values():  # what a person sets holds in all stages
                 if isinstance(stage, dict):
                     stage.pop(step, None)
@@ -199,35 +234,34 @@ def override(name: str, source: Mapping[object, object], texts: list[str]) -> di
         if not isinstance(chosen, dict):
             starts = ", ".join(str(key) for key in result if isinstance(key, int) and result[key])
             raise UsageError(f"--set {text}: {name} has no stage {step}; its stages are {starts}")
-        _check_key("--set", key, StageSettings)
-        chosen[key] = _literal(value)
+        _check_stage_key("--set", key)
+        chosen[key] = literal(value)
     return result
 
 
 def _refuse_stage_key(text: str, key: str, value: str, source: Mapping[object, object]) -> None:
-    """Say how a key is set that only stages have."""
-    only_stages = {f.name for f in dataclasses.fields(StageSettings)} - {
-        f.name for f in dataclasses.fields(Settings)
-    }
-    if key in only_stages:
+    """Raise UsageError for a key that only stages have; the text says how to set it."""
+    if key in _names(StageKeys):
         starts = [step for step in source if isinstance(step, int) and source[step]]
         each = " ".join(f"--set {step}.{key}={value}" for step in sorted(starts))
         raise UsageError(f"--set {text}: {key} is a key of stages: {each}")
 
 
-def _literal(text: str) -> object:
-    """What a person means by text: a number, True, None, a tuple, or else the text itself."""
-    words = {"true": True, "false": False, "none": None}
-    if text.strip().lower() in words:
-        return words[text.strip().lower()]
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
+def _names(schema: type[Any]) -> list[str]:
+    return [f.name for f in dataclasses.fields(schema)]
+
+
+def _check_stage_key(where: str, key: str) -> None:
+    if key in WHOLE_RUN:
+        raise UsageError(f"{where}: {key} cannot change between stages: {WHOLE_RUN[key]}")
+    _check_name(where, key, [*_names(StageKeys), *_names(Settings)])
 
 
 def _check_key(where: str, key: str, schema: type[Any]) -> None:
-    names = [f.name for f in dataclasses.fields(schema)]
+    _check_name(where, key, _names(schema))
+
+
+def _check_name(where: str, key: str, names: list[str]) -> None:
     if key not in names:
         hint = nearest(key, names) or f" Keys are {', '.join(names)}."
         raise UsageError(f"{where}: unknown key {key!r}.{hint}")
@@ -241,67 +275,13 @@ def _build(where: str, schema: type[Any], source: Mapping[Any, object]) -> Any:
     missing = [name for name in required if name not in source]
     if missing:
         raise UsageError(f"curriculum {where}: missing {', '.join(missing)}")
+    ours = {key: _ours(key, value) for key, value in source.items()}
     return schema(
-        **{key: _convert(f"curriculum {where}: {key}", v, hints[key]) for key, v in source.items()}
+        **{key: convert(f"curriculum {where}: {key}", v, hints[key]) for key, v in ours.items()}
     )
 
 
-def _convert(where: str, value: object, hint: Any) -> Any:
-    """Value as the type hint says, or a UsageError that tells what is allowed."""
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return _convert_union(where, value, get_args(hint))
-    if origin is Literal:
-        return _convert_choice(where, value, get_args(hint))
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)) or len(value) != 2:
-            raise UsageError(f"{where} is {value!r}, it must be a pair of numbers")
-        return tuple(_convert(where, item, get_args(hint)[0]) for item in value)
-    if origin is Annotated:
-        base, allowed = get_args(hint)
-        if isinstance(allowed, OneOf):
-            return _convert_choice(where, value, tuple(allowed.table))
-        number = _convert(where, value, base)
-        if number not in allowed:
-            raise UsageError(f"{where} is {value!r}, it must be {allowed}")
-        return number
-    return _convert_plain(where, value, hint)
-
-
-def _convert_plain(where: str, value: object, kind: type) -> object:
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if abs(value) == float("inf") or value != value:
-            raise UsageError(f"{where} is {value!r}, it must be a finite number")
-        return float(value)
-    if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if type(value) is kind:
-        return value
-    expected = {float: "a number", int: "a whole number", bool: "True or False"}
-    raise UsageError(f"{where} is {value!r}, it must be {expected.get(kind, 'text')}")
-
-
-def _convert_choice(where: str, value: object, choices: tuple[object, ...]) -> object:
-    if value in choices and type(value) in {type(choice) for choice in choices}:
-        return value
-    by_name = {str(choice).casefold(): choice for choice in choices}
-    if isinstance(value, str) and value.casefold() in by_name:
-        return by_name[value.casefold()]
-    allowed = ", ".join(str(choice) for choice in choices)
-    hint = nearest(str(value), [str(choice) for choice in choices])
-    raise UsageError(f"{where} is {value!r}; choose one of {allowed}.{hint}")
-
-
-def _convert_union(where: str, value: object, options: tuple[Any, ...]) -> Any:
-    if value is None and type(None) in options:
-        return None
-    first_error: UsageError | None = None
-    for option in options:
-        if option is type(None):
-            continue
-        try:
-            return _convert(where, value, option)
-        except UsageError as error:
-            first_error = first_error or error
-    assert first_error is not None
-    raise first_error
+def _ours(key: str, value: object) -> object:
+    """Return our name of a published value."""
+    table = PUBLISHED_VALUES.get(key, {})
+    return table.get(value, value) if value is None or isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""What one training step needs to know, and the schedules that depend on the step alone."""
+"""Settings of one training step, and the schedules that depend on the step alone."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ TOPK_DECAY = 0.99  # per topk_interval steps (Sinha et al. 2020)
 class Stage:
     """Everything of a curriculum at one step.
 
-    batch_size is per process; the generator's batch is worked off in batch_split parts. alpha is
+    batch_size is per process; the generator accumulates gradients over batch_split parts. alpha is
     the fade-in of the newest discriminator level, topk_share the share of fakes that train the
     generator. r1_interval: steps between R1 penalties, each that much stronger.
     opacity_lambda: weight of the generator's penalty on half-transparent rays.
@@ -44,18 +44,21 @@ class Stage:
 
 
 def fade_in(step: int, faded_from: int, fade_steps: int) -> float:
-    """Share of the newest level, from 0 at the step where it came to 1 after fade_steps."""
+    """Return the share of the newest level: 0 at its first step, 1 after fade_steps."""
     return 1.0 if fade_steps <= 0 else min(1.0, (step - faded_from) / fade_steps)
 
 
 def density_noise(step: int, noise_steps: int) -> float:
-    """Deviation of the noise on raw densities, falling linearly from 1 to 0."""
+    """Return the deviation of the noise on raw densities, falling linearly from 1 to 0."""
     return 0.0 if noise_steps <= 0 else max(0.0, 1 - step / noise_steps)
 
 
-def topk_share(step: int, interval: int, floor: float) -> float:
-    """Share of a batch's fakes, the best ones, that the generator learns from."""
-    return max(TOPK_DECAY ** (step / interval), floor)
+def topk_share(step: int, interval: float | None, floor: float) -> float:
+    """Return the share of a batch's fakes, the best ones, that the generator learns from.
+
+    Without an interval all of them, as published.
+    """
+    return 1.0 if interval is None else max(TOPK_DECAY ** (step / round(interval)), floor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,7 @@ class Precision:
 def generator_groups(
     generator: ImplicitGenerator3d, *, has_slow_mapping: bool
 ) -> list[tuple[list[nn.Parameter], float]]:
-    """Parameters with their share of the learning rate."""
+    """Return groups of parameters with their share of the learning rate."""
     if not has_slow_mapping:
         return [(list(generator.parameters()), 1.0)]
     mapping = list(generator.siren.mapping_network.parameters())

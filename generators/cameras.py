@@ -20,7 +20,9 @@ POLE_MARGIN = 1e-5  # radians kept from the poles, where "right" is undefined
 NEAREST = 1e-3  # scene units in front of the camera, within which points count as behind it
 TRUNCATION = 2.0  # standard deviations at which "truncated_gaussian" is cut
 
-PoseKind = Literal["gaussian", "uniform", "hybrid", "truncated_gaussian", "spherical_uniform"]
+PoseKind = Literal[
+    "gaussian", "uniform", "hybrid", "truncated_gaussian", "spherical_uniform", "mean"
+]
 
 
 class Poses(NamedTuple):
@@ -45,7 +47,7 @@ class PoseDistribution:
     at two of them, "uniform" as half-widths. "hybrid" draws once per batch whether the batch is
     uniform with doubled spreads or gaussian. "spherical_uniform" covers a band of the sphere
     evenly: yaw is uniform, and (pitch_mean +- pitch_spread) / pi is the range of v in
-    pitch = arccos(1 - 2 v).
+    pitch = arccos(1 - 2 v). "mean" is the means for every image, without a draw.
     All in radians.
     """
 
@@ -65,6 +67,10 @@ class PoseDistribution:
 
 def _unit_gaussian(count: int, rng: torch.Generator) -> Tensor:
     return torch.randn(count, generator=rng)
+
+
+def _zeros(count: int, rng: torch.Generator) -> Tensor:
+    return torch.zeros(count)
 
 
 def _unit_uniform(count: int, rng: torch.Generator) -> Tensor:
@@ -97,6 +103,8 @@ def sample_poses(distribution: PoseDistribution, count: int, *, rng: torch.Gener
         draw = _unit_gaussian
     elif kind == "truncated_gaussian":
         draw = _unit_truncated
+    elif kind == "mean":
+        draw = _zeros
     else:
         draw = _unit_uniform
     yaw = distribution.yaw_mean + scale * distribution.yaw_spread * draw(count, rng)

@@ -2,7 +2,8 @@
 
 FAULTS is JSON: {"slow": seconds} makes every write to the disk take longer, in pieces, so that a
 kill finds files half-written; {"hang": [rank, step]} and {"die": [rank, step]} stop or kill a rank;
-{"nan": [rank, step, what]} puts numbers that are none into what a rank computes.
+{"nan": [rank, step, what]} puts numbers that are none into what a rank computes; {"apart": seconds}
+has the state copied as on CUDA, where the live one cannot be read while a peer is waited for.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import train
 from checkpoint_io import checkpoints
 from distributed import processes
 from system import flags
-from training import losses, setup
+from training import loop, losses, setup
 
 FAULTS = json.loads(os.environ.get("FAULTS", "{}"))
 
@@ -103,6 +104,8 @@ def faulty(place, options):
     """The worker of each rank: new processes import this module and are spoiled as well."""
     if "slow" in FAULTS:
         slow_down(FAULTS["slow"])
+    if "apart" in FAULTS:
+        loop.computes_apart, loop.COPY_SECONDS = lambda place: True, FAULTS["apart"]
     build = setup.build_game
     setup.build_game = lambda place, options, seed: spoil(build(place, options, seed), place)
     return train_properly(place, options)

@@ -10,8 +10,8 @@ from torch import nn
 import curriculums
 from config.stage import OptimizerOptions, Precision
 from generators.sampling import Purpose, step_rng
-from training import losses
-from training.adversarial import AdversarialGame
+from training import adversarial, losses
+from training.adversarial import AdversarialGame, Fakes
 from training.ema import ExponentialMovingAverage
 
 TINY = ["hidden_dim=8", "num_layers=2", "mapping_hidden_dim=8", "latent_dim=4", "0.num_steps=3",
@@ -237,6 +237,44 @@ def test_an_overflow_of_scaled_gradients_alone_is_a_back_off():
         game.step(100 * real_images(), curriculum.at(step))
     assert game.scaler.get_scale() == 2.0**124
     assert game.health.skipped.item() == 0
+
+
+@pytest.mark.parametrize("scale", [adversarial.INITIAL_LOSS_SCALE, 2.0**20])
+def test_r1_in_float16_does_not_overflow_at_the_first_step_nor_at_a_grown_scale(scale):
+    game, curriculum = tiny_game()
+    game.precision = Precision(autocast_dtype=torch.float16, is_scaled=True)
+    game.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    reals = game._penalized(real_images(), curriculum.at(0))
+    assert reals.images.isfinite().all()
+    assert reals.penalty.isfinite()
+    if scale == adversarial.INITIAL_LOSS_SCALE:
+        before = parameters_of(game.discriminator)
+        game._set_rates(curriculum.at(0))
+        game.discriminator_step(real_images(), fakes_of(game, curriculum), curriculum.at(0))
+        pairs = zip(game.discriminator.parameters(), before, strict=True)
+        assert any(not torch.equal(a, b) for a, b in pairs)
+        assert game.health.skipped.item() == 0
+
+
+def fakes_of(game, curriculum):
+    scenes = game.draw_scenes(4, curriculum.at(0), rng=torch.Generator().manual_seed(0))
+    return Fakes(real_images(), torch.zeros(4, 8, 8), scenes)
+
+
+def test_what_is_copied_before_a_step_has_one_dtype(monkeypatch):
+    """A list of several dtypes is copied tensor by tensor on CUDA."""
+    game, curriculum = tiny_game()
+    game.synchronize = lambda tensors: None
+    dtypes, copy = [], torch._foreach_copy_
+
+    def watched(into, tensors):
+        dtypes.append({tensor.dtype for tensor in (*into, *tensors)})
+        copy(into, tensors)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", watched)
+    for step in range(3):
+        game.step(real_images(), curriculum.at(step))
+    assert dtypes == [{torch.float32}]
 
 
 @pytest.mark.parametrize("failing_call", [1, 2])

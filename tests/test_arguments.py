@@ -24,7 +24,7 @@ import curriculums
 import inverse_render
 import train
 from system import flags, machine
-from training import dry_run
+from training import memory
 
 
 @pytest.fixture
@@ -131,10 +131,10 @@ def test_ten_times_more_samples_than_memory(place, monkeypatch, capsys):
 
     def needed(*overrides):
         curriculum = curriculums.load("Demo", overrides=overrides)
-        stages = [stage for _, stage in curriculum.stages]
-        return max(dry_run.estimated_memory_bytes(curriculum, s, is_cuda=False) for s in stages)
+        way = memory.Way("cpu", is_half=False, is_alone=True)
+        return max(memory.estimated_bytes(curriculum, s, way) for s, _ in curriculum.stages)
 
-    fits, many = needed(), "1500.num_steps=1500"
+    fits, many = needed(), "1500.num_steps=2500"
     assert needed(many) > 10 * fits
     monkeypatch.setattr(machine, "memory_bytes", lambda device: fits)
     started = []

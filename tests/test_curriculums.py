@@ -3,8 +3,10 @@
 import math
 
 import pytest
+import torch
 
 import curriculums
+from generators.cameras import sample_poses
 from system.errors import UsageError
 
 
@@ -189,3 +191,77 @@ def test_evaluation_poses_fall_back_to_the_training_ones():
 )
 def test_progress_through_a_stage(step, text):
     assert curriculums.load("CARLA").describe(step, 60_000) == text
+
+
+def demo(**changes):
+    """The demo's dict with changes; a value of ... removes the key."""
+    source = {**curriculums.Demo, **changes}
+    return {key: value for key, value in source.items() if value is not ...}
+
+
+def test_published_values_are_taken():
+    normal = curriculums.build("Mine", demo(sample_dist="normal", sample_dist_eval="normal"))
+    assert (normal.poses().kind, normal.evaluation_poses().kind) == ("gaussian", "gaussian")
+    fixed = curriculums.build("Mine", demo(sample_dist=None, h_mean=1.2, v_mean=1.4))
+    poses = sample_poses(fixed.at(0).poses, 3, rng=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(poses.yaw, torch.full((3,), 1.2))
+    torch.testing.assert_close(poses.pitch, torch.full((3,), 1.4))
+    curriculums.build("Mine", demo(instance_noise=0))
+    with pytest.raises(UsageError, match="instance_noise is 0.1, it must be"):
+        curriculums.build("Mine", demo(instance_noise=0.1))
+
+
+@pytest.mark.parametrize("missing", [("topk_interval", "topk_v"), ("topk_interval",), ("topk_v",)])
+def test_without_a_top_k_key_all_fakes_count(missing):
+    source = demo(**{"topk_interval": 2000, "topk_v": 0.6, **dict.fromkeys(missing, ...)})
+    assert curriculums.build("Mine", source).at(100_000).topk_share == 1
+
+
+def test_a_stage_may_change_what_can_change():
+    changes = {"h_stddev": 0.1, "pos_lambda": 3, "fade_steps": 7, "grad_clip": 2, "fov": 20,
+               "density_noise_steps": 10, "r1_lambda": 5, "topk_v": 0.5, "z_lambda": 1}  # fmt: skip
+    source = demo(**{}) | {1500: {**curriculums.Demo[1500], **changes}}
+    curriculum = curriculums.build("Mine", source)
+    first, second = curriculum.at(1499), curriculum.at(1503)
+    assert second.poses.yaw_spread == 0.1
+    assert first.poses.yaw_spread == pytest.approx(math.pi)
+    assert (second.pos_lambda, second.z_lambda, second.grad_clip) == (3, 1, 2)
+    assert (second.render.fov_degrees, second.r1_lambda) == (20, 5)
+    assert second.alpha == pytest.approx(3 / 7)
+    assert second.render.density_noise == 0
+    assert (first.pos_lambda, first.render.fov_degrees) == (0, 30)
+
+
+def test_a_key_may_be_in_all_stages_alone():
+    stages = {start: {**stage, "grad_clip": 3} for start, stage in curriculums.Demo.items()
+              if isinstance(start, int) and stage}  # fmt: skip
+    assert curriculums.build("Mine", demo(grad_clip=...) | stages).at(2000).grad_clip == 3
+    del stages[1500]["grad_clip"]
+    with pytest.raises(UsageError, match="stage 1500: missing grad_clip"):
+        curriculums.build("Mine", demo(grad_clip=...) | stages)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("hidden_dim", 8, "the networks are built once"),
+        ("dataset_path", "x", "the pictures are opened once"),
+        ("betas", (0, 0.9), "the optimizers are built once"),
+        ("preview_size", 8, "previews and FID"),
+    ],
+)
+def test_a_key_that_cannot_change_says_why(key, value, reason):
+    with pytest.raises(UsageError, match=f"{key} cannot change between stages: {reason}"):
+        curriculums.build("Mine", demo() | {1500: {**curriculums.Demo[1500], key: value}})
+    with pytest.raises(UsageError, match=f"{key} cannot change between stages: {reason}"):
+        curriculums.load("Demo", overrides=[f"1500.{key}={value}"])
+
+
+def test_a_key_in_a_stage_and_for_the_whole_is_told_once(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text("from curriculums import Demo\nMine = {**Demo, 0: {**Demo[0], 'fov': 9}}\n")
+    assert curriculums.load("Mine", file=file).at(0).render.fov_degrees == 9
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: curriculum Mine sets fov, opacity_lambda, r1_lambda in a stage")
+    curriculums.load("Demo")
+    assert capsys.readouterr().err == ""

@@ -13,7 +13,7 @@ from image_io import png
 from system import flags
 from system.errors import UsageError
 from system.files import replaced
-from training import append_files, snapshots, state
+from training import log, snapshots, state
 
 FULL_FROM, FULL_UNTIL = 10, 20  # steps between which the disk takes nothing
 
@@ -78,8 +78,8 @@ def test_a_disk_that_stays_full_ends_with_the_last_good_state(
         (os, "fsync", "training_state.pth"),
         (state, "export", "training_state.pth"),
         (png, "save_png", "previews"),
-        (append_files.JsonLines, "append", "log.jsonl"),
-        (append_files.RecordWriter, "write", "TensorBoard's files"),
+        (log.JsonLines, "append", "log.jsonl"),
+        (log.RecordWriter, "write", "TensorBoard's files"),
     ],
 )
 def test_a_broken_disk(tmp_path, monkeypatch, capsys, owner, function, told, counted):

@@ -39,8 +39,8 @@ REACH_OUTSIDE = {
     *(
         f"training/{name}.py"
         for name in (
-            *("append_files", "changes", "dry_run", "fid", "log", "loop", "setup"),
-            *("snapshots", "state"),
+            *("dry_run", "fid", "log", "loop", "options", "setup"),
+            *("snapshots", "start", "state"),
         )
     ),
 }

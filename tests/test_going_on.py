@@ -8,9 +8,9 @@ from conftest import TINY as PLAIN
 from PIL import Image
 from test_train import TINY, run, state_of, tiny  # noqa: F401 (a fixture)
 
-from config import curriculum, run_length
+from config import curriculum
 from system.errors import UsageError
-from training import changes
+from training import start
 
 
 def photos(folder, count, seed=0):
@@ -89,10 +89,10 @@ def test_changed_keys_are_one_line(tiny, tmp_path, capsys):  # noqa: F811
 
 def test_stages_and_the_end_are_compared():
     before = curriculum.build("Tiny", PLAIN)
-    assert changes.changes(before, before) == []
+    assert start.changes(before, before) == []
     source = {key: value for key, value in PLAIN.items() if key != 6}
     now = curriculum.build("Other", {**source, 9: PLAIN[0], "fov": 12.5, "white_back": False})
-    assert changes.changes(before, now) == [
+    assert start.changes(before, now) == [
         *("curriculum Tiny -> Other", "fov 12 -> 12.5", "white_back True -> False"),
         *("stage 9 none -> 8 px", "end 6 -> none"),
     ]
@@ -107,9 +107,9 @@ def test_another_curriculum_keeps_the_pictures_that_it_names():
         ("B", "b", "b"),
     ):
         now = curriculum.build(name, {**PLAIN, "dataset_path": own})
-        assert changes.with_pictures_of(now, before).settings.dataset_path == expected
+        assert start.with_pictures_of(now, before).settings.dataset_path == expected
     bare = curriculum.build("A", PLAIN)
-    assert changes.with_pictures_of(before, bare) is before
+    assert start.with_pictures_of(before, bare) is before
 
 
 def test_another_curriculum_is_named_where_scales_differ(tiny, tmp_path):  # noqa: F811
@@ -142,8 +142,7 @@ STAGES = {
 )
 def test_the_earliest_limit_ends_a_run(stages, first, images, limits, expected):
     plain = {key: value for key, value in PLAIN.items() if not isinstance(key, int)}
-    found = run_length.ending(
-        curriculum.build("Tiny", {**plain, **STAGES[stages]}),
+    found = curriculum.build("Tiny", {**plain, **STAGES[stages]}).ending(
         first_step=first,
         num_images=images,
         world_size=1,

@@ -13,7 +13,7 @@ from discriminators.linearized import Affine
 from generators.cameras import Poses
 from training import losses
 from training.adversarial import AdversarialGame, Fakes, Scenes
-from training.gradient_penalty import penalized_reals
+from training.losses import penalized_reals
 
 STRENGTH = 0.7
 

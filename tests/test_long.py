@@ -9,7 +9,7 @@ import pytest
 from faults import entries_of, state_of, tiny_arguments
 
 import train
-from training import append_files, snapshots
+from training import snapshots
 
 STEPS = 5000
 PARTS = 4  # begun once and resumed three times
@@ -26,8 +26,6 @@ def resident_bytes():
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_five_thousand_steps(tmp_path, monkeypatch, counted):
     out, keep = tmp_path / "out", 2
-    monkeypatch.setattr(append_files, "LOG_BYTES", 30_000)
-    monkeypatch.setattr(append_files, "BOARD_BYTES", 100_000)
     measured = []
     between = snapshots.Keeper.between_steps
 
@@ -42,26 +40,21 @@ def test_five_thousand_steps(tmp_path, monkeypatch, counted):
     arguments = [*tiny_arguments(tmp_path, SECOND_STAGE), "--output_dir", str(out), "--keep",
                  str(keep), "--sample_interval", "40", "--model_save_interval", "300",
                  "--state_seconds", "5"]  # fmt: skip
-    entries = []
     for part in range(1, PARTS + 1):
         last = STEPS * part // PARTS
         assert train.main([*arguments, "--resume", "--max_steps", str(last)]) == 0
-        entries += entries_of(out)
         sheets = {path.name[:6] for path in out.glob("??????_fixed.png")}
-        logs = list(out.glob("log*.jsonl"))
-        boards = list((out / "tensorboard").iterdir())
         assert len(sheets) <= snapshots.SHEETS_PER_KEEP * keep
         assert len(list(out.glob("snapshot_*"))) <= keep
-        assert len(logs) <= keep + 1
-        assert sum(path.stat().st_size for path in logs) < (keep + 1) * 31_000
-        assert sum(path.stat().st_size for path in boards) < (keep + 1) * 200_000
-        counted(f"step {last}: previews of {len(sheets)} steps, {len(logs)} logs, {len(boards)} "
-              f"TensorBoard files, {len(list(out.iterdir()))} files in all")  # fmt: skip
+        assert len(list((out / "tensorboard").iterdir())) == part  # one file per process
+        counted(f"step {last}: previews of {len(sheets)} steps, {len(list(out.iterdir()))} files "
+                "in all")  # fmt: skip
     assert state_of(out)["step"] == STEPS
-    for entry in entries:
-        if "image_size" in entry:
-            stage = (4, 3) if entry["step"] <= SECOND_STAGE else (8, 2)
-            assert (entry["image_size"], entry["batch_size"]) == stage
+    logged = [entry for entry in entries_of(out) if "image_size" in entry]
+    assert [entry["step"] for entry in logged] == list(range(10, STEPS + 1, 10))
+    for entry in logged:
+        stage = (4, 3) if entry["step"] <= SECOND_STAGE else (8, 2)
+        assert (entry["image_size"], entry["batch_size"]) == stage
     # Images seen are counted step by step, so they tell exactly where the stage changed.
     assert state_of(out)["images_seen"] == SECOND_STAGE * 3 + (STEPS - SECOND_STAGE) * 2
     steps, memory, handles = np.array(measured).T

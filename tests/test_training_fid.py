@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_train import TINY, assert_same_state, run, state_of
 
-import train
+import datasets
 from checkpoint_io import checkpoints
 from curriculums import load
 from distributed import processes
@@ -14,7 +14,7 @@ from metrics import inception
 from metrics.frechet import fitted_gaussian, frechet_distance
 from scenes.toy_car_images import toy_car_images
 from system.errors import UsageError
-from training import fid
+from training import fid, options
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def weights(monkeypatch, tmp_path):
         return small.flatten(1) @ projection
 
     monkeypatch.setattr(inception, "pytorch_fid_network", lambda *_: network)
-    for module in (fid, fid.quality):
+    for module in (fid, fid.features):
         monkeypatch.setattr(module, "NUM_FEATURES", 6)
     path = tmp_path / "weights.pth"
     path.write_bytes(b"stands for weights")
@@ -64,6 +64,13 @@ def test_a_run_with_fid_is_the_run_without(tiny, weights, tmp_path, capsys):
     assert best["step"] == min(found, key=found.get)
 
 
+def test_an_interval_of_0_turns_it_off(tiny, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(inception, "find_weights", None)  # nothing is looked for
+    words = ["--max_steps", "1", "--eval_freq", "0", "--load_dir", "", *weights]
+    assert run(tiny, tmp_path / "out", *words) == 0
+    assert not (tmp_path / "out" / "fid.txt").exists()
+
+
 def test_a_resumed_run_measures_what_the_whole_one_does(tiny, weights, tmp_path):
     flags = ["--eval_freq", "2", *weights]
     run(tiny, tmp_path / "whole", *flags)
@@ -83,14 +90,14 @@ def test_the_figure_is_the_distance_to_the_data_set(tiny, weights, tmp_path):
     torch.testing.assert_close(real["mean"], expected.mean)
     torch.testing.assert_close(real["covariance"], expected.covariance)
     saved = checkpoints.load_generator(tmp_path / "out" / "generator.pth")
-    options = fid.SampleOptions(
+    sampling = fid.SampleOptions(
         seed=0,
         poses=curriculum.evaluation_poses(),
         latent_kind="gaussian",
         render=curriculum.preview_render(1, 4),
     )
     shown = [
-        fid.samples.sample_image(saved.generator, i, options, points_per_chunk=10**6)
+        fid.samples.sample_image(saved.generator, i, sampling, points_per_chunk=10**6)
         for i in range(9)
     ]
     generated = fitted_gaussian(network(fid.png.to_uint8(torch.stack(shown))))
@@ -139,10 +146,11 @@ def test_two_ranks_measure_what_one_does(tiny, weights, tmp_path):
     torch.manual_seed(0)
     generator = curriculum.build_generator().eval()
     alone = processes.Place(device=torch.device("cpu"))
-    options = fid.FidOptions(interval=1, num_images=70, weights=tmp_path / "weights.pth",
-                                      takes_any_weights=True)  # fmt: skip
-    data = train.setup.dataset_options(curriculum)
-    meter, _ = fid.open_meter(alone, options, curriculum, data, tmp_path / "cache")
+    wanted = options.FidOptions(interval=1, num_images=70, weights=tmp_path / "weights.pth",
+                                takes_any_weights=True)  # fmt: skip
+    data = options.dataset_options(curriculum)
+    listing = datasets.find_images(data)
+    meter, _ = fid.open_meter(alone, wanted, curriculum, data, listing, tmp_path / "cache")
     expected = meter.measure(generator, 1, alone, lambda: False)
     shares = []
     for rank in range(2):
@@ -161,19 +169,20 @@ def test_two_ranks_measure_what_one_does(tiny, weights, tmp_path):
 
 def test_a_machine_with_a_disk_of_its_own_gets_the_statistics(tiny, weights, tmp_path, monkeypatch):
     curriculum = load("Tiny", file=tmp_path / "tiny.py")
-    options = fid.FidOptions(interval=1, num_images=9, weights=tmp_path / "weights.pth",
-                                      takes_any_weights=True)  # fmt: skip
-    data = train.setup.dataset_options(curriculum)
+    wanted = options.FidOptions(interval=1, num_images=9, weights=tmp_path / "weights.pth",
+                                takes_any_weights=True)  # fmt: skip
+    data = options.dataset_options(curriculum)
+    listing = datasets.find_images(data)
     main, other = (
         processes.Place(device=torch.device("cpu"), rank=r, world_size=2) for r in (0, 1)
     )
-    meter, _ = fid.open_meter(main, options, curriculum, data, tmp_path / "cache")
+    meter, _ = fid.open_meter(main, wanted, curriculum, data, listing, tmp_path / "cache")
 
     def from_main(tensors):
         for tensor, value in zip(tensors, meter.real, strict=True):
             tensor.copy_(value)
 
     monkeypatch.setattr(processes, "broadcast_state", from_main)
-    found, _ = fid.open_meter(other, options, curriculum, data, tmp_path / "empty")
+    found, _ = fid.open_meter(other, wanted, curriculum, data, listing, tmp_path / "empty")
     assert all(torch.equal(*pair) for pair in zip(found.real, meter.real, strict=True))
     assert list((tmp_path / "empty").iterdir()) == []

@@ -9,7 +9,7 @@ import pytest
 from faults import FAULTY, ROOT, differences, run, state_of, tiny_arguments
 from PIL import Image
 
-from training import setup
+from training import start
 
 
 def pictures(folder, colors):
@@ -92,5 +92,5 @@ def test_the_same_pictures_in_other_places_are_taken(tmp_path):
 
 
 def test_the_first_rank_that_differs_is_named():
-    assert setup._first_other([3, 3, 3]) is None
-    assert setup._first_other([3, 3, 4, 5]) == 2
+    assert start.first_other([3, 3, 3]) is None
+    assert start.first_other([3, 3, 4, 5]) == 2

@@ -1,4 +1,4 @@
-"""The adversarial game: one discriminator update and one generator update.
+"""A training step: one discriminator update and one generator update.
 
 Legend: B images per process, L width of the latent.
 Source: pi-GAN (Chan et al. 2021), section 3.3.
@@ -21,16 +21,19 @@ from generators.sampling import Purpose, sample_latents, step_rng
 from siren.fused import fused_field
 from training import losses
 from training.ema import ExponentialMovingAverage
-from training.gradient_penalty import PenalizedReals, penalized_reals
 from training.health import DISCRIMINATOR, GENERATOR, Health, poison
+from training.losses import PenalizedReals, penalized_reals
 
-INITIAL_LOSS_SCALE = 2.0**16
+INITIAL_LOSS_SCALE = 2.0**15
+# The gradient of R1 starts with its scale itself, and float16 ends at 65,504. It passes all layers
+# of the discriminator, so there is room for them to enlarge it 64 times.
+MAX_R1_SCALE = 2.0**10
 
 Terms = dict[str, Tensor]
 
 
 class Scenes(NamedTuple):
-    """What is to be rendered: latents (B, L) and B camera poses."""
+    """Inputs of the generator: latents (B, L) and B camera poses."""
 
     latents: Tensor
     poses: Poses
@@ -59,7 +62,7 @@ def build_optimizer(
 
 
 class AdversarialGame:
-    """Both networks, their optimizers and averages, and how one step changes them.
+    """Both networks with their optimizers and averages, and the training step.
 
     Args:
         generator: on the device it trains on, as are its poses and images.
@@ -110,23 +113,23 @@ class AdversarialGame:
         self._copies: list[Tensor] = []  # of the discriminator before this step
 
     def tensors(self) -> list[Tensor]:
-        """Parameters of both networks and their averages: what must be equal on all processes."""
+        """Return parameters of both networks and their averages, which all processes share."""
         networks = [*self.generator.parameters(), *self.discriminator.parameters()]
         averages = [value for average in self.averages for value in average.shadow]
         return [parameter.detach() for parameter in networks] + averages
 
     def field_path(self) -> str:
-        """Which implementation of the field serves this training."""
+        """Return the name of the field's implementation that this training uses."""
         with self.autocast():
             return fused_field.path_name(self.device, self.generator.siren.hidden_dim)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The networks' precision."""
+        """Return the autocast context of the networks."""
         dtype = self.precision.autocast_dtype
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def step(self, real: Tensor, stage: Stage) -> Terms:
-        """One update of both networks and the averages, or none of them where it raises.
+        """Update both networks and the averages; if it raises, none of them is changed.
 
         Args:
             real: (B, 3, H, W) in [-1, 1], on the device.
@@ -158,19 +161,20 @@ class AdversarialGame:
 
     @contextlib.contextmanager
     def _whole_or_undone(self) -> Iterator[None]:
-        """Put the discriminator back if the generator's update fails, as when a process is lost.
+        """Restore the discriminator if the generator's update fails, as when a process is lost.
 
-        What is left is then the state between two steps, and can be saved. The generator changes
-        last and cannot fail half-way. Alone nothing fails, and nothing is copied.
+        What is left is the state between two steps, and can be saved. The generator changes last
+        and cannot fail half-way. In a single process nothing fails, and nothing is copied.
         """
         if self.synchronize is None:
             yield
             return
         moments = self.discriminator_optimizer.state
-        changing = [*(p.detach() for p in self.discriminator.parameters()), *self.health]
+        counts = [count.clone() for count in self.health]
+        changing = [p.detach() for p in self.discriminator.parameters()]
         changing += [moment for of_one in moments.values() for moment in of_one.values()]
         if [copy.shape for copy in self._copies] == [tensor.shape for tensor in changing]:
-            torch._foreach_copy_(self._copies, changing)
+            torch._foreach_copy_(self._copies, changing)  # one dtype, or it takes the slow path
         else:
             self._copies = [tensor.clone() for tensor in changing]
         known = set(moments)
@@ -178,12 +182,14 @@ class AdversarialGame:
             yield
         except Exception:
             torch._foreach_copy_(changing, self._copies)
+            for count, before in zip(self.health, counts, strict=True):
+                count.copy_(before)
             for parameter in moments.keys() - known:  # the optimizer met it in this step
                 del moments[parameter]
             raise
 
     def draw_scenes(self, count: int, stage: Stage, *, rng: torch.Generator) -> Scenes:
-        """Latents and poses of count images, drawn on the CPU, then moved to the device."""
+        """Draw latents and poses of count images on the CPU, and move them to the device."""
         latents = sample_latents(count, self.generator.z_dim, kind=stage.latent_kind, rng=rng)
         poses = sample_poses(stage.poses, count, rng=rng)
         return Scenes(
@@ -192,7 +198,7 @@ class AdversarialGame:
         )
 
     def generate(self, scenes: Scenes, stage: Stage, *, rng: torch.Generator) -> Fakes:
-        """The generator's pictures of scenes."""
+        """Render scenes."""
         with self.autocast():
             film = self.generator.mapping(scenes.latents)
             view = self.generator.render(film, scenes.poses, stage.render, rng=rng)
@@ -231,15 +237,18 @@ class AdversarialGame:
                 real.contiguous(memory_format=torch.channels_last),
                 stage.alpha,
                 strength=0.5 * stage.r1_lambda * stage.r1_interval,
-                scale=self.scaler.scale(real.new_ones(())) if self.scaler.is_enabled() else None,
+                scale=self._r1_scale(real) if self.scaler.is_enabled() else None,
             )
+
+    def _r1_scale(self, real: Tensor) -> Tensor:
+        return self.scaler.scale(real.new_ones(())).clamp(max=MAX_R1_SCALE)
 
     def _judge(
         self, real: Tensor, fakes: Fakes, stage: Stage, reals: PenalizedReals | None
     ) -> tuple[Verdict, Verdict]:
-        """Verdicts on real (or what stands for them) and fake images.
+        """Return the verdicts on real images (or the inputs of the affine pass) and on fakes.
 
-        In one pass, as no layer mixes images.
+        One pass serves both, because no layer mixes images.
         """
         layers = AS_THEY_ARE
         if reals is not None:
@@ -251,10 +260,10 @@ class AdversarialGame:
         return self.discriminator(images, stage.alpha, layers).split(len(real))
 
     def generator_step(self, scenes: Scenes, stage: Stage, *, rng: torch.Generator) -> Terms:
-        """Update the generator; returns its terms, mean over the splits of the batch.
+        """Update the generator by gradient accumulation over the splits; returns its mean terms.
 
         Args:
-            scenes: B scenes to render, worked off in stage.batch_split parts.
+            scenes: B scenes to render, in stage.batch_split parts.
             stage: the curriculum at this step.
             rng: stream of the per-sample draws.
         """
@@ -296,7 +305,7 @@ class AdversarialGame:
                 group["lr"] = rate * group["rate_share"]
 
     def _update(self, network: int, terms: Terms, stage: Stage) -> None:
-        """Average the gradients over the processes, clip, and step unless they are not finite."""
+        """Average the gradients over the processes, clip them, and step if they are finite."""
         optimizer = (self.generator_optimizer, self.discriminator_optimizer)[network]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]

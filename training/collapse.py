@@ -1,7 +1,6 @@
-"""Signs that a run has collapsed, told while there is still time to do something about it.
+"""Signs of a collapsed run, from the means of the loss terms and a small render of some objects.
 
-Two sorts of figures are looked at: the means of the loss terms that the log reads anyway, and a
-probe, a small rendering of some objects from one camera. No step waits for its device.
+The means are those that the log reads anyway, so no step waits for its device.
 
 Legend: K objects, R rays, S samples per ray.
 """
@@ -50,7 +49,7 @@ _TEXTS: dict[Sign, str] = {
 
 
 class Probe(NamedTuple):
-    """Shares of the samples that are air and that are solid; deviation of colors over objects."""
+    """Shares of empty and of solid samples, and the deviation of colors between objects."""
 
     empty: float
     full: float
@@ -61,7 +60,7 @@ class Probe(NamedTuple):
 def probe(
     generator: ImplicitGenerator3d, film: Film, center: tuple[float, float], options: RenderOptions
 ) -> Probe:
-    """What K objects look like from the camera at center (pitch, yaw), and how full space is.
+    """Measure K objects from the camera at center (pitch, yaw): filled space and differences.
 
     A sample's opacity is that of its share of the ray. Rays that miss a bounded scene do not count.
     """
@@ -88,14 +87,14 @@ def probe(
 
 
 class CollapseWatch:
-    """Remembers since when each sign has been seen; tells what has lasted, and not too often."""
+    """Warns of signs that last; remembers since when each has been seen."""
 
     def __init__(self) -> None:
         self._since: dict[Sign, int] = {}
         self._told: dict[Sign, int] = {}
 
     def losses(self, step: int, means: Mapping[str, float], stage: Stage) -> list[str]:
-        """Lines to tell, from the means of the loss terms over the steps before step."""
+        """Return warnings from the means of the loss terms over the steps before step."""
         critic = means["d_real"] + means["d_fake"]
         lines = self._note("loss", step, critic, is_seen=critic < LOSS_AT_ZERO)
         zero_answer = stage.z_lambda + stage.pos_lambda * mean_square(stage.poses)
@@ -105,7 +104,7 @@ class CollapseWatch:
         return lines
 
     def probed(self, step: int, probe: Probe) -> list[str]:
-        """Lines to tell, from a probe after step."""
+        """Return warnings from a probe after step."""
         return [
             *self._note("empty", step, probe.empty, is_seen=probe.empty >= ALMOST_ALL),
             *self._note("full", step, probe.full, is_seen=probe.full >= ALMOST_ALL),
@@ -125,7 +124,7 @@ class CollapseWatch:
 
 
 def mean_square(poses: PoseDistribution) -> float:
-    """Mean over pitch and yaw of the squared angle, about: the error of a head that answers 0.
+    """Return about the mean of squared pitch and yaw: the error of a head that answers 0.
 
     Spreads are taken as deviations, whatever the distribution; only the order of magnitude counts.
     """

@@ -31,19 +31,19 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def averaged(self, module: Network) -> Network:
-        """A copy of module that holds the averages, in evaluation mode, without gradients."""
+        """Return a copy of module with the averages, in evaluation mode and without gradients."""
         twin = copy.deepcopy(module).eval().requires_grad_(False)
         for parameter, average in zip(twin.parameters(), self.shadow, strict=True):
             parameter.copy_(average)
         return twin
 
     def state_dict(self) -> dict[str, Any]:
-        """Decay, update count and averages (not copied)."""
+        """Return decay, update count and averages (not copied)."""
         return {"decay": self.decay, "num_updates": self.num_updates, "shadow": self.shadow}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the averages and the count of state; the decay stays this object's own.
+        """Load the averages and the count of state; this object keeps its own decay.
 
         Raises:
             ValueError: the averages do not have these parameters' shapes.

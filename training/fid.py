@@ -1,8 +1,8 @@
-"""BOUNDARY: FID while training: the averaged generator against the run's own data set.
+"""FID while training: the averaged generator against the run's own dataset.
 
-pytorch-fid's network and statistics; images as finished pictures are rendered (evaluation
-background and cameras, no noise, no jitter), at the curriculum's preview_size. Every rank renders
-its share. Nothing here draws from a stream of training, so that a run is the same with and without.
+The network and the statistics are those of pytorch-fid. Images are rendered as for evaluation
+(evaluation background and cameras, no noise, no jitter), at the curriculum's preview_size; every
+rank renders its share. Training draws the same random numbers with and without FID.
 """
 
 import contextlib
@@ -10,13 +10,11 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-import datasets
 from checkpoint_io import checkpoints
 from checkpoint_io.network_state import tensor_entry
 from config.curriculum import Curriculum
@@ -26,37 +24,19 @@ from distributed.processes import Place
 from generators.fields import CPU_CHUNK, CUDA_CHUNK
 from generators.generators import ImplicitGenerator3d
 from image_io import decoding, png
-from image_io.files import Skipped
-from metrics import features as quality
-from metrics import inception, real_images, samples
+from image_io.files import Listing, Skipped
+from metrics import features, inception, real_images, samples
 from metrics.frechet import Gaussian, fitted_gaussian, frechet_distance
 from metrics.inception import NUM_FEATURES, Network, Unavailable, Weights
 from metrics.real_images import Choice
 from metrics.samples import SampleOptions
 from system.files import replaced
+from training.options import FidOptions
 
 NUM_REAL = 8000  # as published
 SEED = 0  # of latents and cameras: the same at every step, so that steps can be compared
 FREE_BYTES = 500 * 2**20  # the real images' statistics, and best/
 FID_FILE = "fid.txt"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FidOptions:
-    """What was typed: steps between measurements, images generated, and the network's file."""
-
-    interval: int
-    num_images: int
-    weights: Path | None
-    takes_any_weights: bool
-
-    def is_due(self, step: int) -> bool:
-        """Whether FID is measured after so many steps."""
-        return step % self.interval == 0
-
-    def is_ever_due(self, first: int, last: int | None) -> bool:
-        """Whether it is measured at all after a step in first + 1 .. last; None is no end."""
-        return last is None or last // self.interval > first // self.interval
 
 
 class FidMeter:
@@ -75,7 +55,7 @@ class FidMeter:
         place: Place,
         is_stopped: Callable[[], bool],
     ) -> float | None:
-        """FID of a generator after step steps; None when asked to stop meanwhile."""
+        """Return the FID of a generator after step steps; None when asked to stop meanwhile."""
         curriculum = self.curriculum
         sampling = SampleOptions(
             seed=SEED,
@@ -90,19 +70,24 @@ class FidMeter:
             image = samples.sample_image(generator, number, sampling, points_per_chunk=chunk)
             return png.to_uint8(image)
 
-        features = quality.features_of(
+        found = features.features_of(
             image_of, self.num_images, self.network, NUM_FEATURES, place,
             title="FID", is_stopped=is_stopped,
         )  # fmt: skip
-        if features is None:
+        if found is None:
             return None
-        return frechet_distance(fitted_gaussian(features), self.real)
+        return frechet_distance(fitted_gaussian(found), self.real)
 
 
 def open_meter(
-    place: Place, options: FidOptions, curriculum: Curriculum, data: DatasetOptions, cache_dir: Path
+    place: Place,
+    options: FidOptions,
+    curriculum: Curriculum,
+    data: DatasetOptions,
+    listing: Listing,
+    cache_dir: Path,
 ) -> tuple[FidMeter | None, str]:
-    """A meter, or why there can be none; called by all ranks before the first step.
+    """Return a meter and its description, or None and the reason; called by all ranks.
 
     Raises:
         UsageError: the file of weights that was given is not the right one.
@@ -123,7 +108,7 @@ def open_meter(
     assert network is not None  # as agreed
     assert weights is not None
     choice = Choice(options=data, image_size=curriculum.settings.preview_size, count=NUM_REAL)
-    real = _real_statistics(place, choice, network, weights, cache_dir)
+    real = _real_statistics(place, choice, listing, network, weights, cache_dir)
     kind = "" if weights.is_official else " (of a network that is not the published one)"
     text = f"FID{kind} every {options.interval} steps, {options.num_images} images"
     return FidMeter(network, real, curriculum, options.num_images), text
@@ -137,10 +122,14 @@ def _check_disk(folder: Path) -> None:
 
 
 def _real_statistics(
-    place: Place, choice: Choice, network: Network, weights: Weights, cache_dir: Path
+    place: Place,
+    choice: Choice,
+    listing: Listing,
+    network: Network,
+    weights: Weights,
+    cache_dir: Path,
 ) -> Gaussian:
-    """Mean and covariance of the real images' features, kept in cache_dir."""
-    listing = datasets.find_images(choice.options)
+    """Return mean and covariance of the real images' features, which cache_dir keeps."""
     made = json.dumps([decoding.VERSION, real_images.manifest(choice, listing, "clean")])
     key = hashlib.sha256(f"{made} {weights.sha256} pytorch-fid".encode()).hexdigest()[:32]
     path = cache_dir / f"fid-{key}.pth"
@@ -151,7 +140,7 @@ def _real_statistics(
             total = len(choice.indices(listing.count))
             blocks = real_images.chosen_images(choice, listing)
             readable = (item for block in blocks for item in block if not isinstance(item, Skipped))
-            found = quality.features_of_stream(readable, network, total=total, title="real images")
+            found = features.features_of_stream(readable, network, total=total, title="real images")
             checkpoints.save(path, "real_statistics", fitted_gaussian(found)._asdict())
         content = checkpoints.read(path, "real_statistics")
         with checkpoints.complaints(path):
@@ -164,9 +153,9 @@ def _real_statistics(
 
 
 def note(folder: Path, step: int, fid: float) -> bool:
-    """Add a line `step:fid` to fid.txt; whether it is the best of this run so far.
+    """Add a line `step:fid` to fid.txt; return whether it is the lowest so far.
 
-    Lines of later steps, of a run that was gone on with from an earlier state, are dropped.
+    Lines of later steps, from before a resume, are dropped.
     """
     path = folder / FID_FILE
     earlier = []

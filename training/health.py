@@ -1,4 +1,4 @@
-"""Updates that are not finite: skipped, counted, and told apart from the loss scale's back-off."""
+"""Counts of updates that were skipped because they were not finite."""
 
 from typing import NamedTuple
 
@@ -12,8 +12,8 @@ NAMES = ("generator", "discriminator")
 class Health(NamedTuple):
     """Counts of skipped updates, on the device: reading them waits for it.
 
-    Ordinary back-off of the loss scale skips an update as well, and is not counted. The rows are
-    (2,), one number for each network: a critic that is broken while the generator is not is seen.
+    An overflow that only lowers the loss scale skips an update too, and is not counted. skipped ()
+    counts both networks; in_a_row and longest_row (2,) have a number for each.
     """
 
     skipped: Tensor
@@ -22,7 +22,7 @@ class Health(NamedTuple):
 
     @classmethod
     def fresh(cls, device: torch.device) -> "Health":
-        """No update skipped yet."""
+        """Return counts of zero."""
         return cls(*(torch.zeros(size, dtype=torch.int64, device=device) for size in ((), 2, 2)))
 
     def note(self, network: int, is_bad: Tensor) -> None:
@@ -32,16 +32,16 @@ class Health(NamedTuple):
         torch.maximum(self.longest_row, self.in_a_row, out=self.longest_row)
 
     def worst(self) -> tuple[str, int]:
-        """The network with the longest row of skipped updates, and how long it was."""
+        """Return the network with the longest row of skipped updates, and its length."""
         longest = self.longest_row.tolist()
         network = longest.index(max(longest))
         return NAMES[network], longest[network]
 
 
 def poison(gradients: list[Tensor], has_finite_loss: Tensor) -> None:
-    """Make gradients NaN, in place, where the loss was not finite although they are.
+    """Set gradients to NaN, in place, if the loss was not finite although they are.
 
-    Without waiting for the device: what then looks at the gradients skips the update.
+    The check of the gradients then skips the update, and the host does not wait for the device.
 
     Args:
         gradients: of one update.

@@ -1,9 +1,13 @@
-"""BOUNDARY: what a run tells while it trains: progress bars, log.jsonl, TensorBoard, previews.
+"""Progress bar, log.jsonl, TensorBoard files and preview pictures of a training run.
 
-Where the disk refuses, that is said once and training goes on.
+A failure to write is reported once, and training goes on.
 """
 
+import contextlib
+import json
+import os
 import resource
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -12,13 +16,16 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
+from torch.utils.tensorboard import summary
 from tqdm import tqdm
 
 from config.stage import Stage
 from image_io import png
+from system.files import replaced
 from system.screen import Screen
-from training.append_files import Board, JsonLines
 
 LOG_FILE = "log.jsonl"
 LOG_INTERVAL = 10  # steps; reading the loss terms waits for a CUDA device
@@ -28,35 +35,148 @@ SHORT_NAMES = {"d_real": "D real", "d_fake": "D fake", "d_r1": "R1", "g_fake": "
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory that this process has held: of the CUDA device, or resident in RAM."""
+    """Return this process's peak memory: allocated on the CUDA device, or resident in RAM."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+class JsonLines:
+    """A file of JSON lines, each with its step; no line is ever half-written.
+
+    Args:
+        path: the file.
+        first_step: lines of later steps, and a last line that is torn, are dropped.
+
+    Raises:
+        OSError: the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        if path.exists():
+            lines = [line for line in path.read_bytes().splitlines() if _step(line) <= first_step]
+            with replaced(path) as draft:
+                draft.write(b"".join(line + b"\n" for line in lines))
+        self.file = path.open("ab", buffering=0)
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Write one line, whole or not at all.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        line = (json.dumps({key: _plain(value) for key, value in entry.items()}) + "\n").encode()
+        before = self.file.tell()
+        try:
+            while line:
+                line = line[self.file.write(line) :]
+        except OSError:
+            self.file.truncate(before)
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+def _step(line: bytes) -> float:
+    """Return the step of a line; infinity if the line is torn."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _plain(value: object) -> object:
+    """Return value, or its text if it is an infinity or NaN, which JSON does not have."""
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+        return str(value)
+    return value
+
+
+class Board:
+    """TensorBoard events of numbers and pictures, one file per process.
+
+    Events are written at once and by this thread: torch's SummaryWriter has a thread that dies at
+    the first error of the disk.
+
+    Args:
+        folder: made when the first event comes.
+        first_step: TensorBoard hides what earlier files say of later steps.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self.folder = folder
+        self.opening = [
+            Event(file_version="brain.Event:2"),
+            Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)),
+        ]
+        self.number = 0
+        self.file: Any = None
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Add numbers by name.
+
+        Raises:
+            OSError: they could not be written.
+        """
+        for name, value in values.items():
+            self._add(Event(step=step, summary=summary.scalar(name, value)))
+
+    def image(self, name: str, image: Tensor, step: int) -> None:
+        """Add a uint8 picture (3, H, W).
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self._add(Event(step=step, summary=summary.image(name, image, dataformats="CHW")))
+
+    def _add(self, event: Any) -> None:
+        try:
+            if self.file is None:
+                self._begin_file()
+            self._write(event)
+        except OSError:
+            self.close()  # its last event may be torn, so the next event begins another file
+            raise
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        RecordWriter(self.file).write(event.SerializeToString())
+        self.file.flush()
+
+    def _begin_file(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"{time.time_ns() // 10**6:013d}.{socket.gethostname()}.{os.getpid()}.{self.number}"
+        self.number += 1
+        self.file = (self.folder / f"events.out.tfevents.{name}").open("ab")
+        for event in self.opening:
+            self._write(event)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.file is not None:
+            with contextlib.suppress(OSError):  # of what it could not write before
+                self.file.close()
+            self.file = None
+
+
 class RunLog:
-    """The screen and the log files of one run; only the main process has one.
+    """The progress bar and the log files of one run; only the main process has one.
 
     Args:
         folder: of the run.
-        first_step: steps done before. What an earlier process logged of later steps, which will be
-            done once more, is dropped.
-        last_step: where training will end; None for never.
+        first_step: steps done before. Log lines of later steps, which will be repeated, are
+            dropped.
+        last_step: the step at which training will end; None for never.
         device: for the memory figure.
-        keep: how many full log files stay beside the current one.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        first_step: int,
-        last_step: int | None,
-        device: torch.device,
-        *,
-        keep: int,
+        self, folder: Path, first_step: int, last_step: int | None, device: torch.device
     ) -> None:
-        self.folder, self.device, self.keep = folder, device, keep
+        self.folder, self.device = folder, device
         self.failing: set[str] = set()
         seconds = BAR_SECONDS if sys.stderr.isatty() else QUIET_SECONDS
         self.screen: Any = Screen()
@@ -70,8 +190,8 @@ class RunLog:
             smoothing=0.05,
             file=self.screen,
         )
-        self.file = JsonLines(folder / LOG_FILE, first_step, keep=keep)
-        self.board = Board(folder / "tensorboard", first_step, keep=keep)
+        self.file = JsonLines(folder / LOG_FILE, first_step)
+        self.board = Board(folder / "tensorboard", first_step)
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.images, self.steps, self.since = 0, 0, time.perf_counter()
@@ -90,11 +210,11 @@ class RunLog:
         self.file.close()
 
     def say(self, text: str) -> None:
-        """A line above the progress bar."""
+        """Print a line above the progress bar."""
         self.bar.write(text, file=self.screen)
 
     def attempt(self, what: str, action: Callable[[], object]) -> bool:
-        """Whether action could write what it has to; the first failure in a row is told."""
+        """Run action and return whether it succeeded; print the first OSError of a row of them."""
         try:
             action()
         except OSError as error:
@@ -111,14 +231,14 @@ class RunLog:
     def step(
         self, done: int, stage: Stage, terms: Mapping[str, Tensor], images: int, where: str
     ) -> dict[str, float] | None:
-        """Note one step.
+        """Record one step.
 
         Args:
             done: steps done so far, this one included.
-            stage: what held at this step.
-            terms: its loss terms; not read before the next log entry.
-            images: real images that all processes saw.
-            where: what the bar says of the stage.
+            stage: the curriculum at this step.
+            terms: loss terms; not read before the next log entry.
+            images: number of real images that all processes saw.
+            where: text of the progress bar about the stage.
 
         Returns:
             The means of the terms since the last entry, every LOG_INTERVAL steps.
@@ -165,7 +285,7 @@ class RunLog:
         return means
 
     def reset_clock(self) -> None:
-        """Start measuring anew, so that saving and previews do not count as training."""
+        """Restart the speed measurement, so that saving and previews do not count as training."""
         self.sums, self.counts = {}, {}
         self.images, self.steps, self.since = 0, 0, time.perf_counter()
 
@@ -174,7 +294,7 @@ class RunLog:
         self.attempt(f"writing {LOG_FILE}", lambda: self.file.append(entry))
 
     def warn(self, step: int, text: str) -> None:
-        """A line on the screen and in log.jsonl."""
+        """Print a warning and append it to log.jsonl."""
         self.say(f"warning at step {step}: {text}")
         self.record({"step": step, "warning": text})
 
@@ -186,7 +306,7 @@ class RunLog:
         self.say(f"step {done}: {name} {value:.2f}")
 
     def preview(self, done: int, name: str, images: Tensor, columns: int) -> None:
-        """Write the previews (N, 3, H, W) in [-1, 1] as STEP_name.png and into TensorBoard."""
+        """Write previews (N, 3, H, W) in [-1, 1] to STEP_name.png and to TensorBoard."""
         sheet = png.grid(png.to_uint8(images), columns)
         path = self.folder / f"{done:06d}_{name}.png"
         self.attempt("writing previews", lambda: png.save_png(path, sheet))

@@ -1,74 +1,79 @@
-"""BOUNDARY: one process of a training run: the loop over steps, and what is due between them."""
+"""The loop over training steps in one process, and what is due between them."""
 
 import contextlib
 import itertools
 import sys
+import time
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import datasets
-from config import run_length
 from config.stage import Stage
 from distributed import processes
 from distributed.processes import PeerLost, Place, StopSignal
 from generators.sampling import Purpose, step_rng
+from image_io.files import Listing
 from system import machine, run_lock
 from system.errors import UsageError
-from training import fid as training_fid
-from training import setup as run_setup
-from training import state as run_state
-from training.fid import FidMeter
+from training.fid import FidMeter, open_meter
 from training.log import RunLog
+from training.options import TrainOptions, dataset_options
 from training.previews import PreviewScenes, preview_scenes
-from training.setup import Setup, TrainOptions
-from training.snapshots import Keeper, KeepOptions
-from training.state import NotFinite
+from training.setup import Setup, set_up
+from training.snapshots import Keeper
+from training.start import Start
+from training.state import STATE_FILE, NotFinite, content_of, copied, step_of, write_state
 
 MAX_BAD_STEPS = 10  # updates in a row that were skipped because they were not finite
+COPY_SECONDS = 60.0  # between copies of the state in the memory of the CPU
 HEALTH_INTERVAL = 10  # steps between looks at the counts on CUDA; looking waits for the device
 
 
-def train(place: Place, options: TrainOptions) -> int:
-    """One process's part of the training; returns the exit code."""
+def train(place: Place, job: tuple[TrainOptions, Start]) -> int:
+    """Train in one process of the run; returns the exit code."""
+    options, start = job
     machine.keep_freed_memory()
     if place.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # a stage's shapes stay the same
     else:
-        machine.use_one_thread_for(options.curriculum.field_width())
+        machine.use_one_thread_for(start.curriculum.field_width())
     with run_lock.locked(options.output_dir) if place.is_main else contextlib.nullcontext():
-        setup = run_setup.set_up(place, options)
-        return TrainingRun(place, options, setup).run()
+        return TrainingRun(place, options, set_up(place, options, start), start.listing).run()
+
+
+def computes_apart(place: Place) -> bool:
+    """Return whether the device runs behind this process, and may wait for a lost peer forever."""
+    return place.device.type == "cuda"
 
 
 class TrainingRun:
     """The loop over steps, and what happens between them."""
 
-    def __init__(self, place: Place, options: TrainOptions, setup: Setup) -> None:
+    def __init__(self, place: Place, options: TrainOptions, setup: Setup, listing: Listing) -> None:
         self.place, self.options = place, options
         self.game, self.progress, self.images = setup.game, setup.progress, setup.images
         self.curriculum = setup.curriculum
-        self.ending = self._ending()
-        self.meter, self.about_fid = self._open_meter()
-
-    def _ending(self) -> run_length.Ending:
-        return run_length.ending(
-            self.curriculum,
+        self.ending = self.curriculum.ending(
             first_step=self.progress.step,
             num_images=len(next(iter(self.images.values()))),
             world_size=self.place.world_size,
             max_steps=self.options.max_steps,
             n_epochs=self.options.n_epochs,
         )
+        self.meter, self.about_fid = self._open_meter(listing)
+        self.copy: dict[str, Any] | None = None  # of the state, where the live one may be unusable
+        self.copied_at = time.monotonic()
 
-    def _open_meter(self) -> tuple[FidMeter | None, str]:
-        """What measures FID, or nothing and why not; nothing and "" where it is never due."""
+    def _open_meter(self, listing: Listing) -> tuple[FidMeter | None, str]:
+        """Return the FID meter, or None and the reason; None and "" if FID is never due."""
         options = self.options
         if not options.fid.is_ever_due(self.progress.step, self.ending.step):
             return None, ""
-        data = run_setup.dataset_options(self.curriculum)
-        return training_fid.open_meter(
-            self.place, options.fid, self.curriculum, data, options.cache_dir
+        data = dataset_options(self.curriculum)
+        return open_meter(
+            self.place, options.fid, self.curriculum, data, listing, options.cache_dir
         )
 
     def _preview_scenes(self) -> PreviewScenes:
@@ -99,9 +104,8 @@ class TrainingRun:
                 return 1
 
     def _keeper(self, stack: contextlib.ExitStack) -> Keeper:
-        options, first = self.options, self.progress.step
-        folder, device = options.output_dir, self.place.device
-        log = RunLog(folder, first, self.ending.step, device, keep=options.keep)
+        options, first, device = self.options, self.progress.step, self.place.device
+        log = RunLog(options.output_dir, first, self.ending.step, device)
         stack.enter_context(log)
         if device.type != "cpu":  # where there is more than one way; docs/speed.md names them
             log.say(f"how the field is evaluated on {device}: {self.game.field_path()}")
@@ -109,15 +113,8 @@ class TrainingRun:
             log.say(self.about_fid)
         if first > 0:
             log.record({"step": first, "resumed": True})
-        keep_options = KeepOptions(
-            folder=folder,
-            sample_interval=options.sample_interval,
-            model_save_interval=options.model_save_interval,
-            state_seconds=options.state_seconds,
-            keep=options.keep,
-        )
         scenes = self._preview_scenes()
-        return Keeper(keep_options, self.game, self.curriculum, self.progress, scenes, log)
+        return Keeper(options, self.game, self.curriculum, self.progress, scenes, log)
 
     def _loop(self, stop: StopSignal, keeper: Keeper | None) -> int:
         for step in itertools.count(self.progress.step):
@@ -140,6 +137,7 @@ class TrainingRun:
                     keeper.log.record({"step": step + 1, "error": complaint})
                 return 1
             is_stopped = processes.agree_to_stop(stop.requested)
+            self._copy_state()
             is_last = self.ending.is_reached(step + 1)
             if keeper is not None:
                 keeper.between_steps(is_last=is_last, is_stopped=is_stopped)
@@ -150,31 +148,46 @@ class TrainingRun:
         raise AssertionError("unreachable")
 
     def _save_alone(self, error: PeerLost, keeper: Keeper | None) -> None:
-        """Save what this process has when another is lost, unless that is done; and say so.
+        """Save what this process has when another one is lost, unless that is done; print it.
 
-        On CUDA an operation with the lost process may still be running, and its numbers with it.
+        On CUDA an operation with the lost process may never end, so the last copy is saved there.
         """
         folder, step = self.options.output_dir, self.progress.step
+        is_live = not computes_apart(self.place)
+        if not is_live:
+            step = -1 if self.copy is None else self.copy["step"]
         with contextlib.ExitStack() as stack:
             if keeper is None:
                 try:  # the main process may be lost, or stand still, or be on another machine
                     stack.enter_context(run_lock.locked(folder, run_lock.RESCUE_LOCK))
                 except UsageError:
                     return  # another process was faster
-            is_saved = run_state.step_of(folder) >= step
-            if is_saved and keeper is None:
+            is_saved = step_of(folder) >= step
+            if is_saved and keeper is None and step >= 0:
                 return
             text = f"error: rank {self.place.rank}: {error}; "
-            if self.place.device.type == "cpu" and not is_saved:
+            if not is_saved:
                 try:
-                    run_state.save_state(folder, self.game, self.curriculum, self.progress)
+                    content = self.copy
+                    if content is None:
+                        content = content_of(self.game, self.curriculum, self.progress)
+                    write_state(folder, content)
                     text += f"saved at step {step} in {folder}; "
                 except (OSError, NotFinite) as failure:
                     text += f"step {step} could not be saved ({failure}); "
             print(f"{text}go on with the same command and --resume", file=sys.stderr, flush=True)
 
+    def _copy_state(self) -> None:
+        """Copy the state to the CPU now and then, if it could not be read when a peer is lost."""
+        is_due = time.monotonic() >= self.copied_at + COPY_SECONDS
+        if self.place.world_size == 1 or not computes_apart(self.place) or not is_due:
+            return
+        with contextlib.suppress(NotFinite):  # then the copy before it is the better one
+            self.copy = copied(content_of(self.game, self.curriculum, self.progress))
+        self.copied_at = time.monotonic()
+
     def _next_images(self, stage: Stage) -> Tensor:
-        """This rank's share of the next real images, (B, 3, H, W) in [-1, 1] on the device."""
+        """Return this rank's next real images, (B, 3, H, W) in [-1, 1], on the device."""
         images = self.images[stage.render.image_size]
         indices = datasets.batch_indices(
             len(images),
@@ -195,7 +208,10 @@ class TrainingRun:
         )
 
     def _complaint(self, terms: dict[str, Tensor]) -> str | None:
-        """Why training must stop, if too many updates in a row were skipped; alike on all ranks."""
+        """Return why training must stop if too many updates in a row were skipped, else None.
+
+        The answer is the same on all ranks.
+        """
         step = self.progress.step
         if self.place.device.type == "cuda" and step % HEALTH_INTERVAL:
             return None
@@ -211,11 +227,11 @@ class TrainingRun:
         )
 
     def _last_good_state(self) -> str:
-        state = self.options.output_dir / run_state.STATE_FILE
+        state = self.options.output_dir / STATE_FILE
         return f"the last good state is {state}" if state.exists() else "no state was saved"
 
     def _measure_fid(self, stop: StopSignal, keeper: Keeper | None) -> None:
-        """FID of the averaged generator, on all ranks; the best so far is kept."""
+        """Measure the FID of the averaged generator on all ranks; the best generator is kept."""
         if self.meter is None:
             return
         step = self.progress.step

@@ -1,30 +1,32 @@
-"""The terms of the adversarial game.
+"""Loss terms of both networks.
 
 Legend: B images, L width of the latent.
 Source: pi-GAN (Chan et al. 2021), section 3.3; top-k training from Sinha et al. 2020; the identity
-terms come with the published code. R1 is in gradient_penalty.
+terms come with the published code.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from discriminators.discriminators import Verdict
+from discriminators.discriminators import PyramidDiscriminator, Verdict
+from discriminators.linearized import Watched
 from generators.cameras import Poses
 
 
 def logistic(logits: Tensor, *, is_real: bool) -> Tensor:
-    """Non-saturating logistic loss, the mean of softplus(-logits) for real, softplus(logits) else.
+    """Return the mean of softplus(-logits) for real images, of softplus(logits) for fakes.
 
-    The generator's loss is that of a fake judged as if real.
+    The generator's non-saturating loss is that of its fakes with is_real=True.
     """
     return F.softplus(-logits if is_real else logits).mean()
 
 
 def half_transparency(opacities: Tensor) -> Tensor:
-    """Mean of 4 o (1 - o) over opacities o in [0, 1]; 0 where every ray is clear or opaque.
+    """Return the mean of 4 o (1 - o) over opacities o in [0, 1]; 0 if all are 0 or 1.
 
     A toy or a head has a surface; fog and stray specks around it are half-transparent. The gradient
     only clears: where o is over a half it is zero, as it would make specks opaque, and what is
@@ -35,7 +37,7 @@ def half_transparency(opacities: Tensor) -> Tensor:
 
 
 def top_k(logits: Tensor, share: float) -> Tensor:
-    """The ceil(share * B) largest of logits (B,): the fakes that look most real."""
+    """Return the ceil(share * B) largest of logits (B,): those of the best fakes."""
     # Rounded first: 0.6 * 5 is a little more than 3 in floating point.
     count = math.ceil(round(share * len(logits), 9))
     return logits.topk(max(1, count)).values
@@ -44,7 +46,7 @@ def top_k(logits: Tensor, share: float) -> Tensor:
 def identity(
     verdict: Verdict, latents: Tensor, poses: Poses, *, z_lambda: float, pos_lambda: float
 ) -> Tensor:
-    """Squared errors of the guessed latent and pose of fakes, mean over all numbers.
+    """Return the mean squared errors of the guessed latent and pose of fakes, weighted.
 
     The pose is [pitch, yaw] in radians as rendered. Zero where the discriminator has no such heads.
     """
@@ -54,3 +56,71 @@ def identity(
     if verdict.pose is not None and pos_lambda > 0:
         loss = loss + pos_lambda * F.mse_loss(verdict.pose, torch.stack(poses, dim=1))
     return loss
+
+
+class PenalizedReals(NamedTuple):
+    """Inputs of the affine pass that has the loss's gradient, and the loss's terms (no graph).
+
+    Legend: x images, l their logits, g = grad l their gradients, s = d softplus(-l) / dl.
+
+    Around each image the discriminator is an affine map a(x) = A x + b, and g is a row of A. With g
+    and s held fixed, the parameters' gradient of the loss is that of
+
+        1 / B * sum (s l + 2 strength <g, grad l>) = 1 / B * sum (A (s x + 2 strength g) + s b),
+
+    which is one pass of the affine map over other images, and its ordinary gradient. Automatic
+    differentiation of g takes more convolutions, and some in layouts that are slow.
+
+    The affine pass takes images (B, 3, H, W), scaled to about 1, and shares (B,) of the constants.
+    The sum of its logits times factors (B,) has the gradient of the loss.
+    """
+
+    images: Tensor
+    shares: Tensor
+    factors: Tensor
+    watched: Watched
+    logistic: Tensor
+    penalty: Tensor
+
+
+def penalized_reals(
+    discriminator: PyramidDiscriminator,
+    real: Tensor,
+    alpha: float,
+    *,
+    strength: float,
+    scale: Tensor | None = None,
+) -> PenalizedReals:
+    """Prepare the gradient of mean softplus(-l) + strength * mean |g|^2, as PenalizedReals says.
+
+    Source of the penalty: Mescheder et al. 2018, equation 9; strength is its gamma / 2.
+
+    Args:
+        discriminator: runs under the caller's autocast.
+        real: images (B, 3, H, W).
+        alpha: share of the newest level.
+        strength: factor on the mean squared gradient.
+        scale: factor on the logits before differentiation, divided out of the gradients
+            afterwards; keeps half-precision gradients from vanishing. None is 1.
+    """
+    watched = Watched()
+    wanted = real.detach().requires_grad_()
+    logits = discriminator(wanted, alpha, watched).logits
+    outputs = logits.sum() if scale is None else logits.sum() * scale
+    (gradients,) = torch.autograd.grad(outputs, wanted)
+    gradients = gradients if scale is None else gradients / scale
+    logits = logits.detach()
+    slopes = -torch.sigmoid(-logits) / len(logits)
+    pull = 2 * strength / len(logits)
+    # Divided by their size: in half precision a confident discriminator's slopes would vanish.
+    sizes = slopes.abs() + pull * gradients.abs().amax((1, 2, 3))
+    factors = sizes.clamp(min=torch.finfo(sizes.dtype).tiny)
+    shares, pulls = slopes / factors, pull / factors
+    return PenalizedReals(
+        images=shares[:, None, None, None] * real + pulls[:, None, None, None] * gradients,
+        shares=shares,
+        factors=factors,
+        watched=watched,
+        logistic=logistic(logits, is_real=True),
+        penalty=strength * gradients.flatten(1).square().sum(1).mean(),
+    )

@@ -1,4 +1,4 @@
-"""Preview pictures of a run: the same latents every time, so that steps can be compared.
+"""Preview pictures of a run; the latents are the same every time, to compare steps.
 
 Legend: N previews, F FiLM features.
 """
@@ -25,7 +25,7 @@ POINTS_PER_CHUNK = 2**18  # bounds the memory; the picture does not depend on it
 
 @dataclass(frozen=True, eq=False)
 class PreviewScenes:
-    """Latents (N, L), their truncation's latents, and random poses: all functions of the seed."""
+    """Latents (N, L), the latents of their truncation, and random poses; the seed gives all."""
 
     latents: Tensor
     average_latents: Tensor
@@ -36,7 +36,7 @@ class PreviewScenes:
 def preview_scenes(
     distribution: PoseDistribution, z_dim: int, kind: LatentKind, *, rng: torch.Generator
 ) -> PreviewScenes:
-    """What the previews of a run show."""
+    """Draw the latents and poses of a run's previews."""
     return PreviewScenes(
         latents=sample_latents(COUNT, z_dim, kind=kind, rng=rng),
         average_latents=sample_latents(AVERAGE_COUNT, z_dim, kind=kind, rng=rng),
@@ -52,7 +52,7 @@ def previews(
     scenes: PreviewScenes,
     options: RenderOptions,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Names, as published, and images (N, 3, H, W) in [-1, 1]; rendered without randomness."""
+    """Yield published names and images (N, 3, H, W) in [-1, 1], rendered without randomness."""
     pitch, yaw = scenes.center
     for suffix, network in (("", generator), ("_ema", averaged)):
         film = network.mapping(scenes.latents.to(next(network.parameters()).device))
@@ -67,7 +67,7 @@ def previews(
 def _render(
     network: ImplicitGenerator3d, film: Film, poses: Poses, options: RenderOptions
 ) -> Tensor:
-    """One image after the other, so that memory does not grow with their number."""
+    """Render one image after the other, so that memory does not grow with their number."""
     return torch.cat(
         [
             network.render(

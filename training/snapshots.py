@@ -1,21 +1,19 @@
-"""BOUNDARY: what a run keeps: states, snapshots and previews, written where they are due.
+"""States, snapshots and previews of a run, written when they are due.
 
-A disk that refuses is told once; training goes on and tries again.
+A failure to write is reported once; training goes on and tries again.
 """
 
 import re
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
-from pathlib import Path
 
 from config.curriculum import Curriculum
 from config.stage import Stage
-from training import collapse, state
-from training import fid as training_fid
+from training import collapse, fid, state
 from training.adversarial import AdversarialGame
 from training.collapse import CollapseWatch
 from training.log import RunLog
+from training.options import TrainOptions
 from training.previews import COLUMNS, PreviewScenes, previews
 from training.state import Progress
 
@@ -26,19 +24,8 @@ SHEETS_PER_KEEP = 10  # steps with previews that stay, for each of --keep
 PREVIEW_NAMES = ("fixed", "tilted", "fixed_ema", "tilted_ema", "random")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeepOptions:
-    """What is kept where, and how often. Intervals in steps; keep: how many snapshots stay."""
-
-    folder: Path
-    sample_interval: int
-    model_save_interval: int
-    state_seconds: float
-    keep: int
-
-
 def steps_to_keep(steps: Collection[int], interval: int, keep: int) -> set[int]:
-    """Of the steps that have previews those whose previews stay, SHEETS_PER_KEEP * keep at most.
+    """Return the steps whose previews stay, at most SHEETS_PER_KEEP * keep of those given.
 
     The newest keep stay, and all before them while there is room. When there is none, only those
     at every second interval stay, or fourth, eighth ...: spread over the whole run.
@@ -57,7 +44,7 @@ class Keeper:
 
     def __init__(
         self,
-        options: KeepOptions,
+        options: TrainOptions,
         game: AdversarialGame,
         curriculum: Curriculum,
         progress: Progress,
@@ -71,10 +58,10 @@ class Keeper:
         self.saved_step: int | None = None  # of this process's last good state
 
     def between_steps(self, *, is_last: bool, is_stopped: bool) -> None:
-        """States, snapshots and previews, where they are due; no previews when asked to stop.
+        """Write the state, a snapshot and previews if due; no previews when asked to stop.
 
         Raises:
-            NotFinite: there is nothing good to save any more.
+            NotFinite: the state is not finite.
         """
         step, options = self.progress.step, self.options
         is_snapshot = step % options.model_save_interval == 0
@@ -92,10 +79,10 @@ class Keeper:
             self.log.reset_clock()
 
     def save(self) -> None:
-        """Save the state, or say why it cannot be and try again a little later.
+        """Save the state; if that fails, report it and try again a little later.
 
         Raises:
-            NotFinite: there is nothing good to save any more.
+            NotFinite: the state is not finite.
         """
         is_saved = self.log.attempt(f"writing {state.STATE_FILE}", self._save_state)
         pause = self.options.state_seconds if is_saved else RETRY_SECONDS
@@ -106,29 +93,30 @@ class Keeper:
             self.log.record({"step": self.progress.step, "saved": True, "skipped": skipped})
 
     def _save_state(self) -> None:
-        state.save_state(self.options.folder, self.game, self.curriculum, self.progress)
+        state.save_state(self.options.output_dir, self.game, self.curriculum, self.progress)
 
     def _save_snapshot(self) -> None:
         options = self.options
         state.save_snapshot(
-            options.folder, self.game, self.curriculum, self.progress, keep=options.keep
+            options.output_dir, self.game, self.curriculum, self.progress, keep=options.keep
         )
 
     def note_losses(self, means: dict[str, float], stage: Stage) -> None:
-        """Tell what the means of the loss terms show of a collapse."""
+        """Warn if the means of the loss terms show signs of a collapse."""
         for line in self.watch.losses(self.progress.step, means, stage):
             self.log.warn(self.progress.step, line)
 
-    def note_fid(self, fid: float) -> None:
-        """Write down a measured FID; the networks of the best one are kept in best/."""
-        step, folder = self.progress.step, self.options.folder
-        self.log.measured(step, "fid", fid)
+    def note_fid(self, value: float) -> None:
+        """Record a measured FID; the networks of the lowest one are kept in best/."""
+        step, folder = self.progress.step, self.options.output_dir
+        self.log.measured(step, "fid", value)
 
         def write() -> None:
-            if training_fid.note(folder, step, fid):
-                state.export(folder / "best", self.game, self.curriculum, self.progress)
+            if fid.note(folder, step, value):
+                content = state.content_of(self.game, self.curriculum, self.progress)
+                state.export(folder / "best", content)
 
-        self.log.attempt(f"writing {training_fid.FID_FILE}", write)
+        self.log.attempt(f"writing {fid.FID_FILE}", write)
         self.log.reset_clock()
 
     def _probe(self) -> None:
@@ -153,7 +141,7 @@ class Keeper:
     def _thin_previews(self) -> None:
         """Remove previews of this folder beyond what is kept; other files are not touched."""
         pattern = re.compile(rf"(\d{{6,}})_(?:{'|'.join(PREVIEW_NAMES)})\.png")
-        found = [(path, pattern.fullmatch(path.name)) for path in self.options.folder.iterdir()]
+        found = [(path, pattern.fullmatch(path.name)) for path in self.options.output_dir.iterdir()]
         sheets = [(path, int(match[1])) for path, match in found if match]
         options = self.options
         stay = steps_to_keep({step for _, step in sheets}, options.sample_interval, options.keep)

@@ -1,15 +1,14 @@
-"""BOUNDARY: a run on disk: exact resume, and the networks that are exported for other commands.
+"""Training state on disk for exact resume, and the networks exported for other commands.
 
-`training_state.pth` is the one source of truth of a run. `generator.pth`, `ema.pth`, `ema2.pth` and
-`discriminator.pth` are exported from it; each carries its curriculum.
+`training_state.pth` holds everything that a resumed run needs. `generator.pth`, `ema.pth`,
+`ema2.pth` and `discriminator.pth` are exported from it; each carries its curriculum.
 """
 
-import io
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +25,9 @@ from checkpoint_io.network_state import (
     load_scaler,
 )
 from checkpoint_io.pickle_scan import shown
+from checkpoint_io.published_run import PublishedRun
 from config.curriculum import Curriculum
-from distributed import processes
-from distributed.processes import Place
-from system.errors import UsageError, nearest_path
+from system.errors import UsageError
 from system.files import replaced_folder
 from training.adversarial import AdversarialGame
 from training.ema import ExponentialMovingAverage
@@ -40,19 +38,19 @@ SNAPSHOT_PREFIX = "snapshot_"
 
 
 class NotFinite(Exception):
-    """A state holds infinities or what is no number, and must not be saved."""
+    """A state holds an infinity or NaN, and must not be saved."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run is. images_seen: real images, over all processes."""
+    """Steps done, and real images seen by all processes together."""
 
     step: int = 0
     images_seen: int = 0
 
 
 def about_run(curriculum: Curriculum, progress: Progress) -> dict[str, Any]:
-    """What every file of a run says of itself."""
+    """Return the entries that every file of a run has: curriculum, step, versions."""
     return {
         "curriculum_name": curriculum.name,
         "curriculum": dict(curriculum.source),
@@ -61,39 +59,60 @@ def about_run(curriculum: Curriculum, progress: Progress) -> dict[str, Any]:
     }
 
 
+def content_of(game: AdversarialGame, curriculum: Curriculum, progress: Progress) -> dict[str, Any]:
+    """Return the whole state of training, as training_state.pth holds it; tensors are not copied.
+
+    Raises:
+        NotFinite: something is not finite.
+    """
+    require_finite(game)
+    return {
+        **about_run(curriculum, progress),
+        "images_seen": progress.images_seen,
+        "seed": game.seed,
+        "generator": game.generator.state_dict(),
+        "discriminator": game.discriminator.state_dict(),
+        "averages": [average.state_dict() for average in game.averages],
+        "generator_optimizer": game.generator_optimizer.state_dict(),
+        "discriminator_optimizer": game.discriminator_optimizer.state_dict(),
+        "scaler": game.scaler.state_dict(),
+        "skipped": int(game.health.skipped),
+    }
+
+
+def copied(content: Any) -> Any:
+    """Return a copy of nested dicts and lists whose tensors are in the memory of the CPU."""
+    if isinstance(content, torch.Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, Mapping):
+        return {key: copied(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return type(content)(copied(value) for value in content)
+    return content
+
+
+def write_state(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write a whole state of training into folder, then the networks exported from it."""
+    checkpoints.save(folder / STATE_FILE, "training_state", content)
+    export(folder, content)
+
+
 def save_state(
     folder: Path, game: AdversarialGame, curriculum: Curriculum, progress: Progress
 ) -> None:
     """Write the whole state of training into folder, then the networks exported from it.
 
     Raises:
-        NotFinite: it is damaged; nothing was written.
+        NotFinite: something is not finite; nothing was written.
     """
-    require_finite(game)
-    checkpoints.save(
-        folder / STATE_FILE,
-        "training_state",
-        {
-            **about_run(curriculum, progress),
-            "images_seen": progress.images_seen,
-            "seed": game.seed,
-            "generator": game.generator.state_dict(),
-            "discriminator": game.discriminator.state_dict(),
-            "averages": [average.state_dict() for average in game.averages],
-            "generator_optimizer": game.generator_optimizer.state_dict(),
-            "discriminator_optimizer": game.discriminator_optimizer.state_dict(),
-            "scaler": game.scaler.state_dict(),
-            "skipped": int(game.health.skipped),
-        },
-    )
-    export(folder, game, curriculum, progress)
+    write_state(folder, content_of(game, curriculum, progress))
 
 
 def require_finite(game: AdversarialGame) -> None:
-    """Check networks, averages and moments.
+    """Check that networks, averages and optimizer moments are finite.
 
     Raises:
-        NotFinite: names the first tensor that is damaged.
+        NotFinite: names the first tensor that is not.
     """
     named: dict[str, object] = {}
     for name in ("generator", "discriminator"):
@@ -107,7 +126,7 @@ def require_finite(game: AdversarialGame) -> None:
 
 
 def _tensors(value: object, where: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors in nested dicts and lists, with their places."""
+    """Yield the path and value of every tensor in nested dicts and lists."""
     if isinstance(value, torch.Tensor):
         yield where, value
     elif isinstance(value, Mapping):
@@ -118,24 +137,23 @@ def _tensors(value: object, where: str) -> Iterator[tuple[str, torch.Tensor]]:
             yield from _tensors(item, f"{where}.{index}")
 
 
-def export(folder: Path, game: AdversarialGame, curriculum: Curriculum, progress: Progress) -> None:
-    """Write generator.pth, ema.pth, ema2.pth and discriminator.pth into folder."""
-    about = about_run(curriculum, progress)
-    raw = game.generator.state_dict()
-    names = [name for name, _ in game.generator.named_parameters()]
+def export(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write generator.pth, ema.pth, ema2.pth and discriminator.pth of a state into folder."""
+    about = {key: content[key] for key in ("curriculum_name", "curriculum", "step", "versions")}
+    raw = content["generator"]
     exports: list[tuple[str, str, Mapping[str, Any]]] = [("generator.pth", "generator", raw)]
-    for file, average in zip(AVERAGE_FILES, game.averages, strict=True):
-        averaged = {**raw, **dict(zip(names, average.shadow, strict=True))}
+    for file, average in zip(AVERAGE_FILES, content["averages"], strict=True):
+        averaged = dict(zip(raw, average["shadow"], strict=True))  # a generator has no buffers
         exports.append((file, "generator", averaged))
-    exports.append(("discriminator.pth", "discriminator", game.discriminator.state_dict()))
-    for file, kind, state in exports:
-        checkpoints.save(folder / file, kind, {**about, "state": state})
+    exports.append(("discriminator.pth", "discriminator", content["discriminator"]))
+    for file, kind, network in exports:
+        checkpoints.save(folder / file, kind, {**about, "state": network})
 
 
 def save_snapshot(
     folder: Path, game: AdversarialGame, curriculum: Curriculum, progress: Progress, *, keep: int
 ) -> Path:
-    """Write the state once more, into a folder of its own, and drop the oldest beyond keep."""
+    """Write the state into snapshot_STEP, and remove the oldest snapshots beyond keep."""
     snapshot = folder / f"{SNAPSHOT_PREFIX}{progress.step:08d}"
     with replaced_folder(snapshot) as draft:
         save_state(draft, game, curriculum, progress)
@@ -146,39 +164,8 @@ def save_snapshot(
     return snapshot
 
 
-def find_start(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) -> Path | None:
-    """The training state, or folder of a published run, to go on from; None to start afresh.
-
-    Raises:
-        UsageError: there is none in load_dir, or output_dir holds another run.
-    """
-    own = output_dir / STATE_FILE
-    if output_dir.exists() and not output_dir.is_dir():
-        raise UsageError(f"--output_dir {output_dir}: is not a folder")
-    if is_resumed and own.exists():
-        return own
-    if own.exists() and (load_dir is None or load_dir.resolve() != output_dir.resolve()):
-        raise UsageError(
-            f"--output_dir {output_dir} holds a run already; go on with --resume, or give another"
-        )
-    if load_dir is None:
-        return None
-    state = load_dir / STATE_FILE
-    if not state.is_file() and published_run.is_one(load_dir):
-        return load_dir
-    if not state.is_file():
-        if (load_dir / "generator.pth").is_file():
-            raise UsageError(
-                f"--load_dir {load_dir}: only exported networks are there; training goes on from "
-                f"{STATE_FILE}, which holds the optimizers and the step too"
-            )
-        hint = nearest_path(load_dir) if not load_dir.exists() else ""
-        raise UsageError(f"--load_dir {load_dir}: there is no {STATE_FILE} in it.{hint}")
-    return state
-
-
 def step_of(folder: Path) -> int:
-    """The step of the state in folder, 0 where there is none that can be read."""
+    """Return the step of the state in folder, 0 if there is none that can be read."""
     path = folder / STATE_FILE
     try:
         with checkpoints.complaints(path):
@@ -187,37 +174,11 @@ def step_of(folder: Path) -> int:
         return 0
 
 
-def agree_on_start(
-    place: Place, path: Path | None, curriculum: Curriculum
-) -> dict[str, Any] | None:
-    """The content of the state that all ranks go on from: the newest of those that ranks found.
-
-    Machines may have disks of their own; then only one of them may hold the last state.
-
-    Raises:
-        UsageError: the file at path, where this rank has one, cannot be read.
-    """
-    content, step = None, -1
-    if path is not None:
-        content = read_state(path, curriculum)
-        with checkpoints.complaints(path):
-            step = count_entry(content, "step")
-    steps = processes.values_of_all(step)
-    source = steps.index(max(steps))
-    if len(steps) == 1 or steps[source] < 0:
-        return content
-    buffer = io.BytesIO()
-    if place.rank == source:
-        torch.save(content, buffer)
-    data = processes.broadcast_bytes(buffer.getvalue(), source)
-    return cast(dict[str, Any], torch.load(io.BytesIO(data), weights_only=True))
-
-
 def seed_of(content: Mapping[str, Any]) -> int:
-    """The seed of the run that a state is of; a published run does not say, and gets 0.
+    """Return the seed of a training state; 0 for a published run, which has none.
 
     Raises:
-        UsageError: what it says is no seed.
+        UsageError: the entry is no seed.
     """
     if "seed" not in content:
         return 0
@@ -227,21 +188,12 @@ def seed_of(content: Mapping[str, Any]) -> int:
         raise UsageError(f"{STATE_FILE}: {error}") from error
 
 
-def curriculum_of(content: Mapping[str, Any]) -> Curriculum:
-    """The curriculum of a state that was read.
-
-    Raises:
-        UsageError: it has none that can be used.
-    """
-    return checkpoints.curriculum_of(Path(STATE_FILE), content)
-
-
 def read_state(path: Path, curriculum: Curriculum) -> dict[str, Any]:
-    """The content of a training state, for load_state.
+    """Read the content of a training state, for load_state.
 
     Args:
         path: a training state of ours, or the folder of a published run.
-        curriculum: what is trained; of a published run that of its adapt.
+        curriculum: what is trained; for a published run, the result of its adapt.
 
     Raises:
         UsageError: it cannot be read.
@@ -250,12 +202,24 @@ def read_state(path: Path, curriculum: Curriculum) -> dict[str, Any]:
         content = checkpoints.read(path, "training_state")
         _refuse_other_scales(path, checkpoints.curriculum_of(path, content), curriculum)
         return content
-    run = published_run.open_run(path)
+    return published_content(published_run.open_run(path), curriculum)
+
+
+def published_content(run: PublishedRun, curriculum: Curriculum) -> dict[str, Any]:
+    """Return what a training state of a published run holds.
+
+    Args:
+        run: the published run.
+        curriculum: that of run.adapt.
+
+    Raises:
+        UsageError: a file does not fit the networks.
+    """
     return {**about_run(curriculum, Progress(step=run.step)), **run.state(curriculum)}
 
 
 def _refuse_other_scales(path: Path, trained: Curriculum, wanted: Curriculum) -> None:
-    """What changes a network's meaning and not its shapes must not change unnoticed."""
+    """Refuse another value of keys that change a network's output and not its shapes."""
     for key in ("model", "box_side", "density_scale"):
         before, now = getattr(trained.settings, key), getattr(wanted.settings, key)
         if before == now:
@@ -270,7 +234,7 @@ def _refuse_other_scales(path: Path, trained: Curriculum, wanted: Curriculum) ->
 
 
 def load_state(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
-    """Take over a state of training; the game's own options stay.
+    """Validate a training state, then load it into the game; the game's own options stay.
 
     Raises:
         UsageError: it is damaged, or belongs to other networks than the curriculum's.
@@ -313,7 +277,7 @@ def _take_over(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
 def load_average(
     average: ExponentialMovingAverage, values: Sequence[object], num_updates: int
 ) -> None:
-    """Take over averages, in the order of the average's own.
+    """Validate averaged parameters, then load them in the order of the average's own.
 
     Raises:
         StateError: they are not those of this network.

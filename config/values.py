@@ -1,0 +1,105 @@
+"""Typed values from what people write: numbers in a range, names of a table, literals of text."""
+
+import ast
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from system.errors import UsageError, nearest
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from low to high; low itself only if includes_low."""
+
+    low: float
+    high: float = float("inf")
+    includes_low: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (self.low <= value if self.includes_low else self.low < value) and value <= self.high
+
+    def __str__(self) -> str:
+        start = "at least" if self.includes_low else "more than"
+        end = "" if self.high == float("inf") else f" and at most {self.high:g}"
+        return f"{start} {self.low:g}{end}"
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """The names of a table, so that a class added there can be named in a curriculum."""
+
+    table: Mapping[str, object]
+
+
+def literal(text: str) -> object:
+    """Return the value that text stands for: a number, True, None, a tuple, or else the text."""
+    words = {"true": True, "false": False, "none": None}
+    if text.strip().lower() in words:
+        return words[text.strip().lower()]
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def convert(where: str, value: object, hint: Any) -> Any:
+    """Return value as the type hint says, or raise UsageError with what is allowed."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return _convert_union(where, value, get_args(hint))
+    if origin is Literal:
+        return _convert_choice(where, value, get_args(hint))
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or len(value) != 2:
+            raise UsageError(f"{where} is {value!r}, it must be a pair of numbers")
+        return tuple(convert(where, item, get_args(hint)[0]) for item in value)
+    if origin is Annotated:
+        base, allowed = get_args(hint)
+        if isinstance(allowed, OneOf):
+            return _convert_choice(where, value, tuple(allowed.table))
+        number = convert(where, value, base)
+        if number not in allowed:
+            raise UsageError(f"{where} is {value!r}, it must be {allowed}")
+        return number
+    return _convert_plain(where, value, hint)
+
+
+def _convert_plain(where: str, value: object, kind: type) -> object:
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if abs(value) == float("inf") or value != value:
+            raise UsageError(f"{where} is {value!r}, it must be a finite number")
+        return float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if type(value) is kind:
+        return value
+    expected = {float: "a number", int: "a whole number", bool: "True or False"}
+    raise UsageError(f"{where} is {value!r}, it must be {expected.get(kind, 'text')}")
+
+
+def _convert_choice(where: str, value: object, choices: tuple[object, ...]) -> object:
+    if value in choices and type(value) in {type(choice) for choice in choices}:
+        return value
+    by_name = {str(choice).casefold(): choice for choice in choices}
+    if isinstance(value, str) and value.casefold() in by_name:
+        return by_name[value.casefold()]
+    allowed = ", ".join(str(choice) for choice in choices)
+    hint = nearest(str(value), [str(choice) for choice in choices])
+    raise UsageError(f"{where} is {value!r}; choose one of {allowed}.{hint}")
+
+
+def _convert_union(where: str, value: object, options: tuple[Any, ...]) -> Any:
+    if value is None and type(None) in options:
+        return None
+    first_error: UsageError | None = None
+    for option in options:
+        if option is type(None):
+            continue
+        try:
+            return convert(where, value, option)
+        except UsageError as error:
+            first_error = first_error or error
+    assert first_error is not None
+    raise first_error

@@ -1,0 +1,100 @@
+"""The start of a run is worked out once, and is one object for all processes."""
+
+import io
+import pickle
+
+import pytest
+import torch
+from test_going_on import photos
+from test_train import assert_same_state, run, state_of, tiny  # noqa: F401 (a fixture)
+
+import curriculums
+import datasets
+import train
+from checkpoint_io import checkpoints
+from distributed import processes
+from distributed.processes import Place
+from image_io.files import Listing
+from system.errors import UsageError
+from training import start
+
+
+def counted_calls(monkeypatch, module, name):
+    """Count the calls of a function in the list that is returned."""
+    calls, function = [], getattr(module, name)
+
+    def counting(*args, **kwargs):
+        calls.append(args)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, counting)
+    return calls
+
+
+def test_pictures_are_listed_and_the_state_is_read_once(tiny, tmp_path, monkeypatch):  # noqa: F811
+    words = ["--dataset_path", photos(tmp_path / "photos", 5)]  # a stage of 4 px and one of 8 px
+    listed = counted_calls(monkeypatch, datasets, "find_pictures")
+    read = counted_calls(monkeypatch, checkpoints, "read")
+    assert run(tiny, tmp_path / "out", "--max_steps", "1", *words) == 0
+    assert (len(listed), len(read)) == (1, 0)
+    assert run(tiny, tmp_path / "out", "--max_steps", "2", "--resume") == 0
+    assert [path for path, _ in read] == [tmp_path / "out" / "training_state.pth"]
+    assert len(listed) == 2
+
+
+def test_a_start_travels_to_processes_as_one_tensor(tiny, tmp_path):  # noqa: F811
+    run(tiny, tmp_path / "out", "--max_steps", "1")
+    content = state_of(tmp_path / "out")
+    trained = checkpoints.curriculum_of(tmp_path, content)
+    listing = Listing(source="photos", names=("a.png", "b.png"), stamps=((1, 2), (3, 4)))
+    first = start.Start(
+        curriculum=trained, listing=listing, path=None, content=content, before=trained, step=1,
+        seed=5, seed_before=0, own_state=None,
+    )  # fmt: skip
+    _, (packed,) = first.__reduce__()
+    assert packed.dtype == torch.uint8
+    assert first.__reduce__()[1][0] is packed  # not once more for each process
+    second = pickle.loads(pickle.dumps(first))
+    assert second.curriculum == trained
+    assert (second.listing, second.step, second.seed) == (listing, 1, 5)
+    assert_same_state(dict(second.content), dict(content))
+
+
+def test_a_run_that_saves_between_start_and_lock_is_noticed(tiny, tmp_path, monkeypatch):  # noqa: F811
+    run(tiny, tmp_path / "out", "--max_steps", "1")
+    begin = start._start
+
+    def slow(*args):
+        found = begin(*args)
+        with monkeypatch.context() as patched:
+            patched.setattr(start, "_start", begin)
+            run(tiny, tmp_path / "out", "--max_steps", "2", "--resume")
+        return found
+
+    monkeypatch.setattr(start, "_start", slow)
+    with pytest.raises(UsageError, match="another run has saved in it since"):
+        run(tiny, tmp_path / "out", "--max_steps", "3", "--resume")
+    assert state_of(tmp_path / "out")["step"] == 2
+
+
+def test_a_machine_without_a_state_takes_the_newest_of_the_others(tiny, tmp_path, monkeypatch):  # noqa: F811
+    path = photos(tmp_path / "photos", 5)
+    run(tiny, tmp_path / "other", "--max_steps", "1", "--seed", "4", "--dataset_path", path)
+    content, sent = state_of(tmp_path / "other"), io.BytesIO()
+    torch.save(content, sent)
+    typed = curriculums.load("Tiny", file=tmp_path / "tiny.py")
+    wanted = train._options(
+        train.build_parser().parse_args(["--resume", "--output_dir", str(tmp_path / "own")]), []
+    )
+    place = Place(device=torch.device("cpu"), rank=0, world_size=2)  # two machines of one process
+    own = start.resolve(typed, wanted, place)
+    assert (own.content, own.step, own.listing.source) == (None, 0, "built-in toy cars")
+
+    def of_both(value):  # equal commands; the other machine has a state of step 1
+        return [-1, 1] if value == -1 else [value, value]
+
+    monkeypatch.setattr(processes, "values_of_all", of_both)
+    monkeypatch.setattr(processes, "broadcast_bytes", lambda data, source: sent.getvalue())
+    agreed = start.agree(place, own, wanted)
+    assert (agreed.step, agreed.seed, agreed.listing.source) == (1, 4, path)
+    assert_same_state(dict(agreed.content), dict(content))
