@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from metrics import consistency
-
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -38,8 +36,11 @@ def median_seconds(
 
 
 def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio of images in [-1, 1], dB; at most 100."""
-    return float(consistency.psnr(((one - other) / 2).square().mean()))
+    """Peak signal-to-noise ratio of images in [-1, 1], dB; 186 where they are equal.
+
+    That of metrics.consistency ends at 100, and ways to render the same picture agree better.
+    """
+    return float(10 * torch.log10(4 / (one - other).square().mean().clamp(min=1e-18)))
 
 
 @dataclasses.dataclass(frozen=True)
