@@ -66,7 +66,7 @@ def build_parser() -> flags.ArgumentParser:
         "published one; its figures cannot be compared")  # fmt: skip
     flags.add_device(parser)
     add("--num_processes", type=flags.positive_int, help="default: one per visible CUDA device")
-    add("--port", type=flags.port_number, default=processes.DEFAULT_PORT, help="rendezvous port "
+    add("--port", type=flags.port_number, default=processes.ANY_PORT, help="rendezvous port "
         "of the processes")  # fmt: skip
     add("--dry_run", action="store_true", help="print what would be trained and stop")
     return parser

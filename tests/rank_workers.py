@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from distributed import processes
+from distributed import collectives, processes
+from distributed.supervision import StopSignal
 from system import flags
 from system.errors import UsageError
 
@@ -26,19 +27,19 @@ def exchange(place, folder):
     tensors = [weight, torch.tensor(mine), torch.full((3,), mine, dtype=torch.float64)]
     torch.manual_seed(place.rank)
     module = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5))
-    processes.average(tensors)
-    processes.broadcast_state(module.state_dict().values())
+    collectives.average(tensors)
+    collectives.broadcast_state(module.state_dict().values())
     results = {
         "averaged": tensors,
         "broadcast": module.state_dict(),
         "trained": trained(place),
-        "terms": processes.mean_over_ranks(
+        "terms": collectives.mean_over_ranks(
             {"b": torch.tensor(mine), "a": torch.tensor(10 * mine)}
             if place.is_main
             else {"a": torch.tensor(10 * mine), "b": torch.tensor(mine)}
         ),
-        "nobody": processes.agree_to_stop(False),
-        "somebody": processes.agree_to_stop(place.rank == 1),
+        "nobody": collectives.agree_to_stop(False),
+        "somebody": collectives.agree_to_stop(place.rank == 1),
     }
     torch.save(results, folder / f"{place.rank}.pth")
     return 7
@@ -53,16 +54,16 @@ def trained(place):
     for _ in range(3):
         optimizer.zero_grad()
         model(torch.randn(8, 4, generator=rng)).square().mean().backward()
-        processes.average(p.grad for p in model.parameters())
+        collectives.average(p.grad for p in model.parameters())
         optimizer.step()
     return model.state_dict()
 
 
 def fail(place, kind):
     """Rank 1 fails; rank 0 waits for it in a collective operation or by itself."""
-    processes.agree_to_stop(False)
+    collectives.agree_to_stop(False)
     if place.rank == 0 and kind != "killed":
-        processes.agree_to_stop(False)
+        collectives.agree_to_stop(False)
     if place.rank == 0:
         time.sleep(FOREVER)
     if kind == "usage":
@@ -77,9 +78,9 @@ def fail(place, kind):
 def step_until_stopped(place, folder):
     """Rank 1 steps slower than rank 0; both must end after the same step."""
     (folder / f"{place.rank}.pid").write_text(str(os.getpid()))
-    with processes.StopSignal() as stop:
+    with StopSignal() as stop:
         step = 0
-        while not processes.agree_to_stop(stop.requested):
+        while not collectives.agree_to_stop(stop.requested):
             step += 1
             time.sleep(0.02 * (1 + place.rank))
             if step == 3:
@@ -98,7 +99,7 @@ def wait_outside_of_stop_signal(place, folder):
 def main(_):
     work, count, folder = sys.argv[1:]
     places = processes.plan("cpu", int(count) or None, os.environ)
-    return processes.launch(globals()[work], Path(folder), places, port=0)
+    return processes.launch(globals()[work], Path(folder), places)
 
 
 if __name__ == "__main__":

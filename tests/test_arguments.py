@@ -138,7 +138,7 @@ def test_ten_times_more_samples_than_memory(place, monkeypatch, capsys):
     assert needed(many) > 10 * fits
     monkeypatch.setattr(machine, "memory_bytes", lambda device: fits)
     started = []
-    monkeypatch.setattr(train.distributed, "launch", lambda *args, **_: started.append(args) or 0)
+    monkeypatch.setattr(train.processes, "launch", lambda *args, **_: started.append(args) or 0)
     assert train.main(["--curriculum", "Demo", "--device", "cpu"]) == 0
     assert len(started) == 1
     words = ["--curriculum", "Demo", "--device", "cpu", "--set", many]

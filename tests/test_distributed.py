@@ -13,11 +13,12 @@ import pytest
 import rank_workers
 import torch
 
-from distributed import processes, supervisor
-from distributed.processes import Place, StopSignal
+from distributed import collectives, processes, supervision
+from distributed.processes import Place
+from distributed.supervision import StopSignal
 from system.errors import UsageError
 
-ROOT = Path(processes.__file__).parent
+ROOT = Path(__file__).parent.parent
 TWO = processes.plan("cpu", 2, {})
 TORCHRUN = {
     "RANK": "5",
@@ -79,6 +80,12 @@ class TestPlan:
         )
         assert processes.plan("cpu", 4, TORCHRUN)[0].device == torch.device("cpu")
 
+    def test_a_task_that_sees_one_device_takes_it(self, monkeypatch):
+        """SLURM shows each task of a machine its own device, always as number 0."""
+        place_with_cuda(monkeypatch, 1)
+        (place,) = processes.plan("auto", None, TORCHRUN)
+        assert (place.local_rank, place.device) == (1, torch.device("cuda", 0))
+
     @pytest.mark.parametrize(
         ("changes", "num_processes", "message"),
         [
@@ -105,16 +112,16 @@ class TestOneProcess:
 
     def test_alone_nothing_changes(self):
         tensor = torch.arange(3.0)
-        processes.average([tensor])
-        processes.broadcast_state([tensor])
+        collectives.average([tensor])
+        collectives.broadcast_state([tensor])
         assert tensor.tolist() == [0, 1, 2]
-        assert processes.mean_over_ranks({"a": tensor[1]}) == {"a": tensor[1]}
-        assert [processes.agree_to_stop(flag) for flag in (True, False)] == [True, False]
+        assert collectives.mean_over_ranks({"a": tensor[1]}) == {"a": tensor[1]}
+        assert [collectives.agree_to_stop(flag) for flag in (True, False)] == [True, False]
 
 
 class TestTwoProcesses:
     def test_what_travels(self, tmp_path):
-        assert processes.launch(rank_workers.exchange, tmp_path, TWO, port=0) == 7
+        assert processes.launch(rank_workers.exchange, tmp_path, TWO) == 7
         first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
         for tensor in (*first["averaged"], *second["averaged"]):
             assert (tensor == 1.5).all()
@@ -136,7 +143,7 @@ class TestTwoProcesses:
     )
     def test_one_failure_ends_the_run(self, capfd, kind, code, message):
         start = time.monotonic()
-        assert processes.launch(rank_workers.fail, kind, TWO, port=0) == code
+        assert processes.launch(rank_workers.fail, kind, TWO) == code
         assert time.monotonic() - start < 60  # the waiting rank would take 600
         error = capfd.readouterr().err
         assert message in error
@@ -144,21 +151,17 @@ class TestTwoProcesses:
 
     def test_usage_error_stays_one(self, capfd):
         with pytest.raises(UsageError, match="^no pictures in 'cats'$"):
-            processes.launch(rank_workers.fail, "usage", TWO, port=0)
+            processes.launch(rank_workers.fail, "usage", TWO)
         assert capfd.readouterr().err == ""
 
 
 class TestPort:
     def test_taken(self, monkeypatch):
-        monkeypatch.setattr(processes, "supervise", None)  # no process may be started
+        monkeypatch.setattr(processes, "start_processes", None)  # no process may be started
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
             with pytest.raises(UsageError, match=f"--port {port} is taken; --port .* is free"):
                 processes.launch(rank_workers.exchange, None, TWO, port=port)
-
-    def test_impossible(self):
-        with pytest.raises(UsageError, match="--port 70000 can't be used"):
-            processes.launch(rank_workers.exchange, None, TWO, port=70_000)
 
 
 def started(work, count, folder):
@@ -215,7 +218,7 @@ class TestSignals:
         wait_until(lambda: not any(is_running(pid) for pid in pids), seconds=10)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", supervision.STOP_SIGNALS)
     def test_one_process(self, tmp_path, number):
         process = started("step_until_stopped", 0, tmp_path)
         process.send_signal(number)
@@ -232,7 +235,7 @@ def is_running(pid):
 
 
 class TestStopSignal:
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", supervision.STOP_SIGNALS)
     def test_first_only_asks(self, number):
         before = signal.getsignal(number)
         with StopSignal() as stop:
@@ -243,7 +246,7 @@ class TestStopSignal:
         assert signal.getsignal(number) is before
 
     def test_second_ctrl_c_ends(self, monkeypatch):
-        monkeypatch.setattr(supervisor, "REPEAT_SECONDS", -1.0)
+        monkeypatch.setattr(supervision, "REPEAT_SECONDS", -1.0)
         with StopSignal() as stop:
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGTERM)
@@ -274,7 +277,8 @@ class TestStopSignal:
 
 
 COUNT_FAULTS = """
-import resource, machine, torch
+import resource, torch
+from system import machine
 print(machine.keep_freed_memory())
 for round in range(8):
     if round == 6:

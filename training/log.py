@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from config.stage import Stage
 from image_io import png
-from system.screen import Screen
+from system.flags import Screen
 from training.append_files import Board, JsonLines
 
 LOG_FILE = "log.jsonl"

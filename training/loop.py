@@ -10,11 +10,12 @@ from torch import Tensor
 import datasets
 from config import run_length
 from config.stage import Stage
-from distributed import processes
-from distributed.processes import PeerLost, Place, StopSignal
+from distributed import collectives
+from distributed.collectives import PeerLost, StepTimeouts
+from distributed.processes import Place
+from distributed.supervision import StopSignal
 from generators.seeding import Purpose, step_rng
-from system import machine, run_lock
-from system.errors import UsageError
+from system import files, machine
 from training import fid as training_fid
 from training import setup as run_setup
 from training import state as run_state
@@ -26,6 +27,7 @@ from training.snapshots import Keeper, KeepOptions
 from training.state import NotFinite
 
 MAX_BAD_STEPS = 10  # updates in a row that were skipped because they were not finite
+RESCUE_LOCK = "rescue.lock"  # of the rank that saves because rank 0 is lost
 HEALTH_INTERVAL = 10  # steps between looks at the counts on CUDA; looking waits for the device
 
 
@@ -36,7 +38,7 @@ def train(place: Place, options: TrainOptions) -> int:
         torch.backends.cudnn.benchmark = True  # a stage's shapes stay the same
     else:
         machine.use_one_thread_for(options.curriculum.field_width())
-    with run_lock.locked(options.output_dir) if place.is_main else contextlib.nullcontext():
+    with files.run_folder(options.output_dir) if place.is_main else contextlib.nullcontext():
         setup = run_setup.set_up(place, options)
         return TrainingRun(place, options, setup).run()
 
@@ -120,26 +122,28 @@ class TrainingRun:
         return Keeper(keep_options, self.game, self.curriculum, self.progress, scenes, log)
 
     def _loop(self, stop: StopSignal, keeper: Keeper | None) -> int:
+        timeouts = StepTimeouts()
         for step in itertools.count(self.progress.step):
             stage = self.curriculum.at(step)
             images = stage.batch_size * self.place.world_size
-            with processes.watched():
+            # A penalty every r1_interval steps runs other kernels, which are compiled then.
+            with timeouts.step(self.curriculum.stage_settings(step), 1 + stage.r1_interval):
                 terms = self.game.step(self._next_images(stage), stage)
                 self.progress.step = step + 1
                 self.progress.images_seen += images
-                terms = processes.mean_over_ranks(terms)
+                terms = collectives.mean_over_ranks(terms)
+                complaint = self._complaint(terms)  # waits for the device
+                is_stopped = collectives.agree_to_stop(stop.requested)
             if keeper is not None:
                 where = self.curriculum.describe(step, self.ending.step)
                 means = keeper.log.step(step + 1, stage, terms, images, where)
                 if means is not None:
                     keeper.note_losses(means, stage)
-            complaint = self._complaint(terms)
             if complaint is not None:
                 if keeper is not None:
                     keeper.log.say(complaint)
                     keeper.log.record({"step": step + 1, "error": complaint})
                 return 1
-            is_stopped = processes.agree_to_stop(stop.requested)
             is_last = self.ending.is_reached(step + 1)
             if keeper is not None:
                 keeper.between_steps(is_last=is_last, is_stopped=is_stopped)
@@ -156,11 +160,9 @@ class TrainingRun:
         """
         folder, step = self.options.output_dir, self.progress.step
         with contextlib.ExitStack() as stack:
-            if keeper is None:
-                try:  # the main process may be lost, or stand still, or be on another machine
-                    stack.enter_context(run_lock.locked(folder, run_lock.RESCUE_LOCK))
-                except UsageError:
-                    return  # another process was faster
+            if keeper is None:  # rank 0 may be lost, or on another machine; one rank saves
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(files.locked(folder / RESCUE_LOCK, lambda _: None))
             is_saved = run_state.step_of(folder) >= step
             if is_saved and keeper is None:
                 return
@@ -221,6 +223,7 @@ class TrainingRun:
         step = self.progress.step
         averaged = self.game.averages[0].averaged(self.game.generator)
         fid = self.meter.measure(averaged, step, self.place, lambda: stop.requested)
+        collectives.wait_for_all()  # ranks of different speed have measured
         if fid is not None and keeper is not None:
             keeper.note_fid(fid)
 

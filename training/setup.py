@@ -15,11 +15,11 @@ import datasets
 from config.curriculum import Curriculum
 from config.stage import Precision
 from datasets import ImageSet
-from distributed import processes
+from distributed import collectives
 from distributed.processes import Place
 from system.errors import UsageError
 from system.files import remove_drafts, replaced
-from system.screen import Screen
+from system.flags import Screen
 from training import changes, state
 from training.adversarial import AdversarialGame
 from training.fid import FidOptions
@@ -88,7 +88,7 @@ def build_game(place: Place, options: TrainOptions, seed: int) -> AdversarialGam
         choose_precision(settings.precision, place.device, is_scaled=not settings.disable_scaler),
         seed=seed,
         rank=place.rank,
-        synchronize=processes.average if place.world_size > 1 else None,
+        synchronize=collectives.average if place.world_size > 1 else None,
     )
 
 
@@ -130,7 +130,7 @@ def set_up(place: Place, options: TrainOptions) -> Setup:
     if options.set_step is not None:
         progress.step = options.set_step
     # Equal already, unless machines differ in how they draw the first parameters.
-    processes.broadcast_state(game.tensors())
+    collectives.broadcast_state(game.tensors())
     images = _open_all(place, options, progress)
     _require_same_images(images)
     if place.is_main:
@@ -216,7 +216,7 @@ def _require_same_start(options: TrainOptions) -> None:
     }
     for flag, value in given.items():
         text = json.dumps(value, sort_keys=True, default=str)
-        found = processes.values_of_all(zlib.crc32(text.encode()))
+        found = collectives.values_of_all(zlib.crc32(text.encode()))
         rank = _first_other(found)
         if rank is not None:
             raise UsageError(
@@ -232,8 +232,8 @@ def _require_same_images(images: dict[int, ImageSet]) -> None:
         UsageError: says which ranks differ, on all ranks.
     """
     for size, image_set in images.items():
-        counts = processes.values_of_all(len(image_set))
-        checksums = processes.values_of_all(image_set.checksum)
+        counts = collectives.values_of_all(len(image_set))
+        checksums = collectives.values_of_all(image_set.checksum)
         rank = _first_other(list(zip(counts, checksums, strict=True)))
         if rank is None:
             continue
@@ -256,7 +256,7 @@ def _open_all(place: Place, options: TrainOptions, progress: Progress) -> dict[i
     sizes = {curriculum.stage_settings(progress.step).img_size}
     sizes |= {stage.img_size for start, stage in curriculum.stages if start >= progress.step}
     if not place.is_main:
-        processes.wait_for_all()  # the main process decodes, with a progress bar
+        collectives.wait_for_all()  # the main process decodes, with a progress bar
     images = {
         size: datasets.open_images(
             dataset_options(curriculum),
@@ -268,7 +268,7 @@ def _open_all(place: Place, options: TrainOptions, progress: Progress) -> dict[i
         for size in sorted(sizes)
     }
     if place.is_main:
-        processes.wait_for_all()
+        collectives.wait_for_all()
     return images
 
 

@@ -27,7 +27,7 @@ from checkpoint_io.network_state import (
 )
 from checkpoint_io.pickle_data import shown
 from config.curriculum import Curriculum
-from distributed import processes
+from distributed import collectives
 from distributed.processes import Place
 from system.errors import UsageError, nearest_path
 from system.files import replaced_folder
@@ -202,14 +202,14 @@ def agree_on_start(
         content = read_state(path, curriculum)
         with checkpoints.complaints(path):
             step = count_entry(content, "step")
-    steps = processes.values_of_all(step)
+    steps = collectives.values_of_all(step)
     source = steps.index(max(steps))
     if len(steps) == 1 or steps[source] < 0:
         return content
     buffer = io.BytesIO()
     if place.rank == source:
         torch.save(content, buffer)
-    data = processes.broadcast_bytes(buffer.getvalue(), source)
+    data = collectives.broadcast_bytes(buffer.getvalue(), source)
     return cast(dict[str, Any], torch.load(io.BytesIO(data), weights_only=True))
 
 
