@@ -75,6 +75,28 @@ def fail(place, kind):
     raise ZeroDivisionError("the failure itself")
 
 
+def slow_and_lost(place, folder):
+    """Be slow where it is allowed, then stand still on rank 1 in a step; write who noticed what."""
+    timeout = collectives.STEP_SECONDS = 3.0
+    collectives.STEP_FACTOR = 0.0
+    timeouts = collectives.StepTimeouts()
+    for step, stage in enumerate("aaabb"):
+        with timeouts.step(stage, 2):
+            is_first = step in (0, 3)
+            time.sleep(2 * timeout * (is_first and place.rank == 1))  # kernels compile
+            collectives.average([torch.ones(3)])
+        time.sleep(2 * timeout * (step in (1, 2) and place.is_main))  # saving
+    start = time.monotonic()
+    try:
+        with timeouts.step("b", 2):
+            time.sleep(FOREVER * place.rank)
+            collectives.average([torch.ones(3)])
+    except collectives.PeerLost as error:
+        (folder / "noticed").write_text(f"{error}, {time.monotonic() - start}")
+        raise
+    return 0
+
+
 def step_until_stopped(place, folder):
     """Rank 1 steps slower than rank 0; both must end after the same step."""
     (folder / f"{place.rank}.pid").write_text(str(os.getpid()))

@@ -154,6 +154,15 @@ class TestTwoProcesses:
             processes.launch(rank_workers.fail, "usage", TWO)
         assert capfd.readouterr().err == ""
 
+    def test_slow_ranks_are_waited_for_and_one_that_stands_still_is_not(self, tmp_path, capfd):
+        assert processes.launch(rank_workers.slow_and_lost, tmp_path, TWO) == 1
+        text, seconds = (tmp_path / "noticed").read_text().split(", ")
+        assert text == "rank 1 did not answer in time"
+        assert 2.9 < float(seconds) < 30
+        error = capfd.readouterr().err
+        assert error.startswith("error: rank 0: rank 1 did not answer in time\n")
+        assert "error: rank 1 was ended by SIG" in error
+
 
 class TestPort:
     def test_taken(self, monkeypatch):

@@ -94,6 +94,24 @@ def test_a_rank_that_is_lost_is_noticed_within_a_minute(tmp_path, kind, told, ra
     assert seconds < (20 if kind == "die" else 60)
 
 
+@pytest.mark.slow
+def test_a_healthy_run_is_not_ended_however_slow(tmp_path, counted):
+    """The first step of each stage, saving, previews and FID take longer than a step's timeout."""
+    pause, steps = 12, 12
+    arguments = [*tiny_arguments(tmp_path), *TWO, "--max_steps", steps, "--model_save_interval",
+                 "7", "--sample_interval", "8", "--eval_freq", "9"]  # fmt: skip
+    began = time.monotonic()
+    faults = {"pause": pause, "step_seconds": 6}
+    code, error = run([*arguments, "--output_dir", tmp_path / "slow"], faults, 400)
+    assert code == 0, error
+    seconds = time.monotonic() - began
+    assert seconds > 6 * pause  # 2 first steps, 2 saves, previews, FID
+    code, error = run([*arguments, "--output_dir", tmp_path / "fast", "--eval_freq", "99"])
+    assert code == 0, error
+    assert differences(state_of(tmp_path / "slow"), state_of(tmp_path / "fast")) == []
+    counted(f"{steps} steps with pauses of {pause} s and a timeout of 6 s: {seconds:.0f} s")
+
+
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_data_set_smaller_than_a_batch(tmp_path, processes):
     arguments = [*tiny_arguments(tmp_path), "--num_processes", str(processes), "--output_dir",
