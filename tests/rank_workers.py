@@ -23,6 +23,7 @@ FOREVER = 600.0  # seconds; what waits so long is to be ended from outside
 def exchange(place, folder):
     """Everything that ranks do together, with what came of it in a file."""
     mine = float(place.rank + 1)
+    torch.set_default_device(place.device)
     weight = torch.full((2, 3, 4, 4), mine).contiguous(memory_format=torch.channels_last)
     tensors = [weight, torch.tensor(mine), torch.full((3,), mine, dtype=torch.float64)]
     torch.manual_seed(place.rank)
@@ -41,6 +42,7 @@ def exchange(place, folder):
         "nobody": collectives.agree_to_stop(False),
         "somebody": collectives.agree_to_stop(place.rank == 1),
     }
+    torch.set_default_device("cpu")
     torch.save(results, folder / f"{place.rank}.pth")
     return 7
 
@@ -50,7 +52,7 @@ def trained(place):
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 2)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
-    rng = torch.Generator().manual_seed(place.rank)
+    rng = torch.Generator(place.device).manual_seed(place.rank)
     for _ in range(3):
         optimizer.zero_grad()
         model(torch.randn(8, 4, generator=rng)).square().mean().backward()
@@ -75,25 +77,29 @@ def fail(place, kind):
     raise ZeroDivisionError("the failure itself")
 
 
-def slow_and_lost(place, folder):
-    """Be slow where it is allowed, then stand still on rank 1 in a step; write who noticed what."""
+def slow_and_lost(place, job):
+    """Be slow where it is allowed, then stand still, stop or die on rank 1 in a step."""
+    folder, kind = job
     timeout = collectives.STEP_SECONDS = 3.0
     collectives.STEP_FACTOR = 0.0
     timeouts = collectives.StepTimeouts()
+    gradient = torch.ones(1000, device=place.device)
     for step, stage in enumerate("aaabb"):
         with timeouts.step(stage, 2):
             is_first = step in (0, 3)
             time.sleep(2 * timeout * (is_first and place.rank == 1))  # kernels compile
-            collectives.average([torch.ones(3)])
+            collectives.average([gradient])
         time.sleep(2 * timeout * (step in (1, 2) and place.is_main))  # saving
-    start = time.monotonic()
-    try:
-        with timeouts.step("b", 2):
-            time.sleep(FOREVER * place.rank)
-            collectives.average([torch.ones(3)])
-    except collectives.PeerLost as error:
-        (folder / "noticed").write_text(f"{error}, {time.monotonic() - start}")
-        raise
+    if place.is_main:
+        (folder / "last step").write_text(str(time.time()))
+    with timeouts.step("b", 2):
+        if place.rank == 1:
+            {"stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+             "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
+             "sleep": lambda: time.sleep(FOREVER)}[kind]()  # fmt: skip
+        collectives.average([gradient])
+        assert gradient.sum().item() == 1000  # waits for the device
+        collectives.agree_to_stop(False)
     return 0
 
 

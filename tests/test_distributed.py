@@ -1,5 +1,6 @@
 """Several ranks as one run: places, numbers that travel, failures, signals and memory."""
 
+import dataclasses
 import os
 import signal
 import socket
@@ -119,10 +120,26 @@ class TestOneProcess:
         assert [collectives.agree_to_stop(flag) for flag in (True, False)] == [True, False]
 
 
+def two_places(monkeypatch, device):
+    """Two ranks, on one CUDA device where there is but one."""
+    if device == "cpu":
+        return TWO
+    monkeypatch.setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1")
+    indices = [0, 1 if torch.cuda.device_count() > 1 else 0]
+    return tuple(
+        dataclasses.replace(place, device=torch.device("cuda", index))
+        for place, index in zip(TWO, indices, strict=True)
+    )
+
+
 class TestTwoProcesses:
-    def test_what_travels(self, tmp_path):
-        assert processes.launch(rank_workers.exchange, tmp_path, TWO) == 7
-        first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+    def test_what_travels(self, tmp_path, monkeypatch, device):
+        places = two_places(monkeypatch, device)
+        assert processes.launch(rank_workers.exchange, tmp_path, places) == 7
+        first, second = (
+            torch.load(tmp_path / f"{rank}.pth", map_location="cpu") for rank in (0, 1)
+        )
         for tensor in (*first["averaged"], *second["averaged"]):
             assert (tensor == 1.5).all()
         assert first["averaged"][0].is_contiguous(memory_format=torch.channels_last)
@@ -154,14 +171,26 @@ class TestTwoProcesses:
             processes.launch(rank_workers.fail, "usage", TWO)
         assert capfd.readouterr().err == ""
 
-    def test_slow_ranks_are_waited_for_and_one_that_stands_still_is_not(self, tmp_path, capfd):
-        assert processes.launch(rank_workers.slow_and_lost, tmp_path, TWO) == 1
-        text, seconds = (tmp_path / "noticed").read_text().split(", ")
-        assert text == "rank 1 did not answer in time"
-        assert 2.9 < float(seconds) < 30
+    @pytest.mark.parametrize(
+        ("device", "kind"),
+        [
+            ("cpu", "sleep"),
+            pytest.param("cpu", "stop", marks=pytest.mark.slow),
+            *(pytest.param("cuda", kind, marks=pytest.mark.gpu) for kind in ("stop", "die")),
+        ],
+    )
+    def test_slow_ranks_are_waited_for_and_lost_ones_are_not(
+        self, tmp_path, capfd, monkeypatch, device, kind
+    ):
+        places = two_places(monkeypatch, device)
+        code = processes.launch(rank_workers.slow_and_lost, (tmp_path, kind), places)
+        seconds = time.time() - float((tmp_path / "last step").read_text())
+        assert code != 0
+        assert seconds < 30  # a timeout of 3, 10 until SIGKILL, and time for busy cores
         error = capfd.readouterr().err
-        assert error.startswith("error: rank 0: rank 1 did not answer in time\n")
         assert "error: rank 1 was ended by SIG" in error
+        if device == "cpu":
+            assert error.startswith("error: rank 0: rank 1 did not answer in time\n")
 
 
 class TestPort:
