@@ -47,7 +47,7 @@ class StepTimeouts:
 
     @contextlib.contextmanager
     def step(self, stage: Hashable, num_patient: int) -> Iterator[None]:
-        """Wait for rank 0, which may have been saving or measuring; then the step runs inside.
+        """Choose the group that carries the operations of the step that runs inside.
 
         Args:
             stage: equal for all steps of a stage.
@@ -59,21 +59,10 @@ class StepTimeouts:
             return
         if stage != self._stage:
             self._stage, self._num_patient = stage, num_patient
-        if self._num_patient:
-            yield from self._patient_step()
-        else:
-            self._meet_rank_0()
+        if not self._num_patient:
             with _carried_by(self._group):
                 yield
-
-    def _meet_rank_0(self) -> None:
-        """Wait patiently for rank 0. Rank 0 itself waits briefly: the others are here already."""
-        wait = timedelta(seconds=self._seconds) if dist.get_rank() == 0 else PATIENCE
-        with _peer_errors():
-            dist.broadcast(torch.zeros(1), 0, async_op=True).wait(wait)
-
-    def _patient_step(self) -> Iterator[None]:
-        wait_for_all()
+            return
         _wait_for_device()
         start = time.monotonic()
         yield
@@ -81,6 +70,18 @@ class StepTimeouts:
         self._num_patient -= 1
         if self._num_patient == 0:
             self._fit(time.monotonic() - start)
+
+    def wait_for_rank_0(self) -> None:
+        """Wait patiently until rank 0 has come here, where it saves or measures before a step.
+
+        Rank 0 itself waits as briefly as in a step: the others are here already.
+        """
+        if not dist.is_initialized():
+            return
+        is_brief = dist.get_rank() == 0 and self._num_patient == 0
+        with _peer_errors():
+            work = dist.broadcast(torch.zeros(1), 0, async_op=True)
+            work.wait(timedelta(seconds=self._seconds) if is_brief else PATIENCE)
 
     def _fit(self, seconds: float) -> None:
         """Make a group with a longer timeout if a step that takes so many seconds needs one."""
@@ -131,13 +132,18 @@ def _broadcast(values: Tensor, source: int = 0) -> None:
         dist.broadcast(values, src=source, group=_group)
 
 
+def agree(*answers: bool) -> list[bool]:
+    """Return on all ranks whether any of them gave the answer True, for each of the answers."""
+    if not dist.is_initialized():
+        return list(answers)
+    values = torch.tensor(answers, dtype=torch.int32)  # on the CPU: no rank waits for its device
+    _all_reduce(values, dist.ReduceOp.MAX)
+    return [bool(value) for value in values.tolist()]
+
+
 def agree_to_stop(is_asked: bool) -> bool:
     """Return on all ranks whether any of them was asked to stop."""
-    if not dist.is_initialized():
-        return is_asked
-    answer = torch.tensor(int(is_asked))  # on the CPU, so no rank waits for its device
-    _all_reduce(answer, dist.ReduceOp.MAX)
-    return bool(answer.item())
+    return agree(is_asked)[0]
 
 
 def wait_for_all() -> None:

@@ -90,6 +90,7 @@ def slow_and_lost(place, job):
             time.sleep(2 * timeout * (is_first and place.rank == 1))  # kernels compile
             collectives.average([gradient])
         time.sleep(2 * timeout * (step in (1, 2) and place.is_main))  # saving
+        timeouts.wait_for_rank_0()
     if place.is_main:
         (folder / "last step").write_text(str(time.time()))
     with timeouts.step("b", 2):

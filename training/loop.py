@@ -133,7 +133,8 @@ class TrainingRun:
                 self.progress.images_seen += images
                 terms = collectives.mean_over_ranks(terms)
                 complaint = self._complaint(terms)  # waits for the device
-                is_stopped = collectives.agree_to_stop(stop.requested)
+                takes_long = keeper is not None and keeper.takes_long(step + 1)
+                is_stopped, takes_long = collectives.agree(stop.requested, takes_long)
             if keeper is not None:
                 where = self.curriculum.describe(step, self.ending.step)
                 means = keeper.log.step(step + 1, stage, terms, images, where)
@@ -151,6 +152,8 @@ class TrainingRun:
                 self._measure_fid(stop, keeper)
             if is_stopped or is_last:
                 return self._farewell(stop, keeper, is_stopped=is_stopped)
+            if takes_long or self.options.fid.is_due(step + 1):
+                timeouts.wait_for_rank_0()
         raise AssertionError("unreachable")
 
     def _save_alone(self, error: PeerLost, keeper: Keeper | None) -> None:
