@@ -78,7 +78,7 @@ def build_parser() -> flags.ArgumentParser:
         "published one; its figures cannot be compared")  # fmt: skip
     add("--num_processes", type=flags.positive_int, help="default: one per visible CUDA device")
     add("--port", type=flags.port_number, default=processes.ANY_PORT, help="rendezvous port "
-        "of the processes")  # fmt: skip
+        "of the processes; 0 is any free one")  # fmt: skip
     viewing.add_field_flags(parser)
     return parser
 
