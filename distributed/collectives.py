@@ -79,8 +79,9 @@ class StepTimeouts:
         if not dist.is_initialized():
             return
         is_brief = dist.get_rank() == 0 and self._num_patient == 0
-        with _peer_errors():
-            work = dist.broadcast(torch.zeros(1), 0, async_op=True)
+        token = torch.zeros(1)
+        with _peer_errors(token):
+            work = dist.broadcast(token, 0, async_op=True)
             work.wait(timedelta(seconds=self._seconds) if is_brief else PATIENCE)
 
     def _fit(self, seconds: float) -> None:
@@ -90,7 +91,8 @@ class StepTimeouts:
         timeout = max(STEP_SECONDS, STEP_FACTOR * slowest.item())
         if timeout > self._seconds:
             self._seconds = timeout
-            self._group = dist.new_group(timeout=timedelta(seconds=timeout))
+            with _peer_errors(slowest):
+                self._group = dist.new_group(timeout=timedelta(seconds=timeout))
 
 
 @contextlib.contextmanager
@@ -109,13 +111,13 @@ def _wait_for_device() -> None:
 
 
 @contextlib.contextmanager
-def _peer_errors() -> Iterator[None]:
-    """Raise gloo's errors as PeerLost. NCCL's own (DistError) say more and pass."""
+def _peer_errors(values: Tensor) -> Iterator[None]:
+    """Raise gloo's errors as PeerLost. Those of NCCL and CUDA say more themselves and pass."""
     try:
         yield
-    except dist.DistError:
-        raise
     except RuntimeError as error:
+        if values.is_cuda or isinstance(error, dist.DistError):
+            raise
         peer = f"rank {1 - dist.get_rank()}" if dist.get_world_size() == 2 else "another rank"
         if "timed out" in str(error).lower():
             raise PeerLost(f"{peer} did not answer in time") from error
@@ -123,12 +125,12 @@ def _peer_errors() -> Iterator[None]:
 
 
 def _all_reduce(values: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
-    with _peer_errors():
+    with _peer_errors(values):
         dist.all_reduce(values, op=op, group=_group)
 
 
 def _broadcast(values: Tensor, source: int = 0) -> None:
-    with _peer_errors():
+    with _peer_errors(values):
         dist.broadcast(values, src=source, group=_group)
 
 

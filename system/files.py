@@ -16,7 +16,7 @@ from system.errors import UsageError
 
 @contextlib.contextmanager
 def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
-    """A file that takes the place of path when it is complete and on the disk, else never.
+    """Yield a file that replaces path once it is complete and on the disk, and otherwise never does.
 
     Args:
         path: its folder is made where it is missing.
@@ -46,7 +46,7 @@ def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove what killed processes were writing into folder; nobody else may write there now."""
+    """Remove the drafts of killed processes from folder; no other process may be writing there."""
     for draft in folder.glob(".*.tmp"):
         if re.fullmatch(r"\..+\.\d+\.tmp", draft.name):
             shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
@@ -54,7 +54,7 @@ def remove_drafts(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """A folder that takes the place of path when all in it is written, else never."""
+    """Yield a folder that replaces path once all in it is written, and otherwise never does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft, old = (path.with_name(f".{path.name}.{os.getpid()}{end}") for end in (".tmp", "0.tmp"))
     try:
@@ -71,7 +71,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the renames in folder on the disk, where the system can."""
+    """Flush the renames in folder to the disk, where the system can do that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -82,7 +82,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def filled_folder(path: Path) -> Iterator[Path]:
-    """The folder of --output_dir; what was made of it goes away where nothing is written into it.
+    """Yield the folder of --output_dir; after an error the folders made for it go if they are empty.
 
     Raises:
         UsageError: it cannot be made or is no folder.
@@ -98,7 +98,7 @@ def filled_folder(path: Path) -> Iterator[Path]:
 
 
 def output_folder(path: Path, *, flag: str = "--output_dir") -> Path:
-    """The folder that flag names, made where it is missing.
+    """Make the folder that flag names if it is missing, and return it.
 
     Raises:
         UsageError: it cannot be made or is no folder.
