@@ -16,7 +16,7 @@ from system.errors import UsageError
 
 @contextlib.contextmanager
 def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
-    """Yield a file that replaces path once it is complete and on the disk, and otherwise never does.
+    """Yield a file that replaces path once it is complete and on the disk, and never otherwise.
 
     Args:
         path: its folder is made where it is missing.
@@ -54,7 +54,7 @@ def remove_drafts(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder that replaces path once all in it is written, and otherwise never does."""
+    """Yield a folder that replaces path once all in it is written, and never otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft, old = (path.with_name(f".{path.name}.{os.getpid()}{end}") for end in (".tmp", "0.tmp"))
     try:
@@ -82,7 +82,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def filled_folder(path: Path) -> Iterator[Path]:
-    """Yield the folder of --output_dir; after an error the folders made for it go if they are empty.
+    """Yield the folder of --output_dir; after an error remove empty folders that were made for it.
 
     Raises:
         UsageError: it cannot be made or is no folder.
