@@ -212,8 +212,9 @@ def _work(worker: Worker[Payload], payload: Payload, place: Place, port: int | N
         torch.set_num_threads(max(1, machine.num_cores() // place.local_world_size))
     if place.world_size == 1:
         return worker(place, payload)
-    # NCCL's watchdog sleeps four times as long, a minute by default, before it ends the process.
-    os.environ.setdefault("TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC", "1000")
+    # After a timeout NCCL's watchdog sleeps four times as long, by default a minute, before it ends
+    # the process. Ten seconds leave the main thread time to save, if gloo has told it of the loss.
+    os.environ.setdefault("TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC", "2500")
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
         store=None if port is None else TCPStore(LOCALHOST, port, is_master=False),
