@@ -13,7 +13,7 @@ from typing import Any
 from config.curriculum import Curriculum, build
 from config.schema import keys_set_twice
 from system.errors import UsageError, choose, nearest_path
-from system.screen import Screen
+from system.flags import Screen
 
 PAPER_LATITUDES = math.pi / 4 * 85 / 90  # CARLA's cameras: the upper hemisphere, less five degrees
 

@@ -32,7 +32,7 @@ from image_io.decoding import Crop, Framing, Pixels, Resize, decode_all
 from image_io.files import HOW_TO_GIVE, Listing, Skipped, find_pictures, opened, printable
 from scenes.toy_car_images import toy_car_images
 from system.errors import UsageError, choose
-from system.screen import Screen
+from system.flags import Screen
 
 KINDS: tuple[DatasetKind, ...] = get_args(DatasetKind)
 

@@ -74,8 +74,8 @@ def build_parser() -> flags.ArgumentParser:
     add("--any_inception_weights", action="store_true", help="take another file than the "
         "published one; its figures cannot be compared")  # fmt: skip
     add("--num_processes", type=flags.positive_int, help="default: one per visible CUDA device")
-    add("--port", type=flags.port_number, default=processes.DEFAULT_PORT, help="rendezvous port "
-        "of the processes")  # fmt: skip
+    add("--port", type=flags.port_number, default=processes.ANY_PORT, help="rendezvous port "
+        "of the processes; 0 is any free one")  # fmt: skip
     viewing.add_field_flags(parser)
     return parser
 

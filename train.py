@@ -2,8 +2,8 @@
 
     python train.py --curriculum CelebA --output_dir out
 
-One process per visible CUDA device, or one on the CPU. Ctrl-C and SIGTERM save before the command
-ends; the same command with `--resume` continues the run.
+One process per visible CUDA device, or one on the CPU. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save
+before the command ends; the same command with `--resume` continues the run.
 """
 
 import argparse
@@ -62,8 +62,8 @@ def build_parser() -> flags.ArgumentParser:
         "published one; its figures cannot be compared")  # fmt: skip
     flags.add_device(parser)
     add("--num_processes", type=flags.positive_int, help="default: one per visible CUDA device")
-    add("--port", type=flags.port_number, default=processes.DEFAULT_PORT, help="rendezvous port "
-        "of the processes")  # fmt: skip
+    add("--port", type=flags.port_number, default=processes.ANY_PORT, help="rendezvous port "
+        "of the processes; 0 is any free one")  # fmt: skip
     add("--dry_run", action="store_true", help="print what would be trained and stop")
     return parser
 

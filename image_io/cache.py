@@ -1,4 +1,4 @@
-"""Keep the decoded pixels of a data set on disk.
+"""Keep the decoded pixels of a dataset on disk.
 
 Legend: N images, H = W = image_size. The entry of a key is a folder of that name in the cache:
 
@@ -12,7 +12,6 @@ wait. On a file system without locks the work may be done twice, with the same r
 """
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -30,7 +29,8 @@ from tqdm import tqdm
 from image_io.decoding import Pixels
 from image_io.files import Skipped, printable
 from system.errors import UsageError
-from system.screen import Screen
+from system.files import locked
+from system.flags import Screen
 
 PIXELS_FILE, META_FILE = "pixels.u8", "meta.json"
 
@@ -101,7 +101,12 @@ def _make(
     entry: Path, blocks: MakeBlocks, image_size: int, bar: Any, small: Sequence[str]
 ) -> CacheEntry:
     """Return the entry, written by this process or by one that was faster."""
-    with _locked(entry.with_name(f"{entry.name}.lock"), is_silent=bar.disable) as is_alone:
+
+    def tell(_: str) -> None:
+        if not bar.disable:
+            print("another process is writing the image cache; waiting", file=Screen())
+
+    with locked(entry.with_name(f"{entry.name}.lock"), tell) as is_alone:
         found = _read(entry, image_size)
         if found is not None:
             bar.update(bar.total)
@@ -187,23 +192,6 @@ def _synced(path: Path) -> Iterator[IO[bytes]]:
         yield file
         file.flush()
         os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _locked(path: Path, is_silent: bool) -> Iterator[bool]:
-    """Wait until no other process is inside; gives False where the disk knows no locks."""
-    with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_locked = True
-        except BlockingIOError:
-            if not is_silent:
-                print("another process is writing the image cache; waiting", file=Screen())
-            fcntl.flock(file, fcntl.LOCK_EX)
-            is_locked = True
-        except OSError:
-            is_locked = False
-        yield is_locked
 
 
 def _require_room(folder: Path, num_bytes: int) -> None:

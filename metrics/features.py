@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from checkpoint_io import checkpoints
 from checkpoint_io.network_state import tensor_entry
-from distributed import processes
+from distributed import collectives
 from distributed.processes import Place
 from image_io.decoding import Pixels
 from metrics import inception
@@ -78,9 +78,9 @@ def features_of(
                 images.append(image_of(number))
                 bar.update()
             features[block.start : block.stop] = network(torch.stack(images)).cpu()
-    if processes.agree_to_stop(is_stopped()):
+    if collectives.agree_to_stop(is_stopped()):
         return None
-    processes.add_up(features)
+    collectives.add_up(features)
     return features
 
 
@@ -109,9 +109,9 @@ def real_features(
     content = _known_content(known)
     if content is None:
         content = real.content_hash() if place.is_main else ""
-    processes.wait_for_all()  # no rank writes while another still looks
+    collectives.wait_for_all()  # no rank writes while another still looks
     path = cache_dir / f"{content[:32]}-{weights.sha256[:16]}.pth"
-    is_cached = not processes.agree_to_stop(not path.is_file() if place.is_main else False)
+    is_cached = not collectives.agree_to_stop(not path.is_file() if place.is_main else False)
     if is_cached:
         features: Tensor = (
             _known_features(path, len(real))

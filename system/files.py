@@ -1,19 +1,22 @@
 """Files and folders that are written whole or not at all, and locks on folders."""
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import socket
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from system.errors import UsageError
 
 
 @contextlib.contextmanager
 def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
-    """A file that takes the place of path when it is complete and on the disk, else never.
+    """Yield a file that replaces path once it is complete and on the disk, and never otherwise.
 
     Args:
         path: its folder is made where it is missing.
@@ -43,7 +46,7 @@ def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove what killed processes were writing into folder; nobody else may write there now."""
+    """Remove the drafts of killed processes from folder; no other process may be writing there."""
     for draft in folder.glob(".*.tmp"):
         if re.fullmatch(r"\..+\.\d+\.tmp", draft.name):
             shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
@@ -51,7 +54,7 @@ def remove_drafts(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """A folder that takes the place of path when all in it is written, else never."""
+    """Yield a folder that replaces path once all in it is written, and never otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft, old = (path.with_name(f".{path.name}.{os.getpid()}{end}") for end in (".tmp", "0.tmp"))
     try:
@@ -68,7 +71,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the renames in folder on the disk, where the system can."""
+    """Flush the renames in folder to the disk, where the system can do that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -79,7 +82,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def filled_folder(path: Path) -> Iterator[Path]:
-    """The folder of --output_dir; what was made of it goes away where nothing is written into it.
+    """Yield the folder of --output_dir; after an error remove empty folders that were made for it.
 
     Raises:
         UsageError: it cannot be made or is no folder.
@@ -95,7 +98,7 @@ def filled_folder(path: Path) -> Iterator[Path]:
 
 
 def output_folder(path: Path, *, flag: str = "--output_dir") -> Path:
-    """The folder that flag names, made where it is missing.
+    """Make the folder that flag names if it is missing, and return it.
 
     Raises:
         UsageError: it cannot be made or is no folder.
@@ -107,3 +110,79 @@ def output_folder(path: Path, *, flag: str = "--output_dir") -> Path:
     if not os.access(path, os.W_OK | os.X_OK):
         raise UsageError(f"{flag} {path}: cannot be written")
     return path
+
+
+@contextlib.contextmanager
+def run_folder(folder: Path) -> Iterator[None]:
+    """Make the folder of --output_dir and keep other runs out of it.
+
+    After an error no lock file and no empty folder are left.
+
+    Raises:
+        UsageError: another run is at work there, or the folder cannot be made or written.
+    """
+
+    def refuse(who: str) -> None:
+        raise UsageError(f"--output_dir {folder}: another run is at work in it ({who}); stop it, "
+                         "or give another folder")  # fmt: skip
+
+    with filled_folder(folder), contextlib.ExitStack() as stack:
+        try:
+            is_locked = stack.enter_context(locked(folder / "run.lock", refuse))
+        except OSError as error:
+            text = f"--output_dir {folder}: cannot be written ({error.strerror})"
+            raise UsageError(text) from error
+        if not is_locked:
+            print(f"{folder}: its disk knows no locks; a second run in it would not be noticed",
+                  file=sys.stderr)  # fmt: skip
+        yield
+
+
+@contextlib.contextmanager
+def locked(path: Path, on_wait: Callable[[str], object]) -> Iterator[bool]:
+    """Keep other processes out of the same lock; yields False where the disk knows no locks.
+
+    The system drops the lock with its process, however that ends: a lock file that is left over
+    means nothing.
+
+    Args:
+        path: the lock file, which exists while the lock is held.
+        on_wait: called with the holder's name before waiting for it; may raise an error instead.
+    """
+    file, is_locked = _hold(path, on_wait)
+    with file:
+        with contextlib.suppress(OSError):  # a full disk
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        try:
+            yield is_locked
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _hold(path: Path, on_wait: Callable[[str], object]) -> tuple[IO[str], bool]:
+    """Open the file at path and lock it; returns whether the disk could lock it."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(path.open("a+"))
+            try:
+                _flock(file, on_wait)
+            except OSError:
+                stack.pop_all()
+                return file, False
+            # Its last holder may have removed the file between our opening and locking it.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    stack.pop_all()
+                    return file, True
+
+
+def _flock(file: IO[str], on_wait: Callable[[str], object]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        on_wait(file.read().strip() or "just starting")
+        fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,6 +1,7 @@
-"""BOUNDARY: what a person typed. Shared argparse pieces, usage errors, and running a command."""
+"""Shared pieces of the commands: argparse types and flags, usage errors, running a command."""
 
 import argparse
+import contextlib
 import errno
 import math
 import os
@@ -55,6 +56,24 @@ def run(main: Callable[[Sequence[str] | None], int]) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPT_EXIT_CODE
     return code
+
+
+class Screen:
+    """stderr that ignores a full disk and a closed pipe, for the progress of long work."""
+
+    def write(self, text: str) -> int:
+        """Write text to stderr; returns its length."""
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush stderr."""
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
 
 
 def is_of_disk(error: OSError) -> bool:

@@ -3,7 +3,9 @@
 FAULTS is JSON: {"slow": seconds} makes every write to the disk take longer, in pieces, so that a
 kill finds files half-written; {"hang": [rank, step]} and {"die": [rank, step]} stop or kill a rank;
 {"nan": [rank, step, what]} puts numbers that are none into what a rank computes; {"apart": seconds}
-has the state copied as on CUDA, where the live one cannot be read while a peer is waited for.
+has the state copied as on CUDA, where the live one cannot be read while a peer is waited for;
+{"step_seconds": seconds} shortens the timeout of training steps, and {"pause": seconds} makes slow
+what may be slow: saving, previews, FID, and on rank 1 the first step of each stage.
 """
 
 import dataclasses
@@ -17,9 +19,9 @@ import torch
 
 import train
 from checkpoint_io import checkpoints
-from distributed import processes
+from distributed import collectives
 from system import flags
-from training import loop, losses, setup
+from training import loop, losses, setup, snapshots, state
 
 FAULTS = json.loads(os.environ.get("FAULTS", "{}"))
 
@@ -100,12 +102,46 @@ def spoil(game, place):
     return game
 
 
+class SlowMeter:
+    """Stands for what measures FID, which rank 0 ends later than the others."""
+
+    def measure(self, generator, step, place, is_stopped):
+        time.sleep(FAULTS["pause"] * place.is_main)
+        return 1.0
+
+
+def pause(place):
+    """Make slow what may be slow; the stages of the tests begin at steps 0 and 3."""
+    for module, name in ((state, "save_state"), (snapshots, "previews")):
+        slow = getattr(module, name)
+        setattr(module, name, lambda *a, slow=slow: (time.sleep(FAULTS["pause"]), slow(*a))[1])
+    loop.open_meter = lambda *_: (SlowMeter(), "")
+    build = setup.build_game
+
+    def slow_game(place, options, seed):
+        game = build(place, options, seed)
+        step = game.step
+
+        def slow_step(real, stage):
+            time.sleep(FAULTS["pause"] * (place.rank == 1 and stage.step in (0, 3)))
+            return step(real, stage)
+
+        game.step = slow_step
+        return game
+
+    setup.build_game = slow_game
+
+
 def faulty(place, options):
     """The worker of each rank: new processes import this module and are spoiled as well."""
     if "slow" in FAULTS:
         slow_down(FAULTS["slow"])
     if "apart" in FAULTS:
         loop.computes_apart, loop.COPY_SECONDS = lambda place: True, FAULTS["apart"]
+    if "step_seconds" in FAULTS:
+        collectives.STEP_SECONDS, collectives.STEP_FACTOR = FAULTS["step_seconds"], 0
+    if "pause" in FAULTS:
+        pause(place)
     build = setup.build_game
     setup.build_game = lambda place, options, seed: spoil(build(place, options, seed), place)
     return train_properly(place, options)
@@ -116,5 +152,4 @@ train.train = faulty
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    assert processes  # the same module that the command uses
     sys.exit(flags.run(train.main))

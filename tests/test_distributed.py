@@ -1,5 +1,6 @@
 """Several ranks as one run: places, numbers that travel, failures, signals and memory."""
 
+import dataclasses
 import os
 import signal
 import socket
@@ -13,8 +14,9 @@ import pytest
 import rank_workers
 import torch
 
-from distributed import processes, supervisor
-from distributed.processes import Place, StopSignal
+from distributed import collectives, processes, supervision
+from distributed.processes import Place
+from distributed.supervision import StopSignal
 from system.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +81,12 @@ class TestPlan:
         )
         assert processes.plan("cpu", 4, TORCHRUN)[0].device == torch.device("cpu")
 
+    def test_a_task_that_sees_one_device_takes_it(self, monkeypatch):
+        """SLURM shows each task of a machine its own device, always as number 0."""
+        place_with_cuda(monkeypatch, 1)
+        (place,) = processes.plan("auto", None, TORCHRUN)
+        assert (place.local_rank, place.device) == (1, torch.device("cuda", 0))
+
     @pytest.mark.parametrize(
         ("changes", "num_processes", "message"),
         [
@@ -105,17 +113,33 @@ class TestOneProcess:
 
     def test_alone_nothing_changes(self):
         tensor = torch.arange(3.0)
-        processes.average([tensor])
-        processes.broadcast_state([tensor])
+        collectives.average([tensor])
+        collectives.broadcast_state([tensor])
         assert tensor.tolist() == [0, 1, 2]
-        assert processes.mean_over_ranks({"a": tensor[1]}) == {"a": tensor[1]}
-        assert [processes.agree_to_stop(flag) for flag in (True, False)] == [True, False]
+        assert collectives.mean_over_ranks({"a": tensor[1]}) == {"a": tensor[1]}
+        assert [collectives.agree_to_stop(flag) for flag in (True, False)] == [True, False]
+
+
+def two_places(monkeypatch, device):
+    """Two ranks, on one CUDA device where there is but one."""
+    if device == "cpu":
+        return TWO
+    monkeypatch.setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1")
+    indices = [0, 1 if torch.cuda.device_count() > 1 else 0]
+    return tuple(
+        dataclasses.replace(place, device=torch.device("cuda", index))
+        for place, index in zip(TWO, indices, strict=True)
+    )
 
 
 class TestTwoProcesses:
-    def test_what_travels(self, tmp_path):
-        assert processes.launch(rank_workers.exchange, tmp_path, TWO, port=0) == 7
-        first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+    def test_what_travels(self, tmp_path, monkeypatch, device):
+        places = two_places(monkeypatch, device)
+        assert processes.launch(rank_workers.exchange, tmp_path, places) == 7
+        first, second = (
+            torch.load(tmp_path / f"{rank}.pth", map_location="cpu") for rank in (0, 1)
+        )
         for tensor in (*first["averaged"], *second["averaged"]):
             assert (tensor == 1.5).all()
         assert first["averaged"][0].is_contiguous(memory_format=torch.channels_last)
@@ -136,7 +160,7 @@ class TestTwoProcesses:
     )
     def test_one_failure_ends_the_run(self, capfd, kind, code, message):
         start = time.monotonic()
-        assert processes.launch(rank_workers.fail, kind, TWO, port=0) == code
+        assert processes.launch(rank_workers.fail, kind, TWO) == code
         assert time.monotonic() - start < 60  # the waiting rank would take 600
         error = capfd.readouterr().err
         assert message in error
@@ -144,21 +168,38 @@ class TestTwoProcesses:
 
     def test_usage_error_stays_one(self, capfd):
         with pytest.raises(UsageError, match="^no pictures in 'cats'$"):
-            processes.launch(rank_workers.fail, "usage", TWO, port=0)
+            processes.launch(rank_workers.fail, "usage", TWO)
         assert capfd.readouterr().err == ""
+
+    @pytest.mark.parametrize(
+        ("device", "kind"),
+        [
+            ("cpu", "sleep"),
+            pytest.param("cpu", "stop", marks=pytest.mark.slow),
+            *(pytest.param("cuda", kind, marks=pytest.mark.gpu) for kind in ("stop", "die")),
+        ],
+    )
+    def test_slow_ranks_are_waited_for_and_lost_ones_are_not(
+        self, tmp_path, capfd, monkeypatch, device, kind
+    ):
+        places = two_places(monkeypatch, device)
+        code = processes.launch(rank_workers.slow_and_lost, (tmp_path, kind), places)
+        seconds = time.time() - float((tmp_path / "last step").read_text())
+        assert code != 0
+        assert seconds < 30  # a timeout of 3, 10 until SIGKILL, and time for busy cores
+        error = capfd.readouterr().err
+        assert "error: rank 1 was ended by SIG" in error
+        if device == "cpu":
+            assert error.startswith("error: rank 0: rank 1 did not answer in time\n")
 
 
 class TestPort:
     def test_taken(self, monkeypatch):
-        monkeypatch.setattr(processes, "supervise", None)  # no process may be started
+        monkeypatch.setattr(processes, "start_processes", None)  # no process may be started
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
             with pytest.raises(UsageError, match=f"--port {port} is taken; --port .* is free"):
                 processes.launch(rank_workers.exchange, None, TWO, port=port)
-
-    def test_impossible(self):
-        with pytest.raises(UsageError, match="--port 70000 can't be used"):
-            processes.launch(rank_workers.exchange, None, TWO, port=70_000)
 
 
 def started(work, count, folder):
@@ -215,7 +256,7 @@ class TestSignals:
         wait_until(lambda: not any(is_running(pid) for pid in pids), seconds=10)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", supervision.STOP_SIGNALS)
     def test_one_process(self, tmp_path, number):
         process = started("step_until_stopped", 0, tmp_path)
         process.send_signal(number)
@@ -232,7 +273,7 @@ def is_running(pid):
 
 
 class TestStopSignal:
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", supervision.STOP_SIGNALS)
     def test_first_only_asks(self, number):
         before = signal.getsignal(number)
         with StopSignal() as stop:
@@ -243,7 +284,7 @@ class TestStopSignal:
         assert signal.getsignal(number) is before
 
     def test_second_ctrl_c_ends(self, monkeypatch):
-        monkeypatch.setattr(supervisor, "REPEAT_SECONDS", -1.0)
+        monkeypatch.setattr(supervision, "REPEAT_SECONDS", -1.0)
         with StopSignal() as stop:
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGTERM)

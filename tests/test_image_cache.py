@@ -14,6 +14,7 @@ import pytest
 from image_io import cache
 from image_io.cache import cached
 from image_io.files import Skipped
+from system import files
 from system.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -51,12 +52,12 @@ def test_images_are_made_once_and_read_back(tmp_path):
         assert entry.pixels[:, 0, 0, 0].tolist() == [1, 2, 3]
         assert not entry.pixels.flags.writeable
         assert entry.skipped == (Skipped("a.jpg", "why"),)
-    assert names(folder) == ["key", "key.lock"]
+    assert names(folder) == ["key"]
 
 
 def test_a_read_only_cache_is_read(tmp_path, monkeypatch):
     open_cache(tmp_path, blocks_of(squares([1, 2, 3])))
-    monkeypatch.setattr(cache, "_locked", forbidden)
+    monkeypatch.setattr(cache, "locked", forbidden)
     assert len(open_cache(tmp_path, forbidden).pixels) == 3
 
 
@@ -94,7 +95,7 @@ def test_a_damaged_entry_is_made_again(tmp_path, damage):
     entry = open_cache(tmp_path, blocks_of(squares([4, 5, 6])))
     assert entry.pixels[:, 0, 0, 0].tolist() == [4, 5, 6]
     assert len(open_cache(tmp_path, forbidden).pixels) == 3
-    assert names(tmp_path) == ["key", "key.lock"]
+    assert names(tmp_path) == ["key"]
 
 
 def test_an_error_half_way_leaves_nothing(tmp_path):
@@ -106,7 +107,7 @@ def test_an_error_half_way_leaves_nothing(tmp_path):
 
         with pytest.raises(type(error)):
             open_cache(tmp_path, failing)
-        assert names(tmp_path) == ["key.lock"]
+        assert names(tmp_path) == []
     assert len(open_cache(tmp_path, blocks_of(squares([1, 2, 3]))).pixels) == 3
 
 
@@ -115,14 +116,14 @@ def test_leftovers_of_this_entry_alone_are_removed(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "pixels.u8").write_bytes(b"half")
     open_cache(tmp_path, blocks_of(squares([1, 2, 3])))
-    assert names(tmp_path) == ["key", "key.lock", "key2", "mine", "other.tmp-1-ab"]
+    assert names(tmp_path) == ["key", "key2", "mine", "other.tmp-1-ab"]
 
 
 def test_without_locks_the_first_to_finish_wins_and_nothing_is_removed(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(cache.fcntl, "flock", no_locks)
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
     (tmp_path / "key.tmp-1-ab").mkdir()
 
     def overtaken():
@@ -131,7 +132,7 @@ def test_without_locks_the_first_to_finish_wins_and_nothing_is_removed(tmp_path,
         yield squares([3])
 
     assert open_cache(tmp_path, overtaken).pixels[:, 0, 0, 0].tolist() == [4, 5, 6]
-    assert names(tmp_path) == ["key", "key.lock", "key.tmp-1-ab"]
+    assert names(tmp_path) == ["key", "key.tmp-1-ab"]
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
@@ -152,7 +153,7 @@ def test_a_disk_that_fills_up_is_named_and_left_clean(tmp_path, monkeypatch):
     monkeypatch.setattr(cache.os, "fsync", full)
     with pytest.raises(UsageError, match="No space left.*--cache_dir"):
         open_cache(tmp_path, blocks_of(squares([1, 2, 3])))
-    assert names(tmp_path) == ["key.lock"]
+    assert names(tmp_path) == []
 
 
 def test_a_bar_shows_rate_and_time_left(tmp_path, capsys):
@@ -203,7 +204,7 @@ def test_two_processes_do_the_work_once(tmp_path):
     errors = [worker.communicate(timeout=60)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], errors
     assert len(list(tmp_path.glob("*.started"))) == 1
-    assert names(tmp_path / "cache") == ["key", "key.lock"]
+    assert names(tmp_path / "cache") == ["key"]
 
 
 def test_a_process_that_is_killed_half_way_leaves_the_work_to_the_one_that_waits(tmp_path):
@@ -219,4 +220,4 @@ def test_a_process_that_is_killed_half_way_leaves_the_work_to_the_one_that_waits
     _, errors = heir.communicate(timeout=60)
     assert heir.returncode == 0, errors
     assert "another process" in errors
-    assert names(tmp_path / "cache") == ["key", "key.lock"]
+    assert names(tmp_path / "cache") == ["key"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import train
 from checkpoint_io import checkpoints
-from system import run_lock
+from system import files
 from system.errors import UsageError
 from system.files import remove_drafts, replaced_folder
 from training import collapse, losses, setup, snapshots, state
@@ -97,9 +97,9 @@ def test_one_run_holds_a_folder_and_leaves_nothing_after_an_error(tmp_path):
     folder = tmp_path / "deep" / "out"
 
     def work():
-        with run_lock.locked(folder):
+        with files.run_folder(folder):
             assert str(os.getpid()) in (folder / "run.lock").read_text()
-            with run_lock.locked(folder):
+            with files.run_folder(folder):
                 pass
 
     with pytest.raises(UsageError, match="another run is at work in it .process"):
@@ -107,13 +107,13 @@ def test_one_run_holds_a_folder_and_leaves_nothing_after_an_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
     folder.mkdir(parents=True)
     (folder / "run.lock").write_text("process 1 on a machine that was switched off\n")
-    with run_lock.locked(folder):
+    with files.run_folder(folder):
         pass
     assert list(folder.iterdir()) == []
 
 
 def test_a_lock_file_that_is_replaced_meanwhile_is_not_held(tmp_path, monkeypatch):
-    flock, calls = run_lock.fcntl.flock, []
+    flock, calls = files.fcntl.flock, []
 
     def late(file, operation):
         if not calls:
@@ -121,8 +121,8 @@ def test_a_lock_file_that_is_replaced_meanwhile_is_not_held(tmp_path, monkeypatc
         calls.append(operation)
         flock(file, operation)
 
-    monkeypatch.setattr(run_lock.fcntl, "flock", late)
-    with run_lock.locked(tmp_path):
+    monkeypatch.setattr(files.fcntl, "flock", late)
+    with files.run_folder(tmp_path):
         assert len(calls) == 2
         assert (tmp_path / "run.lock").exists()
 

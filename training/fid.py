@@ -19,7 +19,7 @@ from checkpoint_io import checkpoints
 from checkpoint_io.network_state import tensor_entry
 from config.curriculum import Curriculum
 from datasets import DatasetOptions
-from distributed import processes
+from distributed import collectives
 from distributed.processes import Place
 from generators.fields import CPU_CHUNK, CUDA_CHUNK
 from generators.generators import ImplicitGenerator3d
@@ -93,7 +93,7 @@ def open_meter(
         UsageError: the file of weights that was given is not the right one.
     """
     if not place.is_main:
-        processes.wait_for_all()  # the main process may download the network
+        collectives.wait_for_all()  # the main process may download the network
     reason, network, weights = "", None, None
     try:
         weights = inception.find_weights(options.weights, takes_any=options.takes_any_weights)
@@ -102,8 +102,8 @@ def open_meter(
     except Unavailable as error:
         reason = f"FID is not measured: {error}"
     if place.is_main:
-        processes.wait_for_all()
-    if processes.agree_to_stop(network is None or bool(reason)):
+        collectives.wait_for_all()
+    if collectives.agree_to_stop(network is None or bool(reason)):
         return None, reason or "FID is not measured: another process cannot"
     assert network is not None  # as agreed
     assert weights is not None
@@ -148,7 +148,7 @@ def _real_statistics(
                 tensor_entry(content, "mean", (size,)).double(),
                 tensor_entry(content, "covariance", (size, size)).double(),
             )
-    processes.broadcast_state(real)  # other machines have disks of their own
+    collectives.broadcast_state(real)  # other machines have disks of their own
     return real
 
 

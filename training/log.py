@@ -25,7 +25,7 @@ from tqdm import tqdm
 from config.stage import Stage
 from image_io import png
 from system.files import replaced
-from system.screen import Screen
+from system.flags import Screen
 
 LOG_FILE = "log.jsonl"
 LOG_INTERVAL = 10  # steps; reading the loss terms waits for a CUDA device

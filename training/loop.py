@@ -11,12 +11,13 @@ from torch import Tensor
 
 import datasets
 from config.stage import Stage
-from distributed import processes
-from distributed.processes import PeerLost, Place, StopSignal
+from distributed import collectives
+from distributed.collectives import PeerLost, StepTimeouts
+from distributed.processes import Place
+from distributed.supervision import StopSignal
 from generators.sampling import Purpose, step_rng
 from image_io.files import Listing
-from system import machine, run_lock
-from system.errors import UsageError
+from system import files, machine
 from training.fid import FidMeter, open_meter
 from training.log import RunLog
 from training.options import TrainOptions, dataset_options
@@ -28,6 +29,7 @@ from training.state import STATE_FILE, NotFinite, content_of, copied, step_of, w
 
 MAX_BAD_STEPS = 10  # updates in a row that were skipped because they were not finite
 COPY_SECONDS = 60.0  # between copies of the state in the memory of the CPU
+RESCUE_LOCK = "rescue.lock"  # of the rank that saves because rank 0 is lost
 HEALTH_INTERVAL = 10  # steps between looks at the counts on CUDA; looking waits for the device
 
 
@@ -39,7 +41,7 @@ def train(place: Place, job: tuple[TrainOptions, Start]) -> int:
         torch.backends.cudnn.benchmark = True  # a stage's shapes stay the same
     else:
         machine.use_one_thread_for(start.curriculum.field_width())
-    with run_lock.locked(options.output_dir) if place.is_main else contextlib.nullcontext():
+    with files.run_folder(options.output_dir) if place.is_main else contextlib.nullcontext():
         return TrainingRun(place, options, set_up(place, options, start), start.listing).run()
 
 
@@ -117,27 +119,30 @@ class TrainingRun:
         return Keeper(options, self.game, self.curriculum, self.progress, scenes, log)
 
     def _loop(self, stop: StopSignal, keeper: Keeper | None) -> int:
+        timeouts = StepTimeouts()
         for step in itertools.count(self.progress.step):
             stage = self.curriculum.at(step)
             images = stage.batch_size * self.place.world_size
-            with processes.watched():
+            # A penalty every r1_interval steps runs other kernels, which are compiled then.
+            with timeouts.step(self.curriculum.stage_settings(step), 1 + stage.r1_interval):
                 terms = self.game.step(self._next_images(stage), stage)
                 self.progress.step = step + 1
                 self.progress.images_seen += images
-                terms = processes.mean_over_ranks(terms)
+                terms = collectives.mean_over_ranks(terms)
+                complaint = self._complaint(terms)  # waits for the device
+                takes_long = keeper is not None and keeper.takes_long(step + 1)
+                is_stopped, takes_long = collectives.agree(stop.requested, takes_long)
+            self._copy_state()
             if keeper is not None:
                 where = self.curriculum.describe(step, self.ending.step)
                 means = keeper.log.step(step + 1, stage, terms, images, where)
                 if means is not None:
                     keeper.note_losses(means, stage)
-            complaint = self._complaint(terms)
             if complaint is not None:
                 if keeper is not None:
                     keeper.log.say(complaint)
                     keeper.log.record({"step": step + 1, "error": complaint})
                 return 1
-            is_stopped = processes.agree_to_stop(stop.requested)
-            self._copy_state()
             is_last = self.ending.is_reached(step + 1)
             if keeper is not None:
                 keeper.between_steps(is_last=is_last, is_stopped=is_stopped)
@@ -145,6 +150,8 @@ class TrainingRun:
                 self._measure_fid(stop, keeper)
             if is_stopped or is_last:
                 return self._farewell(stop, keeper, is_stopped=is_stopped)
+            if takes_long or self.options.fid.is_due(step + 1):
+                timeouts.wait_for_rank_0()
         raise AssertionError("unreachable")
 
     def _save_alone(self, error: PeerLost, keeper: Keeper | None) -> None:
@@ -157,11 +164,9 @@ class TrainingRun:
         if not is_live:
             step = -1 if self.copy is None else self.copy["step"]
         with contextlib.ExitStack() as stack:
-            if keeper is None:
-                try:  # the main process may be lost, or stand still, or be on another machine
-                    stack.enter_context(run_lock.locked(folder, run_lock.RESCUE_LOCK))
-                except UsageError:
-                    return  # another process was faster
+            if keeper is None:  # rank 0 may be lost, or on another machine; one rank saves
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(files.locked(folder / RESCUE_LOCK, lambda _: None))
             is_saved = step_of(folder) >= step
             if is_saved and keeper is None and step >= 0:
                 return
@@ -237,6 +242,7 @@ class TrainingRun:
         step = self.progress.step
         averaged = self.game.averages[0].averaged(self.game.generator)
         fid = self.meter.measure(averaged, step, self.place, lambda: stop.requested)
+        collectives.wait_for_all()  # ranks of different speed have measured
         if fid is not None and keeper is not None:
             keeper.note_fid(fid)
 

@@ -12,11 +12,11 @@ import datasets
 from config.curriculum import Curriculum
 from config.stage import Precision
 from datasets import ImageSet
-from distributed import processes
+from distributed import collectives
 from distributed.processes import Place
 from system.errors import UsageError
 from system.files import remove_drafts, replaced
-from system.screen import Screen
+from system.flags import Screen
 from training import state
 from training.adversarial import AdversarialGame
 from training.options import TrainOptions, dataset_options
@@ -64,7 +64,7 @@ def build_game(place: Place, curriculum: Curriculum, seed: int) -> AdversarialGa
         choose_precision(settings.precision, place.device, is_scaled=not settings.disable_scaler),
         seed=seed,
         rank=place.rank,
-        synchronize=processes.average if place.world_size > 1 else None,
+        synchronize=collectives.average if place.world_size > 1 else None,
     )
 
 
@@ -97,7 +97,7 @@ def set_up(place: Place, options: TrainOptions, start: Start) -> Setup:
         start.content = None  # frees its memory
     progress.step = start.step
     # Equal already, unless machines differ in how they draw the first parameters.
-    processes.broadcast_state(game.tensors())
+    collectives.broadcast_state(game.tensors())
     images = _open_all(place, options, start)
     _require_same_images(images)
     if place.is_main:
@@ -170,8 +170,8 @@ def _require_same_images(images: dict[int, ImageSet]) -> None:
         UsageError: says which ranks differ, on all ranks.
     """
     for size, image_set in images.items():
-        counts = processes.values_of_all(len(image_set))
-        checksums = processes.values_of_all(image_set.checksum)
+        counts = collectives.values_of_all(len(image_set))
+        checksums = collectives.values_of_all(image_set.checksum)
         rank = first_other(list(zip(counts, checksums, strict=True)))
         if rank is None:
             continue
@@ -189,7 +189,7 @@ def _open_all(place: Place, options: TrainOptions, start: Start) -> dict[int, Im
     sizes = {curriculum.stage_settings(start.step).img_size}
     sizes |= {stage.img_size for first, stage in curriculum.stages if first >= start.step}
     if not place.is_main:
-        processes.wait_for_all()  # the main process decodes, with a progress bar
+        collectives.wait_for_all()  # the main process decodes, with a progress bar
     images = {
         size: datasets.open_images(
             dataset_options(curriculum),
@@ -202,7 +202,7 @@ def _open_all(place: Place, options: TrainOptions, start: Start) -> dict[int, Im
         for size in sorted(sizes)
     }
     if place.is_main:
-        processes.wait_for_all()
+        collectives.wait_for_all()
     return images
 
 

@@ -56,6 +56,14 @@ class Keeper:
         self.watch = CollapseWatch()
         self.due = time.monotonic() + options.state_seconds
         self.saved_step: int | None = None  # of this process's last good state
+        self.is_save_due = False
+
+    def takes_long(self, step: int) -> bool:
+        """Decide what is due after so many steps; return whether other ranks must be patient."""
+        options = self.options
+        self.is_save_due = time.monotonic() > self.due
+        intervals = (options.model_save_interval, options.sample_interval, PROBE_INTERVAL)
+        return self.is_save_due or any(step % interval == 0 for interval in intervals)
 
     def between_steps(self, *, is_last: bool, is_stopped: bool) -> None:
         """Write the state, a snapshot and previews if due; no previews when asked to stop.
@@ -65,7 +73,7 @@ class Keeper:
         """
         step, options = self.progress.step, self.options
         is_snapshot = step % options.model_save_interval == 0
-        is_saved = is_snapshot or is_last or is_stopped or time.monotonic() > self.due
+        is_saved = is_snapshot or is_last or is_stopped or self.is_save_due
         is_shown = step % options.sample_interval == 0 or (is_last and not is_stopped)
         if is_snapshot:
             self.log.attempt("writing a snapshot", self._save_snapshot)

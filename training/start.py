@@ -23,7 +23,7 @@ from checkpoint_io.network_state import count_entry
 from config.curriculum import Curriculum
 from config.schema import StageKeys, StageSettings
 from datasets import ImageSet
-from distributed import processes
+from distributed import collectives
 from distributed.processes import Place
 from image_io.files import Listing
 from system.errors import UsageError, nearest_path
@@ -206,13 +206,13 @@ def agree(place: Place, start: Start, options: TrainOptions) -> Start:
     )
     content, buffer = start.content, io.BytesIO()
     newest = count_entry(content, "step") if is_offered and content is not None else -1
-    steps = processes.values_of_all(newest)
+    steps = collectives.values_of_all(newest)
     source = steps.index(max(steps))
     if steps[source] < 0:
         return start
     if place.rank == source:
         torch.save(content, buffer)
-    data = processes.broadcast_bytes(buffer.getvalue(), source)
+    data = collectives.broadcast_bytes(buffer.getvalue(), source)
     if place.rank == source:
         return start
     content = torch.load(io.BytesIO(data), weights_only=True)
@@ -232,7 +232,7 @@ def _require_same_command(curriculum: Curriculum, options: TrainOptions) -> None
     }
     for flag, value in given.items():
         text = json.dumps(value, sort_keys=True, default=str)
-        rank = first_other(processes.values_of_all(zlib.crc32(text.encode())))
+        rank = first_other(collectives.values_of_all(zlib.crc32(text.encode())))
         if rank is not None:
             raise UsageError(
                 f"rank {rank} was started with another {flag} than rank 0; give all machines the "

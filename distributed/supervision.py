@@ -1,0 +1,180 @@
+"""Watching over the ranks that were started on this machine, and the signals that end a run."""
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from types import FrameType
+from typing import Literal
+
+from system.errors import UsageError
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+REPEAT_SECONDS = 1.0  # torchrun passes on the Ctrl-C that the terminal has already sent
+POLL_SECONDS = 0.1  # between looks at the ranks
+GRACE_SECONDS = 30.0  # from SIGTERM to SIGKILL for the ranks that are left after a failure
+SILENT_SECONDS = 10.0  # the same, where the failure is that another rank did not answer
+
+
+class StopSignal:
+    """While entered, the first of STOP_SIGNALS only sets `requested`, for the loop to end by.
+
+    A second Ctrl-C raises KeyboardInterrupt. Other second signals change nothing, as who sends
+    SIGTERM sends SIGKILL next. Repeats within a second count once. A signal that is ignored (by
+    nohup, or SIGINT in ranks that `launch` started) stays ignored. Outside the main thread nothing
+    can be caught.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._when = 0.0
+        self._previous: dict[int, object] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether somebody has asked for the end."""
+        return self.signum is not None
+
+    def __enter__(self) -> "StopSignal":
+        if _is_main_thread():
+            for signum in STOP_SIGNALS:
+                if signal.getsignal(signum) is not signal.SIG_IGN:
+                    self._previous[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._previous:
+            signum, handler = self._previous.popitem()
+            signal.signal(signum, handler)  # type: ignore[arg-type]  # what signal.signal gave us
+
+    def _handle(self, signum: int, _: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.signum is None:
+            self.signum, self._when = signum, now
+        elif signum == signal.SIGINT and now - self._when > REPEAT_SECONDS:
+            raise KeyboardInterrupt
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextlib.contextmanager
+def ignored_interrupts() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C for good: this process passes it on as SIGTERM."""
+    if not _is_main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How the work of a rank ended. when: time.monotonic(), the same clock on all ranks."""
+
+    kind: Literal["returned", "usage", "failed", "lost"]
+    code: int
+    text: str = ""
+    when: float = field(default_factory=time.monotonic)
+
+    def tell(self) -> None:
+        """Print what went wrong."""
+        print(self.text, end="", file=sys.stderr)
+
+
+def supervise(
+    processes: Sequence[BaseProcess], receivers: Sequence[Connection], stop: StopSignal
+) -> int:
+    """Wait until all ranks have ended; once one has failed, end the others.
+
+    Returns:
+        The exit code of the run; printed is what failed first, not what followed from it.
+    """
+    reports: list[Outcome | None] = [None] * len(processes)
+    cause: int | None = None  # the first rank to fail
+    deadline = float("inf")
+    is_told = False
+    while running := [process for process in processes if process.exitcode is None]:
+        wait([process.sentinel for process in running], POLL_SECONDS)
+        failed = [rank for rank, process in enumerate(processes) if process.exitcode]
+        _read(receivers, reports)
+        if failed and cause is None:
+            cause = min(failed, key=lambda rank: (processes[rank].exitcode or 0) > 0)
+            is_silent = _is_consequence(processes[cause].exitcode, reports[cause])
+            deadline = time.monotonic() + (SILENT_SECONDS if is_silent else GRACE_SECONDS)
+        if (failed or stop.requested) and not is_told:
+            is_told = True
+            for process in running:
+                process.terminate()
+        if time.monotonic() > deadline:
+            for process in running:
+                process.kill()
+    _read(receivers, reports)
+    code = _verdict([process.exitcode or 0 for process in processes], reports, cause, stop)
+    # The ranks know of SIGTERM only, whatever this process has received.
+    return 128 + stop.signum if code == 128 + signal.SIGTERM and stop.signum else code
+
+
+def _read(receivers: Sequence[Connection], reports: list[Outcome | None]) -> None:
+    """Enter the reports that have arrived."""
+    for rank, receiver in enumerate(receivers):
+        if reports[rank] is None and receiver.poll():
+            reports[rank] = receiver.recv()
+
+
+def _is_consequence(exit_code: int | None, report: Outcome | None) -> bool:
+    """Whether a rank ended because it waited for another; NCCL's watchdog then aborts it."""
+    return exit_code == -signal.SIGABRT or (report is not None and report.kind == "lost")
+
+
+def _verdict(
+    exit_codes: Sequence[int],
+    reports: Sequence[Outcome | None],
+    cause: int | None,
+    stop: StopSignal,
+) -> int:
+    """Return the exit code of a run whose ranks have ended; print the cause of a failure.
+
+    Args:
+        exit_codes: of the ranks' processes, negative for a signal.
+        reports: of the ranks; None where a rank died before it could report.
+        cause: the first rank to fail, None where none has.
+        stop: of this process.
+    """
+    silent = {i: code for i, code in enumerate(exit_codes) if code and reports[i] is None}
+    if silent and stop.requested and set(silent.values()) == {-signal.SIGTERM}:
+        if stop.signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        return 128 + signal.SIGTERM
+    if cause in silent and exit_codes[cause] != -signal.SIGABRT:
+        return _tell_death(cause, exit_codes[cause])
+    spoken = [report for report in reports if report and report.code != 0]
+    first = min(spoken, key=lambda report: (report.kind == "lost", report.when), default=None)
+    if first is not None and first.kind == "usage":
+        raise UsageError(first.text.removeprefix("error: ").strip())
+    if first is not None:
+        first.tell()
+    codes = [0 if first is None else first.code]
+    if first is None or first.kind == "lost":  # name the ranks that did not answer
+        codes += [_tell_death(rank, code) for rank, code in silent.items()]
+    return next((code for code in codes if code), 0)
+
+
+def _tell_death(rank: int, exit_code: int) -> int:
+    """Print how a rank ended that reported nothing; return the exit code of the run for it."""
+    if exit_code >= 0:
+        print(f"error: rank {rank} ended early, with exit code {exit_code}", file=sys.stderr)
+        return exit_code or 1
+    name = signal.Signals(-exit_code).name
+    hint = " (it did not answer, or took too much memory)" if name == "SIGKILL" else ""
+    print(f"error: rank {rank} was ended by {name}{hint}", file=sys.stderr)
+    return 128 - exit_code
