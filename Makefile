@@ -61,7 +61,7 @@ test-slow: .venv/installed-dev  ## run the tests that take minutes
 	$(PYTEST) -m slow
 
 test-gpu: .venv/installed-dev  ## run the tests that need a CUDA device
-	$(PYTEST) -m gpu
+	$(PYTEST) -m gpu -W default
 
 lint: .venv/installed-dev  ## check style and types
 	$(VENV_PYTHON) -m ruff check .

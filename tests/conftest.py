@@ -1,4 +1,8 @@
-"""What all tests share: one thread each, repeatable arithmetic, and no GPU tests without a GPU."""
+"""What all tests share: one thread each, repeatable arithmetic, and no GPU tests without a GPU.
+
+The GPU tests also run where only PyTorch's own packages and pytest are installed: modules that need
+more are imported inside the fixtures that use them.
+"""
 
 import importlib.util
 import os
@@ -13,8 +17,6 @@ import torch
 if not torch.cuda.is_available():  # read when Triton loads: kernels then run in its interpreter
     os.environ["TRITON_INTERPRET"] = "1"
 
-import eval_metrics
-import fid_evaluation
 from checkpoint_io import checkpoints
 from config import curriculum
 from metrics import features, inception
@@ -23,6 +25,13 @@ torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So a shell starts what is to run in the background; the commands that tests start inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With -m gpu, skip the files without such tests: they may need packages that are missing."""
+    if config.option.markexpr == "gpu" and collection_path.suffix == ".py":
+        return "mark.gpu" not in collection_path.read_text() or None
+    return None
 
 
 def pytest_collection_modifyitems(items):
@@ -133,6 +142,8 @@ def needs_libraries():
 
 @pytest.fixture
 def few_features(monkeypatch):
+    import eval_metrics
+
     for module in (features, eval_metrics):
         monkeypatch.setattr(module, "NUM_FEATURES", NUM_FEATURES)
         monkeypatch.setattr(module, "NUM_LOGITS", NUM_LOGITS)
@@ -163,8 +174,32 @@ def small_network(monkeypatch, tmp_path, few_features):
 
 
 @pytest.fixture
+def weights(monkeypatch, tmp_path):
+    """Flags of train.py with a file in place of Inception's weights, for a small random network."""
+    from training import fid
+
+    def network_on(weights, device):
+        projection = torch.randn(48, 6, generator=torch.Generator().manual_seed(0)).to(device)
+
+        def network(images):
+            small = torch.nn.functional.adaptive_avg_pool2d(images.to(device).float(), 4) / 255
+            return small.flatten(1) @ projection
+
+        return network
+
+    monkeypatch.setattr(inception, "pytorch_fid_network", network_on)
+    for module in (fid, fid.features):
+        monkeypatch.setattr(module, "NUM_FEATURES", 6)
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"stands for weights")
+    return ["--inception_weights", str(path), "--any_inception_weights", "--eval_images", "9"]
+
+
+@pytest.fixture
 def reals(tmp_path):
     """A folder of 10 real images as fid_evaluation.py writes them."""
+    import fid_evaluation
+
     folder = tmp_path / "reals"
     command = ["--dataset", "toycars", "--img_size", "8", "--num_imgs", "10"]
     assert fid_evaluation.main([*command, "--output_dir", str(folder)]) == 0

@@ -25,23 +25,6 @@ def tiny(tmp_path):
     return ["--curriculum_file", str(file), "--curriculum", "Tiny", "--cache_dir", str(cache)]
 
 
-@pytest.fixture
-def weights(monkeypatch, tmp_path):
-    """A file in place of Inception's weights, and a small network that pretends to be in it."""
-    projection = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
-
-    def network(images):
-        small = torch.nn.functional.adaptive_avg_pool2d(images.float(), 4) / 255
-        return small.flatten(1) @ projection
-
-    monkeypatch.setattr(inception, "pytorch_fid_network", lambda *_: network)
-    for module in (fid, fid.features):
-        monkeypatch.setattr(module, "NUM_FEATURES", 6)
-    path = tmp_path / "weights.pth"
-    path.write_bytes(b"stands for weights")
-    return ["--inception_weights", str(path), "--any_inception_weights", "--eval_images", "9"]
-
-
 def fids(folder):
     lines = (folder / "fid.txt").read_text().splitlines()
     return {int(step): float(value) for step, value in (line.split(":") for line in lines)}
@@ -83,7 +66,7 @@ def test_the_figure_is_the_distance_to_the_data_set(tiny, weights, tmp_path):
     run(tiny, tmp_path / "out", "--max_steps", "2", "--eval_freq", "2", *weights)
     (cached,) = (tmp_path / "cache").glob("fid-*.pth")
     real = checkpoints.read(cached, "real_statistics")
-    network = inception.pytorch_fid_network(None, None)
+    network = inception.pytorch_fid_network(None, torch.device("cpu"))
     curriculum = load("Tiny", file=tmp_path / "tiny.py")
     images = toy_car_images(range(7), 4, seed=0).images
     expected = fitted_gaussian(network(images))
