@@ -16,7 +16,6 @@ import torch
 from checkpoint_io.network_state import unfilled
 from config.curriculum import Curriculum
 from discriminators.discriminators import PyramidDiscriminator
-from discriminators.linearized import Watched
 from distributed.processes import Place
 from generators.generators import ImplicitGenerator3d
 from generators.volumetric_rendering import RenderOptions, rays_that_hit
@@ -105,9 +104,16 @@ def estimated_bytes(curriculum: Curriculum, start: int, way: Way) -> int:
 
 def _rectified(discriminator: PyramidDiscriminator, image_size: int) -> int:
     """Return how many numbers of one image enter the discriminator's rectifiers."""
-    watched = Watched()
-    discriminator(torch.empty(1, 3, image_size, image_size, device="meta"), 0.5, watched)
-    return sum(tensor.numel() for tensor in watched.rectified)
+    sizes = discriminator.image_sizes()
+    widths = discriminator.level_widths[-1 - sizes.index(image_size) :]
+    numbers = widths[0] * image_size**2
+    if len(widths) > 2:  # while a level fades in, the half-size image enters as well
+        numbers += widths[1] * (image_size // 2) ** 2
+    for width in widths[1:]:
+        after_second = image_size // 2 if discriminator.is_strided else image_size
+        numbers += width * (image_size**2 + after_second**2)
+        image_size //= 2
+    return numbers
 
 
 def _rays(options: RenderOptions) -> int:
