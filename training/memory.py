@@ -34,6 +34,7 @@ PLAIN_OBJECT = 1.2  # copies of an object's folded field weights without gradien
 GRAPH_OBJECT = 3.2  # with gradients
 CRITIC = 5.2  # times what enters the discriminator's rectifiers, in its own update
 CRITIC_OF_SPLIT = 2.6  # the same for the fakes of a split, in the generator's update
+EAGER_PLAIN = 3.5  # arrays of a layer's size that live without gradients on the eager path
 KERNEL_CHUNK = 2**25  # numbers of a layer's output in one chunk of the kernels' backward pass
 KERNEL_SUMS = 512 * 128  # rows of the kernels' partial sums
 CPU_CHUNK = 2**19  # numbers of a layer's output in one chunk on the CPU
@@ -91,8 +92,13 @@ def estimated_bytes(curriculum: Curriculum, start: int, way: Way) -> int:
     folded = FLOAT * siren.hidden_dim**2 * len(siren.network)
     plain = PLAIN_OBJECT * folded + PLAIN_POINT * passes * points
     graph = GRAPH_OBJECT * folded + (GRAPH_POINT + _kept_inputs(generator, way)) * passes * points
+    if way.path == "eager":  # of one chunk: what a layer takes and gives, and the color bias
+        numbers = siren.hidden_dim * stage.batch_size * points
+        eager_chunk = EAGER_PLAIN * FLOAT * min(numbers, eager.CHUNK_NUMBERS)
+    else:
+        eager_chunk = 0.0
     most = max(
-        stage.batch_size * plain,
+        stage.batch_size * plain + eager_chunk,
         stage.batch_size * CRITIC * critic,
         images * graph
         + max(_chunk(generator, images * points, way), images * CRITIC_OF_SPLIT * critic),
