@@ -16,7 +16,6 @@ import torch
 from checkpoint_io.network_state import unfilled
 from config.curriculum import Curriculum
 from discriminators.discriminators import PyramidDiscriminator
-from discriminators.linearized import Watched
 from distributed.processes import Place
 from generators.generators import ImplicitGenerator3d
 from generators.volumetric_rendering import RenderOptions, rays_that_hit
@@ -35,6 +34,7 @@ PLAIN_OBJECT = 1.2  # copies of an object's folded field weights without gradien
 GRAPH_OBJECT = 3.2  # with gradients
 CRITIC = 5.2  # times what enters the discriminator's rectifiers, in its own update
 CRITIC_OF_SPLIT = 2.6  # the same for the fakes of a split, in the generator's update
+EAGER_PLAIN = 3.5  # arrays of a layer's size that live without gradients on the eager path
 KERNEL_CHUNK = 2**25  # numbers of a layer's output in one chunk of the kernels' backward pass
 KERNEL_SUMS = 512 * 128  # rows of the kernels' partial sums
 CPU_CHUNK = 2**19  # numbers of a layer's output in one chunk on the CPU
@@ -92,8 +92,13 @@ def estimated_bytes(curriculum: Curriculum, start: int, way: Way) -> int:
     folded = FLOAT * siren.hidden_dim**2 * len(siren.network)
     plain = PLAIN_OBJECT * folded + PLAIN_POINT * passes * points
     graph = GRAPH_OBJECT * folded + (GRAPH_POINT + _kept_inputs(generator, way)) * passes * points
+    if way.path == "eager":  # of one chunk: what a layer takes and gives, and the color bias
+        numbers = siren.hidden_dim * stage.batch_size * points
+        eager_chunk = EAGER_PLAIN * FLOAT * min(numbers, eager.CHUNK_NUMBERS)
+    else:
+        eager_chunk = 0.0
     most = max(
-        stage.batch_size * plain,
+        stage.batch_size * plain + eager_chunk,
         stage.batch_size * CRITIC * critic,
         images * graph
         + max(_chunk(generator, images * points, way), images * CRITIC_OF_SPLIT * critic),
@@ -105,9 +110,16 @@ def estimated_bytes(curriculum: Curriculum, start: int, way: Way) -> int:
 
 def _rectified(discriminator: PyramidDiscriminator, image_size: int) -> int:
     """Return how many numbers of one image enter the discriminator's rectifiers."""
-    watched = Watched()
-    discriminator(torch.empty(1, 3, image_size, image_size, device="meta"), 0.5, watched)
-    return sum(tensor.numel() for tensor in watched.rectified)
+    sizes = discriminator.image_sizes()
+    widths = discriminator.level_widths[-1 - sizes.index(image_size) :]
+    numbers = widths[0] * image_size**2
+    if len(widths) > 2:  # while a level fades in, the half-size image enters as well
+        numbers += widths[1] * (image_size // 2) ** 2
+    for width in widths[1:]:
+        after_second = image_size // 2 if discriminator.is_strided else image_size
+        numbers += width * (image_size**2 + after_second**2)
+        image_size //= 2
+    return numbers
 
 
 def _rays(options: RenderOptions) -> int:
