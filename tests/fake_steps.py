@@ -96,7 +96,7 @@ def patch_cuda_path(monkeypatch, path, dtype):
         monkeypatch.setattr(kernels, name, NoKernel())
     paths = {
         "kernels": lambda field, x, d, **_: triton_field.evaluate(field, x, d, dtype),
-        "eager": lambda field, x, d, **_: eager.evaluate(field, x, d),
+        "eager": lambda field, x, d, **_: eager.evaluate(field, x, d, dtype),
     }
     monkeypatch.setattr(fused_field, "is_supported", lambda encoded: True)
     monkeypatch.setattr(fused_field, "evaluate", paths[path])

@@ -34,7 +34,6 @@ PLAIN_OBJECT = 1.2  # copies of an object's folded field weights without gradien
 GRAPH_OBJECT = 3.2  # with gradients
 CRITIC = 5.2  # times what enters the discriminator's rectifiers, in its own update
 CRITIC_OF_SPLIT = 2.6  # the same for the fakes of a split, in the generator's update
-EAGER_PLAIN = 3.5  # arrays of a layer's size that live without gradients on the eager path
 KERNEL_CHUNK = 2**25  # numbers of a layer's output in one chunk of the kernels' backward pass
 KERNEL_SUMS = 512 * 128  # rows of the kernels' partial sums
 CPU_CHUNK = 2**19  # numbers of a layer's output in one chunk on the CPU
@@ -49,13 +48,18 @@ FieldPath = Literal["kernels", "eager", "cpu"]
 class Way(NamedTuple):
     """How a process computes: by which implementation of the field, and with which copies.
 
-    is_half: the discriminator computes in half precision.
+    is_half: products have operands in half precision.
     is_alone: the only process; others copy the discriminator before each step.
     """
 
     path: FieldPath
     is_half: bool
     is_alone: bool
+
+    @property
+    def operand_bytes(self) -> int:
+        """Bytes of a number that products take."""
+        return HALF if self.is_half else FLOAT
 
     @classmethod
     def at(cls, place: Place, curriculum: Curriculum) -> "Way":
@@ -91,10 +95,10 @@ def estimated_bytes(curriculum: Curriculum, start: int, way: Way) -> int:
     siren = generator.siren
     folded = FLOAT * siren.hidden_dim**2 * len(siren.network)
     plain = PLAIN_OBJECT * folded + PLAIN_POINT * passes * points
-    graph = GRAPH_OBJECT * folded + (GRAPH_POINT + _kept_inputs(generator, way)) * passes * points
-    if way.path == "eager":  # of one chunk: what a layer takes and gives, and the color bias
+    graph = GRAPH_OBJECT * folded + (GRAPH_POINT + _kept_inputs(generator)) * passes * points
+    if way.path == "eager":  # of one chunk: a layer's input and output, and phases in float32
         numbers = siren.hidden_dim * stage.batch_size * points
-        eager_chunk = EAGER_PLAIN * FLOAT * min(numbers, eager.CHUNK_NUMBERS)
+        eager_chunk = (2 * way.operand_bytes + 1.5 * FLOAT) * min(numbers, eager.CHUNK_NUMBERS)
     else:
         eager_chunk = 0.0
     most = max(
@@ -127,12 +131,11 @@ def _rays(options: RenderOptions) -> int:
     return options.image_size**2 if options.scene_radius is None else len(rays_that_hit(options))
 
 
-def _kept_inputs(generator: ImplicitGenerator3d, way: Way) -> int:
+def _kept_inputs(generator: ImplicitGenerator3d) -> int:
     """Return bytes per point of what the field keeps besides its points, for its gradients."""
     siren = generator.siren
     channels = 0 if siren.embedding_shape is None else siren.embedding_shape[0]
-    of_color_bias = FLOAT * siren.hidden_dim if way.path == "eager" else 0
-    return channels * (3 * FLOAT + HALF) + of_color_bias
+    return channels * (3 * FLOAT + HALF)
 
 
 def _chunk(generator: ImplicitGenerator3d, points: int, way: Way) -> int:
@@ -144,7 +147,9 @@ def _chunk(generator: ImplicitGenerator3d, points: int, way: Way) -> int:
         sums = FLOAT * KERNEL_SUMS * width
         return HALF * 2 * layers * min(numbers, KERNEL_CHUNK) + sums
     if way.path == "eager":
-        return math.ceil(FLOAT * (2 * layers + 1.5) * min(numbers, eager.CHUNK_NUMBERS))
+        # Sines and slopes of all layers, and the gradient of the first layer's phases.
+        a_number = way.operand_bytes * (2 * layers + 1.5) + FLOAT
+        return math.ceil(a_number * min(numbers, eager.CHUNK_NUMBERS))
     return FLOAT * 4 * layers * min(numbers, CPU_CHUNK) * torch.get_num_threads()
 
 
