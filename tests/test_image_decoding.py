@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from datasets import dataset_options, find_images, open_images
 from image_io.decoding import MAX_PIXELS, Framing, crop_box, decode_all, decode_picture
+from metrics import real_images
 
 
 def framing(image_size=8, crop="none", resize="antialias"):
@@ -137,6 +139,37 @@ def test_celeba_nearest_follows_the_published_steps():
     pixels = decoded(encoded(image), crop="celeba", image_size=64, resize="nearest")
     assert np.abs(pixels.astype(int) - wanted).max() <= 1  # Pillow rounds twice
     assert (pixels == wanted).mean() > 0.99
+
+
+def test_celeba_by_nearest_neighbor_takes_the_published_pixels(tmp_path):
+    # 320 x 320 needs no enlarging; the center 256 x 256 begins at (32, 32).
+    place = (np.arange(320) - 32).clip(0, 255).astype(np.uint8)
+    red, green = np.meshgrid(place, place)
+    folder = tmp_path / "set"
+    folder.mkdir()
+    Image.fromarray(np.stack([red, green, 0 * red], -1)).save(folder / "0.png")
+    for image_size, step in ((64, 4), (128, 2)):
+        images = open_images(
+            dataset_options("CelebA", str(folder), resize="nearest"),
+            image_size,
+            cache_dir=tmp_path,
+            show_progress=False,
+        )
+        assert images.pixels[0, 0, 0].tolist() == list(range(0, 256, step))
+        assert images.pixels[0, 1, :, 0].tolist() == list(range(0, 256, step))
+
+
+def test_published_celeba_is_mirrored_before_it_is_shrunk(tmp_path):
+    # 320 x 320 needs no enlarging, and red is the column in the centre 256 x 256.
+    columns = np.tile((np.arange(320) - 32).clip(0, 255).astype(np.uint8), (320, 1))
+    (tmp_path / "photos").mkdir()
+    for number in range(8):
+        Image.fromarray(columns).save(tmp_path / "photos" / f"{number}.png")
+    options = dataset_options("CelebA", str(tmp_path / "photos"), resize="nearest")
+    choice = real_images.Choice(options=options, image_size=64, count=8, is_flipped=True)
+    blocks = real_images.chosen_images(choice, find_images(options))
+    found = {tuple(pixels[0, 0].tolist()) for block in blocks for pixels in block}
+    assert found == {tuple(range(0, 256, 4)), tuple(range(255, 0, -4))}
 
 
 @pytest.mark.parametrize("crop", ["none", "center"])

@@ -17,7 +17,6 @@ import eval_metrics
 import fid_evaluation
 from checkpoint_io import checkpoints
 from config import curriculum
-from datasets import dataset_options, find_images
 from distributed import processes
 from metrics import features as quality
 from metrics import inception, real_images, report, samples
@@ -303,19 +302,6 @@ def test_published_protocol_is_jpeg_nearest_and_mirrors_some(tmp_path):
     manifest = json.loads((out / real_images.MANIFEST).read_text())
     assert manifest["dataset"]["resize"] == "nearest"
     assert manifest["is_flipped"]
-
-
-def test_published_celeba_is_mirrored_before_it_is_shrunk(tmp_path):
-    # 320 x 320 needs no enlarging, and red is the column in the centre 256 x 256.
-    columns = np.tile((np.arange(320) - 32).clip(0, 255).astype(np.uint8), (320, 1))
-    (tmp_path / "photos").mkdir()
-    for number in range(8):
-        Image.fromarray(columns).save(tmp_path / "photos" / f"{number}.png")
-    options = dataset_options("CelebA", str(tmp_path / "photos"), resize="nearest")
-    choice = real_images.Choice(options=options, image_size=64, count=8, is_flipped=True)
-    blocks = real_images.chosen_images(choice, find_images(options))
-    found = {tuple(pixels[0, 0].tolist()) for block in blocks for pixels in block}
-    assert found == {tuple(range(0, 256, 4)), tuple(range(255, 0, -4))}
 
 
 def test_a_failed_try_does_not_block_the_next_one(tmp_path):
