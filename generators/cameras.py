@@ -19,6 +19,7 @@ from torch import Tensor
 POLE_MARGIN = 1e-5  # radians kept from the poles, where "right" is undefined
 NEAREST = 1e-3  # scene units in front of the camera, within which points count as behind it
 TRUNCATION = 2.0  # standard deviations at which "truncated_gaussian" is cut
+CANDIDATES = 4  # normal numbers drawn for each angle of "truncated_gaussian", as published
 
 PoseKind = Literal[
     "gaussian", "uniform", "hybrid", "truncated_gaussian", "spherical_uniform", "mean"
@@ -45,7 +46,8 @@ class PoseDistribution:
 
     kind "gaussian" reads the spreads as standard deviations, "truncated_gaussian" as well but cut
     at two of them, "uniform" as half-widths. "hybrid" draws once per batch whether the batch is
-    uniform with doubled spreads or gaussian. "spherical_uniform" covers a band of the sphere
+    uniform with doubled spreads or gaussian; the published code draws this from Python's own random
+    numbers instead of the stream. "spherical_uniform" covers a band of the sphere
     evenly: yaw is uniform, and (pitch_mean +- pitch_spread) / pi is the range of v in
     pitch = arccos(1 - 2 v). "mean" is the means for every image, without a draw.
     All in radians.
@@ -78,9 +80,13 @@ def _unit_uniform(count: int, rng: torch.Generator) -> Tensor:
 
 
 def _unit_truncated(count: int, rng: torch.Generator) -> Tensor:
-    """Draw standard normal numbers within +-TRUNCATION by inverting the distribution function."""
-    inside = math.erf(TRUNCATION / math.sqrt(2))  # probability mass that is kept
-    return math.sqrt(2) * torch.erfinv(inside * _unit_uniform(count, rng))
+    """Draw four standard normal numbers per pose and take the first within +-TRUNCATION.
+
+    If none of the four is (4 in a million), the first is taken, as published.
+    """
+    candidates = torch.randn(count, CANDIDATES, generator=rng)
+    first_inside = (candidates.abs() < TRUNCATION).byte().argmax(dim=1, keepdim=True)
+    return candidates.gather(1, first_inside)[:, 0]
 
 
 def sample_poses(distribution: PoseDistribution, count: int, *, rng: torch.Generator) -> Poses:

@@ -83,16 +83,22 @@ def chosen_images(
         skip: number of images to leave out at the start.
     """
     options = choice.options
+    # The published code shrinks CelebA's images after mirroring them, which takes other pixels.
+    is_shrunk_last = options.crop == "celeba" and options.resize == "nearest"
+    taken = decoding.rows_taken(choice.image_size)
+    size = decoding.CELEBA_CROP if is_shrunk_last else choice.image_size
     wanted = choice.indices(listing.count)[skip:]
     coins = np.random.default_rng([CHOICE_SEED, listing.count, 1]).random(skip + len(wanted))
     number = skip
-    for block in _unflipped(options, listing, wanted, choice.image_size):
+    for block in _unflipped(options, listing, wanted, size):
         turned: list[Pixels | Skipped] = []
         for item in block:
             is_mirrored = choice.is_flipped and options.flip and coins[number] < 0.5
             number += 1
             if is_mirrored and not isinstance(item, Skipped):
                 item = np.ascontiguousarray(item[:, :, ::-1])
+            if is_shrunk_last and not isinstance(item, Skipped):
+                item = item[:, taken[:, None], taken]
             turned.append(item)
         yield turned
 

@@ -27,6 +27,7 @@ from system.errors import UsageError
 
 Precision = Literal["exact", "fast"]
 MEAN_LATENTS = 10_000  # whose mean is the center of truncation, as published
+MAX_PSI = 10  # far beyond the published values, which are at most 1
 MEAN_SEED = 0  # of that mean: the same for every picture, so that seeds are reproducible
 # What --precision fast rounds operands to: float16 is eight times finer, processors have bfloat16.
 FAST_DTYPES = {"cpu": torch.bfloat16, "cuda": torch.float16}
@@ -54,8 +55,8 @@ def add_objects(parser: argparse.ArgumentParser, *, psi: float) -> argparse._Mut
     flags.add_seeds(which)
     which.add_argument("--fit", type=Path, nargs="+", default=[], metavar="fit.pth", help="objects "
         "that inverse_render.py fitted to photos, in place of seeds")  # fmt: skip
-    parser.add_argument("--psi", type=flags.fraction, default=psi, help="truncation: 0 is the mean "
-        "object, 1 is the full variety")  # fmt: skip
+    parser.add_argument("--psi", type=flags.number(0, MAX_PSI), default=psi, help="truncation: 0 "
+        "is the mean object, 1 the full variety, more exaggerates")  # fmt: skip
     return which
 
 
@@ -128,12 +129,15 @@ def set_precision(generator: ImplicitGenerator3d, precision: Precision) -> None:
 
 
 def objects_to_show(saved: SavedGenerator, args: argparse.Namespace) -> list[SceneObject]:
-    """Return the fitted objects of --fit, or those of --seeds.
+    """Return the fitted objects of --fit, or those of --seeds; a note on stderr if psi is beyond 1.
 
     Raises:
         UsageError: a fit cannot be read or belongs to another generator, or two have one name.
     """
     if not args.fit:
+        if args.psi > 1:
+            print(f"note: --psi {args.psi:g} is beyond 1, the variety of training; objects may "
+                  "fall apart", file=sys.stderr)  # fmt: skip
         return objects_of_seeds(saved, args.seeds, psi=args.psi)
     return fitted_objects(saved, args.fit)
 

@@ -15,6 +15,8 @@ DOCUMENTS = (
     "docs/faq.md",
     "docs/speed.md",
     "docs/promises.md",
+    "docs/published.md",
+    "docs/python.md",
     "assets/demo/README.md",
 )
 PROGRAMS = ("python", "torchrun", "make", "pip", "bash")

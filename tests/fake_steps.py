@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from config.stage import Precision
+from discriminators.discriminators import PyramidDiscriminator
 from generators import generators
 from generators.volumetric_rendering import rays_that_hit
 from siren.fused import eager, fused_field, kernels, triton_field
@@ -78,7 +79,9 @@ class NoScaler:
 def fake(make):
     """Return a network with fake parameters; called in a FakeTensorMode."""
     with unset_fake_temporarily():
-        network = make().to(memory_format=torch.channels_last)
+        network = make()
+        if isinstance(network, PyramidDiscriminator):
+            network.to(memory_format=torch.channels_last)
     for module in network.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -93,7 +96,7 @@ def patch_cuda_path(monkeypatch, path, dtype):
         monkeypatch.setattr(kernels, name, NoKernel())
     paths = {
         "kernels": lambda field, x, d, **_: triton_field.evaluate(field, x, d, dtype),
-        "eager": lambda field, x, d, **_: eager.evaluate(field, x, d),
+        "eager": lambda field, x, d, **_: eager.evaluate(field, x, d, dtype),
     }
     monkeypatch.setattr(fused_field, "is_supported", lambda encoded: True)
     monkeypatch.setattr(fused_field, "evaluate", paths[path])

@@ -207,7 +207,7 @@ def test_published_values_are_taken():
     torch.testing.assert_close(poses.yaw, torch.full((3,), 1.2))
     torch.testing.assert_close(poses.pitch, torch.full((3,), 1.4))
     curriculums.build("Mine", demo(instance_noise=0))
-    with pytest.raises(UsageError, match="instance_noise is 0.1, it must be"):
+    with pytest.raises(UsageError, match="instance_noise is 0.1, it must be 0$"):
         curriculums.build("Mine", demo(instance_noise=0.1))
 
 

@@ -6,9 +6,12 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 
+from datasets import dataset_options, find_images, open_images
 from image_io.decoding import MAX_PIXELS, Framing, crop_box, decode_all, decode_picture
+from metrics import real_images
 
 
 def framing(image_size=8, crop="none", resize="antialias"):
@@ -113,13 +116,69 @@ def test_celeba_keeps_a_centred_square_of_four_fifths():
     np.testing.assert_allclose(pixels[1], np.tile(top + centres, (64, 1)).T, atol=0.6)
 
 
+@pytest.mark.parametrize("image_size", [32, 64, 100, 128, 256, 300])
+def test_celeba_nearest_takes_the_pixels_of_the_published_tensor(image_size):
+    # 320 x 384 needs no enlarging, so each pixel of the centre 256 x 256 names its place exactly:
+    # it starts at (32, 64). The published code shrinks it as a tensor.
+    y, x = np.mgrid[:384, :320]
+    source = np.stack([x - 32, y - 64, 0 * x], -1).clip(0, 255).astype(np.uint8)
+    square = torch.from_numpy(source[64:320, 32:288]).permute(2, 0, 1)[None].float()
+    wanted = torch.nn.functional.interpolate(square, size=(image_size,) * 2, mode="nearest")[0]
+    content = encoded(Image.fromarray(source))
+    pixels = decoded(content, crop="celeba", image_size=image_size, resize="nearest")
+    np.testing.assert_array_equal(pixels, wanted.numpy())
+    if image_size == 64:
+        assert pixels[0, 0].tolist() == pixels[1, :, 0].tolist() == list(range(0, 256, 4))
+
+
 def test_celeba_nearest_follows_the_published_steps():
     # 178 x 218 becomes 320 x 391; the centre 256 x 256 starts at (32, 68); 1 pixel in 4 is taken.
-    step = 4 * np.arange(64) + 2.5
-    pixels = decoded(encoded(coordinates(178, 218)), crop="celeba", image_size=64, resize="nearest")
-    x, y = (32 + step) * 178 / 320 - 0.5, (68 + step) * 218 / 391 - 0.5
-    np.testing.assert_allclose(pixels[0], np.tile(x, (64, 1)), atol=0.6)
-    np.testing.assert_allclose(pixels[1], np.tile(y, (64, 1)).T, atol=0.6)
+    image = Image.fromarray(np.asarray(Image.fromarray(noise(30, 37)).resize((178, 218))))
+    enlarged = image.resize((320, 391), Image.Resampling.BILINEAR)
+    wanted = np.asarray(enlarged.crop((32, 68, 288, 324)))[::4, ::4].transpose(2, 0, 1)
+    pixels = decoded(encoded(image), crop="celeba", image_size=64, resize="nearest")
+    assert np.abs(pixels.astype(int) - wanted).max() <= 1  # Pillow rounds twice
+    assert (pixels == wanted).mean() > 0.99
+
+
+def test_celeba_by_nearest_neighbor_takes_the_published_pixels(tmp_path):
+    # 320 x 320 needs no enlarging; the center 256 x 256 begins at (32, 32).
+    place = (np.arange(320) - 32).clip(0, 255).astype(np.uint8)
+    red, green = np.meshgrid(place, place)
+    folder = tmp_path / "set"
+    folder.mkdir()
+    Image.fromarray(np.stack([red, green, 0 * red], -1)).save(folder / "0.png")
+    for image_size, step in ((64, 4), (128, 2)):
+        images = open_images(
+            dataset_options("CelebA", str(folder), resize="nearest"),
+            image_size,
+            cache_dir=tmp_path,
+            show_progress=False,
+        )
+        assert images.pixels[0, 0, 0].tolist() == list(range(0, 256, step))
+        assert images.pixels[0, 1, :, 0].tolist() == list(range(0, 256, step))
+
+
+def test_published_celeba_is_mirrored_before_it_is_shrunk(tmp_path):
+    # 320 x 320 needs no enlarging, and red is the column in the centre 256 x 256.
+    columns = np.tile((np.arange(320) - 32).clip(0, 255).astype(np.uint8), (320, 1))
+    (tmp_path / "photos").mkdir()
+    for number in range(8):
+        Image.fromarray(columns).save(tmp_path / "photos" / f"{number}.png")
+    options = dataset_options("CelebA", str(tmp_path / "photos"), resize="nearest")
+    choice = real_images.Choice(options=options, image_size=64, count=8, is_flipped=True)
+    blocks = real_images.chosen_images(choice, find_images(options))
+    found = {tuple(pixels[0, 0].tolist()) for block in blocks for pixels in block}
+    assert found == {tuple(range(0, 256, 4)), tuple(range(255, 0, -4))}
+
+
+@pytest.mark.parametrize("crop", ["none", "center"])
+def test_other_data_sets_are_shrunk_by_pillow_as_published(crop):
+    image = coordinates(256, 256)
+    wanted = np.asarray(image.resize((64, 64), Image.Resampling.NEAREST)).transpose(2, 0, 1)
+    pixels = decoded(encoded(image), crop=crop, image_size=64, resize="nearest")
+    np.testing.assert_array_equal(pixels, wanted)
+    assert pixels[0, 0].tolist() == list(range(2, 256, 4))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from fake_steps import peak_bytes
 
 import curriculums
 import train
+from discriminators.discriminators import DISCRIMINATORS
+from discriminators.linearized import Watched
 from distributed.processes import Place
 from system import machine
 from system.errors import UsageError
@@ -56,6 +58,14 @@ def test_the_estimate_is_near_the_bytes_of_a_step_of_every_preset(monkeypatch, n
 )  # fmt: skip
 def test_the_estimate_holds_for_other_settings(monkeypatch, overrides):
     assert_close(monkeypatch, "CelebA128", 0, *overrides)
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+@pytest.mark.parametrize("size", [2, 4, 32])
+def test_numbers_at_the_rectifiers_are_those_of_a_pass(name, size):
+    network, watched = DISCRIMINATORS[name](max_width=9), Watched()
+    network(torch.zeros(1, 3, size, size), 0.5, watched)
+    assert memory._rectified(network, size) == sum(t.numel() for t in watched.rectified)
 
 
 @pytest.mark.parametrize("name", curriculums.PRESETS)

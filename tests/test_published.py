@@ -263,13 +263,21 @@ RENDERS = [
 ]
 
 
+@pytest.fixture(params=[(torch.float32, 1e-4), (torch.float64, 1e-8)], ids=["float32", "float64"])
+def precision(request):
+    """A type to compute in, and how far results may be from the published ones."""
+    yield request.param
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize(
     ("model", "case"),
     [*((model, case) for model in ("TALLSIREN", "SPATIALSIRENBASELINE") for case in RENDERS),
      ("EmbeddingPiGAN256", RENDERS[0])],
 )  # fmt: skip
 @torch.no_grad()
-def test_a_render_is_the_published_one(tmp_path, model, case):
+def test_a_render_is_the_published_one(tmp_path, model, case, precision):
+    dtype, tolerance = precision
     case = {"std": 0.0, "last_back": False, "white_back": False, "lock": False, **case}
     rng = torch.Generator().manual_seed(2)
     network = published_files.generator(model, num_layers=3, width=16)
@@ -277,6 +285,9 @@ def test_a_render_is_the_published_one(tmp_path, model, case):
     network.siren.final_layer.bias.fill_(5)  # neither empty nor opaque
     published_files.save(network, tmp_path / "generator.pth")
     saved = load_generator(tmp_path / "generator.pth")
+    torch.set_default_dtype(dtype)
+    network.to(dtype)
+    saved.generator.to(dtype)
     frequencies, phases = film_of(network, 2, rng)
     pitch, yaw = torch.tensor([1.3, 1.7]), torch.tensor([1.2, 1.9])
     near, far, fov, steps, size = 0.88, 1.12, 12.0, 9, 7
@@ -304,8 +315,8 @@ def test_a_render_is_the_published_one(tmp_path, model, case):
         rng=torch.Generator().manual_seed(5),
     )
     assert wanted.std() > 0.01
-    torch.testing.assert_close(view.images, wanted, atol=1e-4, rtol=0)
-    torch.testing.assert_close(view.depths, wanted_depth, atol=1e-4, rtol=0)
+    torch.testing.assert_close(view.images, wanted, atol=tolerance, rtol=0)
+    torch.testing.assert_close(view.depths, wanted_depth, atol=tolerance, rtol=0)
 
 
 @torch.no_grad()

@@ -253,7 +253,7 @@ def test_two_fits_of_one_name_are_refused(command, tiny_run, tmp_path):
         (["--num_frames", "0"], "--num_frames: must be a whole number"),
         (["--format", "avi"], "--format"),
         (["--format", "gif", "--fps", "60"], "--fps 60: at most 50 for gif"),
-        (["--psi", "2"], "--psi: must be a number from 0 to 1"),
+        (["--psi", "11"], "--psi: must be a number from 0 to 10"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(command, tmp_path, texts, expected):

@@ -12,7 +12,7 @@ import curriculums
 import datasets
 import train
 from checkpoint_io import checkpoints
-from distributed import processes
+from distributed import collectives
 from distributed.processes import Place
 from image_io.files import Listing
 from system.errors import UsageError
@@ -93,8 +93,8 @@ def test_a_machine_without_a_state_takes_the_newest_of_the_others(tiny, tmp_path
     def of_both(value):  # equal commands; the other machine has a state of step 1
         return [-1, 1] if value == -1 else [value, value]
 
-    monkeypatch.setattr(processes, "values_of_all", of_both)
-    monkeypatch.setattr(processes, "broadcast_bytes", lambda data, source: sent.getvalue())
+    monkeypatch.setattr(collectives, "values_of_all", of_both)
+    monkeypatch.setattr(collectives, "broadcast_bytes", lambda data, source: sent.getvalue())
     agreed = start.agree(place, own, wanted)
     assert (agreed.step, agreed.seed, agreed.listing.source) == (1, 4, path)
     assert_same_state(dict(agreed.content), dict(content))

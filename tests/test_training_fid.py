@@ -9,7 +9,7 @@ from test_train import TINY, assert_same_state, run, state_of
 import datasets
 from checkpoint_io import checkpoints
 from curriculums import load
-from distributed import processes
+from distributed import collectives, processes
 from metrics import inception
 from metrics.frechet import fitted_gaussian, frechet_distance
 from scenes.toy_car_images import toy_car_images
@@ -140,7 +140,7 @@ def test_two_ranks_measure_what_one_does(tiny, weights, tmp_path):
         place = processes.Place(device=torch.device("cpu"), rank=rank, world_size=2)
         kept = []
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(processes, "add_up", kept.append)
+            patched.setattr(collectives, "add_up", kept.append)
             meter.measure(generator, 1, place, lambda: False)
         shares += kept
     assert shares[0][32:64].eq(0).all()
@@ -165,7 +165,7 @@ def test_a_machine_with_a_disk_of_its_own_gets_the_statistics(tiny, weights, tmp
         for tensor, value in zip(tensors, meter.real, strict=True):
             tensor.copy_(value)
 
-    monkeypatch.setattr(processes, "broadcast_state", from_main)
+    monkeypatch.setattr(collectives, "broadcast_state", from_main)
     found, _ = fid.open_meter(other, wanted, curriculum, data, listing, tmp_path / "empty")
     assert all(torch.equal(*pair) for pair in zip(found.real, meter.real, strict=True))
     assert list((tmp_path / "empty").iterdir()) == []

@@ -53,6 +53,18 @@ def test_the_latent_is_the_published_one(opened):
     torch.testing.assert_close(none.phase_shifts, viewing.mean_film(saved).phase_shifts)
 
 
+def test_psi_beyond_one_exaggerates_and_is_told(tiny_run, capsys):
+    args = parse(tiny_run / "generator.pth", "--seeds", "3", "--psi", "1.5")
+    saved = viewing.open_generator(args)
+    (shown,) = viewing.objects_to_show(saved, args)
+    assert capsys.readouterr().err.startswith("note: --psi 1.5 is beyond 1")
+    mean, whole = viewing.mean_film(saved), viewing.objects_of_seeds(saved, [3], psi=1.0)[0].film
+    wanted = mean.frequencies + 1.5 * (whole.frequencies - mean.frequencies)
+    torch.testing.assert_close(shown.film.frequencies, wanted)
+    viewing.objects_to_show(saved, parse(tiny_run / "generator.pth", "--seeds", "3", "--psi", "1"))
+    assert capsys.readouterr().err == ""
+
+
 def test_options_are_the_curriculums_with_more_samples(opened):
     saved, args = opened
     options = viewing.render_options(saved, args)

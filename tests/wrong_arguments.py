@@ -40,7 +40,7 @@ OF_VIEWERS = [
     (["--seeds", "-1"], "--seeds"),
     (["--seeds", "9-1"], "runs backwards"),
     (["--seeds", "0-99999999999"], "makes more than"),
-    (["--psi", "nan"], "--psi: must be a number from 0 to 1"),
+    (["--psi", "nan"], "--psi: must be a number from 0 to 10"),
     (["--psi", "-1"], "--psi"),
     (["--ema", "ema3"], "--ema"),
     (["--max_batch_size", "0"], "--max_batch_size"),

@@ -16,7 +16,6 @@ import torch
 from checkpoint_io.network_state import unfilled
 from config.curriculum import Curriculum
 from discriminators.discriminators import PyramidDiscriminator
-from discriminators.linearized import Watched
 from distributed.processes import Place
 from generators.generators import ImplicitGenerator3d
 from generators.volumetric_rendering import RenderOptions, rays_that_hit
@@ -49,13 +48,18 @@ FieldPath = Literal["kernels", "eager", "cpu"]
 class Way(NamedTuple):
     """How a process computes: by which implementation of the field, and with which copies.
 
-    is_half: the discriminator computes in half precision.
+    is_half: products have operands in half precision.
     is_alone: the only process; others copy the discriminator before each step.
     """
 
     path: FieldPath
     is_half: bool
     is_alone: bool
+
+    @property
+    def operand_bytes(self) -> int:
+        """Bytes of a number that products take."""
+        return HALF if self.is_half else FLOAT
 
     @classmethod
     def at(cls, place: Place, curriculum: Curriculum) -> "Way":
@@ -91,9 +95,14 @@ def estimated_bytes(curriculum: Curriculum, start: int, way: Way) -> int:
     siren = generator.siren
     folded = FLOAT * siren.hidden_dim**2 * len(siren.network)
     plain = PLAIN_OBJECT * folded + PLAIN_POINT * passes * points
-    graph = GRAPH_OBJECT * folded + (GRAPH_POINT + _kept_inputs(generator, way)) * passes * points
+    graph = GRAPH_OBJECT * folded + (GRAPH_POINT + _kept_inputs(generator)) * passes * points
+    if way.path == "eager":  # of one chunk: a layer's input and output, and phases in float32
+        numbers = siren.hidden_dim * stage.batch_size * points
+        eager_chunk = (2 * way.operand_bytes + 1.5 * FLOAT) * min(numbers, eager.CHUNK_NUMBERS)
+    else:
+        eager_chunk = 0.0
     most = max(
-        stage.batch_size * plain,
+        stage.batch_size * plain + eager_chunk,
         stage.batch_size * CRITIC * critic,
         images * graph
         + max(_chunk(generator, images * points, way), images * CRITIC_OF_SPLIT * critic),
@@ -105,9 +114,16 @@ def estimated_bytes(curriculum: Curriculum, start: int, way: Way) -> int:
 
 def _rectified(discriminator: PyramidDiscriminator, image_size: int) -> int:
     """Return how many numbers of one image enter the discriminator's rectifiers."""
-    watched = Watched()
-    discriminator(torch.empty(1, 3, image_size, image_size, device="meta"), 0.5, watched)
-    return sum(tensor.numel() for tensor in watched.rectified)
+    sizes = discriminator.image_sizes()
+    widths = discriminator.level_widths[-1 - sizes.index(image_size) :]
+    numbers = widths[0] * image_size**2
+    if len(widths) > 2:  # while a level fades in, the half-size image enters as well
+        numbers += widths[1] * (image_size // 2) ** 2
+    for width in widths[1:]:
+        after_second = image_size // 2 if discriminator.is_strided else image_size
+        numbers += width * (image_size**2 + after_second**2)
+        image_size //= 2
+    return numbers
 
 
 def _rays(options: RenderOptions) -> int:
@@ -115,12 +131,11 @@ def _rays(options: RenderOptions) -> int:
     return options.image_size**2 if options.scene_radius is None else len(rays_that_hit(options))
 
 
-def _kept_inputs(generator: ImplicitGenerator3d, way: Way) -> int:
+def _kept_inputs(generator: ImplicitGenerator3d) -> int:
     """Return bytes per point of what the field keeps besides its points, for its gradients."""
     siren = generator.siren
     channels = 0 if siren.embedding_shape is None else siren.embedding_shape[0]
-    of_color_bias = FLOAT * siren.hidden_dim if way.path == "eager" else 0
-    return channels * (3 * FLOAT + HALF) + of_color_bias
+    return channels * (3 * FLOAT + HALF)
 
 
 def _chunk(generator: ImplicitGenerator3d, points: int, way: Way) -> int:
@@ -132,7 +147,9 @@ def _chunk(generator: ImplicitGenerator3d, points: int, way: Way) -> int:
         sums = FLOAT * KERNEL_SUMS * width
         return HALF * 2 * layers * min(numbers, KERNEL_CHUNK) + sums
     if way.path == "eager":
-        return math.ceil(FLOAT * (2 * layers + 1.5) * min(numbers, eager.CHUNK_NUMBERS))
+        # Sines and slopes of all layers, and the gradient of the first layer's phases.
+        a_number = way.operand_bytes * (2 * layers + 1.5) + FLOAT
+        return math.ceil(a_number * min(numbers, eager.CHUNK_NUMBERS))
     return FLOAT * 4 * layers * min(numbers, CPU_CHUNK) * torch.get_num_threads()
 
 
