@@ -102,7 +102,8 @@ def relative_error(found, expected):
 
 
 def gradient(network):
-    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in network.parameters()]
+    return torch.cat([part.flatten() for part in found])
 
 
 def parameters(network):
