@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from views import look
 
 import curriculums
 import render_multiview_images
@@ -18,7 +19,6 @@ from generators.trajectories import TRAJECTORIES, Camera, SceneObject
 from image_io import png
 from rendering import filming, viewing
 from system.errors import UsageError
-from views import look
 
 SMALL = ("--image_size", "10", "--ray_step_multiplier", "1", "--device", "cpu")
 COMMON = ["--batch_size", "--curriculum", "--curriculum_file", "--depth_map", "--device", "--ema",

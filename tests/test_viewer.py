@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from viewer_visits import EYE, MANY, POSES, request_of, shared_of, source_of
+from views import look
 
 import viewer
 from generators.cameras import Poses, camera_rotations, cast_rays
 from rendering import viewing
 from siren.fused import cpu as fused_cpu
 from system.errors import UsageError
-from views import look
 from web_viewer import checkpoints, pictures
 from web_viewer.page import PoseMap, Server
 from web_viewer.pictures import coarse_size, finished_picture, levels

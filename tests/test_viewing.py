@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import TINY
+from views import look
 
 from checkpoint_io import checkpoints
 from config import curriculum
@@ -17,7 +18,6 @@ from siren.fused import cpu as fused_cpu
 from system import flags
 from system.errors import UsageError
 from system.files import output_folder
-from views import look
 
 
 def parse(*texts):
