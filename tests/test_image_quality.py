@@ -96,7 +96,7 @@ def test_evaluation_says_what_decides_its_figures(small_network, tiny_run, reals
     assert found["psi"] == 1
     printed = capsys.readouterr().out
     assert f"{images['fid']:.2f}" in printed
-    assert "compare with nothing" in printed
+    assert "cannot be compared" in printed
     with Image.open(tmp_path / "temp" / "00039.png") as image:
         assert image.size == (8, 8)
 
