@@ -46,7 +46,7 @@ class StageKeys:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What holds in all stages. Angles in radians except fov, distances in scene units."""
+    """Settings of all stages. Angles in radians except fov, distances in scene units."""
 
     # What is trained
     model: FieldName

@@ -85,7 +85,7 @@ BY_HAND = ("viewer.png",)  # a screenshot of a browser, which no command can mak
 
 
 def build_parser() -> flags.ArgumentParser:
-    """All flags of this command."""
+    """Return a parser of all flags of this command."""
     parser = flags.ArgumentParser(description="Rebuild the pictures of the documents.")
     add = parser.add_argument
     add("pictures", nargs="*", metavar="PICTURE", help=f"of {', '.join(PICTURES)}; default: all")

@@ -1,4 +1,4 @@
-"""What all tests share: one thread each, repeatable arithmetic, and no GPU tests without a GPU."""
+"""Shared setup: one thread, repeatable arithmetic, fixtures; skips GPU tests without a GPU."""
 
 import importlib.util
 import os
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def counted(record_property):
-    """Takes a line about what a test has counted or measured, to be shown after all tests."""
+    """Return a function that takes a line about a measurement, printed after all tests."""
     return lambda line: record_property("counted", line)
 
 
@@ -55,7 +55,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True)
 def _repeatable(request):
-    """Same numbers in every run; on the CPU also NaN in memory that nobody has written yet."""
+    """Make every run repeatable; on the CPU, fill uninitialized memory with NaN."""
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(request.node.get_closest_marker("gpu") is None)
 
@@ -92,7 +92,7 @@ TINY = {
 
 @pytest.fixture
 def tiny_run(tmp_path):
-    """A folder with generator.pth, ema.pth and ema2.pth of a tiny curriculum, all different."""
+    """Make a folder of different generator.pth, ema.pth and ema2.pth of a tiny curriculum."""
     tiny = curriculum.build("Tiny", TINY)
     folder = tmp_path / "tiny_run"
     for name in ("generator", "ema", "ema2"):
@@ -111,7 +111,7 @@ def tiny_run(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder with a file system of 2 MB of its own."""
+    """Mount a separate file system of 2 MB and return its folder."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
@@ -140,7 +140,7 @@ def few_features(monkeypatch):
 
 @pytest.fixture
 def small_network(monkeypatch, tmp_path, few_features):
-    """A network in Inception's place: fixed random projections of the pixels, and its calls."""
+    """Replace Inception by fixed random projections of the pixels; return it and its calls."""
     needs_libraries()
     seen = []
     rng = torch.Generator().manual_seed(0)
@@ -164,7 +164,7 @@ def small_network(monkeypatch, tmp_path, few_features):
 
 @pytest.fixture
 def reals(tmp_path):
-    """A folder of 10 real images as fid_evaluation.py writes them."""
+    """Make a folder of 10 real images as fid_evaluation.py writes them."""
     folder = tmp_path / "reals"
     command = ["--dataset", "toycars", "--img_size", "8", "--num_imgs", "10"]
     assert fid_evaluation.main([*command, "--output_dir", str(folder)]) == 0

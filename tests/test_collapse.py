@@ -1,4 +1,4 @@
-"""Signs of collapse: seen where they are, not where they are not, and told at a bounded rate."""
+"""Signs of collapse are reported if present, never otherwise, and at a bounded rate."""
 
 import math
 
@@ -64,7 +64,7 @@ def test_a_probe_tells_whether_objects_differ():
 
 
 def told(watch, steps, probe):
-    """(step, line) of all lines."""
+    """Return (step, line) of all warnings."""
     return [(step, line) for step in steps for line in watch.probed(step, probe)]
 
 

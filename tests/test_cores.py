@@ -1,4 +1,4 @@
-"""Parts of work on cores of their own."""
+"""Independent parts of work run in parallel, one core each."""
 
 import os
 import subprocess

@@ -19,7 +19,7 @@ FULL_FROM, FULL_UNTIL = 10, 20  # steps between which the disk takes nothing
 
 
 def at_steps(monkeypatch, actions):
-    """Have actions done before what a run does after these steps."""
+    """Do actions after given steps, before the run saves or measures."""
     between = snapshots.Keeper.between_steps
 
     def watched(keeper, **kwargs):

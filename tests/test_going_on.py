@@ -1,4 +1,4 @@
-"""What a run does otherwise when it is gone on with: its pictures, its keys, and where it ends."""
+"""Changes that a resumed run reports: its pictures, curriculum keys and last step."""
 
 import json
 
@@ -27,14 +27,14 @@ def options_of(folder):
 
 
 def changed(capsys):
-    """The lines on the screen that tell a change."""
+    """Return the printed lines that report a change."""
     err = capsys.readouterr().err
     return [line for line in err.splitlines() if line.startswith("changed since the last save")]
 
 
 @pytest.fixture
 def on_photos(tiny, tmp_path, capsys):  # noqa: F811
-    """A run of one step on five photos."""
+    """Make a run of one step on five photos."""
     path = photos(tmp_path / "photos", 5)
     assert run(tiny, tmp_path / "out", "--dataset_path", path, "--max_steps", "1") == 0
     assert not changed(capsys)

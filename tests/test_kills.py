@@ -1,4 +1,4 @@
-"""Kill at any instant: a run goes on from its last announced state, as if nothing had been."""
+"""A run killed at any instant resumes from its last announced state with equal results."""
 
 import os
 import random
@@ -24,7 +24,7 @@ NETWORK_FILES = {"generator.pth": "generator", "ema.pth": "generator", "ema2.pth
 
 
 def announced(folder):
-    """The last step that the run called saved."""
+    """Return the last step that the log reports as saved."""
     if not (folder / "log.jsonl").exists():
         return 0
     return max((e["step"] for e in entries_of(folder) if e.get("saved")), default=0)
@@ -41,7 +41,7 @@ def kill(process):
 
 
 def check_files(folder):
-    """Every file is whole under its final name, and no older than what was announced."""
+    """Check that all files are complete, and no older than the last announced save."""
     state = folder / "training_state.pth"
     if state.exists():
         assert checkpoints.read(state, "training_state")["step"] >= announced(folder)

@@ -1,4 +1,4 @@
-"""The start of a run is worked out once, and is one object for all processes."""
+"""A run computes its start once and passes the same object to all processes."""
 
 import io
 import pickle
@@ -20,7 +20,7 @@ from training import start
 
 
 def counted_calls(monkeypatch, module, name):
-    """Count the calls of a function in the list that is returned."""
+    """Record the calls of a function; return the list that receives them."""
     calls, function = [], getattr(module, name)
 
     def counting(*args, **kwargs):

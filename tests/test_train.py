@@ -1,4 +1,4 @@
-"""The training command as a person types it, on a tiny run: what it writes, says and resumes."""
+"""The training command on a tiny run: its files, messages and resuming."""
 
 import json
 import signal
@@ -50,7 +50,7 @@ def state_of(folder):
 
 
 def assert_same_state(first, second):
-    """Bit for bit, whatever the nesting."""
+    """Assert that nested states are equal, bit for bit."""
     assert type(first) is type(second)
     if isinstance(first, torch.Tensor):
         assert torch.equal(first, second)

@@ -1,4 +1,4 @@
-"""FID while training, with a small network in Inception's place: so no number here is an FID."""
+"""FID while training, with a small network instead of Inception: no number here is a real FID."""
 
 import json
 
@@ -27,7 +27,7 @@ def tiny(tmp_path):
 
 @pytest.fixture
 def weights(monkeypatch, tmp_path):
-    """A file in place of Inception's weights, and a small network that pretends to be in it."""
+    """Replace Inception by a small network; return a file that stands for its weights."""
     projection = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
 
     def network(images):
@@ -141,7 +141,7 @@ def test_lines_of_a_future_that_was_left_are_dropped(tmp_path):
 
 
 def test_two_ranks_measure_what_one_does(tiny, weights, tmp_path):
-    """Their training differs, so the untrained generator is measured by both."""
+    """Measures the untrained generator both times, because the trainings would differ."""
     curriculum = load("Tiny", file=tmp_path / "tiny.py")
     torch.manual_seed(0)
     generator = curriculum.build_generator().eval()

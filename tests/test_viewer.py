@@ -1,4 +1,4 @@
-"""The viewer without a browser: what is asked for, what it looks like, and the command."""
+"""The viewer without a browser: requests, pictures, and the command."""
 
 import http.client
 import math

@@ -1,4 +1,4 @@
-"""Wrong command lines of every command, each with a piece of the line that answers it.
+"""Wrong command lines of every command, each with a part of its error message.
 
 FILE, DIR and LOCKED are what their names say; the first word of some takes the place of what a
 command reads: GENERATOR, or PHOTO.

@@ -46,7 +46,7 @@ def top_k(logits: Tensor, share: float) -> Tensor:
 def identity(
     verdict: Verdict, latents: Tensor, poses: Poses, *, z_lambda: float, pos_lambda: float
 ) -> Tensor:
-    """Return the mean squared errors of the guessed latent and pose of fakes, weighted.
+    """Return the mean squared errors of the predicted latent and pose of fakes, weighted.
 
     The pose is [pitch, yaw] in radians as rendered. Zero where the discriminator has no such heads.
     """
@@ -59,7 +59,7 @@ def identity(
 
 
 class PenalizedReals(NamedTuple):
-    """Inputs of the affine pass that has the loss's gradient, and the loss's terms (no graph).
+    """Inputs of the frozen affine pass, whose gradient is the loss's, and the loss's terms.
 
     Legend: x images, l their logits, g = grad l their gradients, s = d softplus(-l) / dl.
 

@@ -47,7 +47,7 @@ FieldPath = Literal["kernels", "eager", "cpu"]
 
 
 class Way(NamedTuple):
-    """How a process computes: by which implementation of the field, and with which copies.
+    """A process's implementation of the field and its extra copies, which decide its memory.
 
     is_half: the discriminator computes in half precision.
     is_alone: the only process; others copy the discriminator before each step.

@@ -65,7 +65,7 @@ class Eye(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """All that a picture depends on apart from the files.
+    """Everything a picture depends on apart from the files.
 
     checkpoint: its name in the picker. fit: the name of a fitted object that takes the place of
     seed, or "". to_seed: the seed at the other end of an interpolation, of which mix is the share.

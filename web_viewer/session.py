@@ -63,7 +63,7 @@ class Screen(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
-    """What all visitors share.
+    """State shared by all visitors.
 
     start: the first picture of a visitor. usual: the middle of the training cameras. fit_eyes: the
     cameras of fitted objects, by name. output_dir: where files are saved. options: words that every
