@@ -297,7 +297,7 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _pixels(image: Image.Image) -> Pixels:
-    """The pixels (3, H, W) of an RGB picture."""
+    """Return the pixels (3, H, W) of an RGB picture."""
     return np.asarray(image).transpose(2, 0, 1)
 
 

@@ -1,4 +1,4 @@
-"""From flags to a generator, the objects to show and the options to render them with.
+"""Turn flags into a generator, the objects to show and the options to render them with.
 
 A command reads top-down: its parser is made of `add_generator`, `add_objects` and `add_rendering`;
 `open_generator`, `objects_to_show` and `render_options` return what these flags name.
@@ -26,9 +26,9 @@ from system import flags, machine
 from system.errors import UsageError
 
 Precision = Literal["exact", "fast"]
-MEAN_LATENTS = 10_000  # whose mean is the center of truncation, as published
+MEAN_LATENTS = 10_000  # latents whose mean is the center of truncation, as published
 MEAN_SEED = 0  # of that mean: the same for every picture, so that seeds are reproducible
-# What --precision fast rounds operands to: float16 is eight times finer, processors have bfloat16.
+# Operands' type of --precision fast: float16 is eight times finer, but CPUs have bfloat16.
 FAST_DTYPES = {"cpu": torch.bfloat16, "cuda": torch.float16}
 
 
@@ -110,7 +110,7 @@ def open_generator(args: argparse.Namespace) -> SavedGenerator:
 
 
 def _require_average(saved: SavedGenerator, args: argparse.Namespace) -> None:
-    """Refuse other parameters than those of --ema ema2, which nobody gets by default."""
+    """Refuse all parameters except those of --ema ema2, which is never the default."""
     if args.ema != "ema2" or saved.average == "ema2":
         return
     path: Path = args.generator
@@ -156,7 +156,7 @@ def fitted_objects(saved: SavedGenerator, paths: Sequence[Path]) -> list[SceneOb
 def objects_of_seeds(
     saved: SavedGenerator, seeds: Sequence[int], *, psi: float, mean: Film | None = None
 ) -> list[SceneObject]:
-    """One object per seed, seen from the middle of the curriculum's cameras.
+    """Return one object per seed, seen from the middle of the curriculum's cameras.
 
     A seed is the same object whatever stands beside it: its latent is the first draw of a CPU
     stream with that seed, as published. mean is what mean_film returns, where it is known already.

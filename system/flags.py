@@ -24,7 +24,7 @@ DISK_EXIT_CODE = 1
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG),
 )
-NAME_ERRORS = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)  # the user typed a wrong path
+NAME_ERRORS = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)  # the path is wrong
 BROKEN_PIPE_EXIT_CODE = 141  # 128 + SIGPIPE
 MAX_INT = 2**63 - 1  # the largest integer in PyTorch and in our files
 MAX_PIXELS = 16_384  # per side of a picture: its rays take 25 GiB

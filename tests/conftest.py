@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 
-os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start, and read when torch loads
+os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it on import; commands inherit it
 
 import pytest
 import torch
 
-if not torch.cuda.is_available():  # read when Triton loads: kernels then run in its interpreter
+if not torch.cuda.is_available():  # Triton reads this on import and interprets kernels
     os.environ["TRITON_INTERPRET"] = "1"
 
 import eval_metrics
@@ -21,7 +21,7 @@ from metrics import features, inception
 
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # So a shell starts what is to run in the background; the commands that tests start inherit it.
+    # As a shell does for background processes; the commands that tests start inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

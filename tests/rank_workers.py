@@ -17,7 +17,7 @@ from distributed.supervision import StopSignal
 from system import flags
 from system.errors import UsageError
 
-FOREVER = 600.0  # seconds; what waits so long is to be ended from outside
+FOREVER = 600.0  # seconds; whatever waits so long must be killed
 
 
 def exchange(place, folder):

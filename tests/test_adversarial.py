@@ -158,7 +158,7 @@ def test_bad_updates_in_a_row_are_counted_for_each_network():
     game, curriculum = tiny_game()
     nan = torch.full((4, 3, 8, 8), float("nan"))
     for step in range(3):
-        game.step(nan, curriculum.at(step))  # the generator's updates in between are fine
+        game.step(nan, curriculum.at(step))  # the generator's updates in between are finite
     assert game.health.skipped.item() == 3
     assert game.health.worst() == ("discriminator", 3)
     with torch.no_grad():

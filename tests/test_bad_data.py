@@ -84,7 +84,7 @@ def animated(rng, kind):
     return encoded(frames[0], kind, save_all=True, append_images=frames[1:])
 
 
-# (what is to come of it, name, bytes): "use" upright, "any" used or skipped, "skip" skipped.
+# (expected outcome, name, bytes): "use" upright, "any" used or skipped, "skip" skipped.
 def files(rng, number):
     image = pixels(rng)
     png, jpg, webp = (encoded(image, kind) for kind in ("PNG", "JPEG", "WEBP"))

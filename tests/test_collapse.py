@@ -85,7 +85,7 @@ def test_a_sign_that_lasts_is_told_and_not_too_often(probe, word):
     assert [step for step, _ in lines] == list(range(first, 9001, collapse.REPEAT_STEPS))
     assert all(word in line and "\n" not in line for _, line in lines)
     assert told(watch, [9100], GOOD) == []
-    assert told(watch, [9200], probe) == []  # it begins anew
+    assert told(watch, [9200], probe) == []  # its count starts again
 
 
 def losses(watch, steps, **means):

@@ -99,7 +99,7 @@ def test_an_exact_textured_sphere_is_perfect_up_to_sampling(offset):
     assert figures.l1 < 0.008
     assert figures.depth_agreement > 99
     assert figures.depth_error < 1e-3
-    assert figures.compared > 60  # the rest has turned to the far side
+    assert figures.compared > 60  # the rest is now on the far side
 
 
 def test_sampling_is_all_that_an_exact_scene_lacks(monkeypatch):

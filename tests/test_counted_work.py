@@ -206,8 +206,8 @@ def test_no_path_moves_more_bytes_or_takes_longer_than_the_published_arithmetic(
             f"{teraflop(other):.2f} TFLOP"
         )
         assert gigabytes(one) < gigabytes(other)
-        # Eight columns beside 256 hold what would else be a pass over memory. The backward pass
-        # repeats the layers, which would else take 30 KB a point: four products instead of three.
+        # Eight columns more than 256 replace a pass over memory. The backward pass computes the
+        # layers again instead of keeping 30 KB per point: four products instead of three.
         most_products = 264 / 256 + 0.01 if name == "without" else 4 / 3 * 264 / 256 + 0.05
         assert teraflop(one) < most_products * teraflop(other)
     assert sum(map(gigabytes, ours)) < most * sum(map(gigabytes, published))

@@ -15,7 +15,7 @@ from system.errors import UsageError
 from system.files import replaced
 from training import log, snapshots, state
 
-FULL_FROM, FULL_UNTIL = 10, 20  # steps between which the disk takes nothing
+FULL_FROM, FULL_UNTIL = 10, 20  # steps between which the disk is full
 
 
 def at_steps(monkeypatch, actions):

@@ -30,7 +30,7 @@ from system import flags
 LIMITS = [0, 3000, 10**6]  # bytes of one file
 ROOMS = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256]  # pages of a file system
 PAGE = 4096
-DIARY = "diary"  # a file of the person's; without a suffix, as fid_evaluation.py looks at those
+DIARY = "diary"  # a file of the user's; without a suffix, as fid_evaluation.py looks at those
 TINY = ["--image_size", "16", "--ray_step_multiplier", "1"]
 SHORT = [*TINY, "--num_frames", "3", "--depth_map"]
 FIT = ["--candidates", "2", "--starts", "1", "--latent_steps", "1", "--film_steps", "1"]

@@ -201,7 +201,7 @@ def test_the_level_of_a_hard_surface_is_at_that_surface(steepness):
 def test_the_outline_at_the_chosen_level_is_the_rendered_one(scale, activation):
     options = replace(OPTIONS, density_activation=activation, num_steps=96, image_size=64)
     soft = ball([0.02, 0.01, -0.03], 0.17, 400 * scale)
-    empty = 0.0 if activation == "relu" else 6.0  # softplus(-6) is next to nothing
+    empty = 0.0 if activation == "relu" else 6.0  # softplus(-6) is almost 0
 
     def field(points):
         return soft(points) - empty

@@ -90,7 +90,7 @@ def test_a_constant_discriminator_has_no_penalty_and_a_finite_gradient():
 def test_the_penalty_of_a_linear_critic_is_its_squared_weight_norm():
     network = critic("CCSDiscriminator")
     level = len(network.layers)  # images of 2 x 2 pixels: a 1 x 1 and a 2 x 2 convolution
-    network.fromRGB[level].model[0].bias.data.fill_(100.0)  # no rectifier bends anything
+    network.fromRGB[level].model[0].bias.data.fill_(100.0)  # all inputs of rectifiers are positive
     first = network.fromRGB[level].model[0].weight[:, :, 0, 0]  # (C, 3)
     whole = torch.einsum("chw,ci->ihw", network.final_layer.weight[0], first)
     penalty = penalized_reals(network, images(5, size=2), 1.0, strength=1.0).penalty

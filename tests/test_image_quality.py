@@ -232,7 +232,7 @@ def test_both_libraries_read_one_file_and_see_the_same(tmp_path):
     images = images.to(torch.uint8)
     state = torch.get_rng_state()
     one = inception.pytorch_fid_network(weights, torch.device("cpu"))(images)
-    assert torch.equal(state, torch.get_rng_state())  # training must not notice
+    assert torch.equal(state, torch.get_rng_state())  # training's random numbers must not change
     assert library.load_state_dict_from_url is download
     other = inception.fidelity_network(weights, torch.device("cpu"))(images)
     path.unlink()

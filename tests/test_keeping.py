@@ -117,7 +117,7 @@ def test_a_lock_file_that_is_replaced_meanwhile_is_not_held(tmp_path, monkeypatc
 
     def late(file, operation):
         if not calls:
-            (tmp_path / "run.lock").unlink()  # whoever held it has ended in between
+            (tmp_path / "run.lock").unlink()  # as its last holder may do on ending
         calls.append(operation)
         flock(file, operation)
 
@@ -236,7 +236,7 @@ def test_signs_of_collapse_are_in_the_log(tmp_path, monkeypatch, capsys, sign):
     entries = [entry for entry in entries_of(out) if words in entry.get("warning", "")]
     error = capsys.readouterr().err
     assert len(entries) == 1
-    assert entries[0]["step"] in (12, 20)  # losses are looked at every ten steps
+    assert entries[0]["step"] in (12, 20)  # losses are checked every ten steps
     line = f"warning at step {entries[0]['step']}: {entries[0]['warning']}"
     assert error.count(line) == error.count(words) == 1
 

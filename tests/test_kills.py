@@ -68,7 +68,7 @@ def torture(tmp_path, processes, kills, rng):
             time.sleep(rng.uniform(0, 1.5))
         else:
             seen = announced(out)
-            wait_for(lambda seen=seen: announced(out) > seen, process)  # it goes on
+            wait_for(lambda seen=seen: announced(out) > seen, process)  # it continues
             wait_for(lambda: is_saving(out), process)
             time.sleep(rng.uniform(0, 0.15))
         kills_while_saving += is_saving(out)
@@ -82,9 +82,9 @@ def torture(tmp_path, processes, kills, rng):
     code, error = run([*tiny, "--output_dir", tmp_path / "whole", "--max_steps", last])
     assert code == 0, error
     assert differences(state_of(out), state_of(tmp_path / "whole")) == []
-    assert not is_saving(out)  # what was left half-written is gone
+    assert not is_saving(out)  # no half-written files remain
     steps = [entry["step"] for entry in entries_of(out) if "d_real" in entry]
-    assert steps == sorted(set(steps))  # no step is told twice
+    assert steps == sorted(set(steps))  # no step is logged twice
     return kills_while_saving, found
 
 

@@ -53,7 +53,7 @@ def test_a_start_travels_to_processes_as_one_tensor(tiny, tmp_path):  # noqa: F8
     )  # fmt: skip
     _, (packed,) = first.__reduce__()
     assert packed.dtype == torch.uint8
-    assert first.__reduce__()[1][0] is packed  # not once more for each process
+    assert first.__reduce__()[1][0] is packed  # not packed again for each process
     second = pickle.loads(pickle.dumps(first))
     assert second.curriculum == trained
     assert (second.listing, second.step, second.seed) == (listing, 1, 5)

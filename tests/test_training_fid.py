@@ -20,7 +20,7 @@ from training import fid, options
 @pytest.fixture
 def tiny(tmp_path):
     file = tmp_path / "tiny.py"
-    file.write_text(TINY + 'Tiny["clamp_mode"] = "softplus"\n')  # there is something to see
+    file.write_text(TINY + 'Tiny["clamp_mode"] = "softplus"\n')  # some density is visible
     cache = tmp_path / "cache"
     return ["--curriculum_file", str(file), "--curriculum", "Tiny", "--cache_dir", str(cache)]
 
@@ -136,7 +136,7 @@ def test_lines_of_a_future_that_was_left_are_dropped(tmp_path):
     assert fid.note(tmp_path, 10, 5.0)
     assert not fid.note(tmp_path, 20, 6.0)
     assert fid.note(tmp_path, 30, 4.0)
-    assert fid.note(tmp_path, 15, 4.5)  # gone on with from step 10
+    assert fid.note(tmp_path, 15, 4.5)  # resumed from step 10
     assert fids(tmp_path) == {10: 5.0, 15: 4.5}
 
 

@@ -117,7 +117,7 @@ def test_two_machines(network, tmp_path, fault, counted):
     began = time.monotonic()
     network.plug(is_in=False)
     left = [0, 1]
-    if fault != "cable":  # a machine that is gone says no goodbye: all on it ends behind the cut
+    if fault != "cable":  # as if the machine were lost: its processes end after the cut
         lost = int(fault[-1])
         network.kill(lost, hosts[lost])
         left = [1 - lost]

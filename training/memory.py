@@ -1,4 +1,4 @@
-"""Estimate of a training step's peak memory, and refusal of curricula that cannot fit.
+"""Estimate a training step's peak memory, and refuse curricula that cannot fit.
 
 Counted is what lives at once. The step has three moments with much of it: the fakes of the whole
 batch are rendered without gradients; the discriminator sees real images and fakes; the generator's

@@ -92,13 +92,13 @@ def resolve(
         UsageError: there is no state to resume from, it cannot be used, output_dir holds another
             run, or there are no pictures.
     """
-    own_state = _stamp(options.output_dir / STATE_FILE)  # first: what changes later is noticed
+    own_state = _stamp(options.output_dir / STATE_FILE)  # first, to notice later changes
     path = None
     if not is_dry_run or options.is_resumed or options.load_dir is not None:
         try:
             path = find_state(options.output_dir, options.load_dir, is_resumed=options.is_resumed)
         except UsageError:
-            if place.is_main:  # other machines need not have it
+            if place.is_main:  # other machines may lack the file
                 raise
     content = None
     if path is not None and path.is_dir():

@@ -206,7 +206,7 @@ def read_state(path: Path, curriculum: Curriculum) -> dict[str, Any]:
 
 
 def published_content(run: PublishedRun, curriculum: Curriculum) -> dict[str, Any]:
-    """Return what a training state of a published run holds.
+    """Return the content of a training state of a published run.
 
     Args:
         run: the published run.
@@ -219,7 +219,7 @@ def published_content(run: PublishedRun, curriculum: Curriculum) -> dict[str, An
 
 
 def _refuse_other_scales(path: Path, trained: Curriculum, wanted: Curriculum) -> None:
-    """Refuse another value of keys that change a network's output and not its shapes."""
+    """Refuse changed values of keys that change a network's output but not its shapes."""
     for key in ("model", "box_side", "density_scale"):
         before, now = getattr(trained.settings, key), getattr(wanted.settings, key)
         if before == now:
