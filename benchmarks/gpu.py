@@ -2,8 +2,8 @@
 
 Checks the kernels against the float64 reference first. Then measures the field, a training step of
 CelebA's networks and a 512 px picture beside the textbook evaluation under autocast and beside the
-largest matrix product's rate, all in this run. Prints tables and writes them as JSON. What fails is
-printed and counted, and the rest goes on; the exit code is then 1.
+largest matrix product's rate, all in this run. Prints tables and writes them as JSON. A failure is
+printed and counted, the other measurements continue, and the exit code is then 1.
 """
 
 import argparse

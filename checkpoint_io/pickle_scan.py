@@ -159,7 +159,7 @@ class Scan:
             require(not made.is_fixed, "a value in it could hold itself")  # changed after use
         if name == "BUILD":  # tensors take attributes too, and could be enlarged by them
             is_known = _is_among(made.content, OBJECT_NAMES | {ORDERED_DICT})
-            require(is_known, "it sets attributes of what has none")
+            require(is_known, "it sets attributes of an object without any")
         if name.startswith("SETITEM"):
             is_plain = all(type(key.content) in (str, int) for key in parts[::2])
             require(is_plain, "a key is neither text nor number")

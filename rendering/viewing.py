@@ -36,8 +36,8 @@ def add_generator(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a generator, for open_generator."""
     add = parser.add_argument
     add("generator", type=Path, metavar="generator.pth", help="of a run, or a published one")
-    add("--curriculum", help="what it was trained with; our own files know it, "
-        "for published ones the default is CelebA")  # fmt: skip
+    add("--curriculum", help="curriculum of its training; our own files "
+        "contain it, for published ones the default is CelebA")  # fmt: skip
     add("--curriculum_file", type=Path, help="Python file with curriculum dicts of your own")
     add("--ema", choices=["ema", "ema2", "none"], default="ema", help="which averaged parameters "
         "beside the generator to use; none takes the raw ones")  # fmt: skip
@@ -73,8 +73,8 @@ def add_field_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--max_batch_size", type=flags.positive_int, default=2_400_000, help="the most points in "
         "one call of the field; a smaller number is chosen by itself")  # fmt: skip
-    add("--precision", choices=get_args(Precision), default="exact", help="fast rounds what the "
-        "field multiplies to half precision, and leaves out empty space")  # fmt: skip
+    add("--precision", choices=get_args(Precision), default="exact", help="fast rounds the "
+        "field's products to half precision, and skips empty space")  # fmt: skip
     add("--lock_view_dependence", action="store_true", help="show the field one viewing direction "
         "for all rays")  # fmt: skip
 

@@ -123,7 +123,7 @@ def run_folder(folder: Path) -> Iterator[None]:
     """
 
     def refuse(who: str) -> None:
-        raise UsageError(f"--output_dir {folder}: another run is at work in it ({who}); stop it, "
+        raise UsageError(f"--output_dir {folder}: another run uses it ({who}); stop that run, "
                          "or give another folder")  # fmt: skip
 
     with filled_folder(folder), contextlib.ExitStack() as stack:
@@ -133,7 +133,7 @@ def run_folder(folder: Path) -> Iterator[None]:
             text = f"--output_dir {folder}: cannot be written ({error.strerror})"
             raise UsageError(text) from error
         if not is_locked:
-            print(f"{folder}: its disk knows no locks; a second run in it would not be noticed",
+            print(f"{folder}: its disk supports no locks; a second run in it would not be noticed",
                   file=sys.stderr)  # fmt: skip
         yield
 

@@ -237,7 +237,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="auto",
         metavar="auto|cpu|cuda|cuda:N|mps",
-        help="where to compute; auto takes CUDA where there is one and the CPU otherwise",
+        help="where to compute; auto takes CUDA if there is one and the CPU otherwise",
     )
 
 

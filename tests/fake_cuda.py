@@ -2,10 +2,10 @@
 
 `fake_gpu` makes the machine seem to have two GPUs of one kind. Inside of it the project's own code
 runs on "cuda:1" as it is, while "cuda:0" is the current device, and `Watch` sees every operation.
-What needs a real device is replaced: random streams, pinned memory, the launch of Triton kernels,
-which are checked in its place, and the backward pass, since PyTorch's automatic differentiation
-runs on threads of the device. Each forward pass of the field's own function is followed at once by
-its own backward pass, so that this one is seen as well.
+Code that needs a real device is replaced: random streams, pinned memory, the launch of Triton
+kernels, whose arguments are checked instead, and the backward pass, since PyTorch's automatic
+differentiation runs on threads of the device. Each forward pass of the field's own autograd
+function is followed at once by its backward pass, so that this one is checked as well.
 """
 
 import collections

@@ -2,10 +2,10 @@
 
 FAULTS is JSON: {"slow": seconds} makes every write to the disk take longer, in pieces, so that a
 kill finds files half-written; {"hang": [rank, step]} and {"die": [rank, step]} stop or kill a rank;
-{"nan": [rank, step, what]} puts numbers that are none into what a rank computes; {"apart": seconds}
-has the state copied as on CUDA, where the live one cannot be read while a peer is waited for;
-{"step_seconds": seconds} shortens the timeout of training steps, and {"pause": seconds} makes slow
-what may be slow: saving, previews, FID, and on rank 1 the first step of each stage.
+{"nan": [rank, step, what]} puts NaN into a rank's computation; {"apart": seconds} copies the state
+as on CUDA, where the live one cannot be read while waiting for a lost rank; {"step_seconds":
+seconds} shortens the timeout of training steps, and {"pause": seconds} slows down saving, previews,
+FID, and on rank 1 the first step of each stage.
 """
 
 import dataclasses

@@ -1,5 +1,5 @@
-"""A disk that is full or broken: the last good state stays, what failed is told once, and the run
-goes on where it can."""
+"""A full or broken disk: the last good state stays, each failure is reported once, and the run
+continues if it can."""
 
 import errno
 import os

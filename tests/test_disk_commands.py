@@ -1,5 +1,5 @@
-"""A disk that has no room, for every command that writes: one line that names the file, exit code
-1, no half file and no draft; what was there before, and what the person has there, stays."""
+"""Every command that writes, on a full disk: one line that names the file, exit code 1, no partial
+or temporary file; earlier files and the user's own files stay."""
 
 import errno
 import shutil

@@ -115,9 +115,9 @@ def test_another_curriculum_keeps_the_pictures_that_it_names():
 def test_another_curriculum_is_named_where_scales_differ(tiny, tmp_path):  # noqa: F811
     run(tiny, tmp_path / "out", "--max_steps", "1")
     (tmp_path / "tiny.py").write_text(TINY + "Other = {**Tiny, 'box_side': 0.3}\n")
-    with pytest.raises(UsageError, match="go on with --curriculum Tiny, with which"):
+    with pytest.raises(UsageError, match="resume with --curriculum Tiny, with which"):
         run(tiny, tmp_path / "out", "--resume", "--curriculum", "Other")
-    with pytest.raises(UsageError, match="go on with --set box_side=0.5"):
+    with pytest.raises(UsageError, match="resume with --set box_side=0.5"):
         run(tiny, tmp_path / "out", "--resume", "--set", "box_side=0.3")
 
 

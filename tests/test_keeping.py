@@ -102,7 +102,7 @@ def test_one_run_holds_a_folder_and_leaves_nothing_after_an_error(tmp_path):
             with files.run_folder(folder):
                 pass
 
-    with pytest.raises(UsageError, match="another run is at work in it .process"):
+    with pytest.raises(UsageError, match="another run uses it .process"):
         work()
     assert list(tmp_path.iterdir()) == []
     folder.mkdir(parents=True)
@@ -270,5 +270,5 @@ def test_without_a_copy_nothing_is_saved_of_a_state_that_cannot_be_read(tmp_path
     arguments = [*tiny_arguments(tmp_path), "--num_processes", "2", "--output_dir"]
     code, error = run([*arguments, tmp_path / "out"], {"die": [1, 5], "apart": 600})
     assert code != 0
-    assert "go on with the same command and --resume" in error
+    assert "run the same command with --resume" in error
     assert not (tmp_path / "out" / "training_state.pth").exists()

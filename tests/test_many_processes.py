@@ -34,7 +34,7 @@ def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(tmp_path):
         code, error = run([*tiny, "--output_dir", out, "--resume"])
         assert code == 2
         assert error.count("\n") == 1
-        assert f"another run is at work in it (process {first.pid} on" in error
+        assert f"another run uses it (process {first.pid} on" in error
         assert sorted(path.name for path in tmp_path.iterdir()) == before
         size = len(entries_of(out))
         wait_for(lambda: len(entries_of(out)) > size, first)
@@ -82,7 +82,7 @@ def test_a_rank_that_is_lost_is_noticed_within_a_minute(tmp_path, kind, told, ra
     assert f"rank {1 - rank}: " in error
     assert told.format(rank) in error
     assert f"error: rank {rank} was ended by SIGKILL" in error
-    assert f"saved at step {last} in {out}; go on with the same command and --resume" in error
+    assert f"saved at step {last} in {out}; run the same command with --resume" in error
     assert "Traceback" not in error
     assert state_of(out)["step"] == last
     code, error = run([*tiny, "--output_dir", out, "--resume", "--max_steps", last + 3])

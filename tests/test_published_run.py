@@ -143,7 +143,7 @@ def test_a_missing_file_is_named(tmp_path, small_file, name):
 
 
 def test_a_folder_of_our_exports_is_no_published_run(tmp_path, tiny_run, small_file):
-    with pytest.raises(UsageError, match="only exported networks are there"):
+    with pytest.raises(UsageError, match="holds only exported networks"):
         train.main([*small_file, "--load_dir", str(tiny_run), "--output_dir", str(tmp_path / "o")])
 
 

@@ -215,7 +215,7 @@ def test_a_tensor_is_not_enlarged_by_attributes(load):
     parameter += name("collections.OrderedDict") + b")RtR"
     for made in (tensor((4,), (1,)), parameter):
         assert load(program(made)).shape == (4,)
-        with pytest.raises(UsageError, match="sets attributes of what has none"):
+        with pytest.raises(UsageError, match="sets attributes of an object without any"):
             load(program(made, where, b"b"))
 
 

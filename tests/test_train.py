@@ -127,7 +127,7 @@ def test_previews_are_the_same_however_the_run_came_there(tiny, tmp_path):
 def test_an_output_folder_with_a_run_is_not_overwritten(tiny, tmp_path):
     run(tiny, tmp_path / "out", "--max_steps", "1")
     before = (tmp_path / "out" / "training_state.pth").read_bytes()
-    with pytest.raises(UsageError, match="holds a run already; go on with --resume"):
+    with pytest.raises(UsageError, match="holds a run already; use --resume"):
         run(tiny, tmp_path / "out")
     assert (tmp_path / "out" / "training_state.pth").read_bytes() == before
 

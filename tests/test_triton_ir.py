@@ -1,7 +1,7 @@
 """Run the compiler's intermediate representation of the kernels in NumPy; compare with float64.
 
-Faults of the compiler's front end show here, which Triton's interpreter, that the other tests use
-where there is no GPU, cannot have.
+This finds faults of the compiler's front end, which Triton's interpreter bypasses; the other tests
+use the interpreter if there is no GPU.
 """
 
 import re

@@ -104,7 +104,7 @@ def ended(processes):
 
 
 def has_stopped(folder, error):
-    return f"in {folder}; go on with the same command and --resume" in error
+    return f"in {folder}; run the same command with --resume" in error
 
 
 @pytest.mark.slow

@@ -163,8 +163,8 @@ class AdversarialGame:
     def _whole_or_undone(self) -> Iterator[None]:
         """Restore the discriminator if the generator's update fails, as when a process is lost.
 
-        What is left is the state between two steps, and can be saved. The generator changes last
-        and cannot fail half-way. In a single process nothing fails, and nothing is copied.
+        The result is the state before the step, which can be saved. The generator changes last and
+        cannot fail half-way. In a single process nothing fails, and nothing is copied.
         """
         if self.synchronize is None:
             yield

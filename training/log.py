@@ -103,7 +103,7 @@ class Board:
 
     Args:
         folder: made when the first event comes.
-        first_step: TensorBoard hides what earlier files say of later steps.
+        first_step: TensorBoard hides the entries of earlier files from this step on.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:

@@ -180,7 +180,7 @@ class TrainingRun:
                     text += f"saved at step {step} in {folder}; "
                 except (OSError, NotFinite) as failure:
                     text += f"step {step} could not be saved ({failure}); "
-            print(f"{text}go on with the same command and --resume", file=sys.stderr, flush=True)
+            print(f"{text}run the same command with --resume", file=sys.stderr, flush=True)
 
     def _copy_state(self) -> None:
         """Copy the state to the CPU now and then if a lost rank could make it unreadable."""
@@ -255,8 +255,8 @@ class TrainingRun:
             keeper.log.say(f"error: step {step} could not be saved; {self._last_good_state()}")
             return 1
         if is_stopped:
-            keeper.log.say(f"stopped and saved at step {step}; go on with the same command and "
-                           f"--resume (in {folder})")  # fmt: skip
+            keeper.log.say(f"stopped and saved at step {step}; run the same command with "
+                           f"--resume to continue (in {folder})")  # fmt: skip
         else:
             keeper.log.say(f"finished at step {step} ({self.ending.reason}): {folder}")
         return code

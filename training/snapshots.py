@@ -1,6 +1,6 @@
 """States, snapshots and previews of a run, written when they are due.
 
-A failure to write is reported once; training goes on and tries again.
+A failure to write is reported once; training continues and tries again.
 """
 
 import re

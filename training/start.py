@@ -40,8 +40,8 @@ Stamp = tuple[int, int, int]  # of a file; changes when it is replaced
 class Start:
     """The beginning of a run, the same in every process.
 
-    curriculum: what is trained: the typed one with the networks of a published run and, unless the
-        command names others, with the pictures of the resumed run.
+    curriculum: the one to train: that of the command with the networks of a published run and,
+        unless the command names others, with the pictures of the resumed run.
     listing: the pictures found.
     path: training state or published folder to resume from; None for a fresh run.
     content: content of that state until the networks have taken it; None for a fresh run.
@@ -170,7 +170,7 @@ def find_state(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) -> 
         return own
     if own.exists() and (load_dir is None or load_dir.resolve() != output_dir.resolve()):
         raise UsageError(
-            f"--output_dir {output_dir} holds a run already; go on with --resume, or give another"
+            f"--output_dir {output_dir} holds a run already; use --resume, or give another"
         )
     if load_dir is None:
         return None
@@ -181,8 +181,8 @@ def find_state(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) -> 
         return load_dir
     if (load_dir / "generator.pth").is_file():
         raise UsageError(
-            f"--load_dir {load_dir}: only exported networks are there; training goes on from "
-            f"{STATE_FILE}, which holds the optimizers and the step too"
+            f"--load_dir {load_dir}: holds only exported networks; training resumes from "
+            f"{STATE_FILE}, which also holds the optimizers and the step"
         )
     hint = nearest_path(load_dir) if not load_dir.exists() else ""
     raise UsageError(f"--load_dir {load_dir}: there is no {STATE_FILE} in it.{hint}")

@@ -229,7 +229,7 @@ def _refuse_other_scales(path: Path, trained: Curriculum, wanted: Curriculum) ->
             how = f"--curriculum {trained.name}, with which it was trained"
         raise UsageError(
             f"{path}: was trained with {key} {before}, curriculum {wanted.name} has {now}; "
-            f"go on with {how}"
+            f"resume with {how}"
         )
 
 
@@ -244,7 +244,7 @@ def load_state(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
         require_finite(game)
         return progress
     except NotFinite as error:
-        raise UsageError(f"{STATE_FILE} cannot be gone on from: {error}") from error
+        raise UsageError(f"{STATE_FILE} cannot be resumed: {error}") from error
     except StateError as error:
         other = shown(str(content.get("curriculum_name")))
         raise UsageError(
