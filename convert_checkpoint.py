@@ -4,9 +4,9 @@
     python convert_checkpoint.py published/generator.pth converted/
 
 A folder of seven files becomes a run: its four networks, and training_state.pth, from which
-train.py goes on. A generator becomes generator.pth, with the averages and the discriminator that
-lie beside it. The classes and widths of the networks are those of the published files; cameras and
-all else, which these files do not say, are written as the curriculum has them.
+train.py resumes. A generator becomes generator.pth, with the averages and the discriminator that
+lie beside it. The classes and widths of the networks come from the published files; cameras and all
+other settings, which these files lack, come from the curriculum.
 """
 
 import sys
@@ -28,7 +28,7 @@ from training import state as run_state
 from training.state import STATE_FILE, Progress
 
 AVERAGES: tuple[Average, ...] = ("ema", "ema2")
-# name of a file: its kind and its content
+# {file name: (kind, content)}
 Files = dict[str, tuple[str, dict[str, Any]]]
 
 
@@ -39,13 +39,13 @@ def build_parser() -> flags.ArgumentParser:
     add("source", type=Path, metavar="IN", help="a published generator.pth, or the folder of a "
         "published run")  # fmt: skip
     add("target", type=Path, metavar="OUT", help="folder for the new files")
-    add("--curriculum", default="CelebA", help="what it was trained with: the files don't say")
+    add("--curriculum", default="CelebA", help="curriculum of its training: the files lack it")
     add("--curriculum_file", type=Path, help="Python file with curriculum dicts of your own")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read and check everything, then write."""
+    """Read and check all files, then write the converted ones."""
     args = build_parser().parse_args(argv)
     curriculum = curriculums.load(args.curriculum, file=args.curriculum_file)
     if not args.source.is_dir():
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         own, files = _of_generator(args.source / GENERATOR_FILE, curriculum)
     there = [name for name in files if (args.target / name).exists()]
-    if there:  # whoever wrote it
+    if there:  # even if another command wrote it
         raise UsageError(f"{args.target}: holds {there[0]} already; give a new folder")
     folder = output_folder(args.target, flag="OUT")
     _write(folder, files)
@@ -90,7 +90,7 @@ def _write(folder: Path, files: Files) -> None:
 
 
 def _of_run(source: Path, curriculum: Curriculum) -> tuple[Curriculum, Files]:
-    """Return the curriculum of a whole run, its training state and the networks in that."""
+    """Return the curriculum of a whole run, its training state and its networks."""
     curriculum = published_run.open_run(source).adapt(curriculum, keeps_classes=False)
     state = run_state.read_state(source, curriculum)
     about = run_state.about_run(curriculum, Progress(step=state["step"]))
@@ -106,7 +106,7 @@ def _of_run(source: Path, curriculum: Curriculum) -> tuple[Curriculum, Files]:
 
 
 def _of_generator(source: Path, curriculum: Curriculum) -> tuple[Curriculum, Files]:
-    """Return the curriculum of a generator, and the networks beside it with its own."""
+    """Return the curriculum of a generator, its network and the networks beside it."""
     found: list[SavedGenerator] = []
     average: Average
     for average in ("none", *AVERAGES):

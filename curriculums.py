@@ -1,4 +1,4 @@
-"""The curricula that the command line names.
+"""The presets of training curricula, and loading them by name.
 
 Presets are plain dicts in the published schema; `config/schema.py` lists every key with its type,
 range and default. Write your own in the same form and give it with --curriculum_file.
@@ -15,7 +15,7 @@ from config.schema import keys_set_twice
 from system.errors import UsageError, choose, nearest_path
 from system.flags import Screen
 
-PAPER_LATITUDES = math.pi / 4 * 85 / 90  # CARLA's cameras: the upper hemisphere, less five degrees
+PAPER_LATITUDES = math.pi / 4 * 85 / 90  # CARLA's cameras: upper hemisphere minus 5 degrees
 
 _FACES: dict[str | int, Any] = {
     "dataset": "CelebA",
@@ -60,8 +60,8 @@ CelebA: dict[str | int, Any] = {
     "grad_clip": 10,
 }
 
-# The paper grows from 32 to 128 px; its schedule was never published. These are the figures of a
-# later public rerun on four devices.
+# The paper grows from 32 to 128 px but does not publish its schedule. This one is from a later
+# public rerun on four devices.
 _GROWING: dict[str | int, Any] = {
     0: {
         "batch_size": 26,
@@ -192,7 +192,7 @@ CARLA: dict[str | int, Any] = {
     "grad_clip": 1,
 }
 
-# Ten to twenty minutes on two processor cores, on the built-in toy cars.
+# Trains on the built-in toy cars in ten to twenty minutes on two processor cores.
 _DEMO_STAGE: dict[str, Any] = {"batch_size": 16, "num_steps": 7}
 
 Demo: dict[str | int, Any] = {
@@ -204,12 +204,12 @@ Demo: dict[str | int, Any] = {
         "disc_lr": 8e-4,
         "opacity_lambda": 2,
     },
-    3400: {  # smaller steps at the end calm both networks
+    3400: {  # lower learning rates at the end stabilize both networks
         **_DEMO_STAGE,
         "img_size": 32,
         "gen_lr": 1.5e-4,
         "disc_lr": 3e-4,
-        "opacity_lambda": 6,  # sweeps up the last specks; 20 takes the cars along
+        "opacity_lambda": 6,  # removes the last floating specks; 20 also removes the cars
     },
     4000: {},
     **_HEMISPHERE,
@@ -221,17 +221,17 @@ Demo: dict[str | int, Any] = {
     "latent_dim": 64,
     "mapping_hidden_dim": 64,
     "density_scale": 3,
-    "scene_radius": 0.27,  # the width of the picture: nothing can float outside of it
+    "scene_radius": 0.27,  # the width of the image: no floating density outside of it
     "discriminator": "CCSDiscriminator",
     "discriminator_width": 64,
-    "lock_view_dependence": True,  # the paint of a toy car does not depend on where it is seen from
+    "lock_view_dependence": True,  # a toy car's colors do not depend on the viewing direction
     "fade_steps": 200,
     "density_noise_steps": 500,
     "topk_interval": 2000,
     "topk_v": 1,
     "r1_lambda": 0.2,
     "r1_interval": 2,
-    "opacity_lambda": 0.5,  # clears the air around the cars
+    "opacity_lambda": 0.5,  # removes floating density around the cars
     "grad_clip": 10,
     "preview_size": 64,
 }
@@ -247,9 +247,9 @@ PRESETS: dict[str, dict[str | int, Any]] = {
 
 
 def load(name: str, *, file: Path | None = None, overrides: Sequence[str] = ()) -> Curriculum:
-    """Return the curriculum of a name, from the presets or a user's file; case does not matter.
+    """Return the curriculum with this name (in any case), from the presets or a user's file.
 
-    If the file sets a key both in a stage and for the whole, a note on stderr says what is taken.
+    If the file sets a key in a stage and for the whole, a note on stderr says which value is used.
 
     Raises:
         UsageError: no such name or file, or the dict does not follow the schema.

@@ -1,4 +1,4 @@
-"""Datasets: pictures or built-in toy cars, cached as uint8, to (B, 3, H, W) in [-1, 1].
+"""Load pictures or built-in toy cars as training images (B, 3, H, W) in [-1, 1], cached as uint8.
 
     options = dataset_options("CelebA", "img_align_celeba")
     images = open_images(options, 64, cache_dir=..., skipped_file=..., show_progress=True)
@@ -52,7 +52,7 @@ _DEFAULTS: dict[str, tuple[Crop, bool]] = {  # crop, flip
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetOptions:
-    """The images a run learns from; dataset_options fills in what a kind implies.
+    """Options of a training set; dataset_options fills in the defaults of its kind.
 
     Attributes:
         kind: "ToyCars" is the built-in set, all others are pictures at path.
@@ -97,11 +97,11 @@ def dataset_options(
     num_images: int = NUM_TOY_CARS,
     seed: int = 0,
 ) -> DatasetOptions:
-    """Return the options of a dataset; None takes what its kind implies.
+    """Return the options of a dataset; None takes the default of its kind.
 
-    CelebA takes a centred square of 0.8 of the shorter side and flips; Cats flips; Cats and Carla
-    squeeze the whole picture into the square (as published; theirs are square); Images takes the
-    largest centred square. "ToyCars" with a path means the pictures there, as "Images".
+    CelebA crops a centred square of 0.8 of the shorter side and flips; Cats flips; Cats and Carla
+    resize the whole picture to a square (as published; theirs are square); Images crops the
+    largest centred square. "ToyCars" with a path reads the pictures there, like "Images".
 
     Raises:
         UsageError: kind is unknown or a value is not allowed.
@@ -124,7 +124,7 @@ def find_images(options: DatasetOptions) -> Listing:
     """List the images of the dataset, without decoding or rendering any.
 
     Raises:
-        UsageError: no path is given, or no picture is there.
+        UsageError: no path is given, or it holds no pictures.
     """
     if options.kind == "ToyCars":
         names = tuple(f"toy car {index}" for index in range(options.num_images))
@@ -136,15 +136,15 @@ def find_images(options: DatasetOptions) -> Listing:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ImageSet:
-    """Images in memory-mapped form, ready for training.
+    """A memory-mapped set of images for training.
 
     Attributes:
         pixels: (N, 3, H, W) uint8, read-only.
-        options: what they were made from.
+        options: the options that they were made with.
         skipped: files left out because they could not be read.
         fingerprint: changes with the files, the framing and the size.
-        checksum: of all pixels; the same wherever the same pictures lie.
-        num_small: pictures with fewer pixels than the size or the crop asks for.
+        checksum: of all pixels; does not depend on the folder of the pictures.
+        num_small: pictures with fewer pixels than the size or the crop needs.
     """
 
     pixels: Pixels
@@ -178,15 +178,15 @@ def open_images(
 ) -> ImageSet:
     """Return the dataset at one size; decode or render it if cache_dir does not hold it yet.
 
-    Several processes may call at once: one does the work, the others wait.
+    Several processes may call at once: one decodes or renders, the others wait.
 
     Args:
-        options: which images.
+        options: of the dataset.
         image_size: H = W.
         cache_dir: holds N * 3 * H * W bytes per size; runs may share it.
-        listing: what find_images returned; None calls it.
-        skipped_file: names all unreadable files, if there are any, one per line with the reason.
-            Give it to one process only.
+        listing: the result of find_images; None calls it.
+        skipped_file: written with all unreadable files, if any, one per line with the reason. Give
+            it to one process only.
         show_progress: show a bar, and how many files were skipped, on stderr.
 
     Raises:
@@ -223,7 +223,7 @@ def open_images(
 
 
 def _key(options: DatasetOptions, listing: Listing, framing: Framing) -> str:
-    """Return a key of the cache: all that the pixels depend on, but not the files' folder."""
+    """Return a cache key of everything the pixels depend on, without the files' folder."""
     digest = hashlib.sha256(json.dumps([decoding.VERSION, asdict(framing)]).encode())
     if options.kind == "ToyCars":
         digest.update(json.dumps([options.kind, options.num_images, options.seed]).encode())
@@ -237,9 +237,9 @@ def _key(options: DatasetOptions, listing: Listing, framing: Framing) -> str:
 
 
 def _rendered(options: DatasetOptions, image_size: int) -> Generator[Block, None, None]:
-    """Render the built-in cars on all cores, a part per thread: its arrays are too small to share.
+    """Render the built-in cars on all cores, a group of cars per thread.
 
-    Images do not depend on the parts that they are rendered in.
+    One car's arrays are too small for several threads. Images do not depend on the groups.
     """
 
     def render(start: int) -> Block:
@@ -252,7 +252,7 @@ def _rendered(options: DatasetOptions, image_size: int) -> Generator[Block, None
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield from pool.map(render, starts)
     finally:
-        torch.set_num_threads(threads)  # part of it is one number for all threads
+        torch.set_num_threads(threads)  # some of its state is shared by all threads
 
 
 def _decoded(
@@ -277,7 +277,7 @@ def _refuse_many(skipped: Sequence[Skipped], listing: Listing, skipped_file: Pat
 def _report(
     skipped: Sequence[Skipped], listing: Listing, skipped_file: Path | None, is_printed: bool
 ) -> None:
-    """Report the skipped files, also those that came after the cache was written."""
+    """Report the skipped files, including those that a later read of the cache lists."""
     _refuse_many(skipped, listing, skipped_file)
     _write_skipped(skipped, skipped_file)
     if skipped and is_printed:
@@ -285,7 +285,7 @@ def _report(
 
 
 def _describe(skipped: Sequence[Skipped], listing: Listing, skipped_file: Path | None) -> str:
-    """Return text with the number of skipped files, the first names, and the file of all names."""
+    """Describe the skipped files: their number, the first names, and the file that lists them."""
     total = listing.count + len(listing.skipped)
     some = ", ".join(f"'{name}' ({reason})" for name, reason in skipped[:NUM_NAMED])
     more = ", ..." if len(skipped) > NUM_NAMED else ""
@@ -295,7 +295,7 @@ def _describe(skipped: Sequence[Skipped], listing: Listing, skipped_file: Path |
 
 
 def _write_skipped(skipped: Sequence[Skipped], path: Path | None) -> None:
-    """Write the names of all skipped files; replaces the list of an earlier start."""
+    """Write the names of all skipped files; replace the list of an earlier start."""
     if path is None or not (skipped or path.exists()):
         return
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -328,7 +328,7 @@ def batch_indices(
     All epochs form one endless stream, each a permutation that depends on (seed, epoch) alone. The
     processes share stream[images_seen : images_seen + batch_size * world_size], rank by rank. So a
     batch may reach into the next epoch, a small dataset repeats within a batch, and a resumed run
-    goes on where the first one stopped.
+    continues where the first one stopped.
 
     Args:
         num_images: N.
@@ -362,7 +362,7 @@ def training_images(images: Tensor, *, flip: bool, rng: torch.Generator | None =
     Args:
         images: (B, 3, H, W) uint8.
         flip: mirror each with probability 1/2.
-        rng: where the coins come from, on any device; None flips nothing.
+        rng: generator of the random flips, on any device; None flips no image.
     """
     if flip and rng is not None:
         coins = torch.rand(len(images), 1, 1, 1, generator=rng, device=rng.device) < 0.5

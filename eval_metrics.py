@@ -3,8 +3,8 @@
     python eval_metrics.py out/generator.pth --real_image_dir EvalImages/CelebA_real_images_128
     python eval_metrics.py out/generator.pth --consistency
 
-Writes metrics.json, the generated images and consistency.png into --output_dir. Files of the same
-names are replaced, nothing else there is changed.
+Writes metrics.json, the generated images and consistency.png into --output_dir. Replaces files of
+the same names and changes nothing else there.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from system.errors import UsageError
 from system.files import output_folder
 
 MAX_IMAGES = 1_000_000  # their features take 8 GiB
-COLUMNS = (  # of the table: key in metrics.json, name
+COLUMNS = (  # lines of the table: key in metrics.json, name
     ("fid", "FID"), ("kid_mean", "KID x 100"), ("is_mean", "IS"),
     ("precision", "precision"), ("recall", "recall"),
 )  # fmt: skip
@@ -64,15 +64,15 @@ def build_parser() -> flags.ArgumentParser:
         "views of --consistency")  # fmt: skip
     add("--image_size", type=flags.pixels, help="pixels per side of generated images; "
         "default: that of the real ones")  # fmt: skip
-    add("--psi", type=flags.fraction, default=1.0, help="truncation; figures of the literature "
-        "have 1")  # fmt: skip
+    add("--psi", type=flags.fraction, default=1.0, help="truncation; published figures "
+        "use 1")  # fmt: skip
     add("--seed", type=flags.non_negative_int, default=0, help="of latents and cameras")
     add("--output_dir", type=Path, default=Path("temp"))
     add("--cache_dir", type=Path, default=Path("EvalImages/cache"), help="for features of real "
         "images")  # fmt: skip
-    add("--inception_weights", type=Path, help="the network's file, where it cannot be downloaded")
-    add("--any_inception_weights", action="store_true", help="take another file than the "
-        "published one; its figures cannot be compared")  # fmt: skip
+    add("--inception_weights", type=Path, help="the network's file, if it cannot be downloaded")
+    add("--any_inception_weights", action="store_true", help="accept weights other than the "
+        "published ones; their figures cannot be compared")  # fmt: skip
     add("--num_processes", type=flags.positive_int, help="default: one per visible CUDA device")
     add("--port", type=flags.port_number, default=processes.ANY_PORT, help="rendezvous port "
         "of the processes; 0 is any free one")  # fmt: skip
@@ -90,7 +90,7 @@ class Job:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what the flags ask for."""
+    """Compute the metrics that the flags choose."""
     args = build_parser().parse_args(argv)
     if args.real_image_dir is None and not args.consistency:
         raise UsageError("nothing to measure: give --real_image_dir, --consistency or both")
@@ -121,13 +121,13 @@ def find_job(args: argparse.Namespace) -> Job:
 
 
 def measure_images(place: Place, job: Job) -> int:
-    """Do one rank's share of the image metrics; the first rank writes and prints them."""
+    """Compute one rank's share of the image metrics; rank 0 writes and prints them."""
     args = job.args
     args.device = str(place.device)
     saved = viewing.open_generator(args)
     sampling = _sampling(saved, args, args.image_size or job.real.image_size)
     network = inception.fidelity_network(job.weights, place.device)
-    output_folder(args.output_dir)  # only now: nothing that is needed is missing
+    output_folder(args.output_dir)  # only now, when all inputs are known to exist
     real, content = features.real_features(job.real, network, job.weights, args.cache_dir, place)
     generated = features.features_of(
         partial(_written_image, saved, sampling, args),
@@ -154,9 +154,9 @@ def measure_images(place: Place, job: Job) -> int:
 def _written_image(
     saved: SavedGenerator, sampling: SampleOptions, args: argparse.Namespace, number: int
 ) -> Tensor:
-    """Render image number, write it to a file, and return what the file decodes to.
+    """Render the image with this number, write it to a file, and return the decoded file.
 
-    It is (3, H, W) uint8. So the losses of the published protocol's JPEG files are measured too.
+    It is (3, H, W) uint8. So the metrics include the JPEG loss of the published protocol.
     """
     image = samples.sample_image(
         saved.generator, number, sampling, points_per_chunk=viewing.chunk_size(saved, args)
@@ -204,7 +204,7 @@ def _write(saved: SavedGenerator, args: argparse.Namespace, part: dict[str, Any]
 
 
 def _print_images(figures: dict[str, float], job: Job) -> None:
-    """Print the table of the image metrics, and warn where they cannot be compared."""
+    """Print the table of the image metrics, and warn if they cannot be compared."""
     args = job.args
     texts = {
         "fid": f"{figures['fid']:.2f}",
@@ -218,7 +218,7 @@ def _print_images(figures: dict[str, float], job: Job) -> None:
     for key, name in COLUMNS:
         print(f"  {name:12} {texts[key]}")
     if not job.weights.is_official:
-        print("  The network is not the published one: these figures compare with nothing.")
+        print("  The network is not the published one: these figures cannot be compared.")
     made = job.real.made
     if made is not None and made.get("protocol") != args.protocol:
         print(f"  The real images were made by the {made.get('protocol')} protocol.")

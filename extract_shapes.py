@@ -41,17 +41,17 @@ def build_parser() -> flags.ArgumentParser:
         help=f"what to write, of {','.join(FORMATS)}")  # fmt: skip
     add("--voxel_resolution", type=flags.whole(8, 2048), default=256, help="voxels along each axis")
     add("--cube_size", type=_size, help="side of the cube in scene units; default: "
-        "that of all that the curriculum's rays see")  # fmt: skip
+        "it contains all samples of the curriculum's rays")  # fmt: skip
     add("--center", type=_place, nargs=3, default=[0.0, 0.0, 0.0], metavar=("X", "Y", "Z"),
         help="of the cube")  # fmt: skip
     add("--level", type=flags.finite_float, help="raw density of the surface; default: the "
         "one that matches the renders best")  # fmt: skip
     add("--dense", action="store_true", help="evaluate every voxel, not only those near the "
         "surface: the mesh stays the same, no voxel of the grid is interpolated")  # fmt: skip
-    add("--all_components", action="store_true", help="keep every connected component, not only "
+    add("--all_components", action="store_true", help="keep all connected components, not only "
         "the largest")  # fmt: skip
-    add("--visible_only", action="store_true", help="cut away what no training camera can see, "
-        "which leaves the mesh open there")  # fmt: skip
+    add("--visible_only", action="store_true", help="remove surfaces that no training camera "
+        "sees, which leaves the mesh open there")  # fmt: skip
     viewing.add_field_flags(parser)
     return parser
 

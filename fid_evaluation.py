@@ -33,7 +33,7 @@ def build_parser() -> flags.ArgumentParser:
     add("--dataset_path", help="folder, glob or .zip of pictures; default: that of the curriculum "
         "of that dataset")  # fmt: skip
     add("--img_size", type=flags.pixels, default=128, help="pixels per side")
-    add("--num_imgs", type=flags.positive_int, default=8000, help="how many, if there are as many")
+    add("--num_imgs", type=flags.positive_int, default=8000, help="number of images, at most all")
     add("--protocol", choices=real_images.PROTOCOLS, default="clean", help="clean: antialiased "
         "png files; published: nearest-neighbour, mirrored at random, jpg files")  # fmt: skip
     add("--output_dir", type=Path, help="default: EvalImages/DATASET_real_images_SIZE")
@@ -41,7 +41,7 @@ def build_parser() -> flags.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Choose the images and write those that are not there yet."""
+    """Choose the images and write those that are missing."""
     args = build_parser().parse_args(argv)
     options = _options(args)
     listing = datasets.find_images(options)
@@ -74,7 +74,7 @@ def _options(args: argparse.Namespace) -> DatasetOptions:
 
 
 def _published_path(kind: str) -> str | None:
-    """Return the path at which the presets look for a dataset."""
+    """Return the path of a dataset in the presets."""
     settings = [curriculums.load(name).settings for name in curriculums.PRESETS]
     return next((own.dataset_path for own in settings if own.dataset == kind), None)
 

@@ -1,9 +1,9 @@
-"""Fit an object and a camera to a photo, then look at it from other sides.
+"""Fit an object and a camera to a photo, then render the object from other sides.
 
     python inverse_render.py out/generator.pth photo.jpg
 
-Writes into PHOTO_fit/ in the current folder: fit.pth, which every other command takes with --fit in
-place of a seed; fit.png (photo, fit, difference); views.png; and reconstructed.mp4, a video from
+Writes into PHOTO_fit/ in the current folder: fit.pth, which other commands take with --fit instead
+of a seed; fit.png (photo, fit, difference); views.png; and reconstructed.mp4, a video that moves
 around the photo's camera.
 """
 
@@ -36,11 +36,11 @@ from system.files import filled_folder
 VIEW_OFFSETS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # radians of yaw around the photo's camera
 DEFAULTS = FitOptions()
 MAX_CANDIDATES = 1_000_000
-POOR_GAIN = 6.0  # dB over a single color: a quarter of the photo's variance is left unexplained
+POOR_GAIN = 6.0  # dB better than a single color: the error is a quarter of the photo's variance
 
 
 def build_parser() -> flags.ArgumentParser:
-    """All flags of this command."""
+    """Return a parser of all flags of this command."""
     parser = flags.ArgumentParser(description="Fit an object and a camera to a photo.")
     viewing.add_generator(parser)
     add = parser.add_argument
@@ -49,16 +49,16 @@ def build_parser() -> flags.ArgumentParser:
         "black elsewhere, or a cut-out")  # fmt: skip
     add("--crop", default="center", help="none, center (the largest square), or pixels")
     add("--output_dir", type=Path, help="default: PHOTO_fit in the current folder")
-    add("--fit_size", type=flags.pixels, help="pixels per side at which is compared; "
+    add("--fit_size", type=flags.pixels, help="pixels per side for the comparison; "
         "default: those of the curriculum's last stage")  # fmt: skip
     add("--candidates", type=flags.whole(1, MAX_CANDIDATES), default=DEFAULTS.num_candidates,
         help="random objects and poses that are tried first")  # fmt: skip
-    add("--starts", type=flags.positive_int, default=DEFAULTS.num_starts, help="the best of them, "
-        "which are improved")  # fmt: skip
+    add("--starts", type=flags.positive_int, default=DEFAULTS.num_starts, help="number of the best "
+        "candidates that are optimized")  # fmt: skip
     add("--latent_steps", type=flags.positive_int, default=DEFAULTS.latent_steps)
     add("--film_steps", type=flags.positive_int, default=DEFAULTS.film_steps)
-    add("--fov", type=flags.positive_float, help="the photo's angle of view in degrees, where it "
-        "is known; else it is fitted")  # fmt: skip
+    add("--fov", type=flags.positive_float, help="the photo's angle of view in degrees; default: "
+        "fit it")  # fmt: skip
     add("--seed", type=flags.non_negative_int, default=0, help="of the candidates")
     filming.add_video(parser, TRAJECTORIES, default="around")
     viewing.add_rendering(parser)
@@ -66,7 +66,7 @@ def build_parser() -> flags.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fit, then write what the fit looks like."""
+    """Fit the photo, then write the fit and its pictures."""
     args = build_parser().parse_args(argv)
     saved = viewing.open_generator(args)
     options = _fit_options(saved, args)
@@ -118,7 +118,7 @@ def _crop(text: str) -> Crop:
 
 
 def _fit_options(saved: SavedGenerator, args: argparse.Namespace) -> RenderOptions:
-    """Return the options that guesses are rendered with: those of training, without randomness."""
+    """Return the render options for the fit: those of training, without randomness."""
     curriculum = saved.curriculum
     size = args.fit_size or max(stage.img_size for _, stage in curriculum.stages)
     options = replace(curriculum.preview_render(saved.step, size))
@@ -221,7 +221,7 @@ def _flat_psnr(photo: Photo) -> float:
 def _save_views(
     path: Path, saved: SavedGenerator, fit: SceneObject, args: argparse.Namespace
 ) -> None:
-    """Write the object from both sides of the photo's camera, with its depths if asked for."""
+    """Write views of the object from both sides of the photo's camera, with depths on request."""
     options, chunk = viewing.render_options(saved, args), viewing.chunk_size(saved, args)
     shots = [fit.seen_from(fit.camera.turned(0, offset)) for offset in VIEW_OFFSETS]
     with filming.progress(len(shots), options) as bar:
@@ -236,7 +236,7 @@ def _save_views(
 def _save_video(
     path: Path, saved: SavedGenerator, fit: SceneObject, way: list[Camera], args: argparse.Namespace
 ) -> None:
-    """Write the video of the object from around the photo's camera."""
+    """Write the video in which the camera moves around the photo's camera."""
     options = viewing.render_options(saved, args)
     shots = [fit.seen_from(camera) for camera in way]
     with filming.progress(len(shots), options) as bar:

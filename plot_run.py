@@ -1,4 +1,4 @@
-"""Draw what a run has logged: losses, schedules, image quality and speed over the steps.
+"""Plot a run's log: losses, schedules, image quality and speed over the steps.
 
     python plot_run.py runs/demo
 
@@ -20,7 +20,7 @@ from system.errors import UsageError, nearest_path
 from system.files import output_folder, replaced
 
 LOG_FILE, PICTURE = "log.jsonl", "run.png"
-ROUGH_SHARE = 200  # entries of one curve that are drawn; more are averaged in groups
+ROUGH_SHARE = 200  # points per curve; more log entries are averaged in groups
 
 Entry = dict[str, Any]
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
@@ -56,15 +56,15 @@ PANELS: tuple[tuple[str, dict[str, str], bool], ...] = (
 
 
 def build_parser() -> flags.ArgumentParser:
-    """All flags of this command."""
-    parser = flags.ArgumentParser(description="Draw what a run has logged.")
+    """Return a parser of all flags of this command."""
+    parser = flags.ArgumentParser(description="Plot the log of a run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
     parser.add_argument("--output", type=Path, help=f"picture; default: {PICTURE} in RUN")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read, draw, write."""
+    """Read the log, plot it and write the picture."""
     args = build_parser().parse_args(argv)
     entries = read_log(args.run)
     path = args.output or args.run / PICTURE
@@ -79,11 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def read_log(folder: Path) -> list[Entry]:
     """Read the entries of a run's log.jsonl, in the order of their steps.
 
-    Of steps that a killed and resumed run did twice, the last counts. A half-written line is left
-    out.
+    If a killed and resumed run did a step twice, the last entry counts. A half-written line is
+    skipped.
 
     Raises:
-        UsageError: there is no log, or nothing in it.
+        UsageError: there is no log, or it is empty.
     """
     path = folder / LOG_FILE
     if not path.is_file():
@@ -104,7 +104,7 @@ def read_log(folder: Path) -> list[Entry]:
 
 
 def curve(entries: Sequence[Entry], name: str) -> Curve:
-    """Return steps and values of a logged name, at most ROUGH_SHARE points, by means of groups."""
+    """Return steps and values of a logged name, averaged to at most ROUGH_SHARE points."""
     pairs = [
         (entry["step"], float(entry[name]))
         for entry in entries
@@ -133,7 +133,7 @@ def stage_starts(entries: Sequence[Entry]) -> dict[int, int]:
 
 def _draw(entries: Sequence[Entry], title: str, path: Path) -> None:
     """Draw the panels one below the other, over the same steps."""
-    import matplotlib  # here: it is slow to load, and a mistyped path does not need it
+    import matplotlib  # here, because it loads slowly and usage errors do not need it
 
     matplotlib.use("Agg")
     from matplotlib import pyplot

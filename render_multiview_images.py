@@ -29,7 +29,7 @@ SHEET_SIZE = 128  # pixels per side of a picture on the sheet, at most
 
 
 def build_parser() -> flags.ArgumentParser:
-    """All flags of this command."""
+    """Return a parser of all flags of this command."""
     parser = flags.ArgumentParser(description="Render each object from several sides.")
     viewing.add_generator(parser)
     viewing.add_objects(parser, psi=0.7)
@@ -38,7 +38,7 @@ def build_parser() -> flags.ArgumentParser:
         help="offsets from the middle of the curriculum's cameras, or from the fit's camera; "
         "positive moves the camera to the picture's left")  # fmt: skip
     add("--pitches", type=flags.finite_float, nargs="+", default=[0.0], metavar="RADIANS",
-        help="offsets, likewise; positive moves the camera down; each is a row")  # fmt: skip
+        help="offsets of pitch, one row each; positive moves the camera down")  # fmt: skip
     add("--depth_map", action="store_true", help="add a row of depths below each row of colors")
     viewing.add_rendering(parser)
     add("--output_dir", type=Path, default=Path("imgs"))
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _labels(args: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Return the labels of an object's rows, to be added to its name, and those of the columns."""
+    """Return the labels of rows (appended to an object's name) and of columns."""
     pitches = [f", pitch {pitch:+g}" if len(args.pitches) > 1 else "" for pitch in args.pitches]
     kinds = ["", " depth"] if args.depth_map else [""]
     rows = [pitch + kind for pitch in pitches for kind in kinds]
@@ -86,7 +86,7 @@ def _cells(
     args: argparse.Namespace,
     bar: "tqdm[None]",
 ) -> Iterator[Tensor]:
-    """Yield uint8 pictures (3, H, W) of one object, rows first."""
+    """Yield uint8 pictures (3, H, W) of one object, row by row."""
     for pitch in args.pitches:
         row = []
         shots = [shown.seen_from(shown.camera.turned(pitch, yaw)) for yaw in args.yaws]

@@ -2,7 +2,7 @@
 
     python render_video.py out/generator.pth --seeds 0 1 2 3 --trajectory orbit
 
-Writes vids/SEED.mp4 for each seed. The videos begin again without a jump.
+Writes vids/SEED.mp4 for each seed. The videos loop without a jump.
 """
 
 import sys
@@ -17,8 +17,8 @@ from system.files import filled_folder
 
 
 def build_parser() -> flags.ArgumentParser:
-    """All flags of this command."""
-    parser = flags.ArgumentParser(description="Film each object.")
+    """Return a parser of all flags of this command."""
+    parser = flags.ArgumentParser(description="Render a video of each object.")
     viewing.add_generator(parser)
     viewing.add_objects(parser, psi=0.7)
     filming.add_video(parser, TRAJECTORIES)

@@ -1,9 +1,9 @@
-"""Film objects that turn into each other: through all of them and back to the first.
+"""Render a video that interpolates from object to object and back to the first.
 
     python render_video_interpolation.py out/generator.pth --seeds 0 1 2 3 --trajectory orbit
 
-Writes vids/interp.mp4, --num_frames from each object to the next, in which the camera completes
-its path. The video begins again without a jump.
+Writes vids/interp.mp4 with --num_frames from each object to the next, in which the camera completes
+its path. The video loops without a jump.
 """
 
 import sys
@@ -19,8 +19,8 @@ from system.files import filled_folder
 
 
 def build_parser() -> flags.ArgumentParser:
-    """All flags of this command."""
-    parser = flags.ArgumentParser(description="Film objects that turn into each other.")
+    """Return a parser of all flags of this command."""
+    parser = flags.ArgumentParser(description="Render a video that interpolates objects.")
     viewing.add_generator(parser)
     viewing.add_objects(parser, psi=0.7)
     filming.add_video(parser, INTERPOLATION_TRAJECTORIES)

@@ -2,8 +2,8 @@
 
     python train.py --curriculum CelebA --output_dir out
 
-One process per visible CUDA device, or one on the CPU. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save
-before the command ends; the same command with `--resume` continues the run.
+Runs one process per visible CUDA device, or one on the CPU. On Ctrl-C, SIGTERM, SIGHUP and SIGUSR1
+it saves and ends; the same command with `--resume` continues the run.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from training.start import resolve
 
 
 def build_parser() -> flags.ArgumentParser:
-    """Return the parser of this command."""
+    """Return a parser of all flags of this command."""
     parser = flags.ArgumentParser(description="Train a 3D-aware generator from a folder of photos.")
     add = parser.add_argument
     add("--curriculum", help="name of a curriculum; see --list_curricula")
@@ -35,36 +35,36 @@ def build_parser() -> flags.ArgumentParser:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a curriculum key; "
         "STEP.KEY=VALUE for a stage; repeatable")  # fmt: skip
     add("--dataset_path", help="folder, glob or .zip of pictures")
-    add("--cache_dir", type=Path, help="where decoded pictures are kept; default OUTPUT_DIR/cache")
+    add("--cache_dir", type=Path, help="folder of decoded pictures; default: OUTPUT_DIR/cache")
     add("--output_dir", type=Path, default=Path("out"), help="folder of the run")
-    add("--load_dir", type=_folder_or_none, help="go on from the run in this folder, ours or a "
+    add("--load_dir", type=_folder_or_none, help="resume from the run in this folder, ours or a "
         "published one; '' is none")  # fmt: skip
-    add("--resume", action="store_true", help="go on from --output_dir if it holds a run")
-    add("--set_step", type=flags.non_negative_int, help="take this as the number of steps done")
+    add("--resume", action="store_true", help="resume the run in --output_dir if there is one")
+    add("--set_step", type=flags.non_negative_int, help="set the number of completed steps")
     add("--seed", type=flags.non_negative_int, help="of all random numbers; default: that of the "
-        "run that is gone on with, else 0")  # fmt: skip
+        "resumed run, else 0")  # fmt: skip
     add("--n_epochs", type=flags.positive_int, help="stop after so many passes over the data, "
-        "after loading further ones; default: no limit")  # fmt: skip
+        "counted from the start or resume; default: no limit")  # fmt: skip
     add("--max_steps", type=flags.positive_int, help="stop at this step")
     add("--sample_interval", type=flags.positive_int, default=200, help="steps between previews")
     add("--model_save_interval", type=flags.positive_int, default=5000, help="steps between "
         "snapshots")  # fmt: skip
     add("--state_seconds", type=flags.positive_float, default=600, help="seconds between saved "
-        "states: what a power cut costs at most")  # fmt: skip
-    add("--keep", type=flags.positive_int, default=3, help="snapshots kept, the newest ones; "
-        "previews of ten times as many steps")  # fmt: skip
+        "states: the most that a power cut can lose")  # fmt: skip
+    add("--keep", type=flags.positive_int, default=3, help="keep this many newest "
+        "snapshots, and previews of ten times as many steps")  # fmt: skip
     add("--eval_freq", type=flags.non_negative_int, default=5000, help="steps between FID "
         "measurements; 0 turns them off")  # fmt: skip
     add("--eval_images", type=flags.whole(1, 1_000_000), default=2048,
-        help="images generated for each")  # fmt: skip
-    add("--inception_weights", type=Path, help="FID's network, where it cannot be downloaded")
-    add("--any_inception_weights", action="store_true", help="take another file than the "
-        "published one; its figures cannot be compared")  # fmt: skip
+        help="images generated per measurement")  # fmt: skip
+    add("--inception_weights", type=Path, help="FID's network, if it cannot be downloaded")
+    add("--any_inception_weights", action="store_true", help="accept weights other than the "
+        "published ones; their figures cannot be compared")  # fmt: skip
     flags.add_device(parser)
     add("--num_processes", type=flags.positive_int, help="default: one per visible CUDA device")
     add("--port", type=flags.port_number, default=processes.ANY_PORT, help="rendezvous port "
         "of the processes; 0 is any free one")  # fmt: skip
-    add("--dry_run", action="store_true", help="print what would be trained and stop")
+    add("--dry_run", action="store_true", help="check and print the run's settings, then stop")
     return parser
 
 
@@ -73,7 +73,7 @@ def _folder_or_none(text: str) -> Path | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, check everything that can be checked, then train in one or several processes."""
+    """Parse the flags, check all inputs, then train in one or several processes."""
     args = build_parser().parse_args(argv)
     if args.list_curricula:
         print(dry_run.curricula_table())
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _curriculum(args: argparse.Namespace) -> Curriculum:
-    """Return the curriculum as it was typed, with its changes."""
+    """Return the curriculum that the flags name, with the changes of --set."""
     if args.curriculum is None:
         names = ", ".join(curriculums.PRESETS)
         raise UsageError(f"--curriculum is missing; choose one of {names}")
@@ -142,10 +142,10 @@ def _options(args: argparse.Namespace, command: list[str]) -> TrainOptions:
 
 
 def _check_fid(args: argparse.Namespace) -> None:
-    """Check now what would fail hours later, when FID is measured.
+    """Check the Inception weights now, not hours later at the first FID measurement.
 
     Raises:
-        UsageError: the weights are not the right ones.
+        UsageError: the weights are wrong.
     """
     if args.eval_freq == 0:
         return

@@ -1,9 +1,9 @@
-"""Walk around a generated object in the browser.
+"""View generated objects from all sides in the browser.
 
     python viewer.py out/generator.pth
 
-prints the address of the page. With --save_picture it writes one picture into --output_dir instead:
-the page shows the command line that writes the picture on it.
+Prints the address of the page. With --save_picture it instead writes one picture into --output_dir;
+the page shows the command line that writes its current picture.
 """
 
 import argparse
@@ -28,16 +28,16 @@ EXTRA = "requirements.txt"
 
 
 def build_parser() -> flags.ArgumentParser:
-    """All flags of this command."""
-    parser = flags.ArgumentParser(description="Look around a generated object in the browser.")
+    """Return a parser of all flags of this command."""
+    parser = flags.ArgumentParser(description="View generated objects in the browser.")
     viewing.add_generator(parser)
     add_request(parser)
     add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to listen at; the default is this machine "
-        "alone, 0.0.0.0 is everybody who can reach it")  # fmt: skip
+    add("--host", default="127.0.0.1", help="address to listen at; the default serves this "
+        "machine only, 0.0.0.0 the whole network")  # fmt: skip
     add("--port", type=flags.port_number, default=0, help="0 takes a free one")
-    add("--output_dir", type=Path, default=Path("views"), help="where the page saves; nothing is "
-        "written elsewhere")  # fmt: skip
+    add("--output_dir", type=Path, default=Path("views"), help="the only folder to which the page "
+        "saves")  # fmt: skip
     add("--save_picture", action="store_true", help="write the picture and open no page")
     return parser
 
@@ -128,7 +128,7 @@ def _check_address(host: str, port: int) -> None:
 
 
 def _announce(host: str, port: int) -> None:
-    """Print the address; warn where other machines can reach it."""
+    """Print the address; warn if other machines can reach it."""
     if not is_loopback(host):
         print(
             f"--host {host}: everybody who can reach this machine over the network can use this "

@@ -22,7 +22,7 @@ def median_seconds(
     limit: float = 2.0,
     synchronize: Callable[[], None] = lambda: None,
 ) -> float:
-    """Median time of work, seconds; it is not repeated again once limit seconds are measured."""
+    """Return the median seconds of work; stops repeating it after limit seconds in all."""
     for _ in range(warmups):
         work()
     seconds: list[float] = []
@@ -36,7 +36,7 @@ def median_seconds(
 
 
 def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio of images in [-1, 1], dB; 186 where they are equal.
+    """Return the PSNR of images in [-1, 1], dB; 186 if they are equal.
 
     That of metrics.consistency ends at 100, and ways to render the same picture agree better.
     """
@@ -45,7 +45,7 @@ def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Amount of work of each measurement."""
+    """Sizes of the work of each measurement."""
 
     matrices: tuple[int, ...] = (4096, 8192, 16384)
     checked_points: int = 4097
@@ -60,7 +60,7 @@ class Sizes:
 
 
 class Bench:
-    """One run: the device, the sizes, and the results by name."""
+    """One benchmark run: the device, the sizes, and the results by name."""
 
     def __init__(self, device: torch.device, sizes: Sizes) -> None:
         self.device, self.sizes = device, sizes
@@ -77,7 +77,7 @@ class Bench:
         print(f"  {name:46} {text}", flush=True)
 
     def section(self, title: str, work: Callable[["Bench"], None]) -> None:
-        """Do work, then free cached memory; a failure of either is shown and counted.
+        """Do work, then free cached memory; print and count a failure of either.
 
         The rest of the run goes on.
         """
@@ -101,7 +101,7 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
     def seconds(self, work: Callable[[], object], repeats: int | None = None) -> float:
-        """Median wall time of work after two warm-up calls; each waits for the device."""
+        """Return the median wall time of work after two warm-up calls; all wait for the device."""
         return median_seconds(
             work,
             warmups=2,
@@ -111,7 +111,7 @@ class Bench:
         )
 
     def peak_bytes(self, work: Callable[[], object]) -> int:
-        """The most memory that tensors took during work; 0 without a CUDA device."""
+        """Return the peak memory of tensors during work; 0 without a CUDA device."""
         if self.device.type != "cuda":
             work()
             return 0
@@ -121,5 +121,5 @@ class Bench:
         return torch.cuda.max_memory_allocated(self.device)
 
     def autocast(self) -> torch.autocast:
-        """Half precision, as training uses it."""
+        """Return the half-precision autocast context of training."""
         return torch.autocast(self.device.type, dtype=self.half)

@@ -49,7 +49,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Case:
-    """Evaluate one object's field at some points, or, with none, a training step of a curriculum.
+    """Evaluate one object's field at some points; with none, do a training step of a curriculum.
 
     The generator of a step is fresh, with density nearly everywhere; or the trained one that the
     repository ships; or emptied to as much empty space as one that was trained on heads.
@@ -88,13 +88,13 @@ CASES = FIELDS | DEMO_STEPS | WIDE_STEPS
 
 
 def alone(work: Callable[..., Result], *args: object) -> Result:
-    """Result of work in a process of its own: memory and warm libraries of others change times."""
+    """Return work's result from a new process: memory and caches of other work change times."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *args).result()
 
 
 def field_work(case: Case, variant: str) -> tuple[Callable[[], object], int]:
-    """An evaluation of a field, with gradients or without; it counts once."""
+    """Return a function that evaluates a field, with or without gradients, and its count, 1."""
     siren = curriculums.load(case.curriculum).build_generator().siren
     siren = twin_of(siren) if variant == "textbook" else siren
     film = siren.mapping_network(torch.randn(1, siren.z_dim))
@@ -112,7 +112,7 @@ def field_work(case: Case, variant: str) -> tuple[Callable[[], object], int]:
 
 
 def step_work(case: Case, variant: str) -> tuple[Callable[[], object], int]:
-    """Updates of both networks on random pictures, one of them with R1, and their number."""
+    """Return a function that trains both networks on random pictures, and its number of steps."""
     torch.manual_seed(0)
     curriculum = curriculums.load(case.curriculum, overrides=case.overrides)
     generator = view.trained().generator if case.is_trained else curriculum.build_generator()
@@ -145,7 +145,7 @@ def _prepare(variant: str) -> None:
 
 
 def seconds(titles: Sequence[str], variant: str, clock: str) -> dict[str, float]:
-    """Seconds of each case in this process."""
+    """Return the seconds of each case in this process."""
     _prepare(variant)
     found = {}
     for title in titles:
@@ -156,7 +156,7 @@ def seconds(titles: Sequence[str], variant: str, clock: str) -> dict[str, float]
 
 
 def compare(clock: str) -> Table:
-    """All cases in all variants: medians of processes, those of wide steps with one case each."""
+    """Measure all cases in all variants; a wide step has processes of its own."""
     groups = [[*FIELDS, *DEMO_STEPS], *([title] for title in WIDE_STEPS)]
     times: dict[tuple[str, str], list[float]] = {}
     jobs = list(itertools.product(range(PROCESSES), VARIANTS, groups))
@@ -173,7 +173,7 @@ def compare(clock: str) -> Table:
 
 
 def views(clock: str) -> Table:
-    """Time and memory of finished pictures."""
+    """Measure time and memory of finished pictures."""
     exact, fast = (alone(view.measure, precision, clock) for precision in ("exact", "fast"))
     ours = alone(view.measure_trained, view.SIZE, clock)
     columns = ["256 px view, 24 + 24 samples", "exact, s", "fast, s", "exact, MB", "fast, MB",
@@ -185,7 +185,7 @@ def views(clock: str) -> Table:
 
 
 def limits(clock: str) -> list[tuple[str, float]]:
-    """GFLOP/s of a large matrix product, by PyTorch's default library and by oneDNN."""
+    """Measure GFLOP/s of a large matrix product by PyTorch's default library and by oneDNN."""
     one = torch.randn(LIMIT_SIZE, LIMIT_SIZE)
     half = one.bfloat16()
     work: dict[str, Callable[[], object]] = {
@@ -200,7 +200,7 @@ def limits(clock: str) -> list[tuple[str, float]]:
 
 
 def image_rates(clock: str) -> list[tuple[str, float]]:
-    """Images per second: decoded and resized into the cache, and out of it in batches."""
+    """Measure images per second: decoding into the cache, and reading batches from it."""
     rng = np.random.Generator(np.random.PCG64(0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "pictures"
@@ -227,7 +227,7 @@ def image_rates(clock: str) -> list[tuple[str, float]]:
 
 
 def profile(variant: str) -> tuple[str, float, int, str]:
-    """Milliseconds, number of operations and the longest ones of the step PROFILED.
+    """Profile the step PROFILED: milliseconds, number of operations and the longest ones.
 
     On one thread: the profiler names no operations of the threads that evaluate chunks of a field.
     """
@@ -244,14 +244,14 @@ def profile(variant: str) -> tuple[str, float, int, str]:
 
 
 def textbook_demo() -> dict[int, float]:
-    """Wall seconds of the textbook's step of the demo by image size."""
+    """Return the wall seconds of the textbook's step of the demo by image size."""
     titles = {16: "Demo step, 16 px, untrained", 32: "Demo step, 32 px, untrained"}
     found = alone(seconds, list(titles.values()), "textbook", "wall")
     return {size: found[title] for size, title in titles.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the tables and keep them.
+    """Measure, print the tables and save them.
 
     Raises:
         UsageError: --demo names something that exists.

@@ -39,7 +39,7 @@ def measure(run: Path, textbook: Callable[[], dict[int, float]]) -> Table:
 
 
 def seconds_by_size(run: Path) -> dict[int, tuple[int, float]]:
-    """Steps and seconds of a run by image size, without previews and saving."""
+    """Return steps and seconds of a run by image size, without previews and saving."""
     entries = map(json.loads, (run / LOG).read_text("utf-8").splitlines())
     found: dict[int, tuple[int, float]] = {}
     before = 0
@@ -52,7 +52,7 @@ def seconds_by_size(run: Path) -> dict[int, tuple[int, float]]:
 
 
 def compared(ours: dict[int, tuple[int, float]], textbook: dict[int, float]) -> Table:
-    """Steps per second by image size and of the whole run; textbook: seconds per step by size."""
+    """Return steps per second by image size and in all; textbook: seconds per step by size."""
     parts = {f"{size} px": (*ours[size], ours[size][0] * textbook[size]) for size in ours}
     parts["whole"] = tuple(map(sum, zip(*parts.values(), strict=True)))  # type: ignore[assignment]
     columns = ["`make demo`, wall time", "steps", "steps/s", "textbook, steps/s", "ratio"]

@@ -1,9 +1,9 @@
-"""How fast a CUDA device trains and renders: python benchmarks/gpu.py, about five minutes.
+"""Measure how fast a CUDA device trains and renders: python benchmarks/gpu.py, five minutes.
 
 Checks the kernels against the float64 reference first. Then measures the field, a training step of
 CelebA's networks and a 512 px picture beside the textbook evaluation under autocast and beside the
-largest matrix product's rate, all in this run. Prints tables and writes them as JSON. What fails is
-printed and counted, and the rest goes on; the exit code is then 1.
+largest matrix product's rate, all in this run. Prints tables and writes them as JSON. A failure is
+printed and counted, the other measurements continue, and the exit code is then 1.
 """
 
 import argparse
@@ -38,7 +38,7 @@ STEP = 20_000  # of the curriculum: faded in, without density noise
 
 
 def matrix_rate(bench: Bench) -> None:
-    """The largest rate of a half-precision matrix product."""
+    """Measure the largest rate of a half-precision matrix product."""
     rates = {}
     for size in bench.sizes.matrices:
         a, b = (torch.randn(size, size, device=bench.device, dtype=bench.half) for _ in range(2))
@@ -48,14 +48,14 @@ def matrix_rate(bench: Bench) -> None:
 
 
 def operations(field: FilmSiren) -> int:
-    """Multiplications and additions of one point: those of the layers' weights."""
+    """Return the multiplications and additions by the layers' weights for one point."""
     layers = [*field.network, field.final_layer, field.color_layer_sine, field.color_layer_linear]
     weights = (p for layer in layers for name, p in layer.named_parameters() if "weight" in name)
     return 2 * sum(weight.numel() for weight in weights)
 
 
 def measure_field(bench: Bench) -> None:
-    """Forward, and forward with backward; recomputing is no useful work."""
+    """Measure forward, and forward with backward; recomputation does not count as work."""
     ours = FIELDS["SPATIALSIRENBASELINE"]().to(bench.device)
     points, directions, z = field_inputs(bench, bench.sizes.field_points)
     limit = bench.results.get("matrix product, TFLOP/s", float("nan")) * 1e12
@@ -86,7 +86,7 @@ def measure_field(bench: Bench) -> None:
 
 
 def game_of(bench: Bench, curriculum: Curriculum, *, is_textbook: bool) -> AdversarialGame:
-    """CelebA's game under autocast, the textbook's or ours."""
+    """Return CelebA's game under autocast, the textbook's or ours."""
     torch.manual_seed(0)
     is_cuda = bench.device.type == "cuda"
     kind = TextbookGame if is_textbook else AdversarialGame
@@ -102,7 +102,7 @@ def game_of(bench: Bench, curriculum: Curriculum, *, is_textbook: bool) -> Adver
 def measure_step(
     bench: Bench, name: str, overrides: Sequence[str], *, is_textbook: bool
 ) -> dict[str, Any]:
-    """Images per second and peak memory of a training step; the batch is split until it fits."""
+    """Measure images per second and peak memory of a step; split the batch until it fits."""
     curriculum = curriculums.load("CelebA", overrides=list(overrides))
     while True:
         try:
@@ -124,7 +124,7 @@ def measure_step(
 
 
 def step_figures(bench: Bench, curriculum: Curriculum, *, is_textbook: bool) -> dict[str, Any]:
-    """The figures of measure_step for one curriculum."""
+    """Return the figures of measure_step for one curriculum."""
     stage = curriculum.at(STEP)
     game = game_of(bench, curriculum, is_textbook=is_textbook)
     real = real_images(bench, stage)
@@ -139,13 +139,13 @@ def step_figures(bench: Bench, curriculum: Curriculum, *, is_textbook: bool) -> 
 
 
 def real_images(bench: Bench, stage: Stage) -> Tensor:
-    """Noise in place of photos, (B, 3, H, W) in [-1, 1]."""
+    """Return noise instead of photos, (B, 3, H, W) in [-1, 1]."""
     size = stage.render.image_size
     return torch.rand(stage.batch_size, 3, size, size, device=bench.device) * 2 - 1
 
 
 def measure_training(bench: Bench) -> None:
-    """CelebA's step beside the textbook's, the waits in it, and a larger one."""
+    """Measure CelebA's step and the textbook's, its host waits, and a larger step."""
     plain = bench.sizes.overrides
     slow = measure_step(bench, "training step, textbook", plain, is_textbook=True)
     fast = measure_step(bench, "training step, ours", plain, is_textbook=False)
@@ -162,7 +162,7 @@ def measure_training(bench: Bench) -> None:
 
 
 def count_waits(bench: Bench) -> None:
-    """How often the host waits for the device in one step of training."""
+    """Count how often the host waits for the device in one training step."""
     curriculum = curriculums.load("CelebA", overrides=list(bench.sizes.overrides))
     stage = curriculum.at(STEP)
     game = game_of(bench, curriculum, is_textbook=False)
@@ -184,7 +184,7 @@ def count_waits(bench: Bench) -> None:
 
 
 def measure_picture(bench: Bench) -> None:
-    """One picture, 24 + 24 samples, under autocast, dense and skipping; and what changes in it."""
+    """Measure a render of 24 + 24 samples under autocast, dense and skipping, and its change."""
     torch.manual_seed(0)
     generator = ImplicitGenerator3d(FIELDS["SPATIALSIRENBASELINE"]()).to(bench.device).eval()
     poses = Poses(torch.tensor([1.5]), torch.tensor([1.6]))
@@ -220,7 +220,7 @@ def measure_picture(bench: Bench) -> None:
 
 
 def profile(bench: Bench) -> None:
-    """The kernels that take longest in one step, before (textbook) and after (ours)."""
+    """List the slowest kernels of one step, before (textbook) and after (ours)."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if bench.device.type == "cuda":
         activities = [torch.profiler.ProfilerActivity.CUDA]
@@ -245,7 +245,7 @@ def profile(bench: Bench) -> None:
 
 
 def measure(device: torch.device, sizes: Sizes) -> Bench:
-    """All sections in their order."""
+    """Return all sections in order."""
     bench = Bench(device, sizes)
     torch.manual_seed(0)
     bench.section("Correctness: relative errors against float64", check)
@@ -261,7 +261,7 @@ def measure(device: torch.device, sizes: Sizes) -> Bench:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure the CUDA device, print tables, write them; 2 where there is no device."""
+    """Measure the CUDA device, print and write tables; return 2 if there is no device."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", type=Path, default=table.FOLDER)
     args = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Whether the field on a CUDA device gives the float64 reference's numbers, by every path.
+"""Check every implementation of the field on a CUDA device against the float64 reference.
 
 Part of benchmarks/gpu.py.
 """
@@ -20,7 +20,7 @@ TOLERANCE = {torch.float16: (5e-4, 1.2e-2), torch.bfloat16: (4e-3, 0.14)}
 
 
 def field_inputs(bench: Bench, points: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Points in the published cube, a direction for every 12 or fewer, and latents."""
+    """Return points in the published cube, a direction per 12 or fewer, and latents."""
     size = (bench.sizes.objects, points)
     directions = points // 12 if points % 12 == 0 else 1
     unit = torch.nn.functional.normalize(torch.randn(size[0], directions, 3), dim=-1)
@@ -30,19 +30,19 @@ def field_inputs(bench: Bench, points: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @contextlib.contextmanager
 def without_triton() -> Iterator[None]:
-    """PyTorch's own operations serve, as on a GPU that the Triton kernels do not fit."""
+    """Use PyTorch's own operations, as on a GPU that the Triton kernels do not fit."""
     with mock.patch.object(launching, "find_blocks", return_value=None):
         yield
 
 
 def check_without_triton(bench: Bench) -> None:
-    """As check, by PyTorch's own operations."""
+    """Do as check, with PyTorch's own operations."""
     with without_triton():
         check(bench)
 
 
 def check(bench: Bench) -> None:
-    """Compare the path that serves with the float64 reference, gradients included."""
+    """Compare the chosen implementation with the float64 reference, including gradients."""
     for name in ("SPATIALSIRENBASELINE", "EmbeddingPiGAN128"):
         for dtype in (torch.float16, torch.bfloat16):
             if dtype == torch.float16 and bench.device.type != "cuda":
@@ -63,7 +63,7 @@ def check(bench: Bench) -> None:
 def errors_of(
     bench: Bench, field: FilmSiren, dtype: torch.dtype
 ) -> tuple[dict[str, float], str, bool]:
-    """Relative errors by name, the path that served, and whether two runs agree to the bit."""
+    """Return relative errors by name, the implementation, and whether two runs are bit-equal."""
     twin = type(field)()
     twin.load_state_dict(field.state_dict())
     field, twin = field.to(bench.device), twin.double().to(bench.device)

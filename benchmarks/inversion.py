@@ -40,7 +40,7 @@ YAW, PITCH, OVERLAP = "yaw error, degrees", "pitch error, degrees", "overlap of 
 
 
 def degrees(angle: Tensor) -> float:
-    """An angle in radians as degrees within +-180."""
+    """Convert an angle in radians to degrees within +-180."""
     return (math.degrees(float(angle)) + 180) % 360 - 180
 
 
@@ -115,7 +115,7 @@ def held_out_car(saved: SavedGenerator, options: RenderOptions, index: int) -> d
 
 
 def about_shared_turn(offsets: Sequence[float]) -> list[float]:
-    """Sizes of what is left of yaw offsets, degrees, about the one that most of them share."""
+    """Return the absolute deviations of yaw offsets, degrees, from their most common value."""
 
     def errors(shared: float) -> list[float]:
         return [abs((offset - shared + 180) % 360 - 180) for offset in offsets]
@@ -124,7 +124,7 @@ def about_shared_turn(offsets: Sequence[float]) -> list[float]:
 
 
 def summary(rows: Sequence[dict[str, float]], name: str) -> str:
-    """Median and quartiles of one figure, or nothing where it was not measured."""
+    """Return median and quartiles of one figure, or nothing if it was not measured."""
     if not rows or name not in rows[0]:
         return ""
     low, middle, high = np.quantile([row[name] for row in rows], [0.25, 0.5, 0.75])
@@ -132,7 +132,7 @@ def summary(rows: Sequence[dict[str, float]], name: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Fit and print."""
+    """Fit the photos and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("generator", type=Path)
     parser.add_argument("--num_latents", type=int, default=20)

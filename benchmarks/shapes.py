@@ -1,4 +1,4 @@
-"""Measure how fast a surface is found: python -m benchmarks.shapes.
+"""Measure how fast surfaces are extracted: python -m benchmarks.shapes.
 
 Compares evaluating every voxel with the textbook's field, and this project's coarse to fine grid
 with its mesh, on CelebA's networks and on a trained generator. Times are processor time on one
@@ -33,7 +33,7 @@ COARSEST = 65  # voxels along the grid from which a trained generator's iso leve
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Subject:
-    """A field and the density whose surface is sought in a cube around the origin."""
+    """A field, and the density whose surface is extracted from a cube around the origin."""
 
     name: str
     siren: FilmSiren
@@ -45,19 +45,19 @@ class Subject:
 
 
 def ball(points: Tensor) -> Tensor:
-    """A ball as large as a head in CelebA's pictures; density of hundreds per scene unit."""
+    """Return a ball as large as a head in CelebA's pictures; density of hundreds per unit."""
     return 1e4 * (0.08 - (points - points.new_tensor([0.0, 0.01, -0.01])).norm(dim=1))
 
 
 def torus(points: Tensor) -> Tensor:
-    """A torus and, apart from it, a small ball."""
+    """Return a torus and, apart from it, a small ball."""
     x, y, z = points.unbind(1)
     ring = 0.02 - (((x * x + z * z).sqrt() - 0.07).square() + y * y).sqrt()
     return 1e4 * torch.maximum(ring, 0.004 - (points - points.new_tensor([0, 0.06, 0])).norm(dim=1))
 
 
 def celeba(name: str, shape: Density) -> Subject:
-    """CelebA's networks, evaluated for their cost, with the density of an analytic shape."""
+    """Return CelebA's networks, evaluated for their cost, with the density of a known shape."""
     torch.manual_seed(0)
     generator = curriculums.load("CelebA").build_generator().eval().requires_grad_(False)
     film = generator.mapping(torch.randn(1, generator.z_dim))
@@ -73,7 +73,7 @@ def celeba(name: str, shape: Density) -> Subject:
 
 
 def trained(path: Path, seed: int) -> Subject:
-    """An object of a trained generator."""
+    """Return an object of a trained generator."""
     saved = checkpoints.load_generator(path)
     film = viewing.objects_of_seeds(saved, [seed], psi=0.5)[0].film
     options = saved.curriculum.evaluation_render(saved.step)
@@ -96,11 +96,11 @@ def trained(path: Path, seed: int) -> Subject:
 
 
 def _silent(done: int, needed: int) -> None:
-    """No progress bar."""
+    """Ignore progress."""
 
 
 def textbook_seconds(subject: Subject, cube: Cube) -> float:
-    """Processor time of all voxels, scaled from that of SAMPLE of them."""
+    """Return the processor time of all voxels, scaled from that of SAMPLE of them."""
     rng = torch.Generator().manual_seed(0)
     voxels = torch.randint(cube.resolution, (SAMPLE, 3), generator=rng)
     points, direction = cube.points(voxels)[None], torch.tensor([[[0.0, 0.0, -1.0]]])
@@ -114,7 +114,7 @@ def textbook_seconds(subject: Subject, cube: Cube) -> float:
 
 
 def measure(subject: Subject, resolution: int) -> tuple[str, int, float, float, float, float]:
-    """Name, resolution, seconds of the textbook and ours, ratio, percentage of voxels evaluated."""
+    """Return name, resolution, seconds (textbook, ours), ratio, percentage of voxels evaluated."""
     cube = Cube(center=(0, 0, 0), side=subject.side, resolution=resolution)
     grids: list[DensityGrid] = []
 
@@ -133,7 +133,7 @@ def measure(subject: Subject, resolution: int) -> tuple[str, int, float, float, 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and print the table."""
+    """Measure all cases and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--generator", type=Path, help="a trained one, such as the demo's")
     parser.add_argument("--resolutions", type=int, nargs="+", default=[128, 256])

@@ -1,4 +1,4 @@
-"""Keep the results of benchmarks as tables, and show them as Markdown.
+"""Save the results of benchmarks as tables, and show them as Markdown.
 
 python -m benchmarks.table [FILE ...]  prints results, by default the newest of each machine
 python -m benchmarks.table --write     puts them between the markers of docs/speed.md
@@ -27,20 +27,20 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[Any]]
 
     def markdown(self) -> str:
-        """The table as Markdown."""
+        """Return the table as Markdown."""
         rows = [self.columns, ["---"] * len(self.columns), *([*map(cell, r)] for r in self.rows)]
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def cell(value: object) -> str:
-    """Text of a cell: whole numbers above 100, else two digits behind the point."""
+    """Return the text of a cell: integers above 100, else two decimals."""
     if isinstance(value, float):
         return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def processor() -> str:
-    """The name of the processor."""
+    """Return the name of the processor."""
     try:
         found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     except OSError:
@@ -49,7 +49,7 @@ def processor() -> str:
 
 
 def write(machine: str, tables: Sequence[Table], folder: Path, **more: object) -> Path:
-    """Write tables into folder/DATE-MACHINE.json, with what else is worth keeping."""
+    """Write tables and more results into folder/DATE-MACHINE.json."""
     content = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine,
@@ -64,20 +64,20 @@ def write(machine: str, tables: Sequence[Table], folder: Path, **more: object) -
 
 
 def of_file(path: Path) -> str:
-    """Markdown of all tables of a result."""
+    """Return the Markdown of all tables of a result."""
     found = json.loads(path.read_text("utf-8"))
     title = f"**{found['machine']}**, PyTorch {found['torch']}, {found['date']}:"
     return "\n\n".join([title, *(Table(**table).markdown() for table in found["tables"])])
 
 
 def newest() -> list[Path]:
-    """The newest result of each machine, by date."""
+    """Return the newest result of each machine, by date."""
     by_date = sorted(FOLDER.glob("*.json"))
     return sorted({json.loads(path.read_text())["machine"]: path for path in by_date}.values())
 
 
 def written(document: str, text: str) -> str:
-    """The document with text between its markers."""
+    """Return the document with text between its markers."""
     return MARKED.sub(lambda match: f"{match[1]}{text}\n{match[2]}", document)
 
 

@@ -1,4 +1,4 @@
-"""The plain way to do what this project does fast: a baseline for benchmarks, nothing else.
+"""A plain implementation of the fast parts of this project, a baseline for benchmarks only.
 
 The field: linear, multiply, add, sine, one array after the other, all points colored. The
 discriminator: coordinates as two more channels of every image, images in PyTorch's own layout, a
@@ -20,12 +20,12 @@ from training.health import DISCRIMINATOR
 
 
 class TextbookField(FilmSiren):
-    """FilmSiren that never takes a fast path and repeats each direction for every point."""
+    """FilmSiren without fast implementations; repeats each direction for every point."""
 
     def forward(
         self, points: Tensor, directions: Tensor, film: Film, *, skips_clear: bool = False
     ) -> Tensor:
-        """As FilmSiren.forward; colors all points.
+        """Do as FilmSiren.forward; colors all points.
 
         Under autocast FiLM is in half precision, as that of the published code, whose mapping
         network autocast rounds: its multiplications, additions and sines take half the bytes.
@@ -47,7 +47,7 @@ class TextbookField(FilmSiren):
 
 
 def twin_of(siren: FilmSiren) -> TextbookField:
-    """A textbook field with the sizes and parameters of siren, on its device."""
+    """Return a textbook field with the sizes and parameters of siren, on its device."""
     first = siren.mapping_network.network[0]
     assert isinstance(first, nn.Linear)  # for the type checker
     twin = TextbookField(
@@ -63,14 +63,14 @@ def twin_of(siren: FilmSiren) -> TextbookField:
 
 
 class TextbookCoordConv(nn.Module):
-    """CoordConv with the coordinates beside the channels of every image."""
+    """CoordConv that concatenates the coordinates to the channels of every image."""
 
     def __init__(self, ours: CoordConv) -> None:
         super().__init__()
         self.conv = ours.conv
 
     def forward(self, x: Tensor) -> Tensor:
-        """As CoordConv.forward."""
+        """Do as CoordConv.forward."""
         count, _, height, width = x.shape
         rows = torch.linspace(-1, 1, height).to(x)[:, None].expand(count, 1, height, width)
         columns = torch.linspace(-1, 1, width).to(x).expand(count, 1, height, width)
@@ -79,7 +79,7 @@ class TextbookCoordConv(nn.Module):
 
 
 class TextbookGame(AdversarialGame):
-    """The game with the textbook's field, layout of images, and discriminator's update.
+    """The training step with the textbook's field, memory layout and discriminator update.
 
     Args:
         generator: gets the textbook's field.
@@ -107,12 +107,12 @@ class TextbookGame(AdversarialGame):
         discriminator.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     def generate(self, scenes: Scenes, stage: Stage, *, rng: torch.Generator) -> Fakes:
-        """As AdversarialGame.generate."""
+        """Do as AdversarialGame.generate."""
         fakes = super().generate(scenes, stage, rng=rng)
         return fakes._replace(images=fakes.images.contiguous())
 
     def discriminator_step(self, real: Tensor, fakes: Fakes, stage: Stage) -> Terms:
-        """As AdversarialGame.discriminator_step."""
+        """Do as AdversarialGame.discriminator_step."""
         self.discriminator.requires_grad_(True)
         has_penalty = stage.r1_lambda > 0 and stage.step % stage.r1_interval == 0
         real = real.detach().requires_grad_(has_penalty)

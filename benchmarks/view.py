@@ -33,7 +33,7 @@ CASES = [(64, 12, 1), (128, 12, 1), (256, 12, 1), (64, 48, 1), (64, 12, 4), (64,
 
 
 class Cost(NamedTuple):
-    """Seconds of a render, and the peak memory of this process in MB."""
+    """Cost of a render: seconds, and the peak memory of this process in MB."""
 
     seconds: float
     peak_mb: float
@@ -41,7 +41,7 @@ class Cost(NamedTuple):
 
 @torch.no_grad()
 def densities(generator: ImplicitGenerator3d, film: Film) -> torch.Tensor:
-    """Raw densities (1, P) of one object at points of the cube of side SIDE."""
+    """Return raw densities (1, P) of one object at points of the cube of side SIDE."""
     rng = torch.Generator().manual_seed(0)
     points = ((torch.rand(1, 2**14, 3, generator=rng) - 0.5) * SIDE).to(film.frequencies)
     return generator.siren.density(points, film)
@@ -49,14 +49,14 @@ def densities(generator: ImplicitGenerator3d, film: Film) -> torch.Tensor:
 
 @torch.no_grad()
 def empty_all_but(generator: ImplicitGenerator3d, film: Film, share: float) -> None:
-    """Lower the density until only that share of the cube has any."""
+    """Lower the density until only this share of the cube is positive."""
     level = densities(generator, film).quantile(1 - share)
     generator.siren.final_layer.bias.sub_(level / generator.siren.density_scale)
 
 
 @torch.no_grad()
 def dense_share(generator: ImplicitGenerator3d, objects: int = 16) -> float:
-    """Mean share of the cube that holds density, over random objects."""
+    """Return the mean share of the cube that holds density, over random objects."""
     rng = torch.Generator().manual_seed(0)
     films = generator.mapping(torch.randn(objects, generator.z_dim, generator=rng))
     found = [densities(generator, films[i : i + 1]) > 0 for i in range(objects)]
@@ -67,7 +67,7 @@ def dense_share(generator: ImplicitGenerator3d, objects: int = 16) -> float:
 def rendered(
     generator: ImplicitGenerator3d, film: Film, poses: Poses, options: RenderOptions, clock: str
 ) -> tuple[torch.Tensor, Cost]:
-    """Images of one render and its cost, which includes looking for empty space."""
+    """Return the images of one render and its cost, including the occupancy grid."""
     images: list[torch.Tensor] = []
 
     def render() -> None:
@@ -80,7 +80,7 @@ def rendered(
 
 @torch.no_grad()
 def measure(precision: viewing.Precision, clock: str = "wall") -> Cost:
-    """Cost of a view of CelebA's networks; memory counts only in a process of its own."""
+    """Return the cost of a view of CelebA's networks; memory is valid only in a new process."""
     torch.manual_seed(0)
     curriculum = curriculums.load("CelebA")
     generator = curriculum.build_generator().eval()
@@ -93,13 +93,13 @@ def measure(precision: viewing.Precision, clock: str = "wall") -> Cost:
 
 
 def trained() -> checkpoints.SavedGenerator:
-    """The generator that the repository ships."""
+    """Load the generator that the repository includes."""
     return checkpoints.load_generator(TRAINED)
 
 
 @torch.no_grad()
 def measure_trained(size: int = SIZE, clock: str = "wall") -> dict[str, float]:
-    """Seconds of a trained generator's view by precision, and the lowest agreement, psnr_db."""
+    """Return the seconds of a view by precision, and the lowest agreement, psnr_db."""
     saved = trained()
     generator = saved.generator
     options = replace(saved.curriculum.preview_render(saved.step, size), num_steps=STEPS)
@@ -119,7 +119,7 @@ def measure_trained(size: int = SIZE, clock: str = "wall") -> dict[str, float]:
 
 @torch.no_grad()
 def measure_sizes(clock: str = "wall") -> list[tuple[int, str, int, float, float]]:
-    """Size, samples, objects, ns per point and MB of each case, larger ones later."""
+    """Return size, samples, objects, ns per point and MB of each case, larger ones later."""
     torch.manual_seed(0)
     curriculum = curriculums.load("Demo")
     generator = curriculum.build_generator()

@@ -195,7 +195,7 @@ def _published_of(file: Path, root: Any) -> PublishedGenerator:
 
 
 def _published_beside(average: Path) -> PublishedGenerator:
-    """Return the generator beside an average, whose parameters have no names of their own."""
+    """Return the generator beside an average, which stores parameters without names."""
     generator = beside(average, "generator.pth")
     if not generator.is_file():
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Check the pickle of a .pth file, which is a program, without carrying any of it out.
+"""Check the pickle of a .pth file, which is a program, without executing any of it.
 
 A checkpoint needs some 30 instructions of pickle's and some 45 names; all others are refused. So is
 a program whose result would be far larger than itself, or would contain itself.
@@ -53,7 +53,7 @@ ALL_NAMES = OBJECT_NAMES | FUNCTIONS | set(STORAGE_BYTES)
 
 
 class BadFileError(ValueError):
-    """The file is damaged, or asks for what is not on the lists; the text says which."""
+    """The file is damaged or uses names that are not allowed; the text says which."""
 
 
 def shown(text: object) -> str:
@@ -69,7 +69,7 @@ def require(condition: bool, what: str) -> None:
 
 
 class _Name(str):
-    """A name of the lists, which is no text of the file."""
+    """An allowed name, as opposed to other text of the file."""
 
 
 class _Storage(NamedTuple):
@@ -84,7 +84,7 @@ def _is_among(content: Any, names: Collection[str]) -> bool:
 
 @dataclass(eq=False, slots=True)
 class _Value:
-    """A value on the stack of a pickle, as far as it matters here.
+    """A value on the stack of a pickle, with the properties that the check needs.
 
     content: of a text, number, name or storage, or of a tuple of those; parts: values within,
     repeated ones counted each time; is_fixed: it was used a second time.
@@ -96,12 +96,12 @@ class _Value:
 
 
 class Scan:
-    """Checks a pickle instruction by instruction; none is carried out."""
+    """Checks a pickle instruction by instruction; executes none."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
         self._stack: list[_Value] = []
-        self._below: list[list[_Value]] = []  # what each mark hides of the stack
+        self._below: list[list[_Value]] = []  # the part of the stack below each mark
         self._memo: dict[int, _Value] = {}
         self._parts = 0
         self._storages: dict[str, int] = {}  # declared bytes by key
@@ -159,7 +159,7 @@ class Scan:
             require(not made.is_fixed, "a value in it could hold itself")  # changed after use
         if name == "BUILD":  # tensors take attributes too, and could be enlarged by them
             is_known = _is_among(made.content, OBJECT_NAMES | {ORDERED_DICT})
-            require(is_known, "it sets attributes of what has none")
+            require(is_known, "it sets attributes of an object without any")
         if name.startswith("SETITEM"):
             is_plain = all(type(key.content) in (str, int) for key in parts[::2])
             require(is_plain, "a key is neither text nor number")
@@ -170,7 +170,7 @@ class Scan:
         self._stack.append(made)
 
     def _content(self, name: str, parts: list[_Value]) -> Any:
-        """Return what a tuple holds, or the name of what makes an object."""
+        """Return a tuple's items, or the name of the callable that makes an object."""
         if name.startswith("TUPLE"):
             return tuple(part.content for part in parts)
         if name == "BINPERSID":

@@ -48,7 +48,7 @@ class PublishedRun:
 
     @property
     def step(self) -> int:
-        """Updates done, by the averages' count, since the generator's own step lags behind."""
+        """Return the updates done, from the averages' count: the generator's step lags behind."""
         counted = self.averages[0].num_updates
         return self.generator.step if counted is None else counted
 

@@ -1,4 +1,4 @@
-"""Read .pth files without running anything that is in them.
+"""Read .pth files without executing anything in them.
 
 A .pth file holds a pickle, which is a program, and the numbers of tensors. `read` has Scan check
 the program, then lets torch.load(weights_only=True) carry it out on a copy that holds nothing else.
@@ -34,13 +34,13 @@ class Record:
     attributes: Mapping[str, Any] = {}  # until the file sets them
 
     def __setstate__(self, state: object) -> None:
-        """Keep what the file gives as attributes; none becomes an attribute of this object."""
+        """Store the file's attributes in a dict; none becomes an attribute of this object."""
         require(isinstance(state, dict), "it sets attributes that have no names")
         self.attributes = cast(dict[str, Any], state)
 
     @property
     def short_name(self) -> str:
-        """Name of the class without its module."""
+        """Return the name of the class without its module."""
         return self.name.rpartition(".")[2]
 
 
@@ -76,15 +76,15 @@ def read(path: Path) -> Any:
 
 
 class _File(io.FileIO):
-    """A file that allocates no more than it has; zipfile asks for as much as the file declares."""
+    """A file whose reads never allocate more than its size, whatever a zip directory declares."""
 
     @property
     def num_bytes(self) -> int:
-        """Size of the whole file."""
+        """Return the size of the whole file."""
         return os.fstat(self.fileno()).st_size
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read at most what is left and at most MAX_DIRECTORY_BYTES."""
+        """Read at most the rest of the file and at most MAX_DIRECTORY_BYTES."""
         left = max(0, min(self.num_bytes - self.tell(), MAX_DIRECTORY_BYTES))
         return super().read(left if size is None or size < 0 else min(size, left)) or b""
 
@@ -101,7 +101,7 @@ def _opened(path: Path) -> _File:
 
 
 def _refuse_other_files(path: Path, start: bytes) -> None:
-    """Name what people have in place of a checkpoint."""
+    """Name the kind of a file that people often confuse with a checkpoint."""
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not start:
         raise UsageError(f"{path}: is empty; copy or download it again")

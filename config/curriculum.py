@@ -17,13 +17,13 @@ from system.errors import UsageError
 
 
 class Ending(NamedTuple):
-    """The last step of a run (None: it has no end) and the limit that sets it, for a person."""
+    """The last step of a run (None: no end) and a description of the limit that sets it."""
 
     step: int | None
     reason: str
 
     def is_reached(self, step: int) -> bool:
-        """Return whether nothing is left to do after that many steps."""
+        """Return whether the run is complete after that many steps."""
         return self.step is not None and step >= self.step
 
     def __str__(self) -> str:

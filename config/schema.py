@@ -1,4 +1,4 @@
-"""Curriculum dicts, as people write them, parsed strictly into frozen dataclasses.
+"""Parse curriculum dicts, as people write them, strictly into frozen dataclasses.
 
 A curriculum is a dict in the published schema: integer keys are steps at which a stage begins, all
 other keys hold for the whole curriculum. `{}` as a stage means that training ends there. The fields
@@ -46,7 +46,7 @@ class StageKeys:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What holds in all stages. Angles in radians except fov, distances in scene units."""
+    """Settings of all stages. Angles in radians except fov, distances in scene units."""
 
     # What is trained
     model: FieldName

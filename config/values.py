@@ -1,4 +1,4 @@
-"""Typed values from what people write: numbers in a range, names of a table, literals of text."""
+"""Parse and check values that people write: numbers in a range, names of a table, literals."""
 
 import ast
 import types

@@ -1,1 +1,1 @@
-"""Discriminators that grow with the image size."""
+"""Discriminators with one level per image size."""

@@ -10,26 +10,26 @@ from discriminators.linearized import AS_THEY_ARE, LEAKY_SLOPE, AsTheyAre
 
 
 class AdapterBlock(nn.Module):
-    """An image (B, 3, H, W) to features (B, channels, H, W)."""
+    """A 1x1 convolution that maps images (B, 3, H, W) to features (B, channels, H, W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.model = nn.Sequential(nn.Conv2d(3, channels, 1), nn.LeakyReLU(LEAKY_SLOPE))
 
     def forward(self, images: Tensor, layers: AsTheyAre = AS_THEY_ARE) -> Tensor:
-        """Features of images; layers says how convolution and rectifier act."""
+        """Return features of images; layers applies the convolution and the rectifier."""
         return layers.rectify(layers.convolve(self.model[0], images))
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, at half the resolution; the sum is over sqrt(2).
+    """Two 3x3 convolutions plus a shortcut, divided by sqrt(2); halves the resolution.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
         has_coordinates: whether the convolutions are CoordConv.
         is_strided: True halves by stride 2 in the second convolution and the shortcut (kaiming
-            normal start), False by average pooling (PyTorch's own start).
+            initialisation), False by average pooling (PyTorch's default initialisation).
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class ResidualBlock(nn.Module):
                     nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE)
 
     def forward(self, x: Tensor, layers: AsTheyAre = AS_THEY_ARE) -> Tensor:
-        """Features (B, out_channels, H / 2, W / 2) of x (B, in_channels, H, W).
+        """Return features (B, out_channels, H / 2, W / 2) of x (B, in_channels, H, W).
 
-        layers says how convolutions and rectifiers act.
+        layers applies the convolutions and the rectifiers.
         """
         y = x
         for convolution in (self.network[0], self.network[2]):  # a rectifier follows each

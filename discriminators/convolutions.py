@@ -1,4 +1,4 @@
-"""Convolutions, and what each is for one input: a kernel, and a constant that it adds.
+"""Convolutions, each also as a kernel plus a constant that does not depend on the image.
 
 Legend: B images, C channels, H x W pixels.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Kernel(NamedTuple):
-    """A convolution by weight (C, in, k, k), and what it adds: (1, C, 1, 1) or (1, C, H, W)."""
+    """A convolution with weight (C, in, k, k) plus a constant (1, C, 1, 1) or (1, C, H, W)."""
 
     weight: Tensor
     constant: Tensor
@@ -20,7 +20,7 @@ class Kernel(NamedTuple):
 
 
 class CoordConv(nn.Module):
-    """A convolution that also sees where each pixel is: row, then column, each from -1 to 1.
+    """A convolution with two more input channels: each pixel's row and column, from -1 to 1.
 
     Source: CoordConv (Liu et al. 2018). The order, row before column, is that of the checkpoints.
     """
@@ -34,10 +34,10 @@ class CoordConv(nn.Module):
         )
 
     def kernel(self, x: Tensor) -> Kernel:
-        """The convolution as one of x (B, in_channels, H, W) alone.
+        """Return an equivalent kernel that takes x (B, in_channels, H, W) without coordinates.
 
-        A convolution is linear in its channels, and what the coordinates add is the same for all
-        images: it is computed once, which is faster than two more channels in every image.
+        A convolution is linear in its channels, so the coordinates add the same constant to all
+        images: computing it once is faster than two more channels in every image.
         """
         _, _, height, width = x.shape
         rows = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
@@ -51,13 +51,13 @@ class CoordConv(nn.Module):
         return Kernel(of_x, everywhere, stride, padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of x (B, in_channels, H, W)."""
+        """Return features (B, out_channels, H', W') of x (B, in_channels, H, W)."""
         weight, everywhere, stride, padding = self.kernel(x)
         return F.conv2d(x, weight, None, stride, padding) + everywhere
 
 
 def kernel_of(convolution: nn.Module, x: Tensor) -> Kernel:
-    """What a convolution, with coordinates or without, does to x (B, in, H, W)."""
+    """Return the kernel by which a CoordConv or Conv2d acts on x (B, in, H, W)."""
     if isinstance(convolution, CoordConv):
         return convolution.kernel(x)
     assert isinstance(convolution, nn.Conv2d)  # for the type checker
@@ -67,6 +67,6 @@ def kernel_of(convolution: nn.Module, x: Tensor) -> Kernel:
 
 
 def _geometry(convolution: nn.Conv2d) -> tuple[int, int]:
-    """Stride and padding, which are equal in both directions."""
+    """Return stride and padding, which are equal in both directions."""
     assert isinstance(convolution.padding, tuple)  # for the type checker
     return convolution.stride[0], convolution.padding[0]

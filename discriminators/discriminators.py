@@ -1,9 +1,9 @@
-"""Discriminators: one pyramid of residual blocks that starts at the image's size.
+"""Discriminators: a pyramid of residual blocks, which an image enters at the level of its size.
 
-Legend: B images of H x W pixels, L widths of the latent.
+Legend: B images of H x W pixels, L width of the latent.
 Class and parameter names and their order are those of the published checkpoints.
 Source: pi-GAN (Chan et al. 2021), section 3.3 and supplement; the coordinate-conditioned strided
-family (CCS) and the heads that guess latent and pose come with the published code.
+family (CCS) and the heads that predict latent and pose come from the published code.
 """
 
 from typing import NamedTuple
@@ -18,14 +18,14 @@ PUBLISHED_WIDTH = 400  # channels of the widest layers
 
 
 class Verdict(NamedTuple):
-    """logits (B,), positive for real; guessed latent (B, L), pose (B, 2) [pitch, yaw], or None."""
+    """Logits (B,), positive for real; predicted latent (B, L), pose (B, 2) [pitch, yaw] or None."""
 
     logits: Tensor
     latent: Tensor | None = None
     pose: Tensor | None = None
 
     def split(self, count: int) -> tuple["Verdict", "Verdict"]:
-        """The verdicts on the first count images, and on the others."""
+        """Return the verdicts on the first count images and on the others."""
         logits, *heads = self
         return (
             Verdict(logits[:count], *(head if head is None else head[:count] for head in heads)),
@@ -34,11 +34,11 @@ class Verdict(NamedTuple):
 
 
 class PyramidDiscriminator(nn.Module):
-    """Residual blocks that halve the image down to 2 x 2, entered at the level of its size.
+    """Residual blocks that halve an image down to 2 x 2; it enters at the level of its size.
 
     Args:
-        latent_dim: width of the latent that the encoder heads guess.
-        max_width: the most channels of a layer; None is the published width.
+        latent_dim: width of the latent that the encoder heads predict.
+        max_width: the most channels of a layer; None takes the published width.
     """
 
     widths: tuple[int, ...]
@@ -70,16 +70,16 @@ class PyramidDiscriminator(nn.Module):
 
     @classmethod
     def image_sizes(cls) -> tuple[int, ...]:
-        """Sizes of images that the pyramid has a level for, pixels, ascending."""
+        """Return the image sizes that have a level, in pixels, ascending."""
         return tuple(2**level for level in range(1, len(cls.widths) + 1))
 
     def forward(self, images: Tensor, alpha: float, layers: AsTheyAre = AS_THEY_ARE) -> Verdict:
-        """Judge images.
+        """Return the verdicts on images.
 
         Args:
             images: (B, 3, size, size) in [-1, 1], size one of image_sizes().
-            alpha: share in [0, 1] of the newest level; the rest comes from the half-size image.
-            layers: how convolutions and rectifiers act.
+            alpha: weight in [0, 1] of the newest level; the rest comes from the half-size image.
+            layers: applies the convolutions and rectifiers.
 
         Raises:
             ValueError: there is no level for the size.
@@ -105,19 +105,19 @@ class PyramidDiscriminator(nn.Module):
 
 
 class ProgressiveDiscriminator(PyramidDiscriminator):
-    """The paper's: average-pooled CoordConv blocks, 512 px down to 2."""
+    """The paper's discriminator: average-pooled CoordConv blocks, 512 px down to 2."""
 
     widths = (16, 32, 64, 128, 256, 400, 400, 400, 400)
 
 
 class ProgressiveEncoderDiscriminator(ProgressiveDiscriminator):
-    """ProgressiveDiscriminator that also guesses the latent and the camera pose."""
+    """ProgressiveDiscriminator that also predicts the latent and the camera pose."""
 
     predicts_identity = True
 
 
 class StridedDiscriminator(PyramidDiscriminator):
-    """Strided blocks that see no coordinates, 256 px down to 2."""
+    """Strided blocks without coordinate channels, 256 px down to 2."""
 
     widths = (32, 64, 128, 256, 400, 400, 400, 400)
     has_coordinates = False
@@ -132,7 +132,7 @@ class CCSDiscriminator(StridedDiscriminator):
 
 
 class CCSEncoderDiscriminator(CCSDiscriminator):
-    """CCSDiscriminator that also guesses the latent and the camera pose."""
+    """CCSDiscriminator that also predicts the latent and the camera pose."""
 
     predicts_identity = True
     has_pose_layer = False

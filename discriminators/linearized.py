@@ -1,8 +1,8 @@
-"""How a discriminator applies its layers: as they are, or as the affine map that they were.
+"""Apply a discriminator's layers normally, or with LeakyReLU slopes frozen at a recorded input.
 
-A discriminator is made of convolutions and LeakyReLU, so around each image it is an affine map,
-whose slopes are fixed by the signs of what enters the rectifiers. Its gradient is that map's, and
-so is the gradient of a penalty on it: neither needs a second derivative of the convolutions.
+A discriminator consists of convolutions and LeakyReLU, so around each image it is an affine map,
+whose slopes follow from the signs of the rectifiers' inputs. Its gradient is that map's, and so is
+the gradient of a penalty on it: neither needs a second derivative of the convolutions.
 
 Legend: B images, C channels, H x W pixels.
 """
@@ -17,15 +17,15 @@ LEAKY_SLOPE = 0.2
 
 
 class AsTheyAre:
-    """The layers of a network as they are."""
+    """Applies layers normally."""
 
     def convolve(self, convolution: nn.Module, x: Tensor) -> Tensor:
-        """Features (B, C, H, W) of x (B, in, ...)."""
+        """Return features (B, C, H, W) of x (B, in, ...)."""
         features: Tensor = convolution(x)
         return features
 
     def rectify(self, x: Tensor) -> Tensor:
-        """LeakyReLU."""
+        """Return the LeakyReLU of x."""
         return F.leaky_relu(x, LEAKY_SLOPE)
 
 
@@ -33,24 +33,24 @@ AS_THEY_ARE = AsTheyAre()
 
 
 class Watched(AsTheyAre):
-    """The layers as they are; keeps what enters the rectifiers, in their order."""
+    """Applies layers normally and records the inputs of the rectifiers in order."""
 
     def __init__(self) -> None:
         self.rectified: list[Tensor] = []
 
     def rectify(self, x: Tensor) -> Tensor:
-        """LeakyReLU."""
+        """Record x and return its LeakyReLU."""
         self.rectified.append(x.detach())
         return super().rectify(x)
 
 
 class Affine(AsTheyAre):
-    """For the first images the affine map that the layers were for watched ones, else the layers.
+    """Applies layers with the LeakyReLU slopes of a recorded pass to the first images.
 
     Args:
-        watched: the pass of the network whose slopes the first images take.
-        shares: (B,) of all images: each is added shares times what the layers add; 1 where the
-            layers act as they are.
+        watched: the recorded pass; the images after its number get normal LeakyReLU.
+        shares: (B,) factors on the layers' constants (biases and coordinates), one per image; 1
+            for images with normal layers.
     """
 
     def __init__(self, watched: Watched, shares: Tensor) -> None:
@@ -58,13 +58,13 @@ class Affine(AsTheyAre):
         self.shares = shares[:, None, None, None]
 
     def convolve(self, convolution: nn.Module, x: Tensor) -> Tensor:
-        """Features (B, C, H, W) of x (B, in, ...)."""
+        """Return features (B, C, H, W) of x (B, in, ...), constants multiplied by shares."""
         weight, constant, stride, padding = kernel_of(convolution, x)
         linear = F.conv2d(x, weight, None, stride, padding)
         return torch.addcmul(linear, self.shares.to(linear.dtype), constant.to(linear.dtype))
 
     def rectify(self, x: Tensor) -> Tensor:
-        """X, scaled where the rectifier scaled what was watched; LeakyReLU of the other images."""
+        """Return x times the recorded slopes; the LeakyReLU of x for the other images."""
         first = next(self.signs)
         signs = torch.cat([first, x.detach()[len(first) :]])
         scaled: Tensor = torch.ops.aten.leaky_relu_backward(x, signs, LEAKY_SLOPE, False)

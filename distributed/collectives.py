@@ -1,12 +1,12 @@
-"""Collective operations between the ranks of a run, and how long a rank waits in them.
+"""Collective operations between the ranks of a run, and their timeouts.
 
 Every function here must be called by all ranks in the same order. With one process none of them
-does anything. CUDA tensors travel by NCCL and CPU tensors by gloo.
+does anything. CUDA tensors use NCCL and CPU tensors gloo.
 
-Two kinds of process groups carry the operations. The default group is patient: in it ranks wait
-for rank 0 while it saves, renders previews or measures FID, and for each other while kernels
-compile. The group of the training steps has a short timeout, so that a rank which is stopped, or
-whose machine is gone, is noticed. A rank that dies is noticed at once in either.
+The operations use two kinds of process groups. The default group has a long timeout: in it ranks
+wait for rank 0 while it saves, renders previews or measures FID, and for each other while kernels
+compile. The group of the training steps has a short timeout, which detects a rank that is stopped
+or whose machine is gone. Both detect at once that a rank has died.
 
 gloo reports a lost rank as an error in the main thread, which becomes PeerLost. NCCL's watchdog
 thread ends the process (SIGABRT), as the main thread may be blocked in a CUDA call.
@@ -29,25 +29,25 @@ _group: dist.ProcessGroup | None = None  # carries the operations; None is the d
 
 
 class PeerLost(Exception):
-    """Another rank has died or does not answer. The text is empty where it was already printed."""
+    """Another rank has died or does not answer. The text is empty if it was already printed."""
 
 
 class StepTimeouts:
     """Chooses the process group of each training step.
 
-    The first steps of a stage run in the patient group. The last of them is timed, and from then
-    on the steps run in a group whose timeout fits that time.
+    The first steps of a stage run in the default group. The last of them is timed, and later steps
+    run in a group whose timeout fits that time.
     """
 
     def __init__(self) -> None:
         self._stage: Hashable = None
-        self._num_patient = 0  # patient steps that are left
+        self._num_patient = 0  # remaining steps in the default group
         self._group: dist.ProcessGroup | None = None
         self._seconds = 0.0  # the timeout of that group
 
     @contextlib.contextmanager
     def step(self, stage: Hashable, num_patient: int) -> Iterator[None]:
-        """Choose the group that carries the operations of the step that runs inside.
+        """Choose the group for the operations of the training step in the with block.
 
         Args:
             stage: equal for all steps of a stage.
@@ -72,9 +72,9 @@ class StepTimeouts:
             self._fit(time.monotonic() - start)
 
     def wait_for_rank_0(self) -> None:
-        """Wait patiently until rank 0 has come here, where it saves or measures before a step.
+        """Wait with the long timeout until rank 0, which may save or measure, has reached this.
 
-        Rank 0 itself waits as briefly as in a step: the others are here already.
+        Rank 0 itself waits with the timeout of a step: the others are here already.
         """
         if not dist.is_initialized():
             return
@@ -85,7 +85,7 @@ class StepTimeouts:
             work.wait(timedelta(seconds=self._seconds) if is_brief else PATIENCE)
 
     def _fit(self, seconds: float) -> None:
-        """Make a group with a longer timeout if a step that takes so many seconds needs one."""
+        """Make a group with a longer timeout if a step of this many seconds needs one."""
         slowest = torch.tensor(seconds)
         _all_reduce(slowest, dist.ReduceOp.MAX)
         timeout = max(STEP_SECONDS, STEP_FACTOR * slowest.item())
@@ -112,7 +112,7 @@ def _wait_for_device() -> None:
 
 @contextlib.contextmanager
 def _peer_errors(values: Tensor) -> Iterator[None]:
-    """Raise gloo's errors as PeerLost. Those of NCCL and CUDA say more themselves and pass."""
+    """Raise gloo's errors as PeerLost; pass on those of NCCL and CUDA, which say more."""
     try:
         yield
     except RuntimeError as error:
@@ -135,7 +135,7 @@ def _broadcast(values: Tensor, source: int = 0) -> None:
 
 
 def agree(*answers: bool) -> list[bool]:
-    """Return on all ranks whether any of them gave the answer True, for each of the answers."""
+    """Return for each answer whether any rank gave True, the same list on all ranks."""
     if not dist.is_initialized():
         return list(answers)
     values = torch.tensor(answers, dtype=torch.int32)  # on the CPU: no rank waits for its device
@@ -149,7 +149,7 @@ def agree_to_stop(is_asked: bool) -> bool:
 
 
 def wait_for_all() -> None:
-    """Return when every rank has come here."""
+    """Wait until every rank has called this function."""
     agree_to_stop(False)
 
 
@@ -157,7 +157,7 @@ def average(tensors: Iterable[Tensor]) -> None:
     """Replace every tensor, such as a gradient, by its mean over the ranks, in place.
 
     One message per device and dtype. All ranks pass tensors of the same shapes in the same order.
-    With loss scaling, average gradients before looking for infinities: all ranks find the same.
+    With loss scaling, average gradients before checking for infinities, so that all ranks agree.
     """
     if dist.is_initialized():
         _change_together(list(tensors), _replace_by_mean)
@@ -169,7 +169,7 @@ def _replace_by_mean(values: Tensor) -> None:
 
 
 def add_up(values: Tensor) -> None:
-    """Replace values by their sum over the ranks, in place; exact where all but one are 0."""
+    """Replace values by their sum over the ranks, in place; exact if only one rank's is not 0."""
     if dist.is_initialized():
         _all_reduce(values)
 
@@ -181,7 +181,7 @@ def broadcast_state(tensors: Iterable[Tensor]) -> None:
 
 
 def values_of_all(value: int) -> list[int]:
-    """Return the value of each rank, the same list on all."""
+    """Return a list of the values of all ranks, in their order."""
     if not dist.is_initialized():
         return [value]
     values = torch.zeros(dist.get_world_size(), dtype=torch.int64)

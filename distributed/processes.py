@@ -1,7 +1,7 @@
-"""The processes of a run: which ranks there are, on which devices, and starting and ending them.
+"""Plan, start and end the processes (ranks) of a run and choose their devices.
 
-A command asks `plan` for the places that its processes take and hands its work to `launch`. The
-work gets a `Place` and talks to the other ranks through distributed/collectives.py.
+A command gets the places of its processes from `plan` and passes its work to `launch`. The work
+receives a `Place` and communicates with other ranks through distributed/collectives.py.
 """
 
 import errno
@@ -34,7 +34,7 @@ Worker = Callable[["Place", Payload], int]
 
 LOCALHOST = "127.0.0.1"
 ANY_PORT = 0
-MAX_PROCESSES = 256  # on one machine: more is a slip of the finger
+MAX_PROCESSES = 256  # on one machine; more is a typing error
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -50,7 +50,7 @@ class Place:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one rank that writes files and the screen."""
+        """Return whether this is the one rank that writes files and prints."""
         return self.rank == 0
 
 
@@ -135,23 +135,23 @@ def launch(
 ) -> int:
     """Run worker(place, payload) at every place and return its exit code.
 
-    One place is run in this process. Several are processes of their own, which meet at port on
-    this machine; worker must then be a module-level function, payload picklable.
+    A single place runs in this process. Several run in processes of their own, which meet at port
+    on this machine; worker must then be a module-level function, payload picklable.
 
-    The first rank to fail ends the others, and what it failed of is printed: a traceback (one line
-    if a disk failed) with exit code 1, or the signal n that ended it with exit code 128 + n. The
-    first code other than 0 that a rank returns is passed on. Of the STOP_SIGNALS the first one
-    reaches the ranks as SIGTERM, for their StopSignal.
+    If a rank fails, the others are ended and its failure is printed: a traceback (one line if a
+    disk failed) with exit code 1, or the signal n that ended it with exit code 128 + n. Otherwise
+    the first code other than 0 that a rank returns is the exit code. The first of the STOP_SIGNALS
+    is passed on to the ranks as SIGTERM, for their StopSignal.
 
     Args:
-        worker: what each rank does; its exit code should be the same on all.
+        worker: the function that each rank runs; its exit code should be the same on all.
         payload: the second argument of worker.
         places: from `plan`.
-        port: where the ranks of this machine meet; 0 takes any free one. torchrun has its own.
+        port: rendezvous port on this machine; 0 takes any free one. torchrun has its own.
 
     Raises:
         UsageError: port is taken, or a rank raised it.
-        KeyboardInterrupt: Ctrl-C before every rank had its StopSignal, or for the second time.
+        KeyboardInterrupt: Ctrl-C before every rank had its StopSignal, or a second Ctrl-C.
     """
     if len(places) > 1:
         return _launch_ranks(worker, payload, places, port)
@@ -169,7 +169,7 @@ def _launch_ranks(
 ) -> int:
     listener = _listen(port)
     port = listener.getsockname()[1]
-    # Held by this process, so that the port is ours from the start and no rank's end closes it.
+    # This process holds the port, so that nobody else takes it and no rank's end closes it.
     store = TCPStore(
         LOCALHOST,
         port,
@@ -191,9 +191,9 @@ def _launch_ranks(
 
 
 def _listen(port: int) -> socket.socket:
-    """Return a socket that listens at port, for this machine only."""
+    """Return a socket that listens at port, reachable from this machine only."""
     try:
-        return socket.create_server((LOCALHOST, port))  # a port whose last user has ended is free
+        return socket.create_server((LOCALHOST, port))  # succeeds if the port's last user has ended
     except OSError as error:
         with socket.create_server((LOCALHOST, ANY_PORT)) as spare:
             free = spare.getsockname()[1]
@@ -203,17 +203,17 @@ def _listen(port: int) -> socket.socket:
 
 
 def _work(worker: Worker[Payload], payload: Payload, place: Place, port: int | None) -> int:
-    """Run worker among its peers, which meet at port or, if that is None, as torchrun says."""
+    """Join the process group at port, or as torchrun says if port is None; run worker in it."""
     is_cuda = place.device.type == "cuda"
     if is_cuda:
         torch.cuda.set_device(place.device)
     if place.local_world_size > 1 and (port is None or "OMP_NUM_THREADS" not in os.environ):
-        # torchrun sets that variable to 1 unasked, so there it is no wish of the user's.
+        # torchrun sets OMP_NUM_THREADS to 1 by itself, so there it is not the user's choice.
         torch.set_num_threads(max(1, machine.num_cores() // place.local_world_size))
     if place.world_size == 1:
         return worker(place, payload)
     # After a timeout NCCL's watchdog sleeps four times as long, by default a minute, before it ends
-    # the process. Ten seconds leave the main thread time to save, if gloo has told it of the loss.
+    # the process. Ten seconds let the main thread save, if a gloo error told it of the lost rank.
     os.environ.setdefault("TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC", "2500")
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
@@ -224,7 +224,7 @@ def _work(worker: Worker[Payload], payload: Payload, place: Place, port: int | N
         device_id=place.device if is_cuda else None,
     )
     code = worker(place, payload)
-    # Not after a failure: with a peer gone, taking the group down may wait for it.
+    # Not after a failure: destroying the group may wait for a rank that is gone.
     dist.destroy_process_group()
     return code
 
@@ -249,7 +249,7 @@ def _outcome(worker: Worker[Payload], payload: Payload, place: Place, port: int 
 
 
 def _end_at_once(code: int) -> NoReturn:
-    """End this process without the interpreter's orderly end, which may wait for a lost peer."""
+    """End this process without the interpreter's cleanup, which may wait for a lost rank."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -263,7 +263,7 @@ def _rank_main(
     port: int,
     senders: Sequence[Connection],
 ) -> None:
-    """Run a rank in its new process: exit code 0 if its worker returned."""
+    """Run a rank in its new process; exit with 0 if its worker returned."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Otherwise gloo looks up this machine's name, which not every machine can resolve.
     loopback = {"lo", "lo0"}.intersection(name for _, name in socket.if_nameindex())
@@ -275,7 +275,7 @@ def _rank_main(
 
 
 def _end_with_parent() -> None:
-    """End this process at once when its parent is gone, however that came."""
+    """End this process at once when its parent process has ended for any reason."""
     parent = parent_process()
     if parent is not None:
         parent.join()

@@ -1,4 +1,4 @@
-"""Watching over the ranks that were started on this machine, and the signals that end a run."""
+"""Supervise the ranks started on this machine, and catch the signals that end a run."""
 
 import contextlib
 import signal
@@ -16,18 +16,18 @@ from system.errors import UsageError
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 REPEAT_SECONDS = 1.0  # torchrun passes on the Ctrl-C that the terminal has already sent
-POLL_SECONDS = 0.1  # between looks at the ranks
-GRACE_SECONDS = 30.0  # from SIGTERM to SIGKILL for the ranks that are left after a failure
-SILENT_SECONDS = 10.0  # the same, where the failure is that another rank did not answer
+POLL_SECONDS = 0.1  # between checks of the ranks
+GRACE_SECONDS = 30.0  # from SIGTERM to SIGKILL for the remaining ranks after a failure
+SILENT_SECONDS = 10.0  # the same, if the failure is that another rank did not answer
 
 
 class StopSignal:
-    """While entered, the first of STOP_SIGNALS only sets `requested`, for the loop to end by.
+    """Context in which the first of STOP_SIGNALS only sets `requested`, which the loop checks.
 
-    A second Ctrl-C raises KeyboardInterrupt. Other second signals change nothing, as who sends
-    SIGTERM sends SIGKILL next. Repeats within a second count once. A signal that is ignored (by
-    nohup, or SIGINT in ranks that `launch` started) stays ignored. Outside the main thread nothing
-    can be caught.
+    A second Ctrl-C raises KeyboardInterrupt. Other second signals change nothing: whoever sends
+    SIGTERM can send SIGKILL next. Repeats within a second count once. A signal that is ignored (by
+    nohup, or SIGINT in ranks that `launch` started) stays ignored. Outside the main thread no
+    signal can be caught.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class StopSignal:
 
     @property
     def requested(self) -> bool:
-        """Whether somebody has asked for the end."""
+        """Return whether a signal has asked for the run to end."""
         return self.signum is not None
 
     def __enter__(self) -> "StopSignal":
@@ -50,7 +50,7 @@ class StopSignal:
     def __exit__(self, *_: object) -> None:
         while self._previous:
             signum, handler = self._previous.popitem()
-            signal.signal(signum, handler)  # type: ignore[arg-type]  # what signal.signal gave us
+            signal.signal(signum, handler)  # type: ignore[arg-type]  # from signal.signal
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
         now = time.monotonic()
@@ -66,7 +66,7 @@ def _is_main_thread() -> bool:
 
 @contextlib.contextmanager
 def ignored_interrupts() -> Iterator[None]:
-    """Processes started inside ignore Ctrl-C for good: this process passes it on as SIGTERM."""
+    """Let processes started inside ignore Ctrl-C: this process passes it on as SIGTERM."""
     if not _is_main_thread():
         yield
         return
@@ -79,7 +79,7 @@ def ignored_interrupts() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How the work of a rank ended. when: time.monotonic(), the same clock on all ranks."""
+    """The end of a rank's work. when: time.monotonic(), the same clock on all ranks."""
 
     kind: Literal["returned", "usage", "failed", "lost"]
     code: int
@@ -87,7 +87,7 @@ class Outcome:
     when: float = field(default_factory=time.monotonic)
 
     def tell(self) -> None:
-        """Print what went wrong."""
+        """Print the error, if there was one."""
         print(self.text, end="", file=sys.stderr)
 
 
@@ -97,7 +97,7 @@ def supervise(
     """Wait until all ranks have ended; once one has failed, end the others.
 
     Returns:
-        The exit code of the run; printed is what failed first, not what followed from it.
+        The exit code of the run. Prints the first failure, not its consequences.
     """
     reports: list[Outcome | None] = [None] * len(processes)
     cause: int | None = None  # the first rank to fail
@@ -120,19 +120,19 @@ def supervise(
                 process.kill()
     _read(receivers, reports)
     code = _verdict([process.exitcode or 0 for process in processes], reports, cause, stop)
-    # The ranks know of SIGTERM only, whatever this process has received.
+    # Ranks always get SIGTERM; the exit code must name the signal that this process received.
     return 128 + stop.signum if code == 128 + signal.SIGTERM and stop.signum else code
 
 
 def _read(receivers: Sequence[Connection], reports: list[Outcome | None]) -> None:
-    """Enter the reports that have arrived."""
+    """Receive the reports that have arrived into reports."""
     for rank, receiver in enumerate(receivers):
         if reports[rank] is None and receiver.poll():
             reports[rank] = receiver.recv()
 
 
 def _is_consequence(exit_code: int | None, report: Outcome | None) -> bool:
-    """Whether a rank ended because it waited for another; NCCL's watchdog then aborts it."""
+    """Return whether a rank ended because another did: by PeerLost or NCCL's watchdog."""
     return exit_code == -signal.SIGABRT or (report is not None and report.kind == "lost")
 
 
@@ -170,7 +170,7 @@ def _verdict(
 
 
 def _tell_death(rank: int, exit_code: int) -> int:
-    """Print how a rank ended that reported nothing; return the exit code of the run for it."""
+    """Print how a rank ended without a report; return the exit code of the run for it."""
     if exit_code >= 0:
         print(f"error: rank {rank} ended early, with exit code {exit_code}", file=sys.stderr)
         return exit_code or 1

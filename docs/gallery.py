@@ -85,7 +85,7 @@ BY_HAND = ("viewer.png",)  # a screenshot of a browser, which no command can mak
 
 
 def build_parser() -> flags.ArgumentParser:
-    """All flags of this command."""
+    """Return a parser of all flags of this command."""
     parser = flags.ArgumentParser(description="Rebuild the pictures of the documents.")
     add = parser.add_argument
     add("pictures", nargs="*", metavar="PICTURE", help=f"of {', '.join(PICTURES)}; default: all")
@@ -144,7 +144,7 @@ def _run(command: str, folder: Path) -> None:
 
 
 def hash_of_demo() -> str:
-    """One hash of all files in assets/demo that were copied from a run."""
+    """Return one hash of all files in assets/demo that were copied from a run."""
     digest = hashlib.sha256()
     for name in sorted(TAKEN):
         digest.update(name.encode())
@@ -175,7 +175,7 @@ def take_over(run: Path) -> None:
 
 
 def about_demo() -> str:
-    """Text of assets/demo/README.md: how the generator was trained, and its figures."""
+    """Return the text of assets/demo/README.md: the generator's training and its figures."""
     saved = checkpoints.load_generator(DEMO / NETWORKS[0])
     options = json.loads((DEMO / OPTIONS).read_text("utf-8"))
     lines = (DEMO / "log.jsonl").read_text("utf-8").splitlines()

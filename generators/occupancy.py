@@ -53,7 +53,7 @@ class Occupancy:
         return bool(self.cells.all())
 
     def may_hold(self, points: Tensor) -> Tensor:
-        """Return False where points (..., 3) are known to be empty, else True, (...)."""
+        """Return (...): False if a point of (..., 3) is known to be empty, else True."""
         count = len(self.cells)
         with torch.autocast(points.device.type, enabled=False):  # half precision counts to 2^11
             place = at_least_float32(points) * ((count - 2) / self.side) + count / 2
@@ -122,7 +122,7 @@ def rays_that_may_hit(
 
 
 def skipping(fields: Sequence[Field], occupancies: Sequence[Occupancy]) -> Field:
-    """Return the field of B objects that is evaluated in occupied cells only; empty elsewhere.
+    """Return the field of B objects, evaluated in occupied cells only and empty elsewhere.
 
     Args:
         fields: one per object, called with points (1, P, 3) and directions (1, G, 3).

@@ -24,7 +24,7 @@ class Purpose(IntEnum):
 
 
 def stream(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Random stream on device, seeded by the numbers of key."""
+    """Return a random stream on device, seeded by the numbers of key."""
     words = np.random.SeedSequence(key).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(words[0] >> np.uint64(1)))
 
@@ -32,12 +32,12 @@ def stream(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
 def step_rng(
     seed: int, rank: int, step: int, purpose: Purpose, device: torch.device
 ) -> torch.Generator:
-    """Random stream of one training step and purpose on one rank."""
+    """Return the random stream of one training step and purpose on one rank."""
     return stream(seed, rank, step, purpose, device=device)
 
 
 def sample_latents(count: int, dim: int, *, kind: LatentKind, rng: torch.Generator) -> Tensor:
-    """Random latents (count, dim) on the CPU, standard normal or uniform in [-1, 1].
+    """Draw latents (count, dim) on the CPU, standard normal or uniform in [-1, 1].
 
     rng is a CPU stream, so that a seed is the same object on every device.
     """

@@ -57,12 +57,12 @@ def save_mesh(path: Path, mesh: Mesh) -> None:
 
 
 def _ply(mesh: Mesh) -> Any:
-    """Binary PLY with normals and 8-bit sRGB colors."""
+    """Return a binary PLY with normals and 8-bit sRGB colors."""
     return _colored(mesh).export(file_type="ply", vertex_normal=True)
 
 
 def _obj(mesh: Mesh) -> Any:
-    """OBJ text with normals, and sRGB colors after the coordinates of each vertex."""
+    """Return an OBJ text with normals, and sRGB colors after each vertex's coordinates."""
     decimals = DIGITS - math.ceil(math.log10(np.abs(mesh.vertices).max()))
     return _colored(mesh).export(
         file_type="obj",
@@ -73,12 +73,12 @@ def _obj(mesh: Mesh) -> Any:
 
 
 def _stl(mesh: Mesh) -> Any:
-    """Binary STL: triangles and their normals, without colors."""
+    """Return a binary STL: triangles and their normals, without colors."""
     return as_trimesh(mesh).export(file_type="stl")
 
 
 def _glb(mesh: Mesh) -> Any:
-    """Binary glTF 2.0 with normals, float32 linear colors and an unlit material."""
+    """Return a binary glTF 2.0 with normals, float32 linear colors and an unlit material."""
     exported = as_trimesh(mesh)
     # trimesh rounds colors to 8 bits, too coarse for dark linear ones; an attribute stays float32.
     exported.vertex_attributes["_COLOR"] = _linear(mesh.colors)
@@ -116,7 +116,7 @@ def _colored(mesh: Mesh) -> trimesh.Trimesh:
 
 
 def _linear(colors: Array) -> Array:
-    """Linear colors of sRGB ones (IEC 61966-2-1), both in [0, 1], float32."""
+    """Convert sRGB colors to linear ones (IEC 61966-2-1), both in [0, 1], float32."""
     linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
     return np.asarray(linear, np.float32)
 

@@ -57,7 +57,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MiB of text
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Framing:
-    """Which part of a picture is used, and how it becomes image_size x image_size pixels.
+    """Crop and resize filter that turn a picture into image_size x image_size pixels.
 
     crop "none" squeezes the whole picture into the square; "center" takes the largest centred
     square; a number takes a centred square of that many source pixels (fewer where the picture is
@@ -297,7 +297,7 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _pixels(image: Image.Image) -> Pixels:
-    """The pixels (3, H, W) of an RGB picture."""
+    """Return the pixels (3, H, W) of an RGB picture."""
     return np.asarray(image).transpose(2, 0, 1)
 
 

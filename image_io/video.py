@@ -117,7 +117,7 @@ def _save_animation(
 
 
 def _durations(count: int, fps: int, *, unit: int) -> list[int]:
-    """Durations of frames in ms, multiples of unit; their sum is off by at most half a unit."""
+    """Return frames' durations in ms, multiples of unit; their sum is exact to half a unit."""
     ends = [unit * round(Fraction(1000 * index, fps * unit)) for index in range(count + 1)]
     return [end - start for start, end in itertools.pairwise(ends)]
 

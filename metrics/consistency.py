@@ -184,7 +184,7 @@ def half_transparent(opacities: Tensor) -> Tensor:
 
 
 class PoseErrors(NamedTuple):
-    """Absolute errors (B,) of a pose head in degrees, each in [0, 180]."""
+    """Absolute errors (B,) of a pose head in degrees, each from 0 to 180."""
 
     pitch: Tensor
     yaw: Tensor

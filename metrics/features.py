@@ -147,7 +147,7 @@ def _known_content(path: Path) -> str | None:
 
 
 def image_metrics(generated: Tensor, real: Tensor) -> dict[str, float]:
-    """FID, KID, IS, precision and recall, by torch-fidelity's own functions.
+    """Compute FID, KID, IS, precision and recall by torch-fidelity's own functions.
 
     Args:
         generated: (N, NUM_FEATURES + NUM_LOGITS) of generated images.

@@ -14,7 +14,7 @@ from geometry.visibility import visible_part
 
 
 class MeshSanity(NamedTuple):
-    """components and holes: counts; main_share and seen_share: shares of the area in [0, 1]."""
+    """Counts of components and holes; main_share and seen_share: parts of the area in [0, 1]."""
 
     components: int
     holes: int

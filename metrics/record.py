@@ -41,7 +41,7 @@ def about(saved: SavedGenerator, *, seed: int, psi: float) -> dict[str, Any]:
 def image_settings(
     real: RealSet, weights: Weights, sampling: SampleOptions, protocol: Protocol, content: str
 ) -> dict[str, Any]:
-    """Settings that decide the image metrics, beside their own (`features.metric_settings`).
+    """Return the settings of the generated images, which decide the image metrics.
 
     Args:
         real: the real images.

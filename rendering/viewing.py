@@ -1,4 +1,4 @@
-"""From flags to a generator, the objects to show and the options to render them with.
+"""Turn flags into a generator, the objects to show and the options to render them with.
 
 A command reads top-down: its parser is made of `add_generator`, `add_objects` and `add_rendering`;
 `open_generator`, `objects_to_show` and `render_options` return what these flags name.
@@ -26,10 +26,10 @@ from system import flags, machine
 from system.errors import UsageError
 
 Precision = Literal["exact", "fast"]
-MEAN_LATENTS = 10_000  # whose mean is the center of truncation, as published
+MEAN_LATENTS = 10_000  # latents whose mean is the center of truncation, as published
 MAX_PSI = 10  # far beyond the published values, which are at most 1
 MEAN_SEED = 0  # of that mean: the same for every picture, so that seeds are reproducible
-# What --precision fast rounds operands to: float16 is eight times finer, processors have bfloat16.
+# Operands' type of --precision fast: float16 is eight times finer, but CPUs have bfloat16.
 FAST_DTYPES = {"cpu": torch.bfloat16, "cuda": torch.float16}
 
 
@@ -37,8 +37,8 @@ def add_generator(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a generator, for open_generator."""
     add = parser.add_argument
     add("generator", type=Path, metavar="generator.pth", help="of a run, or a published one")
-    add("--curriculum", help="what it was trained with; our own files know it, "
-        "for published ones the default is CelebA")  # fmt: skip
+    add("--curriculum", help="curriculum of its training; our own files "
+        "contain it, for published ones the default is CelebA")  # fmt: skip
     add("--curriculum_file", type=Path, help="Python file with curriculum dicts of your own")
     add("--ema", choices=["ema", "ema2", "none"], default="ema", help="which averaged parameters "
         "beside the generator to use; none takes the raw ones")  # fmt: skip
@@ -74,8 +74,8 @@ def add_field_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--max_batch_size", type=flags.positive_int, default=2_400_000, help="the most points in "
         "one call of the field; a smaller number is chosen by itself")  # fmt: skip
-    add("--precision", choices=get_args(Precision), default="exact", help="fast rounds what the "
-        "field multiplies to half precision, and leaves out empty space")  # fmt: skip
+    add("--precision", choices=get_args(Precision), default="exact", help="fast rounds the "
+        "field's products to half precision, and skips empty space")  # fmt: skip
     add("--lock_view_dependence", action="store_true", help="show the field one viewing direction "
         "for all rays")  # fmt: skip
 
@@ -111,7 +111,7 @@ def open_generator(args: argparse.Namespace) -> SavedGenerator:
 
 
 def _require_average(saved: SavedGenerator, args: argparse.Namespace) -> None:
-    """Refuse other parameters than those of --ema ema2, which nobody gets by default."""
+    """Refuse all parameters except those of --ema ema2, which is never the default."""
     if args.ema != "ema2" or saved.average == "ema2":
         return
     path: Path = args.generator
@@ -160,7 +160,7 @@ def fitted_objects(saved: SavedGenerator, paths: Sequence[Path]) -> list[SceneOb
 def objects_of_seeds(
     saved: SavedGenerator, seeds: Sequence[int], *, psi: float, mean: Film | None = None
 ) -> list[SceneObject]:
-    """One object per seed, seen from the middle of the curriculum's cameras.
+    """Return one object per seed, seen from the middle of the curriculum's cameras.
 
     A seed is the same object whatever stands beside it: its latent is the first draw of a CPU
     stream with that seed, as published. mean is what mean_film returns, where it is known already.

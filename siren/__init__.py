@@ -1,1 +1,1 @@
-"""The field: a SIREN whose layers are conditioned by FiLM, and the network that maps latents."""
+"""The radiance field: a SIREN with FiLM conditioning, and the mapping network of its latents."""

@@ -15,13 +15,13 @@ LEAKY_SLOPE = 0.2
 
 @dataclass(frozen=True, eq=False)
 class Film:
-    """Conditioning of the field; frequencies and phase_shifts are raw mapping outputs, (B, F)."""
+    """FiLM conditioning of B fields: raw frequencies and phase shifts of the mapping, (B, F)."""
 
     frequencies: Tensor
     phase_shifts: Tensor
 
     def lerp(self, end: "Film", weight: float) -> "Film":
-        """0 keeps self, 1 gives end. Truncates (mean.lerp(film, psi)) and interpolates alike."""
+        """Interpolate from self (0) to end (1); mean.lerp(film, psi) is the truncation trick."""
         return Film(
             torch.lerp(self.frequencies, end.frequencies, weight),
             torch.lerp(self.phase_shifts, end.phase_shifts, weight),
@@ -34,7 +34,7 @@ class Film:
         return len(self.frequencies)
 
     def layers(self, width: int) -> list[tuple[Tensor, Tensor]]:
-        """Per layer of the given width: frequencies (scaled, as the sine sees them) and phases."""
+        """Return each layer's frequencies and phase shifts (B, width), scaled for the sine."""
         frequencies = self.frequencies * FREQUENCY_SCALE + FREQUENCY_SHIFT
         return list(
             zip(frequencies.split(width, -1), self.phase_shifts.split(width, -1), strict=True)
@@ -42,7 +42,7 @@ class Film:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """X, in float32 where autocast made it smaller."""
+    """Return x in float32 if autocast lowered its precision, else x itself."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -54,7 +54,7 @@ class FiLMLayer(nn.Module):
         self.layer = nn.Linear(input_dim, hidden_dim)
 
     def forward(self, x: Tensor, frequencies: Tensor, phase_shifts: Tensor) -> Tensor:
-        """Features (B, P, H) of x (B, P, input_dim); frequencies, phases (B, H).
+        """Return features (B, P, H) of x (B, P, input_dim); frequencies, phases (B, H).
 
         The phase is float32 even under autocast: an error of the phase is an error of the sine.
         """
@@ -63,7 +63,7 @@ class FiLMLayer(nn.Module):
 
 
 class CustomMappingNetwork(nn.Module):
-    """z (B, z_dim) to raw FiLM parameters: three hidden layers, LeakyReLU 0.2."""
+    """Map z (B, z_dim) to raw FiLM parameters by three hidden layers with LeakyReLU 0.2."""
 
     def __init__(self, z_dim: int, hidden_dim: int, num_features: int) -> None:
         super().__init__()
@@ -75,13 +75,13 @@ class CustomMappingNetwork(nn.Module):
         linears = [layer for layer in self.network if isinstance(layer, nn.Linear)]
         for linear in linears:
             nn.init.kaiming_normal_(linear.weight, a=LEAKY_SLOPE)
-        with torch.no_grad():  # start close to one shared object: small modulation
+        with torch.no_grad():  # small modulation: at the start all latents give a similar object
             linears[-1].weight.mul_(0.25)
 
     def forward(self, z: Tensor) -> Film:
-        """The first half of the outputs are frequencies, the second half phase shifts.
+        """Return the FiLM parameters of z; the outputs are frequencies, then phase shifts.
 
-        Float32 even under autocast: rounding this small network saves nothing, and was more than
+        Float32 even under autocast: rounding this small network saves no time, and caused more than
         half of the error of a field in bfloat16.
         """
         with torch.autocast(z.device.type, enabled=False):

@@ -1,9 +1,9 @@
-"""The radiance fields: FiLM-conditioned SIRENs from a point and a direction to color and density.
+"""Radiance fields: FiLM-conditioned SIRENs that map a point and a direction to color and density.
 
 Legend: B objects, G viewing directions per object, P points per object (P / G consecutive points
 share a direction), H hidden width, F = H * (num_layers + 1) FiLM features.
-Class and parameter names are those of the published checkpoints; they and their order are a
-contract, because files of averaged parameters are positional.
+Class and parameter names are those of the published checkpoints. They and their order must not
+change: published files of averaged parameters store them by position.
 
 Source: pi-GAN (Chan et al. 2021), section 3.1; SIREN (Sitzmann et al. 2020) for the initialisation.
 """
@@ -27,7 +27,7 @@ def _init_uniform(linear: nn.Linear, bound: float) -> None:
 
 
 class FilmSiren(nn.Module):
-    """A trunk of FiLM layers with a density head and a color head that sees the direction.
+    """A trunk of FiLM layers with a density head and a direction-dependent color head.
 
     Args:
         z_dim: width of the latent.
@@ -35,13 +35,13 @@ class FilmSiren(nn.Module):
         num_layers: FiLM layers of the trunk; None is the published 8.
         mapping_hidden_dim: width of the mapping network.
         box_side: side of the cube that is scaled to [-1, 1], scene units; None is the class's own.
-        density_scale: factor on the density head's output. A surface of a scene much smaller than
-            a unit needs a density of hundreds, which the head else takes thousands of steps to
-            reach.
+        density_scale: factor on the density head's output. A surface in a scene much smaller than
+            one unit needs a density of hundreds; without the factor the head takes thousands of
+            steps to reach it.
     """
 
     default_hidden_dim = 256
-    default_box_side: float | None = None  # None: points enter as they are
+    default_box_side: float | None = None  # None: points are not scaled
     embedding_shape: tuple[int, int, float] | None = None  # channels, grid side, initial scale
 
     def __init__(
@@ -81,21 +81,21 @@ class FilmSiren(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear) and not name.startswith("mapping_network"):
                 _init_uniform(module, math.sqrt(6 / module.in_features) / SINE_FREQUENCY)
-        # The first layer sees a point of three coordinates, whatever features stand beside it.
+        # The bound is that of three inputs, even if grid features are concatenated to the point.
         _init_uniform(first.layer, 1 / min(first.layer.in_features, 3))
 
     @property
     def num_features(self) -> int:
-        """F, the width of each half of a Film."""
+        """Return F, the width of frequencies and of phase shifts."""
         return (len(self.network) + 1) * self.hidden_dim
 
     def encode(self, points: Tensor) -> Tensor:
-        """What the first layer sees of points (B, P, 3): (B, P, 3 or 3 + channels)."""
+        """Return the first layer's inputs (B, P, 3 or 3 + channels) of points (B, P, 3)."""
         if self.box_side is not None:
             points = points * (2 / self.box_side)
         if self.embedding_shape is None:
             return points
-        # All points in one row: a grid per object would be copied, and so would its gradient.
+        # All points as one row: a batch dimension would copy the grid and its gradient per object.
         row = points.reshape(1, 1, 1, -1, 3)
         features = F.grid_sample(
             self.spatial_embeddings, row, mode="bilinear", padding_mode="zeros", align_corners=True
@@ -106,9 +106,9 @@ class FilmSiren(nn.Module):
     def forward(
         self, points: Tensor, directions: Tensor, film: Film, *, skips_clear: bool = False
     ) -> Tensor:
-        """Colors in [0, 1] and raw densities, (B, P, 4).
+        """Return colors in [0, 1] and raw densities, (B, P, 4).
 
-        The fast path where there is one for the device and precision, else the reference.
+        Uses the fast implementation if there is one for the device and precision.
 
         Args:
             points: (B, P, 3), scene units.
@@ -125,7 +125,7 @@ class FilmSiren(nn.Module):
         return self.reference(encoded, directions, film)
 
     def reference(self, encoded: Tensor, directions: Tensor, film: Film) -> Tensor:
-        """The same as forward, layer by layer as in the paper; encoded is encode(points)."""
+        """Compute forward layer by layer as in the paper; encoded is encode(points)."""
         x = self._trunk(encoded, film)
         density = self.final_layer(x) * self.density_scale
         share = encoded.shape[1] // max(directions.shape[1], 1)
@@ -135,9 +135,9 @@ class FilmSiren(nn.Module):
         return torch.cat([self.color_layer_linear(features), density], dim=-1)
 
     def density(self, points: Tensor, film: Film) -> Tensor:
-        """Raw densities (B, P) of points (B, P, 3) alone: forward without its color layer.
+        """Return raw densities (B, P) of points (B, P, 3): forward without its color layer.
 
-        Faster where no gradient is asked for and there is a fast path, else the reference.
+        Uses the fast implementation if there is one and no gradient is needed.
         """
         encoded = self.encode(points)
         if fused_field.is_density_supported(encoded):
@@ -145,12 +145,12 @@ class FilmSiren(nn.Module):
         return self.reference_density(encoded, film)
 
     def reference_density(self, encoded: Tensor, film: Film) -> Tensor:
-        """The same as density, layer by layer as in the paper; encoded is encode(points)."""
+        """Compute density layer by layer as in the paper; encoded is encode(points)."""
         density: Tensor = self.final_layer(self._trunk(encoded, film)) * self.density_scale
         return density[..., 0]
 
     def _trunk(self, encoded: Tensor, film: Film) -> Tensor:
-        """Features (B, P, H) that both heads see."""
+        """Return the features (B, P, H) that both heads use."""
         *trunk_film, _ = film.layers(self.hidden_dim)
         x = encoded
         for layer, (frequencies, phase_shifts) in zip(self.network, trunk_film, strict=True):
@@ -158,7 +158,7 @@ class FilmSiren(nn.Module):
         return x
 
     def folded(self, film: Film) -> fused_field.FoldedField:
-        """FiLM folded into per-object weights: f (W x + b) + p = (diag(f) W) x + (f b + p)."""
+        """Fold FiLM into weights per object: f (W x + b) + p = (diag(f) W) x + (f b + p)."""
         sines = [*self.network, self.color_layer_sine]
         weights, biases = [], []
         for sine, (frequencies, phase_shifts) in zip(
@@ -193,7 +193,7 @@ class SPATIALSIRENBASELINE(FilmSiren):
 
 
 class EmbeddingPiGAN128(FilmSiren):
-    """128 wide, with a learned 96^3 grid of 32 features beside the point."""
+    """A field 128 wide that also sees a learned 96^3 grid of 32 features."""
 
     default_hidden_dim = 128
     default_box_side = PUBLISHED_BOX_SIDE
@@ -201,7 +201,7 @@ class EmbeddingPiGAN128(FilmSiren):
 
 
 class EmbeddingPiGAN256(FilmSiren):
-    """256 wide, with a learned 64^3 grid of 32 features beside the point."""
+    """A field 256 wide that also sees a learned 64^3 grid of 32 features."""
 
     default_box_side = PUBLISHED_BOX_SIDE
     embedding_shape = (32, 64, 0.1)

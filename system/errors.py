@@ -1,4 +1,4 @@
-"""Errors that a person causes, and hints that name what they may have meant."""
+"""Errors that a user causes, and hints that name the nearest valid choice."""
 
 import difflib
 import sys
@@ -13,13 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent  # of the repository
 
 
 class UsageError(Exception):
-    """Something a person typed or gave is wrong; the text is one clear line for them."""
+    """A user's input is wrong; the text is one clear line that says what to change."""
 
 
 def explain_missing_package(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Report an uncaught error as Python does, but a package that is not installed in one line."""
+    """Report a package that is not installed in one line, other uncaught errors as Python does."""
     name = getattr(error, "name", None) or ""
     package = name.partition(".")[0]
     is_ours = any((ROOT / own).exists() for own in (package, f"{package}.py"))
@@ -31,14 +31,14 @@ def explain_missing_package(
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """A hint such as " Did you mean 'CelebA'?", or nothing where no choice is close."""
+    """Return a hint such as " Did you mean 'CelebA'?", or "" if no choice is close."""
     folded = {choice.casefold(): choice for choice in choices}
     close = difflib.get_close_matches(name.casefold(), folded, n=1)
     return f" Did you mean {folded[close[0]]!r}?" if close else ""
 
 
 def nearest_path(path: str | Path) -> str:
-    """A hint that names what exists beside a path that was not meant, or nothing."""
+    """Return a hint that names a similar file beside a path that does not exist, or ""."""
     wanted = Path(path)
     try:
         beside = [entry.name for entry in wanted.parent.iterdir()]
@@ -50,7 +50,7 @@ def nearest_path(path: str | Path) -> str:
 
 
 def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """Look name up in table.
+    """Return table[name].
 
     Raises:
         UsageError: name is not in table; the text lists the choices and the nearest one.

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and locks on folders."""
+"""Write files and folders atomically, and lock folders."""
 
 import contextlib
 import fcntl
@@ -16,14 +16,14 @@ from system.errors import UsageError
 
 @contextlib.contextmanager
 def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
-    """Yield a file that replaces path once it is complete and on the disk, and never otherwise.
+    """Yield a file that atomically replaces path at the end; after an error path is unchanged.
 
     Args:
-        path: its folder is made where it is missing.
-        is_synced: wait until it is on the disk; else a power cut may leave it empty.
+        path: its folder is made if it is missing.
+        is_synced: wait until it is on the disk; otherwise a power cut may leave it empty.
 
     Raises:
-        OSError: it cannot be written; filename is path where the system says why.
+        OSError: it cannot be written; filename is path if the system gives a reason.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -37,16 +37,16 @@ def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
         if is_synced:
             _sync_folder(path.parent)
     except OSError as error:
-        if error.errno is None:  # its text would be lost
+        if error.errno is None:  # a new error would lose its text
             raise
-        # Another error, as not every library's one lets its filename be changed.
+        # A new error, because some libraries' errors do not let their filename be changed.
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         draft.unlink(missing_ok=True)
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove the drafts of killed processes from folder; no other process may be writing there."""
+    """Remove temporary files that killed processes left in folder; nobody may write there now."""
     for draft in folder.glob(".*.tmp"):
         if re.fullmatch(r"\..+\.\d+\.tmp", draft.name):
             shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
@@ -54,7 +54,7 @@ def remove_drafts(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder that replaces path once all in it is written, and never otherwise."""
+    """Yield a folder that replaces path at the end; after an error path is unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft, old = (path.with_name(f".{path.name}.{os.getpid()}{end}") for end in (".tmp", "0.tmp"))
     try:
@@ -71,7 +71,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the renames in folder to the disk, where the system can do that."""
+    """Flush the renames in folder to the disk, if the system can do that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -114,16 +114,16 @@ def output_folder(path: Path, *, flag: str = "--output_dir") -> Path:
 
 @contextlib.contextmanager
 def run_folder(folder: Path) -> Iterator[None]:
-    """Make the folder of --output_dir and keep other runs out of it.
+    """Make the folder of --output_dir and lock it against other runs.
 
-    After an error no lock file and no empty folder are left.
+    After an error no lock file and no empty folder remain.
 
     Raises:
-        UsageError: another run is at work there, or the folder cannot be made or written.
+        UsageError: another run uses it, or the folder cannot be made or written.
     """
 
     def refuse(who: str) -> None:
-        raise UsageError(f"--output_dir {folder}: another run is at work in it ({who}); stop it, "
+        raise UsageError(f"--output_dir {folder}: another run uses it ({who}); stop that run, "
                          "or give another folder")  # fmt: skip
 
     with filled_folder(folder), contextlib.ExitStack() as stack:
@@ -133,21 +133,21 @@ def run_folder(folder: Path) -> Iterator[None]:
             text = f"--output_dir {folder}: cannot be written ({error.strerror})"
             raise UsageError(text) from error
         if not is_locked:
-            print(f"{folder}: its disk knows no locks; a second run in it would not be noticed",
+            print(f"{folder}: its disk supports no locks; a second run in it would not be noticed",
                   file=sys.stderr)  # fmt: skip
         yield
 
 
 @contextlib.contextmanager
 def locked(path: Path, on_wait: Callable[[str], object]) -> Iterator[bool]:
-    """Keep other processes out of the same lock; yields False where the disk knows no locks.
+    """Hold an exclusive lock; yields False if the disk does not support locks.
 
-    The system drops the lock with its process, however that ends: a lock file that is left over
-    means nothing.
+    The system releases the lock when its process ends for any reason: a leftover lock file locks
+    nothing.
 
     Args:
         path: the lock file, which exists while the lock is held.
-        on_wait: called with the holder's name before waiting for it; may raise an error instead.
+        on_wait: called with the holder's name before waiting for it; may raise an error.
     """
     file, is_locked = _hold(path, on_wait)
     with file:
@@ -163,7 +163,7 @@ def locked(path: Path, on_wait: Callable[[str], object]) -> Iterator[bool]:
 
 
 def _hold(path: Path, on_wait: Callable[[str], object]) -> tuple[IO[str], bool]:
-    """Open the file at path and lock it; returns whether the disk could lock it."""
+    """Open the file at path and lock it; return it, and whether the disk supports locks."""
     while True:
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(path.open("a+"))

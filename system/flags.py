@@ -1,4 +1,4 @@
-"""Shared pieces of the commands: argparse types and flags, usage errors, running a command."""
+"""Argument parser, argparse types and flags that the commands share, and how to run a command."""
 
 import argparse
 import contextlib
@@ -18,26 +18,26 @@ from system.errors import UsageError, nearest
 T = TypeVar("T")
 
 STDOUT = 1  # its file descriptor
-USAGE_EXIT_CODE = 2  # what argparse and most shells' tools use for a wrong command line
+USAGE_EXIT_CODE = 2  # argparse and most shell tools use it for a wrong command line
 INTERRUPT_EXIT_CODE = 130  # 128 + SIGINT
 DISK_EXIT_CODE = 1
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG),
 )
-NAME_ERRORS = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)  # of what a person typed
+NAME_ERRORS = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)  # the path is wrong
 BROKEN_PIPE_EXIT_CODE = 141  # 128 + SIGPIPE
-MAX_INT = 2**63 - 1  # what PyTorch and files can hold
+MAX_INT = 2**63 - 1  # the largest integer in PyTorch and in our files
 MAX_PIXELS = 16_384  # per side of a picture: its rays take 25 GiB
-MAX_EXTRA = 3  # words that nobody asked for, named in a complaint
-MAX_SEEDS = 100_000  # more is a slip of the finger, and would fill the memory
+MAX_EXTRA = 3  # superfluous words that an error message names
+MAX_SEEDS = 100_000  # more is a typing error, and would fill the memory
 
 
 def run(main: Callable[[Sequence[str] | None], int]) -> int:
-    """The exit code of main on the process's own arguments.
+    """Run main on the process's own arguments and return the exit code.
 
-    A UsageError is one line on stderr and exit code 2, a disk that is full or broken one line and
-    1, Ctrl-C one line and 130. A reader of our output that went away (`| head`) ends the command
-    silently. Anything else is our bug and keeps its traceback.
+    A UsageError prints one line on stderr and exits with 2, a full or broken disk one line and 1,
+    Ctrl-C one line and 130. A closed pipe (`| head`) ends the command silently. Any other error is
+    a bug of this project and keeps its traceback.
     """
     try:
         code = main(None)
@@ -77,28 +77,28 @@ class Screen:
 
 
 def is_of_disk(error: OSError) -> bool:
-    """Whether a disk that is full or broken, or a name, is why a known file cannot be written."""
+    """Return whether a full or broken disk, or a wrong path, prevented writing a known file."""
     return error.errno in (*DISK_ERRORS, *NAME_ERRORS) and error.filename is not None
 
 
 def disk_complaint(error: OSError) -> str:
-    """One line about an error that is_of_disk."""
+    """Return one line that describes an error for which is_of_disk is true."""
     return f"cannot write {error.filename} ({error.strerror})"
 
 
 def _is_stdout_gone() -> bool:
-    """Whether nobody reads our stdout any more; what is left in its buffer then goes nowhere."""
+    """Return whether the pipe of stdout is closed; if so, discard the rest of the output."""
     poll = select.poll()
     poll.register(STDOUT, select.POLLOUT)
     if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
         return False
-    # Otherwise the interpreter complains when it flushes once more at exit.
+    # Otherwise the interpreter reports an error when it flushes stdout at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
     return True
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, except where there is nothing to show."""
+    """Shows the default of a flag if it has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default is False or action.default == []:
@@ -107,7 +107,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose complaints are one UsageError line that names the nearest flag.
+    """An argparse parser that raises its errors as UsageError and names the nearest flag.
 
     Flags can't be abbreviated: `--seed` must not silently mean `--seeds`.
     """
@@ -123,7 +123,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]  # argparse overloads it by the namespace's type
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse does, but a mistyped flag is named before a missing argument is.
+        """Parse like argparse, but report a mistyped flag before a missing argument.
 
         Raises:
             UsageError: args can't be understood.
@@ -145,7 +145,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise message as a UsageError, without argparse's word "argument" before a flag.
 
-        A pattern that the shell has expanded makes many words too many; of them a few are named.
+        If the shell has expanded a pattern to many superfluous words, the message names a few.
         """
         message = re.sub(r"\bargument (?=-)", "", message)
         found, _, words = message.partition("unrecognized arguments: ")
@@ -157,7 +157,7 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UsageError(message)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """As argparse does, but the nearest choice is named."""
+        """Check a choice like argparse, but name the nearest choice in the error."""
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
             hint = nearest(str(value), choices)
@@ -166,10 +166,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def _number(text: str, kind: Callable[[str], T], is_valid: Callable[[T], bool], wanted: str) -> T:
-    """Text as a number of that kind.
+    """Return text as a number of that kind.
 
     Raises:
-        argparse.ArgumentTypeError: it is none, or not a valid one; argparse adds the flag's name.
+        argparse.ArgumentTypeError: no number, or not a valid one; argparse adds the flag's name.
     """
     try:
         value = kind(text)
@@ -190,35 +190,35 @@ def _whole(text: str, lowest: int, highest: int = MAX_INT) -> int:
 
 
 def positive_int(text: str) -> int:
-    """An argparse type: 1, 2, 3, ..., MAX_INT."""
+    """Parse a flag's text as a whole number from 1 to MAX_INT."""
     return _whole(text, 1)
 
 
 def whole(lowest: int, highest: int) -> Callable[[str], int]:
-    """Make an argparse type: the whole numbers from lowest to highest."""
+    """Return an argparse type for whole numbers from lowest to highest."""
     return lambda text: _whole(text, lowest, highest)
 
 
-pixels = whole(1, MAX_PIXELS)  # an argparse type: the side of a picture
+pixels = whole(1, MAX_PIXELS)  # argparse type of an image's side
 
 
 def non_negative_int(text: str) -> int:
-    """An argparse type: 0, 1, 2, ..., MAX_INT."""
+    """Parse a flag's text as a whole number from 0 to MAX_INT."""
     return _whole(text, 0)
 
 
 def positive_float(text: str) -> float:
-    """An argparse type: a finite number above 0."""
+    """Parse a flag's text as a finite number above 0."""
     return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
 
 
 def finite_float(text: str) -> float:
-    """An argparse type: any number but infinity."""
+    """Parse a flag's text as a finite number."""
     return _number(text, float, math.isfinite, "a number")
 
 
 def number(lowest: float, highest: float) -> Callable[[str], float]:
-    """Make an argparse type: the numbers from lowest to highest, both included."""
+    """Return an argparse type for numbers from lowest to highest, both included."""
     wanted = f"a number from {lowest:g} to {highest:g}"
     return lambda text: _number(text, float, lambda value: lowest <= value <= highest, wanted)
 
@@ -227,27 +227,27 @@ fraction = number(0, 1)  # an argparse type
 
 
 def port_number(text: str) -> int:
-    """An argparse type: a TCP port, 0 for any free one."""
+    """Parse a flag's text as a TCP port; 0 means any free one."""
     return _number(text, int, lambda value: 0 <= value <= 65535, "a port from 0 to 65535")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add --device; its text is for resolve_device."""
+    """Add --device, whose text resolve_device turns into a device."""
     parser.add_argument(
         "--device",
         default="auto",
         metavar="auto|cpu|cuda|cuda:N|mps",
-        help="where to compute; auto takes CUDA where there is one and the CPU otherwise",
+        help="where to compute; auto takes CUDA if there is one and the CPU otherwise",
     )
 
 
 def resolve_device(text: str) -> torch.device:
-    """The device that --device text means, "cuda" with its index.
+    """Return the device that the text of --device names; "cuda" gets its index.
 
-    "auto" never picks mps: it has no float64 and is not what we test on, so it is asked for.
+    "auto" never picks mps, which has no float64 and which we do not test: users must ask for it.
 
     Raises:
-        UsageError: text names no device, or one that this machine does not have.
+        UsageError: text is no device, or one that this machine does not have.
     """
     match = re.fullmatch(r"(auto|cpu|mps|cuda)(?::(\d+))?", text)
     if match is None or (match[2] is not None and match[1] != "cuda"):
@@ -267,10 +267,10 @@ def resolve_device(text: str) -> torch.device:
 
 
 def parse_seeds(texts: Iterable[str]) -> list[int]:
-    """Seeds in the order typed: ["0", "3", "7-9"] and ["0,3,7-9"] are [0, 3, 7, 8, 9].
+    """Return seeds in the order typed: ["0", "3", "7-9"] and ["0,3,7-9"] give [0, 3, 7, 8, 9].
 
     Raises:
-        UsageError: a text is no such list, a range runs backwards, or there are too many.
+        UsageError: a text is no such list, a range runs backwards, or there are too many seeds.
     """
     seeds: list[int] = []
     for part in (part.strip() for text in texts for part in text.split(",")):
@@ -289,7 +289,7 @@ def parse_seeds(texts: Iterable[str]) -> list[int]:
 
 
 class _SeedsAction(argparse.Action):
-    """Stores what parse_seeds makes of the words after --seeds."""
+    """Parses the words after --seeds with parse_seeds."""
 
     def __call__(
         self,

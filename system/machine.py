@@ -1,4 +1,4 @@
-"""Cores and memory of this machine."""
+"""Measure and limit the use of this machine's cores and memory."""
 
 import ctypes
 import os
@@ -10,7 +10,7 @@ import torch
 from system.errors import UsageError
 
 GIB = 2**30
-NARROW = 128  # features: a field of less has operations of some 50 microseconds
+NARROW = 128  # features; operations of a narrower field take only some 50 microseconds
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 
 
@@ -22,12 +22,12 @@ def num_cores() -> int:
 
 
 def use_one_thread_for(width: int) -> bool:
-    """Use one thread for networks as narrow as width; return True if that was done.
+    """Use one thread if networks of this width are narrow; return whether that was done.
 
     Intra-op threads synchronize after every operation, and wait for one that has lost its core to
     another program. Narrow networks have thousands of operations per step: measured on two cores,
-    two threads made a step of the demo 1.3 times as fast alone, and ten to thirty times as slow
-    beside one other busy program. OMP_NUM_THREADS, where it is set, decides instead.
+    two threads made a step of the demo 1.3 times as fast alone, but ten to thirty times as slow
+    beside one other busy program. If OMP_NUM_THREADS is set, it decides instead.
     """
     if width >= NARROW or "OMP_NUM_THREADS" in os.environ:
         return False
@@ -36,7 +36,7 @@ def use_one_thread_for(width: int) -> bool:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Return the memory of a CUDA device, or of this machine within this container's limit."""
+    """Return the bytes of memory of a CUDA device, or of this machine or container for the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -48,12 +48,12 @@ def memory_bytes(device: torch.device) -> int:
 
 
 def require_memory(what: str, num_bytes: int, device: torch.device) -> None:
-    """Refuse a request for more memory than there is.
+    """Check that a device has num_bytes of memory.
 
     Raises:
-        UsageError: begins with what, such as a flag and its value.
+        UsageError: it has less; the message begins with what, such as a flag and its value.
     """
-    if device.type == "mps":  # shares its memory with the machine by rules of its own
+    if device.type == "mps":  # it shares the machine's memory under its own limits
         return
     there = memory_bytes(device)
     if num_bytes > there:
@@ -74,15 +74,15 @@ def keep_freed_memory() -> bool:
 
     By default glibc returns freed tensors of 32 MiB and more to the kernel, which has to find and
     clear the same pages again in the next step. Measured on a forward and backward pass over
-    tensors of 57 MB on one core: 0.97 s in the kernel before and none after, beside 0.6 s of
-    computing. The price is memory: 2.4 GB at the peak instead of 1.1, as holes are kept as well.
+    tensors of 57 MB on one core: 0.97 s in the kernel before and none after, plus 0.6 s of
+    computing. The peak of memory rises from 1.1 to 2.4 GB, because gaps in the heap are kept too.
     """
     if platform.system() != "Linux":
         return False
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):  # another C library, such as musl
         return False
-    # No block is mapped on its own (M_MMAP_THRESHOLD would stop at 32 MiB), none is given back, and
-    # no thread has a heap of its own: glibc gives those back as soon as they are empty.
+    # Map no block separately (M_MMAP_THRESHOLD has a maximum of 32 MiB), return none to the kernel,
+    # and give no thread its own heap: glibc returns such heaps as soon as they are empty.
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1))
     return all([library.mallopt(name, value) for name, value in settings])

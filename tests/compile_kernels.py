@@ -21,7 +21,7 @@ HALF = {"features_ptr", "features_weight_ptr", "weights_ptr", "sines_ptr", "grad
 
 
 class Compiler:
-    """The script, as a process that answers requests."""
+    """Runs this script as a process that answers requests."""
 
     def __init__(self, cache):
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -33,7 +33,7 @@ class Compiler:
         )  # fmt: skip
 
     def __call__(self, **request):
-        """The answer to a request."""
+        """Return the answer to a request."""
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
@@ -48,7 +48,7 @@ class Compiler:
 
 
 def source_of(kernel, constants):
-    """What Triton compiles: the kernel with its constants; pointers are aligned as PyTorch's."""
+    """Return Triton's source of a kernel with its constants; pointers are aligned as PyTorch's."""
     from triton.compiler import ASTSource
 
     types = {name: "constexpr" if name in constants else "i32" for name in kernel.arg_names}
@@ -64,7 +64,7 @@ def source_of(kernel, constants):
 
 
 def ttir(source, target, options):
-    """The intermediate representation after the compiler's first passes."""
+    """Return the intermediate representation (TTIR) after the compiler's first passes."""
     from triton._C.libtriton import ir
     from triton.compiler.compiler import make_backend
 
@@ -81,7 +81,7 @@ def ttir(source, target, options):
 
 
 def machine_code(source, target, options):
-    """Bytes of shared memory and of stack; instructions of each kind in all, and in loops."""
+    """Count bytes of shared memory and stack, and instructions by kind, in all and in loops."""
     import triton
 
     binary = triton.compile(source, target=target, options={**options, "num_stages": 3})
@@ -97,7 +97,7 @@ def machine_code(source, target, options):
 
 
 def run(tool, *arguments):
-    """What a tool that comes with Triton prints."""
+    """Return the output of a tool that Triton includes."""
     import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -106,7 +106,7 @@ def run(tool, *arguments):
 
 
 def counts(assembly):
-    """Instructions of a kind in all, and inside its loops."""
+    """Count the instructions of a kind in all and inside loops."""
     labels, instructions = {}, []
     for line in assembly.splitlines():
         if match := re.match(r"(\.L_x_\d+):", line):
@@ -122,7 +122,7 @@ def counts(assembly):
 
 
 def inside_loops(instructions, labels):
-    """Indices of instructions that can come round to themselves by a jump back."""
+    """Return the indices of instructions inside loops: a jump can lead back to them."""
     before, after = (collections.defaultdict(set) for _ in range(2))
     jumps = []
     for index, text in enumerate(instructions):
@@ -142,7 +142,7 @@ def inside_loops(instructions, labels):
 
 
 def reached(start, edges):
-    """All that edges lead to from start."""
+    """Return all nodes that edges reach from start."""
     found, waiting = set(), [start]
     while waiting:
         index = waiting.pop()

@@ -1,4 +1,4 @@
-"""What all tests share: one thread each, repeatable arithmetic, and no GPU tests without a GPU.
+"""Shared setup: one thread, repeatable arithmetic, fixtures; skips GPU tests without a GPU.
 
 The GPU tests also run where only PyTorch's own packages and pytest are installed: modules that need
 more are imported inside the fixtures that use them.
@@ -9,12 +9,12 @@ import os
 import signal
 import subprocess
 
-os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start, and read when torch loads
+os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it on import; commands inherit it
 
 import pytest
 import torch
 
-if not torch.cuda.is_available():  # read when Triton loads: kernels then run in its interpreter
+if not torch.cuda.is_available():  # Triton reads this on import and interprets kernels
     os.environ["TRITON_INTERPRET"] = "1"
 
 from checkpoint_io import checkpoints
@@ -23,7 +23,7 @@ from metrics import features, inception
 
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # So a shell starts what is to run in the background; the commands that tests start inherit it.
+    # As a shell does for background processes; the commands that tests start inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def counted(record_property):
-    """Takes a line about what a test has counted or measured, to be shown after all tests."""
+    """Return a function that takes a line about a measurement, printed after all tests."""
     return lambda line: record_property("counted", line)
 
 
@@ -64,7 +64,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True)
 def _repeatable(request):
-    """Same numbers in every run; on the CPU also NaN in memory that nobody has written yet."""
+    """Make every run repeatable; on the CPU, fill uninitialized memory with NaN."""
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(request.node.get_closest_marker("gpu") is None)
 
@@ -101,7 +101,7 @@ TINY = {
 
 @pytest.fixture
 def tiny_run(tmp_path):
-    """A folder with generator.pth, ema.pth and ema2.pth of a tiny curriculum, all different."""
+    """Make a folder of different generator.pth, ema.pth and ema2.pth of a tiny curriculum."""
     tiny = curriculum.build("Tiny", TINY)
     folder = tmp_path / "tiny_run"
     for name in ("generator", "ema", "ema2"):
@@ -120,7 +120,7 @@ def tiny_run(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder with a file system of 2 MB of its own."""
+    """Mount a separate file system of 2 MB and return its folder."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
@@ -151,7 +151,7 @@ def few_features(monkeypatch):
 
 @pytest.fixture
 def small_network(monkeypatch, tmp_path, few_features):
-    """A network in Inception's place: fixed random projections of the pixels, and its calls."""
+    """Replace Inception by fixed random projections of the pixels; return it and its calls."""
     needs_libraries()
     seen = []
     rng = torch.Generator().manual_seed(0)
@@ -197,7 +197,7 @@ def weights(monkeypatch, tmp_path):
 
 @pytest.fixture
 def reals(tmp_path):
-    """A folder of 10 real images as fid_evaluation.py writes them."""
+    """Make a folder of 10 real images as fid_evaluation.py writes them."""
     import fid_evaluation
 
     folder = tmp_path / "reals"

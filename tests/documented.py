@@ -1,4 +1,4 @@
-"""Command lines in the documents."""
+"""Find the command lines in the documents."""
 
 import re
 import shlex
@@ -23,7 +23,7 @@ PROGRAMS = ("python", "torchrun", "make", "pip", "bash")
 
 
 class Line(NamedTuple):
-    """One command line, as words, and the document that shows it."""
+    """The words of one command line, and the document that shows it."""
 
     document: str
     words: tuple[str, ...]
@@ -32,7 +32,7 @@ class Line(NamedTuple):
         return f"{self.document}: {shlex.join(self.words)}"
 
     def command(self):
-        """(module, its arguments) if the line runs a command of the root, else None."""
+        """Return (module, its arguments) if the line runs a command of the root, else None."""
         if self.words[0] not in ("python", "torchrun"):
             return None
         found = [i for i, word in enumerate(self.words) if re.fullmatch(r"\w+\.py", word)]
@@ -46,7 +46,7 @@ def text_of(document):
 
 
 def shell_text(text):
-    """Lines of ```sh blocks and indented blocks, continued lines joined."""
+    """Return the lines of ```sh blocks and indented blocks, with continued lines joined."""
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     without = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     lines = "\n".join(blocks).splitlines()

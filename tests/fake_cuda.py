@@ -2,10 +2,10 @@
 
 `fake_gpu` makes the machine seem to have two GPUs of one kind. Inside of it the project's own code
 runs on "cuda:1" as it is, while "cuda:0" is the current device, and `Watch` sees every operation.
-What needs a real device is replaced: random streams, pinned memory, the launch of Triton kernels,
-which are checked in its place, and the backward pass, since PyTorch's automatic differentiation
-runs on threads of the device. Each forward pass of the field's own function is followed at once by
-its own backward pass, so that this one is seen as well.
+Code that needs a real device is replaced: random streams, pinned memory, the launch of Triton
+kernels, whose arguments are checked instead, and the backward pass, since PyTorch's automatic
+differentiation runs on threads of the device. Each forward pass of the field's own autograd
+function is followed at once by its backward pass, so that this one is checked as well.
 """
 
 import collections
@@ -36,14 +36,14 @@ WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select
 
 
 class Stream:
-    """In place of a random stream on a GPU."""
+    """Stands for a random stream on a GPU."""
 
     def __init__(self, device):
         self.device = torch.device(device)
 
 
 class Watch(TorchDispatchMode):
-    """Counts operations on the GPU, and keeps those that mix devices or have the host wait."""
+    """Counts GPU operations, and records those that mix devices or make the host wait."""
 
     def __init__(self):
         super().__init__()
@@ -67,14 +67,14 @@ class Watch(TorchDispatchMode):
 
 
 def is_awaited(args, kwargs, out):
-    """Whether a copy between a GPU and the host makes the host wait for the GPU."""
+    """Return whether a copy between GPU and host makes the host wait for the GPU."""
     pair = [t.device.type for t in (*args[:2], out) if isinstance(t, torch.Tensor)]
     non_blocking = (kwargs or {}).get("non_blocking", args[2] if len(args) > 2 else False)
     return {"cpu", "cuda"} <= set(pair) and not non_blocking
 
 
 class WithoutDevice(TorchFunctionMode):
-    """Methods that enter the device first, which needs a GPU, as operations that do not."""
+    """Replaces methods that enter the device, which needs a GPU, by operations that do not."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.Tensor.__getitem__:
@@ -105,7 +105,7 @@ class WithoutDevice(TorchFunctionMode):
 
 
 def indexed(tensor, index):
-    """The part of a tensor that tensor[index] is."""
+    """Return tensor[index] of a fake tensor."""
     index = list(index) if isinstance(index, tuple) else [index]
     if not any(i is Ellipsis for i in index):
         index.append(Ellipsis)
@@ -129,7 +129,7 @@ def indexed(tensor, index):
 
 
 class Kernel:
-    """In place of a Triton kernel: checks the arguments of its launches, and counts them."""
+    """Stands for a Triton kernel: checks the arguments of its launches and counts them."""
 
     def __init__(self):
         self.launches = 0
@@ -149,7 +149,7 @@ class Kernel:
 
 
 def on_gpu(make):
-    """A module of make() whose parameters are fake tensors on the GPU."""
+    """Return the module of make(), with fake tensors on the GPU as parameters."""
     with torch._subclasses.fake_tensor.unset_fake_temporarily():
         module = network_state.unfilled(make)
     for part in module.modules():
@@ -164,7 +164,7 @@ def on_gpu(make):
 
 
 def draw(kind):
-    """A random draw that wants its stream on the device of the values that it is for."""
+    """Wrap a random draw to require a stream on the device of its values."""
 
     def drawn(shape, like, rng):
         assert rng.device == like.device
@@ -174,12 +174,12 @@ def draw(kind):
 
 
 def moved(tensor, device):
-    """As generators.cameras.moved, whose pinned memory needs a GPU."""
+    """Do as generators.cameras.moved, whose pinned memory needs a GPU."""
     return tensor.to(device, non_blocking=True)
 
 
 class Context:
-    """What a function of automatic differentiation keeps between its two passes."""
+    """Stands for an autograd function's context between forward and backward."""
 
     def __init__(self, arguments):
         self.needs_input_grad = [isinstance(a, torch.Tensor) for a in arguments]
@@ -189,7 +189,7 @@ class Context:
 
 
 def both_passes(function):
-    """An apply of function that runs its forward pass and then, where asked, its backward pass."""
+    """Return an apply for function that runs its forward pass, then its backward pass if asked."""
 
     @torch.no_grad()
     def apply(*arguments):
@@ -213,7 +213,7 @@ def both_passes(function):
 
 
 def backward(game, loss):
-    """In place of a backward pass: every parameter has a gradient afterwards."""
+    """Stands for a backward pass: gives every parameter a gradient."""
     loss = game.scaler.scale(loss)
     assert (loss.device, loss.dim()) == (GPU, 0)
     for network in (game.generator, game.discriminator):
@@ -223,7 +223,7 @@ def backward(game, loss):
 
 @contextlib.contextmanager
 def fake_gpu(monkeypatch, kind):
-    """A machine with two GPUs of a kind; yields the kernels by name."""
+    """Make the machine seem to have two GPUs; yield the kernels by name."""
     major, minor, shared = GPUS[kind]
     properties = types.SimpleNamespace(
         major=major, minor=minor, shared_memory_per_block_optin=shared, multi_processor_count=80

@@ -1,4 +1,4 @@
-"""Training steps on fake tensors, which have shapes and no numbers, with their bytes counted.
+"""Run training steps on fake tensors, which have shapes but no numbers, and count their bytes.
 
 The CUDA path of the field runs on them without a GPU; its kernels do nothing. Storages are counted
 from the operation that makes them until they are freed, as a CUDA allocator would see them.
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of all tensors that live (now), and the most at once (peak)."""
+    """Counts the bytes of all live tensors (now) and their maximum (peak)."""
 
     def __init__(self):
         super().__init__()
@@ -51,14 +51,14 @@ class LiveBytes(TorchDispatchMode):
 
 
 class NoKernel:
-    """Stands for a Triton kernel: launched on any grid, it leaves all tensors as they are."""
+    """Stands for a Triton kernel: launched on any grid, it changes no tensor."""
 
     def __getitem__(self, grid):
         return lambda *args, **kwargs: None
 
 
 class NoScaler:
-    """A loss scaler that never looks at a number."""
+    """A loss scaler that never reads a value."""
 
     def is_enabled(self):
         return True
@@ -91,7 +91,7 @@ def fake(make):
 
 
 def patch_cuda_path(monkeypatch, path, dtype):
-    """Have the field take the path ("kernels" or "eager") that it takes on CUDA."""
+    """Make the field use its CUDA implementation "kernels" or "eager"."""
     for name in ("forward_kernel", "backward_kernel", "reduction_kernel"):
         monkeypatch.setattr(kernels, name, NoKernel())
     paths = {

@@ -1,4 +1,4 @@
-"""Pieces that the tests of faults share: a tiny curriculum, and runs of the command with faults."""
+"""Helpers of the tests of faults: a tiny curriculum, and runs of the command with faults."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ Tiny |= {
 
 
 def tiny_arguments(folder, stage2=3):
-    """What names the tiny curriculum, which has no end, and its cache."""
+    """Return the flags of the tiny curriculum, which has no end, and of its cache."""
     file = folder / "tiny.py"
     file.write_text(TINY.replace("STAGE2", str(stage2)))
     return ["--curriculum_file", str(file), "--curriculum", "Tiny", "--cache_dir",
@@ -36,7 +36,7 @@ def tiny_arguments(folder, stage2=3):
 
 
 def start(arguments, faults=None, **options):
-    """The command as a process in a group of its own."""
+    """Start the command as a process in its own process group."""
     environment = {**os.environ, "FAULTS": json.dumps(faults or {}), "PYTHONPATH": str(ROOT),
                    "OMP_NUM_THREADS": "1"}  # fmt: skip
     return subprocess.Popen(
@@ -50,13 +50,13 @@ def start(arguments, faults=None, **options):
 
 
 def finish(process, seconds=120):
-    """(exit code, stderr)."""
+    """Wait for a process; return its exit code and stderr."""
     error = process.communicate(timeout=seconds)[1]
     return process.returncode, error
 
 
 def run(arguments, faults=None, seconds=120):
-    """(exit code, stderr) of the command."""
+    """Run the command; return its exit code and stderr."""
     return finish(start(arguments, faults), seconds)
 
 
@@ -65,7 +65,7 @@ def state_of(folder):
 
 
 def entries_of(folder):
-    """The entries of log.jsonl; a torn last line is none."""
+    """Return the entries of log.jsonl without an incomplete last line."""
     entries = []
     for line in (folder / "log.jsonl").read_text().splitlines():
         try:
@@ -76,7 +76,7 @@ def entries_of(folder):
 
 
 def wait_for(is_so, process, seconds=60):
-    """Whether it came to be so before the process ended."""
+    """Wait until the condition holds; return False if the process ended before."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if is_so():
@@ -88,7 +88,7 @@ def wait_for(is_so, process, seconds=60):
 
 
 def differences(first, second, where=""):
-    """Where two states differ, bit for bit."""
+    """Return the names of entries in which two states differ, bit for bit."""
     if isinstance(first, torch.Tensor):
         return [] if torch.equal(first, second) else [where]
     if isinstance(first, dict):
@@ -102,7 +102,7 @@ def differences(first, second, where=""):
 
 
 def fill(disk, spare=0):
-    """Take all space that is left, but for spare bytes."""
+    """Fill the disk except for spare bytes."""
     with (disk / "filler").open("wb", buffering=0) as file:
         for size in (4096, 1):
             try:
@@ -115,7 +115,7 @@ def fill(disk, spare=0):
 
 @contextlib.contextmanager
 def limited(num_bytes):
-    """No file of this process can become larger than that, which root can do and others."""
+    """Limit the size of files that this process can write; works for root and others."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:

@@ -1,11 +1,11 @@
-"""train.py with faults: a command for the tests, which say in FAULTS what goes wrong.
+"""Run train.py with the faults that the variable FAULTS names.
 
 FAULTS is JSON: {"slow": seconds} makes every write to the disk take longer, in pieces, so that a
 kill finds files half-written; {"hang": [rank, step]} and {"die": [rank, step]} stop or kill a rank;
-{"nan": [rank, step, what]} puts numbers that are none into what a rank computes; {"apart": seconds}
-has the state copied as on CUDA, where the live one cannot be read while a peer is waited for;
-{"step_seconds": seconds} shortens the timeout of training steps, and {"pause": seconds} makes slow
-what may be slow: saving, previews, FID, and on rank 1 the first step of each stage.
+{"nan": [rank, step, what]} puts NaN into a rank's computation; {"apart": seconds} copies the state
+as on CUDA, where the live one cannot be read while waiting for a lost rank; {"step_seconds":
+seconds} shortens the timeout of training steps, and {"pause": seconds} slows down saving, previews,
+FID, and on rank 1 the first step of each stage.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ FAULTS = json.loads(os.environ.get("FAULTS", "{}"))
 
 
 class SlowFile:
-    """A file whose bytes come one part after the other."""
+    """A file that is written slowly, one part after the other."""
 
     def __init__(self, file, seconds):
         self.file, self.seconds = file, seconds
@@ -61,7 +61,7 @@ def slow_down(seconds):
 
 
 def spoil(game, place):
-    """Have the game of this rank go wrong at the steps that FAULTS names."""
+    """Make the training step of this rank fail at the steps that FAULTS names."""
     step = game.step
     if FAULTS.get("nan", [None])[-1] == "scaler":  # all ranks have one, as on CUDA
         game.precision = dataclasses.replace(game.precision, is_scaled=True)
@@ -103,7 +103,7 @@ def spoil(game, place):
 
 
 class SlowMeter:
-    """Stands for what measures FID, which rank 0 ends later than the others."""
+    """Stands for the FID meter; rank 0 finishes later than the others."""
 
     def measure(self, generator, step, place, is_stopped):
         time.sleep(FAULTS["pause"] * place.is_main)
@@ -111,7 +111,7 @@ class SlowMeter:
 
 
 def pause(place):
-    """Make slow what may be slow; the stages of the tests begin at steps 0 and 3."""
+    """Slow down saving, previews and first steps; stages of the tests begin at steps 0 and 3."""
     for module, name in ((state, "save_state"), (snapshots, "previews")):
         slow = getattr(module, name)
         setattr(module, name, lambda *a, slow=slow: (time.sleep(FAULTS["pause"]), slow(*a))[1])
@@ -133,7 +133,7 @@ def pause(place):
 
 
 def faulty(place, options):
-    """The worker of each rank: new processes import this module and are spoiled as well."""
+    """Run as the worker of each rank: new processes import this module and so its faults."""
     if "slow" in FAULTS:
         slow_down(FAULTS["slow"])
     if "apart" in FAULTS:

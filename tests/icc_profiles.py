@@ -1,4 +1,4 @@
-"""ICC profiles made from the specification (ICC.1:2001-04), for tests of color."""
+"""Make ICC profiles from the specification (ICC.1:2001-04) for tests of color."""
 
 import struct
 
@@ -25,7 +25,7 @@ def linear_to_srgb(values):
 
 
 def stored(color, space, encode=linear_to_srgb):
-    """The 8-bit values that mean the 8-bit sRGB color in another RGB space."""
+    """Convert an 8-bit sRGB color to the 8-bit values of another RGB space."""
     linear = np.array(PRIMARIES["sRGB"]) @ srgb_to_linear(np.array(color) / 255)
     own = np.linalg.solve(np.array(PRIMARIES[space]), linear)
     return tuple(int(v) for v in np.round(255 * encode(np.clip(own, 0, 1))))
@@ -45,7 +45,7 @@ def _curve(to_linear):
 
 
 def _profile(kind, space, pcs, tags):
-    """A profile of class kind ("mntr" or "prtr") from tags to their content."""
+    """Return a profile of class kind ("mntr" or "prtr") from tags with their content."""
     text = b"made by a test"
     tags = {
         "desc": b"desc\0\0\0\0" + struct.pack(">I", len(text) + 1) + text + bytes(79),
@@ -76,7 +76,7 @@ def grey_profile(to_linear):
 
 
 def cmyk_profile():
-    """Paper is white; each ink and each mixture of them, black included, is a grey of L* = 50."""
+    """Return a CMYK profile: paper is white, each ink or mixture a grey of L* = 50."""
     grid = np.full((2, 2, 2, 2, 3), (128, 128, 128), np.uint8)  # L* of 100/255, a* and b* + 128
     grid[0, 0, 0, 0] = (255, 128, 128)
     identity = np.arange(256, dtype=np.uint8).tobytes()

@@ -29,7 +29,7 @@ def splice(data, rng):
 
 
 def end_of_zip(data, rng):
-    """Damage where sizes and places are declared: the last bytes."""
+    """Damage the last bytes, which declare sizes and positions."""
     at = max(0, len(data) - rng.randrange(1, 300))
     return data[:at] + rng.choice(SPECIAL) + data[at + rng.choice([1, 4, 8]) :]
 
@@ -52,7 +52,7 @@ def pickle_of(content):
 
 
 def change_pickle(change):
-    """A mutation of the program in the archive, whose checksums then fit it."""
+    """Make a mutation of the pickle in the archive, with checksums that fit it."""
 
     def mutate(data, rng):
         if not zipfile.is_zipfile(io.BytesIO(data)):

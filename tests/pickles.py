@@ -1,4 +1,4 @@
-"""Pickles, and files of them, written instruction by instruction."""
+"""Write pickles and .pth files instruction by instruction."""
 
 import io
 import struct
@@ -6,7 +6,7 @@ import zipfile
 
 
 def program(*parts):
-    """A pickle of protocol 2."""
+    """Return a pickle of protocol 2."""
     return b"\x80\x02" + b"".join(parts) + b"."
 
 
@@ -21,7 +21,7 @@ def text(value):
 
 
 def archive(data, kind=zipfile.ZIP_STORED, **members):
-    """A .pth file whose pickle is data; members are its storages."""
+    """Return a .pth file with data as its pickle and members as its storages."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", kind) as made:
         made.writestr("archive/data.pkl", data)

@@ -1,4 +1,4 @@
-"""Files in the exact layout of the published code's, made without it.
+"""Write files in the exact layout of the published code, without that code.
 
 The classes here have the attributes, the module tree and the parameter order of the published ones
 (REFERENCE of the file format: whole objects, pickled with protocol 2). Where the pickle has to name
@@ -18,7 +18,7 @@ Z_DIM = 6
 
 
 class _Pickler(pickle._Pickler):
-    """Writes the published name of the classes here."""
+    """Pickles the classes here under their published names."""
 
     def save_global(self, obj, name=None):
         published = getattr(obj, "published_name", None)
@@ -33,7 +33,7 @@ class _Pickler(pickle._Pickler):
 
 
 class _PublishedPickle(types.ModuleType):
-    """What torch.save takes as pickle_module."""
+    """The pickle_module argument of torch.save."""
 
     Pickler = _Pickler
 
@@ -43,7 +43,7 @@ class _PublishedPickle(types.ModuleType):
 
 
 def save(obj, path, *, legacy=False):
-    """torch.save(obj, path) of the published code; legacy is the format before PyTorch 1.6."""
+    """Save like the published code; legacy is the format before PyTorch 1.6."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Couldn't retrieve source code")  # of classes made below
         torch.save(
@@ -61,7 +61,7 @@ def saved_bytes(obj, **options):
 
 
 def named(module):
-    """A decorator: the class stands in files as one of that module."""
+    """Return a decorator that pickles a class as one of that module."""
 
     def mark(cls):
         cls.published_name = f"{module}.{cls.__name__}"
@@ -116,7 +116,7 @@ class UniformBoxWarp(nn.Module):
 
 
 class _Field(nn.Module):
-    """What the four fields share; a subclass says which of the parts it has."""
+    """Base class of the four fields; a subclass names its parts."""
 
     side, embedding = None, None
 
@@ -222,7 +222,7 @@ class ExponentialMovingAverage:
 
 
 def discriminator_classes(module, *, has_coordinates):
-    """Blocks and the conv that a family of discriminators is made of, under module's names."""
+    """Return the blocks and convolution of a discriminator family, under module's names."""
     in_module = named(f"discriminators.{module}")
 
     @in_module
@@ -258,7 +258,7 @@ STRIDED_WIDTHS = (32, 64, 128, 256, 400, 400, 400, 400)
 
 
 def discriminator(name, *, latent_dim=Z_DIM, max_width=8):
-    """A discriminator of any of the five classes, as an object of the published tree."""
+    """Return a discriminator of one of the five classes, as an object of the published code."""
     is_progressive = name.startswith("Progressive")
     kit = discriminator_classes(
         "discriminators" if is_progressive else "sgdiscriminators",
@@ -303,7 +303,7 @@ def discriminator(name, *, latent_dim=Z_DIM, max_width=8):
 
 
 def optimizer_state(parameters, *, unused=(), num_groups=1, step=42):
-    """The state dict that Adam of PyTorch 1.8 has after some steps."""
+    """Return the state dict of PyTorch 1.8's Adam after some steps."""
     parameters = list(parameters)
     group = {"lr": 6e-5, "betas": (0, 0.9), "eps": 1e-8, "weight_decay": 0, "amsgrad": False,
              "initial_lr": 6e-5}  # fmt: skip
@@ -330,7 +330,7 @@ def generator(model="SPATIALSIRENBASELINE", num_layers=2, width=8):
 
 
 def write_run(folder, *, model="SPATIALSIRENBASELINE", critic="CCSDiscriminator", num_groups=1):
-    """The seven files of a published run; returns what they were made of."""
+    """Write the seven files of a published run; return their content."""
     folder.mkdir(parents=True, exist_ok=True)
     made = collections.OrderedDict()
     made["generator"] = network = generator(model)

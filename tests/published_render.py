@@ -1,4 +1,4 @@
-"""The render of the published code, written once more and plainly, for comparison.
+"""Render as the published code does, in a separate plain implementation for comparison.
 
 It draws from PyTorch's own stream, in the published order, and blends with a running product of
 transmittances. Everything is spelled out; nothing of the project is used.
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 def camera_to_world(pitch, yaw):
-    """(B, 3) origins and (B, 3, 3) rotations of cameras on the unit sphere that look at 0."""
+    """Return origins (B, 3), rotations (B, 3, 3) of cameras on the unit sphere that look at 0."""
     origin = torch.stack([pitch.sin() * yaw.cos(), pitch.cos(), pitch.sin() * yaw.sin()], dim=-1)
     forward = F.normalize(-origin, dim=-1)
     up = torch.tensor([0.0, 1.0, 0.0]).expand_as(forward)
@@ -21,7 +21,7 @@ def camera_to_world(pitch, yaw):
 
 
 def blend(samples, depths, *, std, clamp, last_back, white_back):
-    """Colors (B, R, 3), depths (B, R) and weights (B, R, S) of samples (B, R, S, 4)."""
+    """Return colors (B, R, 3), depths (B, R), weights (B, R, S) of samples (B, R, S, 4)."""
     deltas = depths[:, :, 1:] - depths[:, :, :-1]
     deltas = torch.cat([deltas, torch.full_like(deltas[:, :, :1], 1e10)], dim=2)
     noise = torch.randn((*depths.shape, 1))[..., 0] * std
@@ -40,7 +40,7 @@ def blend(samples, depths, *, std, clamp, last_back, white_back):
 
 
 def finer(depths, weights, count):
-    """Depths (B, R, count) drawn as the weights of the coarse ones say."""
+    """Draw depths (B, R, count) in proportion to the weights of the coarse ones."""
     shape = depths.shape
     depths, weights = depths.reshape(-1, shape[2]), weights.reshape(-1, shape[2]) + 1e-5
     bins, weights = (depths[:, 1:] + depths[:, :-1]) / 2, weights[:, 1:-1] + 1e-5
@@ -58,7 +58,7 @@ def finer(depths, weights, count):
 
 def render(siren, frequencies, phases, pitch, yaw, *, size, steps, fov, near, far, hierarchical,
            lock=False, **blending):  # fmt: skip
-    """Images (B, 3, size, size) in [-1, 1] and depths (B, size, size)."""
+    """Return images (B, 3, size, size) in [-1, 1] and depths (B, size, size)."""
     count = len(frequencies)
     y, x = torch.meshgrid(torch.linspace(1, -1, size), torch.linspace(-1, 1, size), indexing="ij")
     z = torch.full_like(x, -1 / math.tan(math.radians(fov) / 2))

@@ -1,4 +1,4 @@
-"""What the ranks of test_distributed do; a module of its own, for new processes to import.
+"""Workers of the ranks in test_distributed, in a module that new processes can import.
 
 As a command, `python tests/rank_workers.py COUNT FOLDER`: ranks that step until they are stopped.
 """
@@ -17,11 +17,11 @@ from distributed.supervision import StopSignal
 from system import flags
 from system.errors import UsageError
 
-FOREVER = 600.0  # seconds; what waits so long is to be ended from outside
+FOREVER = 600.0  # seconds; whatever waits so long must be killed
 
 
 def exchange(place, folder):
-    """Everything that ranks do together, with what came of it in a file."""
+    """Run all collective operations and write their results to a file."""
     mine = float(place.rank + 1)
     torch.set_default_device(place.device)
     weight = torch.full((2, 3, 4, 4), mine).contiguous(memory_format=torch.channels_last)
@@ -48,7 +48,7 @@ def exchange(place, folder):
 
 
 def trained(place):
-    """Parameters after steps of the mean gradient, each rank on numbers of its own."""
+    """Return parameters after steps of the mean gradient; each rank has its own data."""
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 2)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
@@ -62,7 +62,7 @@ def trained(place):
 
 
 def fail(place, kind):
-    """Rank 1 fails; rank 0 waits for it in a collective operation or by itself."""
+    """Fail on rank 1; rank 0 waits for it in a collective operation or outside of one."""
     collectives.agree_to_stop(False)
     if place.rank == 0 and kind != "killed":
         collectives.agree_to_stop(False)
@@ -78,7 +78,7 @@ def fail(place, kind):
 
 
 def slow_and_lost(place, job):
-    """Be slow where it is allowed, then stand still, stop or die on rank 1 in a step."""
+    """Be slow where allowed, then hang, stop or die on rank 1 in a step."""
     folder, kind = job
     timeout = collectives.STEP_SECONDS = 3.0
     collectives.STEP_FACTOR = 0.0
@@ -105,7 +105,7 @@ def slow_and_lost(place, job):
 
 
 def step_until_stopped(place, folder):
-    """Rank 1 steps slower than rank 0; both must end after the same step."""
+    """Make slower steps on rank 1 than on rank 0; both must end after the same step."""
     (folder / f"{place.rank}.pid").write_text(str(os.getpid()))
     with StopSignal() as stop:
         step = 0
@@ -119,7 +119,7 @@ def step_until_stopped(place, folder):
 
 
 def wait_outside_of_stop_signal(place, folder):
-    """Work that can be ended at any time, such as preparing data."""
+    """Do work that a signal may end at any time, such as preparing data."""
     (folder / f"{place.rank}.started").touch()
     time.sleep(FOREVER)
     return 0

@@ -1,4 +1,4 @@
-"""The game: averages, streams, accumulation, skipped updates."""
+"""Training steps: averages, random streams, gradient accumulation, skipped updates."""
 
 from dataclasses import replace
 
@@ -158,7 +158,7 @@ def test_bad_updates_in_a_row_are_counted_for_each_network():
     game, curriculum = tiny_game()
     nan = torch.full((4, 3, 8, 8), float("nan"))
     for step in range(3):
-        game.step(nan, curriculum.at(step))  # the generator's updates in between are fine
+        game.step(nan, curriculum.at(step))  # the generator's updates in between are finite
     assert game.health.skipped.item() == 3
     assert game.health.worst() == ("discriminator", 3)
     with torch.no_grad():
@@ -170,7 +170,7 @@ def test_bad_updates_in_a_row_are_counted_for_each_network():
 
 
 def broken_losses(monkeypatch, value, is_flat):
-    """Have the loss of fakes come out as value; is_flat: with gradients that are finite."""
+    """Make the loss of fakes return value; is_flat: with finite gradients."""
     logistic = losses.logistic
 
     def broken(logits, *, is_real):
@@ -262,7 +262,7 @@ def fakes_of(game, curriculum):
 
 
 def test_what_is_copied_before_a_step_has_one_dtype(monkeypatch):
-    """A list of several dtypes is copied tensor by tensor on CUDA."""
+    """On CUDA, a list of several dtypes would be copied tensor by tensor."""
     game, curriculum = tiny_game()
     game.synchronize = lambda tensors: None
     dtypes, copy = [], torch._foreach_copy_

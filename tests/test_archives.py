@@ -1,4 +1,4 @@
-"""A .pth file gives what torch.save wrote, and takes no more than it has, whatever it declares."""
+"""A .pth file returns what torch.save wrote, and never allocates more than its true size."""
 
 import struct
 import zipfile

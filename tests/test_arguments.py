@@ -29,7 +29,7 @@ from training import memory
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder to stand in, with a file that is none of ours and an empty folder."""
+    """Return a working folder that holds a foreign file and an empty folder."""
     (tmp_path / "FILE").write_bytes(b"not what you look for\n")
     (tmp_path / "DIR").mkdir()
     (tmp_path / "LOCKED").mkdir(mode=0o555)
@@ -39,7 +39,7 @@ def place(tmp_path, monkeypatch):
 
 
 def refused(monkeypatch, capsys, module, words, expected):
-    """Run a command as from a shell; complains unless it refuses as it must."""
+    """Run a command as from a shell; fail unless it is refused as expected."""
     monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *words])
     before = snapshot()
     code = flags.run(module.main)
@@ -53,7 +53,7 @@ def refused(monkeypatch, capsys, module, words, expected):
 
 
 def snapshot():
-    """All files and folders here, and their sizes."""
+    """Return all files and folders here with their sizes."""
     return sorted(
         (os.path.join(folder, name), os.path.getsize(os.path.join(folder, name)))
         for folder, folders, files in os.walk(".")
@@ -63,7 +63,7 @@ def snapshot():
 
 
 def without_root(cases):
-    """Root may write where nobody else may."""
+    """Root may write to folders that are read-only for everybody else."""
     return [c for c in cases if os.geteuid() or not any("LOCKED" in word for word in c[0])]
 
 
@@ -127,7 +127,7 @@ def test_train(place, tiny_run, monkeypatch, capsys, counted):
 
 
 def test_ten_times_more_samples_than_memory(place, monkeypatch, capsys):
-    """What just fits is not refused, what needs ten times as much is, before anything starts."""
+    """Work that just fits is accepted; work of ten times the memory is refused at once."""
 
     def needed(*overrides):
         curriculum = curriculums.load("Demo", overrides=overrides)

@@ -27,7 +27,7 @@ ROUNDS = 34  # of about thirty kinds
 
 
 def pixels(rng, width=40, height=30):
-    """A picture that is red above and blue below, with noise: its right way up can be seen."""
+    """Return a noisy picture, red above and blue below, so that its orientation shows."""
     image = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
     image[: height // 2, :, 0] += 180
     image[height // 2 :, :, 2] += 180
@@ -41,7 +41,7 @@ def encoded(image, kind="PNG", **options):
 
 
 def png_of_declared_size(width, height):
-    """A small file that claims to be a huge picture."""
+    """Return a small PNG file that declares a huge picture."""
 
     def chunk(name, body):
         return struct.pack(">I", len(body)) + name + body + struct.pack(
@@ -57,7 +57,7 @@ def png_of_declared_size(width, height):
 
 
 def flipped(data, rng, count=3):
-    """Data with some bits turned over, behind the header."""
+    """Return data with some bits flipped behind the header."""
     damaged = bytearray(data)
     for place in rng.integers(len(data) // 4, len(data), count):
         damaged[place] ^= 1 << int(rng.integers(8))
@@ -65,7 +65,7 @@ def flipped(data, rng, count=3):
 
 
 def turned(image, orientation):
-    """A jpg whose pixels lie on their side, and whose EXIF says how to put them upright."""
+    """Return a rotated jpg whose EXIF orientation makes it upright."""
     back = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90,
             8: Image.Transpose.ROTATE_270}[orientation]  # fmt: skip
     exif = Image.Exif()
@@ -84,7 +84,7 @@ def animated(rng, kind):
     return encoded(frames[0], kind, save_all=True, append_images=frames[1:])
 
 
-# (what is to come of it, name, bytes): "use" upright, "any" used or skipped, "skip" skipped.
+# (expected outcome, name, bytes): "use" upright, "any" used or skipped, "skip" skipped.
 def files(rng, number):
     image = pixels(rng)
     png, jpg, webp = (encoded(image, kind) for kind in ("PNG", "JPEG", "WEBP"))
@@ -129,7 +129,7 @@ def zip_of(members):
 
 
 def is_upright(result):
-    """Red above, blue below."""
+    """Return whether a picture is red above and blue below."""
     above, below = result[:, : SIZE // 2 - 1], result[:, SIZE // 2 + 1 :]
     return above[0].mean() > above[2].mean() + 60 and below[2].mean() > below[0].mean() + 60
 
@@ -149,7 +149,7 @@ def check(wanted, result):
 
 
 def write_folder(folder, rounds):
-    """Files in sub-folders; what is to come of each, by its name relative to folder."""
+    """Write files in sub-folders; return the expected outcome of each by relative name."""
     wanted = {}
     for number in range(rounds):
         rng = np.random.default_rng(number)
@@ -171,7 +171,7 @@ def write_folder(folder, rounds):
 
 
 def outcomes(path):
-    """{name: pixels or Skipped} of everything that claims to be a picture at path."""
+    """Return {name: pixels or Skipped} of all picture files at path, and their listing."""
     listing = find_pictures(str(path))
     with opened(listing) as open_file:
         blocks = list(decode_all(open_file, listing.names, FRAMING))
@@ -180,7 +180,7 @@ def outcomes(path):
 
 
 def verify(results, listing, wanted):
-    """How many came out how; every one as it must."""
+    """Check every outcome and count them by kind."""
     from image_io.files import printable
 
     results |= {
@@ -218,7 +218,7 @@ def test_a_thousand_of_all_kinds(tmp_path, counted):
 
 
 def hostile_members(rounds):
-    """Members of a .zip with names that lead out of it; what is to come of each."""
+    """Write a .zip whose members' names lead out of it; return the expected outcomes."""
     members, wanted = {}, {}
     for number in range(rounds):
         rng = np.random.default_rng(1000 + number)

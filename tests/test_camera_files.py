@@ -1,4 +1,4 @@
-"""Cameras from a person's file, and what is said of a wrong one."""
+"""Camera paths from a user's csv file, and the messages about a wrong file."""
 
 import pytest
 

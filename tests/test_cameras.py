@@ -1,4 +1,4 @@
-"""Cameras: conventions, and the distributions that poses are drawn from."""
+"""Camera conventions and distributions of poses."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Saved generators: which file is taken, what is checked, and that a bad file is one clear line."""
+"""Saved generators: the file that is chosen, its checks, and one clear line about a bad file."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Signs of collapse: seen where they are, not where they are not, and told at a bounded rate."""
+"""Signs of collapse are reported if present, never otherwise, and at a bounded rate."""
 
 import math
 
@@ -64,7 +64,7 @@ def test_a_probe_tells_whether_objects_differ():
 
 
 def told(watch, steps, probe):
-    """(step, line) of all lines."""
+    """Return (step, line) of all warnings."""
     return [(step, line) for step in steps for line in watch.probed(step, probe)]
 
 
@@ -85,7 +85,7 @@ def test_a_sign_that_lasts_is_told_and_not_too_often(probe, word):
     assert [step for step, _ in lines] == list(range(first, 9001, collapse.REPEAT_STEPS))
     assert all(word in line and "\n" not in line for _, line in lines)
     assert told(watch, [9100], GOOD) == []
-    assert told(watch, [9200], probe) == []  # it begins anew
+    assert told(watch, [9200], probe) == []  # its count starts again
 
 
 def losses(watch, steps, **means):

@@ -1,4 +1,4 @@
-"""Consistency figures on scenes with known answers: exact ones are perfect, cheats are caught."""
+"""Consistency figures on known scenes: exact ones score perfectly, inconsistent ones badly."""
 
 import math
 
@@ -26,12 +26,12 @@ def turned(by, pose=FRONT):
 
 
 def texture(points):
-    """Smooth colors (..., 3) in [0, 1] painted on space itself."""
+    """Return smooth colors (..., 3) in [0, 1] as a function of position."""
     return 0.5 + 0.4 * torch.sin(points * torch.tensor([12.0, 9.0, 15.0]) + points.roll(1, -1) * 7)
 
 
 def sphere_view(poses):
-    """A textured sphere, by the formula of its intersection with the rays."""
+    """Return a view of a textured sphere by its closed-form intersection with the rays."""
     size = OPTIONS.image_size
     rays = cast_rays(poses, size, OPTIONS.fov_degrees)
     closest = -(rays.origins * rays.directions).sum(-1)
@@ -56,7 +56,7 @@ def field_view(field, poses, options=OPTIONS):
 
 
 def per_point(points, directions):
-    """Directions (B, P, 3) of points that share them."""
+    """Repeat directions for the points that share them, (B, P, 3)."""
     share = points.shape[1] // directions.shape[1]
     return directions.repeat_interleave(share, dim=1)
 
@@ -75,7 +75,7 @@ def painted_by_direction(points, directions):
 
 
 def billboard(points, directions):
-    """A picture on a board that turns to whoever looks."""
+    """A picture on a board that always faces the camera."""
     towards = per_point(points, directions)
     right = torch.nn.functional.normalize(
         torch.linalg.cross(towards, torch.tensor([0.0, 1, 0]).expand_as(towards)), dim=-1
@@ -99,7 +99,7 @@ def test_an_exact_textured_sphere_is_perfect_up_to_sampling(offset):
     assert figures.l1 < 0.008
     assert figures.depth_agreement > 99
     assert figures.depth_error < 1e-3
-    assert figures.compared > 60  # the rest has turned to the far side
+    assert figures.compared > 60  # the rest is now on the far side
 
 
 def test_sampling_is_all_that_an_exact_scene_lacks(monkeypatch):

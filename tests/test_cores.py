@@ -1,4 +1,4 @@
-"""Parts of work on cores of their own."""
+"""Independent parts of work run in parallel, one core each."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def test_every_part_is_worked_off_once_by_a_thread_that_uses_one_core(threads):
     assert {used for _, used, *_ in found} == {1}
     assert threading.get_ident() not in {thread for _, _, thread, _ in found}
     assert not any(is_recording for *_, is_recording in found)
-    assert torch.get_num_threads() == threads  # of who asked
+    assert torch.get_num_threads() == threads  # those of the caller
 
 
 def test_what_was_made_in_inference_mode_can_be_filled(threads):

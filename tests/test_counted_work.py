@@ -38,7 +38,7 @@ NO_KERNELS = ("empty", "new_empty", "detach", "device", "_unsafe_view")
 
 @dataclasses.dataclass
 class Work:
-    """What one operation on a GPU reads and writes, and the operations of its products."""
+    """Bytes that one GPU operation reads and writes, and the operations of its products."""
 
     name: str
     bytes: int
@@ -51,7 +51,7 @@ class Work:
 
 
 class Count(TorchDispatchMode):
-    """Keeps the work of every operation that is a kernel on a GPU."""
+    """Records the work of every operation that runs a kernel on a GPU."""
 
     def __init__(self):
         super().__init__()
@@ -80,7 +80,7 @@ def tensors(tree):
 
 
 def distinct_bytes(tensor):
-    """Bytes of the elements; along an expanded dimension they are read once."""
+    """Return the bytes of a tensor; elements of an expanded dimension count once."""
     sizes = (n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or n == 1)
     return math.prod(sizes) * tensor.element_size()
 
@@ -92,7 +92,7 @@ PARAMETERS = {
 
 
 class Kernel:
-    """In place of a Triton kernel: counts its tensors as often as it reads or writes them."""
+    """Stands for a Triton kernel: counts each tensor as often as the kernel accesses it."""
 
     def __init__(self, count, name):
         self.count, self.name = count, name
@@ -112,11 +112,11 @@ class Kernel:
         return launch
 
     def forward_kernel(self, given, constants):
-        """How often each tensor is read or written if not once, and the products' operations."""
+        """Return how often tensors are accessed, if not once, and the products' operations."""
         return {}, self.layers(given, constants, given["points_ptr"])
 
     def backward_kernel(self, given, constants):
-        """As forward_kernel. A chunk takes its share of what holds all rows."""
+        """Do as forward_kernel; a chunk accesses its share of tensors with all rows."""
         rows = given["sines_ptr"][0, ..., :1]
         share = rows.numel() / given["points_ptr"][..., :1].numel()
         times = dict.fromkeys(
@@ -126,7 +126,7 @@ class Kernel:
         return times, 2 * self.layers(given, constants, rows)
 
     def reduction_kernel(self, given, constants):
-        """As forward_kernel."""
+        """Do as forward_kernel."""
         left, right = given["left_ptr"], constants["RIGHT"]
         rows = left[..., 0].numel()
         times = {"wide_out_ptr": 2 if right else 0, "narrow_out_ptr": 2}  # sums are added to
@@ -139,13 +139,13 @@ class Kernel:
 
     @staticmethod
     def layers(given, constants, points):
-        """Operations of the products of inner layers."""
+        """Return the operations of the products of inner layers."""
         num_layers = given["weights_ptr"].shape[1]
         return 2 * points[..., 0].numel() * constants["H"] ** 2 * num_layers
 
 
 def count_of(path, dtype, monkeypatch):
-    """Work without gradients, and with them."""
+    """Return the work without gradients and with them."""
     found = []
     with FakeTensorMode(), torch.autocast("cpu", dtype=HALF, enabled=dtype is not None):
         kind = TextbookField if path == "published" else TALLSIREN
@@ -180,7 +180,7 @@ def teraflop(work):
 
 @pytest.fixture
 def product_of_cuda(monkeypatch):
-    """The product that CUDA has."""
+    """Stands for the matrix product that only CUDA has."""
 
     def product(x, y):
         is_half = x.element_size() == 2
@@ -206,8 +206,8 @@ def test_no_path_moves_more_bytes_or_takes_longer_than_the_published_arithmetic(
             f"{teraflop(other):.2f} TFLOP"
         )
         assert gigabytes(one) < gigabytes(other)
-        # Eight columns beside 256 hold what would else be a pass over memory. The backward pass
-        # repeats the layers, which would else take 30 KB a point: four products instead of three.
+        # Eight columns more than 256 replace a pass over memory. The backward pass computes the
+        # layers again instead of keeping 30 KB per point: four products instead of three.
         most_products = 264 / 256 + 0.01 if name == "without" else 4 / 3 * 264 / 256 + 0.05
         assert teraflop(one) < most_products * teraflop(other)
     assert sum(map(gigabytes, ours)) < most * sum(map(gigabytes, published))

@@ -1,4 +1,4 @@
-"""Which path serves on CUDA, and PyTorch's own operations against the reference, on the CPU."""
+"""Choice of the field on CUDA; its eager implementation against the reference, on the CPU."""
 
 import sys
 import sysconfig
@@ -16,7 +16,7 @@ HALVES = (torch.float16, torch.bfloat16)
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
-    """Makes the machine seem to have a GPU, Triton and a compiler, under autocast."""
+    """Make the machine seem to have a GPU, Triton and a compiler, under autocast."""
 
     def pretend(major, shared_memory, dtype):
         properties = types.SimpleNamespace(
@@ -122,7 +122,7 @@ def inputs(num_points, num_directions):
 
 
 def results_of(field, points, directions, z, upstream, dtype=None):
-    """Output and gradients by the eager path (dtype: its operands), and by the reference."""
+    """Return output and gradients of eager (dtype: its operands) and of the reference."""
     for path in ("eager", "reference"):
         film, encoded = field.mapping_network(z), field.encode(points)
         if path == "eager":

@@ -194,7 +194,7 @@ def test_progress_through_a_stage(step, text):
 
 
 def demo(**changes):
-    """The demo's dict with changes; a value of ... removes the key."""
+    """Return the demo's dict with changes; a value of ... removes the key."""
     source = {**curriculums.Demo, **changes}
     return {key: value for key, value in source.items() if value is not ...}
 

@@ -1,4 +1,4 @@
-"""Damaged and hostile .pth files, by the thousand, through every reader that commands use.
+"""Thousands of damaged and hostile .pth files through every reader that commands use.
 
 Each mutation is seeded. A reader takes the file or refuses it in one line; anything else (another
 exception, a line that is long or more than one, a slow file, much memory) is a failure. The default
@@ -57,7 +57,7 @@ def game_of(wanted):
 
 
 class Lab:
-    """A folder of sound files, and for each of them the readers that use it."""
+    """A folder of valid files, and for each of them the readers that use it."""
 
     def __init__(self, folder):
         self.wanted = curriculum.build("Small", SMALL)
@@ -117,7 +117,7 @@ def lab(tmp_path):
 
 
 def outcome(use, path, seconds=MAX_SECONDS):
-    """Whether a reader took the file; its one line where it did not."""
+    """Return "" if a reader accepts the file, else its one-line error."""
     started = time.monotonic()
     try:
         use(path)
@@ -135,7 +135,7 @@ def check_line(line):
 
 
 def run_mutations(lab, count, *, seed):
-    """Counts of outcomes over that many mutations."""
+    """Read count mutations of the files; return the counts of outcomes."""
     counts = collections.Counter()
     sound = {path: path.read_bytes() for path in lab.files}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -177,7 +177,7 @@ def test_ten_thousand_mutations(lab, counted):
 
 
 def commands(lab, photo):
-    """{what is done: (file that is read, the command's main, its arguments)}."""
+    """Return {use: (file that is read, the command's main, its arguments)}."""
     tiny = ["--image_size", "4", "--ray_step_multiplier", "1", "--device", "cpu"]
     ours, published = lab.ours / "generator.pth", lab.published / "generator.pth"
     ema = ours.with_name("ema.pth")  # what the commands read by default

@@ -21,7 +21,7 @@ from system.errors import UsageError
 
 
 def write_pictures(folder, count, size=(12, 12)):
-    """Grey pictures whose level is their number."""
+    """Write grey pictures whose grey level is their number."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         Image.new("L", size, index).save(folder / f"{index:04}.png")

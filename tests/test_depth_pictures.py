@@ -1,4 +1,4 @@
-"""Depth is geometry, and its colors mean the same distance in every picture."""
+"""Depth does not depend on opacity, and a color means the same depth in every picture."""
 
 import math
 
@@ -63,7 +63,7 @@ def test_half_transparent_matter_lies_where_it_is():
 
 
 def lightness(image):
-    """CIE lightness of one color (3,) in [-1, 1], by another way than the pictures take."""
+    """Return the CIE lightness of a color (3,) in [-1, 1], independently of the code tested."""
     share = (image.double() + 1) / 2
     linear = torch.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
     luminance = float((linear * torch.tensor([0.2126, 0.7152, 0.0722]).double()).sum())

@@ -152,7 +152,7 @@ for width in 1, 4:
 @pytest.mark.parametrize("name", DISCRIMINATORS)
 def test_the_narrowest_discriminator_trains_by_avx2_instructions(name):
     # oneDNN's AVX2 kernel of a strided 1x1 convolution's gradient writes beyond its buffer under
-    # 8 channels; a process of its own, which that would end.
+    # 8 channels. That would crash this process, so another one runs it.
     run = subprocess.run(
         [sys.executable, "-c", ONE_STEP, name],
         cwd=Path(__file__).parent.parent,

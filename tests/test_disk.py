@@ -1,5 +1,5 @@
-"""A disk that is full or broken: the last good state stays, what failed is told once, and the run
-goes on where it can."""
+"""A full or broken disk: the last good state stays, each failure is reported once, and the run
+continues if it can."""
 
 import errno
 import os
@@ -15,11 +15,11 @@ from system.errors import UsageError
 from system.files import replaced
 from training import log, snapshots, state
 
-FULL_FROM, FULL_UNTIL = 10, 20  # steps between which the disk takes nothing
+FULL_FROM, FULL_UNTIL = 10, 20  # steps between which the disk is full
 
 
 def at_steps(monkeypatch, actions):
-    """Have actions done before what a run does after these steps."""
+    """Do actions after given steps, before the run saves or measures."""
     between = snapshots.Keeper.between_steps
 
     def watched(keeper, **kwargs):

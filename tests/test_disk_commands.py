@@ -1,5 +1,5 @@
-"""A disk that has no room, for every command that writes: one line that names the file, exit code
-1, no half file and no draft; what was there before, and what the person has there, stays."""
+"""Every command that writes, on a full disk: one line that names the file, exit code 1, no partial
+or temporary file; earlier files and the user's own files stay."""
 
 import errno
 import shutil
@@ -30,7 +30,7 @@ from system import flags
 LIMITS = [0, 3000, 10**6]  # bytes of one file
 ROOMS = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256]  # pages of a file system
 PAGE = 4096
-DIARY = "diary"  # a file of the person's; without a suffix, as fid_evaluation.py looks at those
+DIARY = "diary"  # a file of the user's; without a suffix, as fid_evaluation.py looks at those
 TINY = ["--image_size", "16", "--ray_step_multiplier", "1"]
 SHORT = [*TINY, "--num_frames", "3", "--depth_map"]
 FIT = ["--candidates", "2", "--starts", "1", "--latent_steps", "1", "--film_steps", "1"]
@@ -40,7 +40,7 @@ MEASURED = ["--num_images", "12", "--real_image_dir", "reals", "--inception_weig
 
 
 class Case(NamedTuple):
-    """A command, its arguments, and whether it writes where its files of an earlier run are."""
+    """A command, its arguments, and whether it replaces files of an earlier run."""
 
     command: object
     words: list
@@ -70,7 +70,7 @@ COMMANDS = {
 
 @pytest.fixture
 def place(tmp_path, tiny_run, monkeypatch):
-    """A folder to stand in, with what the commands read."""
+    """Return a working folder with the files that the commands read."""
     Image.new("RGB", (8, 8), (200, 40, 40)).save(tmp_path / "photo.png")
     published_files.write_run(tmp_path / "published")
     (tmp_path / "run").mkdir()
@@ -83,14 +83,14 @@ def place(tmp_path, tiny_run, monkeypatch):
 
 
 def needed(request, name):
-    """What only some commands read."""
+    """Set up the fixtures that only some commands need."""
     if name == "image metrics":
         request.getfixturevalue("small_network")
         request.getfixturevalue("reals")
 
 
 def run(monkeypatch, case, out):
-    """The exit code of a command that writes into out."""
+    """Run a command that writes into out; return its exit code."""
     target = [] if {"OUT", "OUT/run.png"} & set(case.words) else ["--output_dir", str(out)]
     names = {"GENERATOR": "tiny_run/generator.pth"}
     words = [names.get(word, word).replace("OUT", str(out)) for word in case.words]
@@ -103,7 +103,7 @@ def contents(folder):
 
 
 def prepared(out, good, case):
-    """A folder with a file of the person's, and what an earlier run left."""
+    """Write a user's file and the files of an earlier run into out; return its contents."""
     for name in [DIARY, *(good if case.replaces else [])]:
         if "cache" not in name:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def prepared(out, good, case):
 
 
 def complaint(monkeypatch, capsys, case, out, good):
-    """Run a command where there is no room; "" if it had enough, else what it said."""
+    """Run a command on a full disk; return its error, or "" if there was enough space."""
     before = contents(out)
     capsys.readouterr()
     code = run(monkeypatch, case, out)
@@ -178,7 +178,7 @@ def test_a_full_disk(name, place, small_disk, request, monkeypatch, capsys, coun
 
 
 def test_a_video_of_many_blocks(small_disk, counted):
-    """The encoder writes as frames come, and the index at the end: any of these may fail."""
+    """The encoder writes while frames come and the index at the end; each write may fail."""
     rng = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (12, 3, 64, 64), generator=rng).to(torch.uint8)
     path = small_disk / "a.mp4"

@@ -1,4 +1,4 @@
-"""Several ranks as one run: places, numbers that travel, failures, signals and memory."""
+"""Several ranks in one run: places, collective operations, failures, signals and memory."""
 
 import dataclasses
 import os
@@ -121,7 +121,7 @@ class TestOneProcess:
 
 
 def two_places(monkeypatch, device):
-    """Two ranks, on one CUDA device where there is but one."""
+    """Return two places, on the same CUDA device if there is only one."""
     if device == "cpu":
         return TWO
     monkeypatch.setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1")
@@ -203,7 +203,7 @@ class TestPort:
 
 
 def started(work, count, folder):
-    """A command of its own, in a process group of its own, whose ranks are all at work."""
+    """Start a command in its own process group and wait until all its ranks work."""
     process = subprocess.Popen(
         [sys.executable, rank_workers.__file__, work, str(count), folder],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -223,7 +223,7 @@ def wait_until(is_so, process=None, seconds=60):
 
 
 def ended(process):
-    """(exit code, stderr), within seconds."""
+    """Wait some seconds for a process; return its exit code and stderr."""
     error = process.communicate(timeout=30)[1].decode()
     return process.returncode, error
 

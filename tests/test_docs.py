@@ -1,4 +1,4 @@
-"""The names, tables and examples of the documents are right."""
+"""Names, tables and examples in the documents are correct."""
 
 import ast
 import re
@@ -21,7 +21,7 @@ METHOD = (ROOT / "docs" / "method.md").read_text("utf-8")
 
 
 def defined(path):
-    """Names of a module's functions, classes and methods, methods as Class.method."""
+    """Return the names of a module's functions, classes and methods (as Class.method)."""
     names = set()
     for node in ast.parse((ROOT / path).read_text("utf-8")).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -48,7 +48,7 @@ def test_every_section_of_the_method_names_its_code_and_its_tests():
 
 
 def example(module):
-    """Python block of CONTRIBUTING.md whose first line names a module."""
+    """Return the Python block of CONTRIBUTING.md whose first line names a module."""
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     (block,) = re.findall(rf"```python\n# {re.escape(module)}\n(.*?)```", text, re.DOTALL)
     return block
@@ -99,7 +99,7 @@ def test_the_readme_is_the_same_in_both_languages():
 
 
 def outline(text):
-    """Parts of a README that must be the same in both languages."""
+    """Return the parts of a README that must be the same in both languages."""
     blocks = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     commands = [re.sub(r" +#.*", "", code) if kind == "sh" else code for kind, code in blocks]

@@ -119,7 +119,7 @@ def picture(path, seed):
 
 @pytest.fixture
 def place(tiny_run, tmp_path, monkeypatch):
-    """A working folder with all files that the command lines name."""
+    """Return a working folder with all files that the command lines name."""
     folder = tmp_path / "place"
     for name in OURS:
         shutil.copytree(tiny_run, folder / name)
@@ -139,7 +139,7 @@ def place(tiny_run, tmp_path, monkeypatch):
 
 
 def run(line):
-    """Run a line with the flags of TINY added; returns the files that it wrote."""
+    """Run a line with the flags of TINY added; return the files that it wrote."""
     module, arguments = line.command()
     before = set(Path().rglob("*"))
     words = [*arguments, *TINY.get(module, "").split()]

@@ -1,4 +1,4 @@
-"""The command: what it writes for a generator whose shape is known, and what it refuses."""
+"""The command's files for a generator with a known shape, and its errors."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ GREEN = torch.tensor([0.2, 0.8, 0.4])
 
 
 class Ball(SPATIALSIRENBASELINE):
-    """A field that knows its shape: an opaque green ball."""
+    """A field of known shape: an opaque green ball."""
 
     def density(self, points, film):
         return 1e7 * (RADIUS - (points - torch.tensor(CENTER)).norm(dim=-1))

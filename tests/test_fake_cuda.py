@@ -1,6 +1,6 @@
-"""Training and rendering on a GPU, on tensors without memory: devices, launches, no waiting.
+"""Train and render with fake GPU tensors: check devices, launches and host-device syncs.
 
-What a GPU computes is not looked at: these tests see where tensors are and what the host asks for.
+These tests check devices and calls only, not the numbers that a GPU computes.
 """
 
 from dataclasses import replace

@@ -9,7 +9,7 @@ from siren.siren import FIELDS, SPATIALSIRENBASELINE, TALLSIREN
 
 
 def setting(name="TALLSIREN", *, width=None, layers=2, batch=1, points=5, rays=1, seed=0):
-    """A float32 field, inputs and the gradient that its output receives."""
+    """Return a float32 field, inputs and the gradient of its output."""
     torch.manual_seed(seed)
     field = FIELDS[name](z_dim=8, hidden_dim=width, num_layers=layers, mapping_hidden_dim=8)
     rng = torch.Generator().manual_seed(seed)
@@ -22,7 +22,7 @@ def setting(name="TALLSIREN", *, width=None, layers=2, batch=1, points=5, rays=1
 
 
 def results(field, inputs, upstream, *, is_fast=True, is_rounded=False):
-    """The output and all gradients; is_rounded: the forward pass under autocast, as in training."""
+    """Return the output and all gradients; is_rounded: autocast forward, as in training."""
     points, directions, z = (t.detach().clone().requires_grad_() for t in inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_rounded):
         film = field.mapping_network(z)
@@ -105,7 +105,7 @@ def test_under_autocast_operands_are_bfloat16_and_the_rest_float32():
 
 
 def test_fields_that_are_not_wide_stay_float32_under_autocast():
-    """Rounding their operands takes longer than it saves."""
+    """Rounding the operands of narrow fields takes longer than it saves."""
     case = setting(width=cpu.WIDE // 2, layers=3, points=300, rays=3, batch=2)
     plain = results(*case)
     found = results(*case, is_rounded=True)
@@ -133,7 +133,7 @@ def test_bfloat16_at_the_published_size_is_as_exact_as_documented():
 
 
 def test_whole_turns_of_a_phase_do_not_cost_bfloat16_its_digits():
-    """A phase of a thousand turns, which a bfloat16 would round to the next four."""
+    """Uses a phase of a thousand turns, which bfloat16 would round to a multiple of four."""
     field = TALLSIREN(z_dim=8, hidden_dim=128, num_layers=2, mapping_hidden_dim=8)
     points = torch.tensor([[[0.1, -0.2, 0.3]]])
     film = Film(torch.zeros(1, 384), torch.full((1, 384), 2000 * torch.pi))
@@ -169,7 +169,7 @@ LIBRARIES = {"MKL": {"PREFERS_MKL": True}, "oneDNN": {"PREFERS_MKL": False}, "no
 
 @pytest.fixture(params=LIBRARIES)
 def library(request, monkeypatch):
-    """The path of another processor, as far as this one has it."""
+    """Use the code path of another processor, if this one supports it."""
     for name, value in LIBRARIES[request.param].items():
         monkeypatch.setattr(arithmetic, name, value)
     return request.param

@@ -1,4 +1,4 @@
-"""What a person types: seeds, numbers, devices, mistyped flags, and how a command ends."""
+"""Parsing of seeds, numbers, devices and mistyped flags; exit codes of commands."""
 
 import os
 import subprocess
@@ -218,7 +218,7 @@ class TestRun:
 
 
 def chatter():
-    """A command that writes more than any pipe holds."""
+    """Print more than any pipe can buffer."""
 
     def main(_):
         for number in range(100_000):

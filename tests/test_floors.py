@@ -1,4 +1,4 @@
-"""A module imports its own folder and lower floors; mathematics touches nothing but its arguments.
+"""Modules import only their own or lower folders; mathematics depends only on its arguments.
 
 The checks read source text and import nothing.
 """
@@ -70,7 +70,7 @@ def imported(tree):
 
 
 def breaches(path, source):
-    """List what a module does against the rules; path is relative to the root."""
+    """List a module's violations of the rules; path is relative to the root."""
     tree, room = ast.parse(source), path.split("/")[0].removesuffix(".py")
     if room not in FLOOR_OF:
         return [f"{path}: {room} is on no floor"]
@@ -89,7 +89,7 @@ def breaches(path, source):
 
 
 def faults(call, room):
-    """Yield what is wrong with a call in a folder of mathematics."""
+    """Yield the violations of a call in a folder of mathematics."""
     name = ast.unparse(call.func)
     if name in OUTER_CALLS or name.startswith(("np.random.rand", "np.random.seed")):
         yield f"calls {name}"

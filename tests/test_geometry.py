@@ -1,4 +1,4 @@
-"""Density grids, levels, surfaces, what cameras see of them: against closed forms."""
+"""Density grids, iso levels, surfaces and their visibility, against closed forms."""
 
 import math
 from dataclasses import replace
@@ -71,7 +71,7 @@ def solid(mesh):
 
 
 def hausdorff(one, other):
-    """The larger of the two one-sided distances between vertices."""
+    """Return the Hausdorff distance between two sets of vertices."""
     ways = [(one.vertices, other.vertices), (other.vertices, one.vertices)]
     return max(cKDTree(to).query(of)[0].max() for of, to in ways)
 
@@ -201,7 +201,7 @@ def test_the_level_of_a_hard_surface_is_at_that_surface(steepness):
 def test_the_outline_at_the_chosen_level_is_the_rendered_one(scale, activation):
     options = replace(OPTIONS, density_activation=activation, num_steps=96, image_size=64)
     soft = ball([0.02, 0.01, -0.03], 0.17, 400 * scale)
-    empty = 0.0 if activation == "relu" else 6.0  # softplus(-6) is next to nothing
+    empty = 0.0 if activation == "relu" else 6.0  # softplus(-6) is almost 0
 
     def field(points):
         return soft(points) - empty
@@ -261,7 +261,7 @@ def test_a_mesh_is_not_mirrored():
 
 
 def test_the_nearest_triangle_hides_the_others():
-    """Two squares before a camera on the z axis, the nearer one smaller."""
+    """Two squares in front of a camera on the z axis, the nearer one smaller."""
     square = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]], np.float32)
     vertices = torch.from_numpy(np.concatenate([0.1 * square, 0.05 * square + [0, 0, 0.1]]))
     triangles = torch.tensor([[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]])
@@ -276,7 +276,7 @@ def test_the_nearest_triangle_hides_the_others():
 
 
 def test_what_is_behind_the_camera_is_not_seen():
-    """A triangle around the camera, on its way from before to behind it, and one before it."""
+    """One triangle reaches from in front of the camera to behind it, one is in front."""
     corners = [[-0.1, -0.1, 1.2], [0.1, -0.1, 1.2], [0.0, 0.1, 0.5]]
     corners += [[-0.1, -0.1, 0.0], [0.1, -0.1, 0.0], [0.0, 0.1, 0.0]]
     seen = project(torch.tensor(corners), math.pi / 2, math.pi / 2, 33, 30)
@@ -290,7 +290,7 @@ def slab_under_a_ball():
 
 
 def test_what_no_camera_sees_is_cut_away():
-    """The bottom of a slab goes, its top stays except where the ball stands over it."""
+    """The bottom of a slab is removed; its top stays except under the ball."""
     cube = cube_of(96, 0.4)
     mesh = mesh_of(slab_under_a_ball(), cube)
     cut = visibility.visible_part(mesh, AROUND, OPTIONS, spacing=cube.spacing)

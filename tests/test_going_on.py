@@ -1,4 +1,4 @@
-"""What a run does otherwise when it is gone on with: its pictures, its keys, and where it ends."""
+"""Changes that a resumed run reports: its pictures, curriculum keys and last step."""
 
 import json
 
@@ -27,14 +27,14 @@ def options_of(folder):
 
 
 def changed(capsys):
-    """The lines on the screen that tell a change."""
+    """Return the printed lines that report a change."""
     err = capsys.readouterr().err
     return [line for line in err.splitlines() if line.startswith("changed since the last save")]
 
 
 @pytest.fixture
 def on_photos(tiny, tmp_path, capsys):  # noqa: F811
-    """A run of one step on five photos."""
+    """Make a run of one step on five photos."""
     path = photos(tmp_path / "photos", 5)
     assert run(tiny, tmp_path / "out", "--dataset_path", path, "--max_steps", "1") == 0
     assert not changed(capsys)
@@ -115,9 +115,9 @@ def test_another_curriculum_keeps_the_pictures_that_it_names():
 def test_another_curriculum_is_named_where_scales_differ(tiny, tmp_path):  # noqa: F811
     run(tiny, tmp_path / "out", "--max_steps", "1")
     (tmp_path / "tiny.py").write_text(TINY + "Other = {**Tiny, 'box_side': 0.3}\n")
-    with pytest.raises(UsageError, match="go on with --curriculum Tiny, with which"):
+    with pytest.raises(UsageError, match="resume with --curriculum Tiny, with which"):
         run(tiny, tmp_path / "out", "--resume", "--curriculum", "Other")
-    with pytest.raises(UsageError, match="go on with --set box_side=0.5"):
+    with pytest.raises(UsageError, match="resume with --set box_side=0.5"):
         run(tiny, tmp_path / "out", "--resume", "--set", "box_side=0.3")
 
 

@@ -1,4 +1,4 @@
-"""R1 by the affine map around each image, against automatic second derivatives."""
+"""R1 computed with the frozen affine map, against automatic second derivatives."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def images(count, size=16, seed=1):
 
 
 def critic(name, bias=0.0):
-    """A narrow float64 discriminator; bias is added to its logits."""
+    """Return a narrow float64 discriminator; bias is added to its logits."""
     torch.manual_seed(0)
     network = DISCRIMINATORS[name](latent_dim=5, max_width=8).double()
     network.final_layer.bias.data[0] += bias
@@ -32,7 +32,7 @@ def critic(name, bias=0.0):
 
 
 def of_autograd(network, real, alpha, strength=STRENGTH):
-    """The loss on real images and its penalty, as the paper writes them."""
+    """Return the loss on real images plus penalty, as in the paper."""
     real = real.clone().requires_grad_()
     logits = network(real, alpha).logits
     (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
@@ -40,7 +40,7 @@ def of_autograd(network, real, alpha, strength=STRENGTH):
 
 
 def of_affine_map(network, real, alpha, strength=STRENGTH, others=None, **options):
-    """What has that loss's gradient, the logits of others, and the reals."""
+    """Return a value with the loss's gradient, the logits of others, and the reals."""
     reals = penalized_reals(network, real, alpha, strength=strength, **options)
     others = real[:0] if others is None else others
     shares = torch.cat([reals.shares, real.new_ones(len(others))])
@@ -90,7 +90,7 @@ def test_a_constant_discriminator_has_no_penalty_and_a_finite_gradient():
 def test_the_penalty_of_a_linear_critic_is_its_squared_weight_norm():
     network = critic("CCSDiscriminator")
     level = len(network.layers)  # images of 2 x 2 pixels: a 1 x 1 and a 2 x 2 convolution
-    network.fromRGB[level].model[0].bias.data.fill_(100.0)  # no rectifier bends anything
+    network.fromRGB[level].model[0].bias.data.fill_(100.0)  # all inputs of rectifiers are positive
     first = network.fromRGB[level].model[0].weight[:, :, 0, 0]  # (C, 3)
     whole = torch.einsum("chw,ci->ihw", network.final_layer.weight[0], first)
     penalty = penalized_reals(network, images(5, size=2), 1.0, strength=1.0).penalty
@@ -124,7 +124,7 @@ def test_half_precision_has_the_direction_of_float64(bias, dtype):
 @pytest.mark.parametrize("name", ["CelebA", "Demo"])
 @pytest.mark.parametrize("step", [0, 1])
 def test_the_game_gives_the_discriminator_the_gradient_of_its_terms(name, step):
-    """Both kinds of step, against separate passes and automatic differentiation."""
+    """Steps with and without R1, against separate passes and automatic differentiation."""
     overrides = ["hidden_dim=8", "num_layers=2", "mapping_hidden_dim=8", "latent_dim=4",
                  "0.num_steps=3", "discriminator_width=8", "0.img_size=8", "0.batch_size=4",
                  "0.batch_split=1", "grad_clip=1e9", "fade_steps=0", "r1_interval=2"]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Colors, depths and turns of pictures: the same pixels for training, metrics and inversion."""
+"""Color profiles, bit depths and EXIF rotation: same pixels in training, metrics, inversion."""
 
 import io
 

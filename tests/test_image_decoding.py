@@ -29,7 +29,7 @@ def decoded(content, **options):
 
 
 def coordinates(width, height):
-    """A picture whose red is x and whose green is y."""
+    """Return a picture whose red is x and whose green is y."""
     y, x = np.mgrid[:height, :width]
     return Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
 

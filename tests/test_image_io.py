@@ -1,4 +1,4 @@
-"""Pictures on disk: exact colors, whole files, grids in reading order."""
+"""PNG files: exact colors, atomic writes, grids in reading order."""
 
 import numpy as np
 import pytest

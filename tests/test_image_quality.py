@@ -96,7 +96,7 @@ def test_evaluation_says_what_decides_its_figures(small_network, tiny_run, reals
     assert found["psi"] == 1
     printed = capsys.readouterr().out
     assert f"{images['fid']:.2f}" in printed
-    assert "compare with nothing" in printed
+    assert "cannot be compared" in printed
     with Image.open(tmp_path / "temp" / "00039.png") as image:
         assert image.size == (8, 8)
 
@@ -232,7 +232,7 @@ def test_both_libraries_read_one_file_and_see_the_same(tmp_path):
     images = images.to(torch.uint8)
     state = torch.get_rng_state()
     one = inception.pytorch_fid_network(weights, torch.device("cpu"))(images)
-    assert torch.equal(state, torch.get_rng_state())  # training must not notice
+    assert torch.equal(state, torch.get_rng_state())  # training's random numbers must not change
     assert library.load_state_dict_from_url is download
     other = inception.fidelity_network(weights, torch.device("cpu"))(images)
     path.unlink()

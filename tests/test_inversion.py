@@ -1,4 +1,4 @@
-"""Fitting a photo: what is compared, that it descends, and the command around it."""
+"""Fitting a photo: the loss, its descent, and the command."""
 
 import math
 import re
@@ -184,7 +184,7 @@ def test_a_mask_takes_the_place_of_the_alpha_channel(tmp_path):
 
 
 def mask_of(values, mode="L"):
-    """A 4 x 6 mask whose left half holds the first value and the right half the second."""
+    """Return a 4 x 6 mask with the first value on the left half and the second on the right."""
     image = Image.new(mode, (6, 4), values[1])
     image.paste(values[0], (0, 0, 3, 4))
     return image

@@ -1,4 +1,4 @@
-"""Files of a run: bounded previews, complete logs, complete snapshots, one lock."""
+"""Files of a run: limited previews, complete logs and snapshots, one lock."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def test_a_log_drops_what_was_torn_and_what_comes_again(tmp_path):
 
 
 def events_of(folder):
-    """(tag, step, value) of all scalars, as TensorBoard reads them."""
+    """Return (tag, step, value) of all scalars, as TensorBoard reads them."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     reader = EventAccumulator(str(folder))
@@ -102,7 +102,7 @@ def test_one_run_holds_a_folder_and_leaves_nothing_after_an_error(tmp_path):
             with files.run_folder(folder):
                 pass
 
-    with pytest.raises(UsageError, match="another run is at work in it .process"):
+    with pytest.raises(UsageError, match="another run uses it .process"):
         work()
     assert list(tmp_path.iterdir()) == []
     folder.mkdir(parents=True)
@@ -117,7 +117,7 @@ def test_a_lock_file_that_is_replaced_meanwhile_is_not_held(tmp_path, monkeypatc
 
     def late(file, operation):
         if not calls:
-            (tmp_path / "run.lock").unlink()  # whoever held it has ended in between
+            (tmp_path / "run.lock").unlink()  # as its last holder may do on ending
         calls.append(operation)
         flock(file, operation)
 
@@ -213,7 +213,7 @@ COLLAPSES = {  # what is done to a game, and a piece of the line
 
 @pytest.mark.parametrize("sign", COLLAPSES)
 def test_signs_of_collapse_are_in_the_log(tmp_path, monkeypatch, capsys, sign):
-    """Once each, while they happen: on the screen and in log.jsonl."""
+    """Each sign is reported once while it lasts, on the screen and in log.jsonl."""
     spoil, words = COLLAPSES[sign]
     monkeypatch.setattr(snapshots, "PROBE_INTERVAL", 2)
     monkeypatch.setattr(collapse, "PATIENCE", dict.fromkeys(collapse.PATIENCE, 10))
@@ -236,7 +236,7 @@ def test_signs_of_collapse_are_in_the_log(tmp_path, monkeypatch, capsys, sign):
     entries = [entry for entry in entries_of(out) if words in entry.get("warning", "")]
     error = capsys.readouterr().err
     assert len(entries) == 1
-    assert entries[0]["step"] in (12, 20)  # losses are looked at every ten steps
+    assert entries[0]["step"] in (12, 20)  # losses are checked every ten steps
     line = f"warning at step {entries[0]['step']}: {entries[0]['warning']}"
     assert error.count(line) == error.count(words) == 1
 
@@ -254,7 +254,7 @@ def test_exports_are_brought_up_to_date_when_a_run_goes_on(tmp_path, monkeypatch
 
 
 def test_a_copy_is_saved_if_a_peer_is_lost_and_the_live_state_cannot_be_read(tmp_path):
-    """As on CUDA, where an operation with the lost process may never end."""
+    """Simulates CUDA, where an operation with the lost process may never end."""
     arguments = [*tiny_arguments(tmp_path), "--num_processes", "2", "--output_dir"]
     code, error = run([*arguments, tmp_path / "out"], {"die": [1, 5], "apart": 0})
     assert code != 0
@@ -270,5 +270,5 @@ def test_without_a_copy_nothing_is_saved_of_a_state_that_cannot_be_read(tmp_path
     arguments = [*tiny_arguments(tmp_path), "--num_processes", "2", "--output_dir"]
     code, error = run([*arguments, tmp_path / "out"], {"die": [1, 5], "apart": 600})
     assert code != 0
-    assert "go on with the same command and --resume" in error
+    assert "run the same command with --resume" in error
     assert not (tmp_path / "out" / "training_state.pth").exists()

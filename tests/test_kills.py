@@ -1,4 +1,4 @@
-"""Kill at any instant: a run goes on from its last announced state, as if nothing had been."""
+"""A run killed at any instant resumes from its last announced state with equal results."""
 
 import os
 import random
@@ -24,7 +24,7 @@ NETWORK_FILES = {"generator.pth": "generator", "ema.pth": "generator", "ema2.pth
 
 
 def announced(folder):
-    """The last step that the run called saved."""
+    """Return the last step that the log reports as saved."""
     if not (folder / "log.jsonl").exists():
         return 0
     return max((e["step"] for e in entries_of(folder) if e.get("saved")), default=0)
@@ -41,7 +41,7 @@ def kill(process):
 
 
 def check_files(folder):
-    """Every file is whole under its final name, and no older than what was announced."""
+    """Check that all files are complete, and no older than the last announced save."""
     state = folder / "training_state.pth"
     if state.exists():
         assert checkpoints.read(state, "training_state")["step"] >= announced(folder)
@@ -68,7 +68,7 @@ def torture(tmp_path, processes, kills, rng):
             time.sleep(rng.uniform(0, 1.5))
         else:
             seen = announced(out)
-            wait_for(lambda seen=seen: announced(out) > seen, process)  # it goes on
+            wait_for(lambda seen=seen: announced(out) > seen, process)  # it continues
             wait_for(lambda: is_saving(out), process)
             time.sleep(rng.uniform(0, 0.15))
         kills_while_saving += is_saving(out)
@@ -82,9 +82,9 @@ def torture(tmp_path, processes, kills, rng):
     code, error = run([*tiny, "--output_dir", tmp_path / "whole", "--max_steps", last])
     assert code == 0, error
     assert differences(state_of(out), state_of(tmp_path / "whole")) == []
-    assert not is_saving(out)  # what was left half-written is gone
+    assert not is_saving(out)  # no half-written files remain
     steps = [entry["step"] for entry in entries_of(out) if "d_real" in entry]
-    assert steps == sorted(set(steps))  # no step is told twice
+    assert steps == sorted(set(steps))  # no step is logged twice
     return kills_while_saving, found
 
 

@@ -1,4 +1,4 @@
-"""A long run: memory, file handles and files stay bounded, stages change at their steps."""
+"""A long run: bounded memory, file handles and files; stages change at their steps."""
 
 import gc
 import os

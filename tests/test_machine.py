@@ -1,4 +1,4 @@
-"""How many threads a training takes."""
+"""The number of threads of a training."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from system import machine
 
 @pytest.fixture
 def threads(monkeypatch):
-    """The numbers of threads that were asked for; nothing is changed."""
+    """Record the requested numbers of threads instead of setting them."""
     asked = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     return asked

@@ -1,4 +1,4 @@
-"""Several processes: one run per folder, a shared cache, and ranks that die or stand still."""
+"""Several processes: one run per folder, a shared cache, and ranks that die or hang."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ TWO = ["--num_processes", "2"]
 
 
 def end(process):
-    """Kill a process and its ranks; returns what it said."""
+    """Kill a process and its ranks; return its output."""
     os.killpg(process.pid, signal.SIGKILL)
     return process.communicate()[1]
 
@@ -34,7 +34,7 @@ def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(tmp_path):
         code, error = run([*tiny, "--output_dir", out, "--resume"])
         assert code == 2
         assert error.count("\n") == 1
-        assert f"another run is at work in it (process {first.pid} on" in error
+        assert f"another run uses it (process {first.pid} on" in error
         assert sorted(path.name for path in tmp_path.iterdir()) == before
         size = len(entries_of(out))
         wait_for(lambda: len(entries_of(out)) > size, first)
@@ -70,7 +70,7 @@ def test_two_runs_share_a_cache(tmp_path):
     ],
 )
 def test_a_rank_that_is_lost_is_noticed_within_a_minute(tmp_path, kind, told, rank, counted):
-    """die: SIGKILL; hang: SIGSTOP; sleep: its main thread stands still and its others live."""
+    """die: SIGKILL; hang: SIGSTOP; sleep: only its main thread hangs."""
     tiny, out = [*tiny_arguments(tmp_path), *TWO], tmp_path / "out"
     last = 40
     process = start([*tiny, "--output_dir", out], {kind: [rank, last]})
@@ -82,7 +82,7 @@ def test_a_rank_that_is_lost_is_noticed_within_a_minute(tmp_path, kind, told, ra
     assert f"rank {1 - rank}: " in error
     assert told.format(rank) in error
     assert f"error: rank {rank} was ended by SIGKILL" in error
-    assert f"saved at step {last} in {out}; go on with the same command and --resume" in error
+    assert f"saved at step {last} in {out}; run the same command with --resume" in error
     assert "Traceback" not in error
     assert state_of(out)["step"] == last
     code, error = run([*tiny, "--output_dir", out, "--resume", "--max_steps", last + 3])
@@ -125,7 +125,7 @@ def test_a_data_set_smaller_than_a_batch(tmp_path, processes):
 @pytest.mark.parametrize("what", ["image", "gradient", "loss", "scaler"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_bad_numbers_on_one_rank_of_two(tmp_path, rank, what, counted):
-    """Skipped and counted on both ranks, and stopped after ten with the cause."""
+    """Both ranks skip and count bad updates, and stop after ten with the cause."""
     tiny, out = [*tiny_arguments(tmp_path), *TWO], tmp_path / "out"
     code, error = run([*tiny, "--output_dir", out], {"nan": [rank, 20, what]})
     assert code == 1

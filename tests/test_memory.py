@@ -26,7 +26,7 @@ QUICK = [("Demo", 0)]
 
 
 def assert_close(monkeypatch, name, start, *overrides):
-    """On every path and precision that CUDA has: the kernels take half precision only."""
+    """Covers every CUDA implementation and precision; the kernels take half precision only."""
     curriculum = curriculums.load(name, overrides=list(overrides))
     for path, is_half in PATHS:
         counted = peak_bytes(monkeypatch, curriculum, start, path, is_half=is_half)

@@ -18,7 +18,7 @@ CUBE = Cube(center=(0.1, 0.2, 0.3), side=0.9, resolution=4)  # voxels 0.3 apart
 
 @pytest.fixture
 def values():
-    """Increasing along x by 100, along y by 10, along z by 1."""
+    """Return values that increase by 100 along x, 10 along y and 1 along z."""
     steps = np.arange(4, dtype=np.float32)
     return 100 * steps[:, None, None] + 10 * steps[:, None] + steps
 

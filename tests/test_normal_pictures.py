@@ -11,7 +11,7 @@ RADIUS, SIZE = 0.2, 65
 
 
 def sphere_points(pose):
-    """Where rays meet a ball around the origin, (1, SIZE, SIZE, 3); NaN where they miss it."""
+    """Return the points (1, SIZE, SIZE, 3) at which rays hit a ball; NaN if they miss it."""
     rays = cast_rays(pose, SIZE, 30.0)
     middle = -(rays.origins * rays.directions).sum(-1)
     past = (rays.origins + middle[..., None] * rays.directions).square().sum(-1)

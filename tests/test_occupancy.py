@@ -1,4 +1,4 @@
-"""Empty space is left out of pictures, and the pictures stay."""
+"""Rendering skips empty space without changing the pictures."""
 
 import dataclasses
 import math
@@ -31,7 +31,7 @@ def demo():
 
 @pytest.fixture
 def pieces():
-    """An untrained generator whose density is positive in a sixth of space."""
+    """Return an untrained generator whose density is positive in a sixth of space."""
     generator = ImplicitGenerator3d(
         SPATIALSIRENBASELINE(z_dim=8, hidden_dim=32, num_layers=2, mapping_hidden_dim=8,
                              box_side=0.5, density_scale=2000.0)

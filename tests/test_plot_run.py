@@ -1,4 +1,4 @@
-"""The plot of a run: what is read of a log, and that a picture comes of it."""
+"""The plot of a run: the entries read from a log, and the picture written."""
 
 import json
 

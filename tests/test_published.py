@@ -1,4 +1,4 @@
-"""Published files in their exact layout: they load, and render as with the published code.
+"""Files in the exact published layout load, and render as with the published code.
 
 `published_files` makes them, `published_render` is the published render written once more.
 """
@@ -22,13 +22,13 @@ from system.flags import ArgumentParser
 
 
 def load_generator(path, **options):
-    """The generator of a published file, with the cameras of CelebA."""
+    """Load the generator of a published file, with the cameras of CelebA."""
     celeba = curriculums.load("CelebA")
     return checkpoints.load_generator(path, published_curriculum=celeba, **options)
 
 
 def assert_holds(network, parameters):
-    """The parameters by name and in order; parameters are a module's."""
+    """Assert that network has these named parameters in this order."""
     own = list(network.named_parameters())
     expected = list(parameters)
     assert [name for name, _ in own] == [name for name, _ in expected]
@@ -43,7 +43,7 @@ def shifted(module, by):
 
 @pytest.fixture
 def small(tmp_path):
-    """A published generator's file with both averages beside it, and the generator."""
+    """Write a published generator with both averages; return its path and the generator."""
     network = published_files.generator()
     published_files.save(network, tmp_path / "generator.pth")
     ema = published_files.ExponentialMovingAverage(network.parameters(), 0.999)

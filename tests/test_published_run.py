@@ -1,4 +1,4 @@
-"""Published runs: training goes on from their seven files, and they are converted."""
+"""Training resumes from the seven files of a published run, which can also be converted."""
 
 import shutil
 
@@ -39,7 +39,7 @@ def small_file(tmp_path):
 
 
 def loaded(folder, source=SOURCE):
-    """The game and progress of a folder."""
+    """Load the game and progress from the published run in a folder."""
     wanted = published_run.open_run(folder).adapt(curriculum.build("Small", source))
     game = AdversarialGame(
         wanted.build_generator(),
@@ -52,7 +52,7 @@ def loaded(folder, source=SOURCE):
 
 
 def assert_moments(optimizer, network, made, published_network):
-    """Each parameter has the moments that lay at its published position."""
+    """Assert that each parameter has the moments of its published position."""
     own = dict(network.named_parameters())
     for index, (name, _) in enumerate(published_network.named_parameters()):
         state = optimizer.state.get(own[name])
@@ -143,7 +143,7 @@ def test_a_missing_file_is_named(tmp_path, small_file, name):
 
 
 def test_a_folder_of_our_exports_is_no_published_run(tmp_path, tiny_run, small_file):
-    with pytest.raises(UsageError, match="only exported networks are there"):
+    with pytest.raises(UsageError, match="holds only exported networks"):
         train.main([*small_file, "--load_dir", str(tiny_run), "--output_dir", str(tmp_path / "o")])
 
 
@@ -303,7 +303,7 @@ def test_a_folder_is_converted_as_its_files_say(tmp_path, capsys):
 
 
 def with_old_pose_layer(state):
-    """The state dict of a discriminator as this project wrote it before: a convolution."""
+    """Return a state dict as older versions wrote it, with a convolution as pose_layer."""
     width = len(state["pose_layer.bias"])
     layer = {"pose_layer.weight": torch.ones(2, width, 2, 2), "pose_layer.bias": torch.ones(2)}
     return {**state, **layer}

@@ -1,4 +1,4 @@
-"""The three render commands on a tiny generator, as a person runs them."""
+"""The three render commands on a tiny generator, run as on the command line."""
 
 import math
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ OF_VIDEOS = ["--format", "--fps", "--num_frames", "--trajectory"]
 
 @pytest.fixture
 def command(tiny_run, tmp_path):
-    """Runs a command on the tiny generator; returns the folder that it writes."""
+    """Return a function that runs a command on the tiny generator and returns its output folder."""
 
     def run(module, *texts, folder="out"):
         words = [tiny_run / "generator.pth", *SMALL, "--output_dir", tmp_path / folder, *texts]

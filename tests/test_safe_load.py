@@ -1,4 +1,4 @@
-"""Reading .pth files: listed names and instructions give data, all others are refused unrun."""
+"""Reading .pth files: allowed names and instructions load, others are refused and never run."""
 
 import os
 import pickle
@@ -23,7 +23,7 @@ settings.load_profile("project")
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
-    """A function that reads a pickle out of a file, whose storage "0" has 16 bytes."""
+    """Return a function that reads a pickle from a file, whose storage "0" has 16 bytes."""
     path = tmp_path_factory.mktemp("programs") / "file.pth"
 
     def read(data):
@@ -47,7 +47,7 @@ class Call:
 
 
 def calls(marker):
-    """{what it does: an object whose pickle does it when it is loaded as usual}."""
+    """Return {attack: an object whose pickle executes it when Python loads it}."""
     touch = f"open({str(marker)!r}, 'w').close()"
     return {
         "posix.system": Call(os.system, f"touch {marker}"),
@@ -102,7 +102,7 @@ INERT = (type(None), bool, int, str, dict, list, tuple, set, torch.device, torch
 
 
 def loaded_or_refused(load, data):
-    """What a pickle gives, which must be inert, and the line that refuses it."""
+    """Return a pickle's content, which must be inert data, and its error line."""
     roots, before = [], set(sys.modules)
     complaint = refusal(lambda content: roots.append(load(content)), data)
     assert set(sys.modules) == before
@@ -134,7 +134,7 @@ def test_an_object_is_only_a_record_of_its_attributes(load, full):
 
 
 def test_attributes_of_a_dict_do_not_hide_its_methods(load):
-    """A state dict has version numbers as an attribute; another could be called `items`."""
+    """A state dict has its versions as an attribute; a hostile attribute could be `items`."""
     made = name("collections.OrderedDict") + b")R" + text("a") + b"K\x01s"
     made += b"}(" + text("items") + b"K\x05" + text("get") + b"N" + b"ub"
     for root in (made, b"(" + made + b"t"):
@@ -215,7 +215,7 @@ def test_a_tensor_is_not_enlarged_by_attributes(load):
     parameter += name("collections.OrderedDict") + b")RtR"
     for made in (tensor((4,), (1,)), parameter):
         assert load(program(made)).shape == (4,)
-        with pytest.raises(UsageError, match="sets attributes of what has none"):
+        with pytest.raises(UsageError, match="sets attributes of an object without any"):
             load(program(made, where, b"b"))
 
 
@@ -266,7 +266,7 @@ def test_plain_data_comes_back(load, value):
 
 
 def refusal(use, argument):
-    """Why a reader refuses; "" where it does not. Any other exception is a failure."""
+    """Return a reader's error, "" if it accepts; any other exception fails the test."""
     try:
         use(argument)
     except (UsageError, StateError) as error:

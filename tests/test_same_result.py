@@ -1,4 +1,4 @@
-"""Same seed, same machine: the same files, byte for byte."""
+"""The same seed on the same machine gives the same files, byte for byte."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ TIMES = ("images_per_second", "seconds_per_step", "memory_bytes")
 
 
 def contents(folder):
-    """A hash of every file by name, without the times of day in logs and their own place."""
+    """Return a hash of every file by name, without times and the folder's path in logs."""
     result = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -83,7 +83,7 @@ def test_renders_frames_meshes_and_3d_figures(
 
 
 def measured(tiny_run, folder, weights, *more):
-    """Files of an evaluation, its cache among them, which is new."""
+    """Run an evaluation with a new cache; return its files."""
     arguments = [
         *(str(tiny_run / "generator.pth"), "--device", "cpu", "--num_images", "40"),
         *("--real_image_dir", str(tiny_run.parent / "reals"), "--output_dir", str(folder)),
@@ -107,7 +107,7 @@ def test_image_metrics(tmp_path, tiny_run, small_network, reals, counted):
 
 @pytest.mark.slow
 def test_image_metrics_by_inception_itself(tmp_path, tiny_run, reals, counted):
-    """With seeded random weights; two processes find what one does."""
+    """Uses seeded random weights; two processes find the same figures as one."""
     needs_libraries()
     inception.require_torchvision()
     from pytorch_fid import inception as library

@@ -1,4 +1,4 @@
-"""Components, holes and visible share of meshes whose answers are known."""
+"""Components, holes and visible share of meshes, against known values."""
 
 import pytest
 import torch

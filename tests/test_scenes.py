@@ -1,4 +1,4 @@
-"""Toy cars: distances, depths and pictures agree, and an image depends on its number alone."""
+"""Toy cars: distances, depths and images agree; an image depends only on its number."""
 
 import math
 
@@ -42,7 +42,7 @@ def sample_cars(count, seed):
 
 
 def per_point(cars):
-    """Geometry of (N, 1), which fits points (N, P, 3)."""
+    """Return the geometry as (N, 1), to broadcast with points (N, P, 3)."""
     return Geometry(*(numbers[:, None] for numbers in cars.geometry))
 
 
@@ -51,14 +51,14 @@ def signed_distance(cars, points):
 
 
 def pictured_depths(count, size=24):
-    """Cars, the rays of one picture of each, and the picture's depths (N, R)."""
+    """Return cars, the rays of one image of each, and its depths (N, R)."""
     cars, poses = toy_car_scenes(range(count), seed=5)
     depths = render_cars(cars, poses, size, FOV_DEGREES, supersampling=1).depths
     return cars, cast_rays(poses, size, FOV_DEGREES), depths.flatten(1)
 
 
 def dense_march(cars, rays, spacing):
-    """First depths at which the distance is negative, by looking everywhere; inf if nowhere."""
+    """Return the first depth with negative distance by dense sampling; inf if there is none."""
     first = torch.full(rays.origins.shape[:2], torch.inf)
     for depth in torch.arange(NEAR, FAR, spacing).flip(0):
         is_inside = signed_distance(cars, rays.origins + depth * rays.directions) < 0

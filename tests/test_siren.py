@@ -1,4 +1,4 @@
-"""The fields: formula, initialisation, state-dict contract, and the folded fast path."""
+"""The fields: formula, initialisation, state-dict contract, and the folded field."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Colors that get no weight are not computed, and no picture and no gradient shows it."""
+"""Skipping colors of zero weight changes neither images nor gradients."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ OPTIONS = RenderOptions(
 
 
 def generator(name="SPATIALSIRENBASELINE", *, bias=0.0, width=16, dtype=torch.float64):
-    """A generator whose raw densities are around bias."""
+    """Return a generator whose raw densities are around bias."""
     torch.manual_seed(0)
     field = FIELDS[name](z_dim=8, hidden_dim=width, num_layers=2, mapping_hidden_dim=8)
     with torch.no_grad():
@@ -34,7 +34,7 @@ def objects(count, dtype=torch.float64):
 
 
 def picture(network, options, *, skips, chunk=None, seed=3):
-    """Images, depths, opacities, and the gradient of a mixture of them."""
+    """Return images, depths, opacities, and the gradient of a weighted sum of them."""
     network.zero_grad()
     z, poses = objects(2)
     film = network.mapping(z)
@@ -96,7 +96,7 @@ def test_only_what_no_pixel_shows_is_skipped(case, is_skipped, monkeypatch):
 
 
 def upstream_of(output, *, seed=2):
-    """A gradient as rendering gives it: none where the density is not positive."""
+    """Return a gradient as of rendering: zero where the density is not positive."""
     rng = torch.Generator().manual_seed(seed)
     random = torch.randn(output.shape, generator=rng, dtype=torch.float64).to(output)
     return random * (output[..., 3:] > 0)

@@ -1,4 +1,4 @@
-"""The start of a run is worked out once, and is one object for all processes."""
+"""A run computes its start once and passes the same object to all processes."""
 
 import io
 import pickle
@@ -20,7 +20,7 @@ from training import start
 
 
 def counted_calls(monkeypatch, module, name):
-    """Count the calls of a function in the list that is returned."""
+    """Record the calls of a function; return the list that receives them."""
     calls, function = [], getattr(module, name)
 
     def counting(*args, **kwargs):
@@ -53,7 +53,7 @@ def test_a_start_travels_to_processes_as_one_tensor(tiny, tmp_path):  # noqa: F8
     )  # fmt: skip
     _, (packed,) = first.__reduce__()
     assert packed.dtype == torch.uint8
-    assert first.__reduce__()[1][0] is packed  # not once more for each process
+    assert first.__reduce__()[1][0] is packed  # not packed again for each process
     second = pickle.loads(pickle.dumps(first))
     assert second.curriculum == trained
     assert (second.listing, second.step, second.seed) == (listing, 1, 5)

@@ -1,4 +1,4 @@
-"""What benchmarks compare with computes the same, and --precision fast what it promises."""
+"""The benchmarks' baseline gives equal results; --precision fast has its documented accuracy."""
 
 import collections
 

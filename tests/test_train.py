@@ -1,4 +1,4 @@
-"""The training command as a person types it, on a tiny run: what it writes, says and resumes."""
+"""The training command on a tiny run: its files, messages and resuming."""
 
 import json
 import signal
@@ -50,7 +50,7 @@ def state_of(folder):
 
 
 def assert_same_state(first, second):
-    """Bit for bit, whatever the nesting."""
+    """Assert that nested states are equal, bit for bit."""
     assert type(first) is type(second)
     if isinstance(first, torch.Tensor):
         assert torch.equal(first, second)
@@ -127,7 +127,7 @@ def test_previews_are_the_same_however_the_run_came_there(tiny, tmp_path):
 def test_an_output_folder_with_a_run_is_not_overwritten(tiny, tmp_path):
     run(tiny, tmp_path / "out", "--max_steps", "1")
     before = (tmp_path / "out" / "training_state.pth").read_bytes()
-    with pytest.raises(UsageError, match="holds a run already; go on with --resume"):
+    with pytest.raises(UsageError, match="holds a run already; use --resume"):
         run(tiny, tmp_path / "out")
     assert (tmp_path / "out" / "training_state.pth").read_bytes() == before
 

@@ -1,4 +1,4 @@
-"""FID while training, with a small network in Inception's place: so no number here is an FID."""
+"""FID while training, with a small network instead of Inception: no number here is a real FID."""
 
 import json
 
@@ -20,7 +20,7 @@ from training import fid, options
 @pytest.fixture
 def tiny(tmp_path):
     file = tmp_path / "tiny.py"
-    file.write_text(TINY + 'Tiny["clamp_mode"] = "softplus"\n')  # there is something to see
+    file.write_text(TINY + 'Tiny["clamp_mode"] = "softplus"\n')  # some density is visible
     cache = tmp_path / "cache"
     return ["--curriculum_file", str(file), "--curriculum", "Tiny", "--cache_dir", str(cache)]
 
@@ -119,12 +119,12 @@ def test_lines_of_a_future_that_was_left_are_dropped(tmp_path):
     assert fid.note(tmp_path, 10, 5.0)
     assert not fid.note(tmp_path, 20, 6.0)
     assert fid.note(tmp_path, 30, 4.0)
-    assert fid.note(tmp_path, 15, 4.5)  # gone on with from step 10
+    assert fid.note(tmp_path, 15, 4.5)  # resumed from step 10
     assert fids(tmp_path) == {10: 5.0, 15: 4.5}
 
 
 def test_two_ranks_measure_what_one_does(tiny, weights, tmp_path):
-    """Their training differs, so the untrained generator is measured by both."""
+    """Measures the untrained generator both times, because the trainings would differ."""
     curriculum = load("Tiny", file=tmp_path / "tiny.py")
     torch.manual_seed(0)
     generator = curriculum.build_generator().eval()

@@ -1,4 +1,4 @@
-"""Camera ways are what is documented, and close."""
+"""Camera paths are as documented, and closed."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels for each GPU that they serve; no GPU is needed."""
+"""Compile the kernels for every supported GPU and check the result; needs no GPU."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def blocks_for(capability):
 
 
 def variants(blocks, width, channels):
-    """Every kernel of one field, with all that can be asked of it."""
+    """Yield every kernel of one field with each combination of its options."""
     piece = min(width, 128)
     field = {"H": width, "WIDTH": piece, "PIECES": width // piece, "CHANNELS": channels,
              "STAGES": launching.STAGES, "ON_DEVICE": True}  # fmt: skip

@@ -21,7 +21,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 @dataclasses.dataclass
 class Case:
-    """What a field is asked, in float32, and a float64 twin of the field."""
+    """A field with its inputs in float32, and a float64 copy of the field."""
 
     field: torch.nn.Module
     points: torch.Tensor
@@ -57,14 +57,14 @@ def make_case(device, name, width, num_layers, num_objects, num_points, num_dire
 
 
 def film_of(field, latents):
-    """FiLM parameters with a frequency of its own for every feature: 15 to 45, as in training."""
+    """Return FiLM parameters with a different frequency per feature: 15 to 45, as in training."""
     film = field.mapping_network(latents)
     return Film(film.frequencies + torch.linspace(-1, 1, film.frequencies.shape[1]).to(latents),
                 film.phase_shifts)  # fmt: skip
 
 
 def reference(case, upstream):
-    """Output and gradients of points, directions and parameters in float64 on the CPU."""
+    """Return output and gradients of points, directions and parameters, in float64 on the CPU."""
     inputs = [t.cpu().double().requires_grad_() for t in (case.points, case.directions)]
     film = film_of(case.twin, case.latents.cpu().double())
     output = case.twin.reference(case.twin.encode(inputs[0]), inputs[1], film)

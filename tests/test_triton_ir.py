@@ -1,7 +1,7 @@
-"""The field by the compiler's reading of the kernels, run in NumPy, against the float64 reference.
+"""Run the compiler's intermediate representation of the kernels in NumPy; compare with float64.
 
-Faults of the compiler's front end show here, which Triton's interpreter, that the other tests use
-where there is no GPU, cannot have.
+This finds faults of the compiler's front end, which Triton's interpreter bypasses; the other tests
+use the interpreter if there is no GPU.
 """
 
 import re
@@ -28,7 +28,7 @@ def compiler(tmp_path_factory):
 
 
 class Compiled:
-    """In place of a kernel: compiles it on its first launch, and runs what came out."""
+    """Stands for a kernel: compiles it on the first launch and runs its TTIR."""
 
     def __init__(self, compiler, name):
         self.compiler, self.name, self.texts = compiler, name, {}

@@ -1,4 +1,4 @@
-"""How the Triton kernels are launched: on which GPU, with which sizes and arguments."""
+"""Launches of the Triton kernels: GPU, block sizes and arguments."""
 
 import ast
 import inspect
@@ -14,7 +14,7 @@ from siren.siren import TALLSIREN, EmbeddingPiGAN128
 
 
 class Recorder:
-    """In place of a kernel: keeps its launches."""
+    """Stands for a kernel: records its launches."""
 
     def __init__(self, on_launch=lambda: None):
         self.launches, self.on_launch = [], on_launch
@@ -101,7 +101,7 @@ def test_gradients_of_the_inputs_are_made_only_where_they_are_asked_for(
 
 
 def kernel_source(name):
-    """The Python function of a kernel, which the recorders replace."""
+    """Return the Python function of a kernel, which the recorders replace."""
     namespace: dict = {}
     tree = ast.parse(inspect.getsource(kernels))
     (found,) = (node for node in tree.body if getattr(node, "name", "") == name)

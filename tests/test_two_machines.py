@@ -1,4 +1,4 @@
-"""Two machines: hosts in network namespaces with a virtual cable between train as one run."""
+"""Two hosts, network namespaces with a virtual cable between them, train one run."""
 
 import json
 import os
@@ -20,14 +20,14 @@ def ip(*words):
 
 
 class Network:
-    """Two hosts that see each other, and nothing else."""
+    """Two hosts that can reach each other and nothing else."""
 
     def __init__(self):
         self.hosts = [f"pigan{os.getpid()}{end}" for end in "ab"]
         self.cables = [f"pg{os.getpid() % 100_000}{end}" for end in "ab"]
 
     def set_up(self):
-        """Whether it could be done."""
+        """Set up both hosts; return False if that is not possible here."""
         if shutil.which("ip") is None or any(ip("netns", "add", h).returncode for h in self.hosts):
             return False
         first, second = self.cables
@@ -44,7 +44,7 @@ class Network:
         ip("-n", self.hosts[1], "link", "set", self.cables[1], "up" if is_in else "down")
 
     def start(self, number, arguments, faults=None):
-        """torchrun on one of the hosts."""
+        """Start torchrun on one of the hosts."""
         command = [
             *("ip", "netns", "exec", self.hosts[number]),
             *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"),
@@ -61,7 +61,7 @@ class Network:
         )  # fmt: skip
 
     def kill(self, number, process):
-        """End all that runs on a host at once: torchrun alone would leave its ranks behind."""
+        """Kill all processes of a host: killing torchrun alone would leave its ranks."""
         for pid in ip("netns", "pids", self.hosts[number]).stdout.split():
             os.kill(int(pid), signal.SIGKILL)
         process.communicate()
@@ -84,7 +84,7 @@ def network():
 
 
 def both(network, tmp_path, *more, faults=None):
-    """Both hosts at work, each with a disk, that is a folder, of its own."""
+    """Start training on both hosts, each with its own folder as its disk."""
     return [
         network.start(number, [*host_arguments(tmp_path, number), *more], faults)
         for number in (0, 1)
@@ -98,13 +98,13 @@ def host_arguments(tmp_path, number):
 
 
 def ended(processes):
-    """(exit codes, what they said)."""
+    """Wait for the processes; return their exit codes and stderr."""
     errors = [process.communicate(timeout=150)[1] for process in processes]
     return [process.returncode for process in processes], errors
 
 
 def has_stopped(folder, error):
-    return f"in {folder}; go on with the same command and --resume" in error
+    return f"in {folder}; run the same command with --resume" in error
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_two_machines(network, tmp_path, fault, counted):
     began = time.monotonic()
     network.plug(is_in=False)
     left = [0, 1]
-    if fault != "cable":  # a machine that is gone says no goodbye: all on it ends behind the cut
+    if fault != "cable":  # as if the machine were lost: its processes end after the cut
         lost = int(fault[-1])
         network.kill(lost, hosts[lost])
         left = [1 - lost]

@@ -1,4 +1,4 @@
-"""Machines that are not given the same: refused before the first step, on all of them."""
+"""Machines with different data or flags: all refuse before the first step."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ def pictures(folder, colors):
 
 
 def two_machines(folder, words, *of_each):
-    """(exit code, stderr) of two processes as torchrun would start them on two machines.
+    """Return exit code and stderr of two processes, started as torchrun would on two machines.
 
     Each has a disk, that is a folder, of its own.
     """
@@ -80,7 +80,7 @@ def test_what_differs_is_refused(tmp_path, own, told):
 
 @pytest.mark.slow
 def test_the_same_pictures_in_other_places_are_taken(tmp_path):
-    """Their number is divisible neither by the ranks nor by the batch."""
+    """Uses a number of pictures that neither the ranks nor the batch size divide."""
     paths = [["--dataset_path", pictures(tmp_path / name, range(5))] for name in ("one", "two")]
     words = ["--max_steps", "6"]
     for code, error in two_machines(tmp_path, words, *paths):

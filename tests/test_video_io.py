@@ -1,4 +1,4 @@
-"""Videos: the right colors, counts and times; same frames, same bytes; whole or not at all."""
+"""Videos: correct colors, counts and times; repeatable bytes; atomic writes."""
 
 import subprocess
 import sys
@@ -179,7 +179,7 @@ def test_only_mp4_needs_pyav(tmp_path, monkeypatch):
 
 
 def test_commands_of_pictures_import_without_pyav():
-    """In a process of its own, where no module has imported it before."""
+    """Runs in a new process, in which no module has imported it before."""
     names = "render_multiview_images, render_video, inverse_render, extract_shapes, eval_metrics, "
     program = f"import sys; sys.modules['av'] = None; import {names} viewer"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

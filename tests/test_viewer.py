@@ -1,4 +1,4 @@
-"""The viewer without a browser: what is asked for, what it looks like, and the command."""
+"""The viewer without a browser: requests, pictures, and the command."""
 
 import http.client
 import math
@@ -28,7 +28,7 @@ from web_viewer.request import (
     render_options,
 )
 
-# What is asked for
+# Requests
 
 
 def test_a_page_camera_at_distance_one_is_ours():
@@ -107,7 +107,7 @@ def test_the_shorter_side_has_the_pixels_asked_for(aspect, shape):
     assert request_of(aspect=aspect).shape(10) == shape
 
 
-# What is shown
+# Pictures
 
 
 def test_quick_pictures_are_as_large_as_the_machine_is_fast():

@@ -1,4 +1,4 @@
-"""The viewer as a visitor meets it: a headless Chromium looks, drags, types and saves."""
+"""The viewer in a headless Chromium, which looks, drags, types and saves."""
 
 import re
 import shlex
@@ -36,7 +36,7 @@ pytestmark = [
 
 
 def wait_for(condition, what):
-    """The first thing that condition() gives and that is true."""
+    """Return the first true result of condition()."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         found = condition()
@@ -48,7 +48,7 @@ def wait_for(condition, what):
 
 @pytest.fixture
 def address(tiny_run, tmp_path):
-    """Where a viewer of a tiny run listens."""
+    """Start a viewer of a tiny run; yield its address."""
     command = [sys.executable, "viewer.py", tiny_run / "generator.pth", "--image_size", "96"]
     command += ["--output_dir", tmp_path / "views"]
     process = subprocess.Popen(
@@ -79,7 +79,7 @@ class Visitor:
             return image.convert("RGB").crop(PICTURE)
 
     def picture_unlike(self, before):
-        """What is on the screen once a finished picture is there that differs from before."""
+        """Wait for a finished picture that differs from before; return the screenshot."""
 
         def found():
             is_finished, screen = self.is_finished(), self.screen()
@@ -100,7 +100,7 @@ class Visitor:
         field.send_keys(text)
 
     def command_line(self):
-        """Read in one go: the page replaces the field whenever something changes."""
+        """Read the field in one call: the page replaces it whenever something changes."""
         found = "document.querySelector(\"textarea[aria-label='command line']\")"
         return self.driver.execute_script(f"return {found}?.value ?? ''")
 
@@ -132,7 +132,7 @@ def visitor(driver, address, tmp_path):
 
 
 def differ(one, other):
-    """Mean difference of two screenshots, of 255."""
+    """Return the mean difference of two screenshots, in units of 1/255."""
     histogram = ImageChops.difference(one, other).convert("L").histogram()
     return sum(i * n for i, n in enumerate(histogram)) / sum(histogram)
 

@@ -37,7 +37,7 @@ def wait_for(condition):
 
 
 class Hook:
-    """A lock that calls a function each time that it is let go: after each part of a picture."""
+    """A lock that calls a function at each release: after each part of a picture."""
 
     def __init__(self, function):
         self.function, self.count = function, 0
@@ -94,7 +94,7 @@ def test_who_has_gone_is_shown_nothing(tiny_run, tmp_path):
 
 
 def test_visitors_render_at_once_and_their_threads_end(shared, tiny_run):
-    """A long picture of one lets the other's quick pictures through."""
+    """One visitor's long picture does not delay the other's quick pictures."""
     (slow, first), (quick, second) = come(shared), come(shared)
     slow.fill_in({"image_size": "1024", "num_steps": "512"})
     slow.begin()

@@ -1,4 +1,4 @@
-"""What the commands share: which objects, how rendered, in how large pieces."""
+"""Shared parts of the render commands: objects, render options, sizes of chunks."""
 
 import argparse
 from dataclasses import replace

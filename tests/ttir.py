@@ -25,7 +25,7 @@ IGNORED = {"gpu.barrier", "ttg.barrier", "ttg.local_barrier"}  # each operation 
 
 
 def parse(text):
-    """The argument names of the only function in a TTIR module, and its operations."""
+    """Return the argument names and the operations of the only function in a TTIR module."""
     lines = [line.split(" loc(")[0].strip() for line in text.splitlines()]
     start = next(i for i, line in enumerate(lines) if line.startswith("tt.func"))
     operations, _ = _block(lines, start + 1)
@@ -33,7 +33,7 @@ def parse(text):
 
 
 def _block(lines, at):
-    """Operations (results, name, rest, region) up to a closing brace, and that line's number."""
+    """Return operations (results, name, rest, region) up to a closing brace, and its line."""
     operations = []
     while not lines[at].startswith("}"):
         if lines[at].startswith("^"):  # the arguments of a region
@@ -54,7 +54,7 @@ def _block(lines, at):
 
 
 def _type(text):
-    """Shape and NumPy type that an operation's text ends with."""
+    """Return the shape and NumPy type at the end of an operation's text."""
     found = re.search(r"(?:tensor<([\dx]+)x(!?[\w.]+(?:<\w+>)?)>|(!?[\w.]+(?:<\w+>)?))$", text)
     shape = tuple(int(n) for n in found[1].split("x")) if found[1] else ()
     name = found[2] or found[3]
@@ -69,7 +69,7 @@ class Program:
         self.values = {}
 
     def run(self, operations):
-        """Run them; the values that the block yields."""
+        """Run operations; return the values that the block yields."""
         for results, name, rest, region in operations:
             operands = re.findall(r"%\w+(?:#\d+)?", rest)
             if name in {"scf.yield", "tt.return"}:
@@ -165,7 +165,7 @@ class Program:
         return getattr(np, function)(values[0])
 
     def _elements(self, pointers, mask):
-        """The array that unmasked pointers point into, and their indices."""
+        """Return the array that unmasked pointers point into, and their indices."""
         chosen = pointers[mask]
         numbers = np.unique(chosen >> OFFSET_BITS)
         assert len(numbers) == 1, "one access touches several arrays"

@@ -1,4 +1,4 @@
-"""Visitors of the viewer, without a browser: what the tests of it share."""
+"""Visitors of the viewer without a browser: shared helpers of its tests."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +28,7 @@ def request_of(**changes):
 
 
 class Screen:
-    """Remembers what a visitor would see."""
+    """Records the output to a visitor's browser."""
 
     def __init__(self):
         self.pictures, self.troubles, self.steps, self.names = [], [], [], []
@@ -64,12 +64,12 @@ def shared_of(run, output_dir, **changes):
 
 
 def come(shared):
-    """A visitor whose thread is not started, and the visitor's screen."""
+    """Return a session whose thread is not started, and its screen."""
     screen = Screen()
     return Session(shared, screen), screen
 
 
 def run_out(session):
-    """Render in this thread until nothing is wanted."""
+    """Render in this thread until no request is left."""
     while session.is_wanted:
         session.render()

@@ -1,4 +1,4 @@
-"""One view of one object, for tests."""
+"""Render one view of one object, for tests."""
 
 import torch
 

@@ -1,7 +1,7 @@
-"""Wrong command lines of every command, each with a piece of the line that answers it.
+"""Wrong command lines of every command, each with a part of its error message.
 
-FILE, DIR and LOCKED are what their names say; the first word of some takes the place of what a
-command reads: GENERATOR, or PHOTO.
+FILE, DIR and LOCKED are a file, a folder and a read-only folder; GENERATOR and PHOTO are replaced
+by files that a command reads.
 """
 
 import convert_checkpoint
@@ -152,7 +152,7 @@ OF_TRAINING = [
     (["--dataset_path", "FILE"], "no .zip"),
     (["--cache_dir", "FILE"], "--cache_dir"),
     (["--load_dir", "nowhere"], "--load_dir"),
-    (["--load_dir", "EXPORTED"], "only exported networks are there"),
+    (["--load_dir", "EXPORTED"], "holds only exported networks"),
     (["--load_dir", "DIR"], "no training_state.pth"),
     (["--load_dir", "FILE"], "--load_dir"),
     (["--curriculum", "Demmo"], "Did you mean 'Demo'?"),

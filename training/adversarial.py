@@ -26,7 +26,7 @@ from training.losses import PenalizedReals, penalized_reals
 
 INITIAL_LOSS_SCALE = 2.0**15
 # The gradient of R1 starts with its scale itself, and float16 ends at 65,504. It passes all layers
-# of the discriminator, so there is room for them to enlarge it 64 times.
+# of the discriminator, so its scale leaves room for them to enlarge it 64 times.
 MAX_R1_SCALE = 2.0**10
 
 Terms = dict[str, Tensor]
@@ -163,8 +163,8 @@ class AdversarialGame:
     def _whole_or_undone(self) -> Iterator[None]:
         """Restore the discriminator if the generator's update fails, as when a process is lost.
 
-        What is left is the state between two steps, and can be saved. The generator changes last
-        and cannot fail half-way. In a single process nothing fails, and nothing is copied.
+        The result is the state before the step, which can be saved. The generator changes last and
+        cannot fail half-way. In a single process nothing fails, and nothing is copied.
         """
         if self.synchronize is None:
             yield
@@ -314,7 +314,7 @@ class AdversarialGame:
             figures.append(self.scaler.scale(figures[0].new_ones(())))
         is_sound = torch.stack(figures).isfinite().all().float()
         if self.synchronize is not None:
-            # Whether loss and scale are finite travels along, so that all processes count alike.
+            # The ranks also exchange whether loss and scale are finite, so that all count alike.
             self.synchronize([*gradients, is_sound])
         poison(gradients, is_sound)
         self.scaler.unscale_(optimizer)

@@ -1,4 +1,4 @@
-"""Signs of a collapsed run, from the means of the loss terms and a small render of some objects.
+"""Detect signs of a collapsed run in the means of the loss terms and in small renders.
 
 The means are those that the log reads anyway, so no step waits for its device.
 
@@ -124,7 +124,7 @@ class CollapseWatch:
 
 
 def mean_square(poses: PoseDistribution) -> float:
-    """Return about the mean of squared pitch and yaw: the error of a head that answers 0.
+    """Estimate the mean of squared pitch and yaw: the error of a head that always answers 0.
 
     Spreads are taken as deviations, whatever the distribution; only the order of magnitude counts.
     """

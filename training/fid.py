@@ -1,4 +1,4 @@
-"""FID while training: the averaged generator against the run's own dataset.
+"""Measure FID while training: the averaged generator against the run's own dataset.
 
 The network and the statistics are those of pytorch-fid. Images are rendered as for evaluation
 (evaluation background and cameras, no noise, no jitter), at the curriculum's preview_size; every

@@ -32,7 +32,7 @@ class Health(NamedTuple):
         torch.maximum(self.longest_row, self.in_a_row, out=self.longest_row)
 
     def worst(self) -> tuple[str, int]:
-        """Return the network with the longest row of skipped updates, and its length."""
+        """Return the network with the most skipped updates in a row, and their number."""
         longest = self.longest_row.tolist()
         network = longest.index(max(longest))
         return NAMES[network], longest[network]

@@ -61,7 +61,7 @@ class JsonLines:
         self.file = path.open("ab", buffering=0)
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Write one line, whole or not at all.
+        """Write one line atomically.
 
         Raises:
             OSError: it could not be written.
@@ -103,7 +103,7 @@ class Board:
 
     Args:
         folder: made when the first event comes.
-        first_step: TensorBoard hides what earlier files say of later steps.
+        first_step: TensorBoard hides the entries of earlier files from this step on.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
@@ -214,7 +214,7 @@ class RunLog:
         self.bar.write(text, file=self.screen)
 
     def attempt(self, what: str, action: Callable[[], object]) -> bool:
-        """Run action and return whether it succeeded; print the first OSError of a row of them."""
+        """Run action and return whether it succeeded; print only the first of repeated OSErrors."""
         try:
             action()
         except OSError as error:

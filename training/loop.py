@@ -1,4 +1,4 @@
-"""The loop over training steps in one process, and what is due between them."""
+"""Run the training steps in one process, with saving, logging and FID between them."""
 
 import contextlib
 import itertools
@@ -46,12 +46,12 @@ def train(place: Place, job: tuple[TrainOptions, Start]) -> int:
 
 
 def computes_apart(place: Place) -> bool:
-    """Return whether the device runs behind this process, and may wait for a lost peer forever."""
+    """Return whether the device runs asynchronously and may wait forever for a lost rank."""
     return place.device.type == "cuda"
 
 
 class TrainingRun:
-    """The loop over steps, and what happens between them."""
+    """The loop over steps, with saving, logging and FID between them."""
 
     def __init__(self, place: Place, options: TrainOptions, setup: Setup, listing: Listing) -> None:
         self.place, self.options = place, options
@@ -99,7 +99,7 @@ class TrainingRun:
                 return self._loop(stop, keeper)
             except PeerLost as error:
                 self._save_alone(error, keeper)
-                raise PeerLost from error  # all is told
+                raise PeerLost from error  # the error is printed already
             except NotFinite as error:  # only the main process saves; the others lose it
                 print(f"error: {error}, so nothing is saved any more; {self._last_good_state()}",
                       file=sys.stderr)  # fmt: skip
@@ -155,7 +155,7 @@ class TrainingRun:
         raise AssertionError("unreachable")
 
     def _save_alone(self, error: PeerLost, keeper: Keeper | None) -> None:
-        """Save what this process has when another one is lost, unless that is done; print it.
+        """Save this process's state when another one is lost, unless one has; print the result.
 
         On CUDA an operation with the lost process may never end, so the last copy is saved there.
         """
@@ -180,10 +180,10 @@ class TrainingRun:
                     text += f"saved at step {step} in {folder}; "
                 except (OSError, NotFinite) as failure:
                     text += f"step {step} could not be saved ({failure}); "
-            print(f"{text}go on with the same command and --resume", file=sys.stderr, flush=True)
+            print(f"{text}run the same command with --resume", file=sys.stderr, flush=True)
 
     def _copy_state(self) -> None:
-        """Copy the state to the CPU now and then, if it could not be read when a peer is lost."""
+        """Copy the state to the CPU now and then if a lost rank could make it unreadable."""
         is_due = time.monotonic() >= self.copied_at + COPY_SECONDS
         if self.place.world_size == 1 or not computes_apart(self.place) or not is_due:
             return
@@ -255,8 +255,8 @@ class TrainingRun:
             keeper.log.say(f"error: step {step} could not be saved; {self._last_good_state()}")
             return 1
         if is_stopped:
-            keeper.log.say(f"stopped and saved at step {step}; go on with the same command and "
-                           f"--resume (in {folder})")  # fmt: skip
+            keeper.log.say(f"stopped and saved at step {step}; run the same command with "
+                           f"--resume to continue (in {folder})")  # fmt: skip
         else:
             keeper.log.say(f"finished at step {step} ({self.ending.reason}): {folder}")
         return code

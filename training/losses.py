@@ -29,8 +29,8 @@ def half_transparency(opacities: Tensor) -> Tensor:
     """Return the mean of 4 o (1 - o) over opacities o in [0, 1]; 0 if all are 0 or 1.
 
     A toy or a head has a surface; fog and stray specks around it are half-transparent. The gradient
-    only clears: where o is over a half it is zero, as it would make specks opaque, and what is
-    opaque hardly learns any more (dw/dsigma falls like exp(-sigma delta)).
+    only removes density: it is zero for o over a half, where it would make specks opaque, and
+    opaque samples hardly learn any more (dw/dsigma falls like exp(-sigma delta)).
     """
     clearing = torch.where(opacities < 0.5, opacities, opacities.detach())
     return 4 * (clearing * (1 - clearing)).mean()
@@ -46,7 +46,7 @@ def top_k(logits: Tensor, share: float) -> Tensor:
 def identity(
     verdict: Verdict, latents: Tensor, poses: Poses, *, z_lambda: float, pos_lambda: float
 ) -> Tensor:
-    """Return the mean squared errors of the guessed latent and pose of fakes, weighted.
+    """Return the mean squared errors of the predicted latent and pose of fakes, weighted.
 
     The pose is [pitch, yaw] in radians as rendered. Zero where the discriminator has no such heads.
     """
@@ -59,7 +59,7 @@ def identity(
 
 
 class PenalizedReals(NamedTuple):
-    """Inputs of the affine pass that has the loss's gradient, and the loss's terms (no graph).
+    """Inputs of the frozen affine pass, whose gradient is the loss's, and the loss's terms.
 
     Legend: x images, l their logits, g = grad l their gradients, s = d softplus(-l) / dl.
 

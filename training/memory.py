@@ -1,10 +1,10 @@
-"""Estimate of a training step's peak memory, and refusal of curricula that cannot fit.
+"""Estimate a training step's peak memory, and refuse curricula that cannot fit.
 
-Counted is what lives at once. The step has three moments with much of it: the fakes of the whole
-batch are rendered without gradients; the discriminator sees real images and fakes; the generator's
-gradients pass the field, for one split of the batch. The layers of the field are recomputed in
-chunks there, so that only one chunk of them lives. The factors were fitted to the bytes counted in
-steps of all presets on fake tensors (CUDA) and to measured peaks (CPU).
+The estimate is the maximum over three phases of a step: rendering the fakes of the whole batch
+without gradients; the discriminator's update on real images and fakes; the generator's gradients
+through the field, for one split of the batch. That phase recomputes the field's layers in chunks
+and holds one chunk at a time. The factors were fitted to the bytes counted in steps of all presets
+on fake tensors (CUDA) and to measured peaks (CPU).
 """
 
 import math
@@ -46,7 +46,7 @@ FieldPath = Literal["kernels", "eager", "cpu"]
 
 
 class Way(NamedTuple):
-    """How a process computes: by which implementation of the field, and with which copies.
+    """A process's implementation of the field and its extra copies, which decide its memory.
 
     is_half: products have operands in half precision.
     is_alone: the only process; others copy the discriminator before each step.

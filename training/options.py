@@ -9,7 +9,7 @@ from config.curriculum import Curriculum
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FidOptions:
-    """How FID is measured while training.
+    """Options of the FID measurements while training.
 
     interval: steps between measurements; 0 turns FID off.
     num_images: images generated for each measurement.
@@ -35,7 +35,7 @@ class FidOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOptions:
-    """What was typed, apart from the curriculum; the same in every process.
+    """Options of the command line apart from the curriculum; the same in every process.
 
     names_pictures: the command names a dataset path; otherwise a resumed run keeps its own.
     load_dir: folder of the run to continue in output_dir; None if there is none.

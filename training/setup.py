@@ -96,7 +96,7 @@ def set_up(place: Place, options: TrainOptions, start: Start) -> Setup:
         progress = state.load_state(start.content, game)
         start.content = None  # frees its memory
     progress.step = start.step
-    # Equal already, unless machines differ in how they draw the first parameters.
+    # Already equal, unless machines draw different initial parameters.
     collectives.broadcast_state(game.tensors())
     images = _open_all(place, options, start)
     _require_same_images(images)
@@ -121,7 +121,7 @@ def _begin_folder(
         remove_drafts(options.output_dir)
         own = options.output_dir / state.STATE_FILE
         if start.path is not None and start.path.resolve() == own.resolve():
-            # A kill may have come between the state and what is exported from it.
+            # The run may have been killed between saving the state and exporting the networks.
             content = state.content_of(game, start.curriculum, progress)
             state.export(options.output_dir, content)
         _write_options(place, options, start, game, images)
@@ -164,7 +164,7 @@ def _print_changes(start: Start, images: dict[int, ImageSet]) -> None:
 
 
 def _require_same_images(images: dict[int, ImageSet]) -> None:
-    """Machines with disks of their own must hold the same pictures.
+    """Refuse machines whose disks hold different pictures.
 
     Raises:
         UsageError: says which ranks differ, on all ranks.

@@ -1,6 +1,6 @@
 """States, snapshots and previews of a run, written when they are due.
 
-A failure to write is reported once; training goes on and tries again.
+A failure to write is reported once; training continues and tries again.
 """
 
 import re
@@ -18,8 +18,8 @@ from training.previews import COLUMNS, PreviewScenes, previews
 from training.state import Progress
 
 RETRY_SECONDS = 60.0  # after a state that could not be saved
-PROBE_INTERVAL = 100  # steps between looks for signs of collapse
-PROBE_COUNT = 8  # objects that are looked at
+PROBE_INTERVAL = 100  # steps between checks for signs of collapse
+PROBE_COUNT = 8  # objects that are rendered
 SHEETS_PER_KEEP = 10  # steps with previews that stay, for each of --keep
 PREVIEW_NAMES = ("fixed", "tilted", "fixed_ema", "tilted_ema", "random")
 
@@ -147,7 +147,7 @@ class Keeper:
         self.log.attempt("removing old previews", self._thin_previews)
 
     def _thin_previews(self) -> None:
-        """Remove previews of this folder beyond what is kept; other files are not touched."""
+        """Remove the previews that are not kept; other files are not touched."""
         pattern = re.compile(rf"(\d{{6,}})_(?:{'|'.join(PREVIEW_NAMES)})\.png")
         found = [(path, pattern.fullmatch(path.name)) for path in self.options.output_dir.iterdir()]
         sheets = [(path, int(match[1])) for path, match in found if match]

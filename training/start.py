@@ -40,8 +40,8 @@ Stamp = tuple[int, int, int]  # of a file; changes when it is replaced
 class Start:
     """The beginning of a run, the same in every process.
 
-    curriculum: what is trained: the typed one with the networks of a published run and, unless the
-        command names others, with the pictures of the resumed run.
+    curriculum: the one to train: that of the command with the networks of a published run and,
+        unless the command names others, with the pictures of the resumed run.
     listing: the pictures found.
     path: training state or published folder to resume from; None for a fresh run.
     content: content of that state until the networks have taken it; None for a fresh run.
@@ -92,13 +92,13 @@ def resolve(
         UsageError: there is no state to resume from, it cannot be used, output_dir holds another
             run, or there are no pictures.
     """
-    own_state = _stamp(options.output_dir / STATE_FILE)  # first: what changes later is noticed
+    own_state = _stamp(options.output_dir / STATE_FILE)  # first, to notice later changes
     path = None
     if not is_dry_run or options.is_resumed or options.load_dir is not None:
         try:
             path = find_state(options.output_dir, options.load_dir, is_resumed=options.is_resumed)
         except UsageError:
-            if place.is_main:  # other machines need not have it
+            if place.is_main:  # other machines may lack the file
                 raise
     content = None
     if path is not None and path.is_dir():
@@ -170,7 +170,7 @@ def find_state(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) -> 
         return own
     if own.exists() and (load_dir is None or load_dir.resolve() != output_dir.resolve()):
         raise UsageError(
-            f"--output_dir {output_dir} holds a run already; go on with --resume, or give another"
+            f"--output_dir {output_dir} holds a run already; use --resume, or give another"
         )
     if load_dir is None:
         return None
@@ -181,8 +181,8 @@ def find_state(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) -> 
         return load_dir
     if (load_dir / "generator.pth").is_file():
         raise UsageError(
-            f"--load_dir {load_dir}: only exported networks are there; training goes on from "
-            f"{STATE_FILE}, which holds the optimizers and the step too"
+            f"--load_dir {load_dir}: holds only exported networks; training resumes from "
+            f"{STATE_FILE}, which also holds the optimizers and the step"
         )
     hint = nearest_path(load_dir) if not load_dir.exists() else ""
     raise UsageError(f"--load_dir {load_dir}: there is no {STATE_FILE} in it.{hint}")

@@ -206,7 +206,7 @@ def read_state(path: Path, curriculum: Curriculum) -> dict[str, Any]:
 
 
 def published_content(run: PublishedRun, curriculum: Curriculum) -> dict[str, Any]:
-    """Return what a training state of a published run holds.
+    """Return the content of a training state of a published run.
 
     Args:
         run: the published run.
@@ -219,7 +219,7 @@ def published_content(run: PublishedRun, curriculum: Curriculum) -> dict[str, An
 
 
 def _refuse_other_scales(path: Path, trained: Curriculum, wanted: Curriculum) -> None:
-    """Refuse another value of keys that change a network's output and not its shapes."""
+    """Refuse changed values of keys that change a network's output but not its shapes."""
     for key in ("model", "box_side", "density_scale"):
         before, now = getattr(trained.settings, key), getattr(wanted.settings, key)
         if before == now:
@@ -229,7 +229,7 @@ def _refuse_other_scales(path: Path, trained: Curriculum, wanted: Curriculum) ->
             how = f"--curriculum {trained.name}, with which it was trained"
         raise UsageError(
             f"{path}: was trained with {key} {before}, curriculum {wanted.name} has {now}; "
-            f"go on with {how}"
+            f"resume with {how}"
         )
 
 
@@ -244,7 +244,7 @@ def load_state(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
         require_finite(game)
         return progress
     except NotFinite as error:
-        raise UsageError(f"{STATE_FILE} cannot be gone on from: {error}") from error
+        raise UsageError(f"{STATE_FILE} cannot be resumed: {error}") from error
     except StateError as error:
         other = shown(str(content.get("curriculum_name")))
         raise UsageError(

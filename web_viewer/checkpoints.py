@@ -40,7 +40,7 @@ class Opened:
 
 
 class Checkpoints:
-    """The checkpoints of a run by name, read when they are first asked for.
+    """The checkpoints of a run by name, each read at its first use.
 
     Args:
         generator: the file that the command names; its folder is the run's.
@@ -91,7 +91,7 @@ class Checkpoints:
         return [kind for kind in AVERAGES if checkpoints.averaged_file(path, kind)[1] == kind]
 
     def stamp(self, name: str, ema: Average) -> Stamp:
-        """Return a value that changes when the checkpoint's files do."""
+        """Return a value that changes when the checkpoint's files change."""
         path = self.path(name)
         return tuple(_file_stamp(file) for file in {path, checkpoints.averaged_file(path, ema)[0]})
 
@@ -131,7 +131,7 @@ class Checkpoints:
         return Opened(saved=saved, mean=viewing.mean_film(saved), stamp=stamp)
 
     def check(self, request: Request) -> None:
-        """Refuse a request that names what is in no list.
+        """Refuse a request whose names are not in the lists.
 
         Raises:
             UsageError: there is no such checkpoint, average or fit.

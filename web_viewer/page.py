@@ -20,24 +20,24 @@ from web_viewer.session import LABELS, NO_FIT, Session, Shared
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
-NARROW = 600  # pixels of a window that is a phone's
+NARROW = 600  # pixels; a narrower window is a phone's
 MAX_RANDOM_SEED = 2**31
 JPEG_QUALITY = 90  # of coarse pictures; finished ones are exact
 SAVED = {"picture": "Save picture", "video": "Save orbit video", "mesh": "Save mesh"}
 SMALL = "font-size:0.8em;padding:0 1em"
 TROUBLE = "color:#fff;background:#c92a2a;padding:6px;margin:0 1em;border-radius:4px"
 TEXT = "width:100%;box-sizing:border-box;font:11px monospace;resize:vertical"
-# The old way to the clipboard: browsers allow the new one on pages of this machine only.
+# The old clipboard interface: browsers allow the new one only on pages of this machine.
 COPY = "this.previousElementSibling.select();document.execCommand('copy');this.textContent='Copied'"
 NUM_DOTS, NUM_CAMERAS = 300, 2000  # training cameras that are drawn, and compared with
-FAMILIAR = math.radians(8)  # at most, from the nearest training camera
+FAMILIAR = math.radians(8)  # largest angle to the nearest training camera
 FRAME = "width:100%;display:block;border:1px solid #8886;border-radius:4px"
 BLUE, GREEN, ORANGE = "#4dabf7", "#20c997", "#fd7e14"
 MAP_WIDTH, MAP_HEIGHT = 240, 120  # of 360 degrees of yaw and 180 of pitch
 
 
 class PoseMap:
-    """A small map, as SVG, of where training cameras stood and where the visitor's stands."""
+    """A small SVG map of the training cameras and the visitor's camera."""
 
     def __init__(self, distribution: PoseDistribution) -> None:
         poses = sample_poses(distribution, NUM_CAMERAS, rng=torch.Generator().manual_seed(0))
@@ -55,7 +55,7 @@ class PoseMap:
         return MAP_WIDTH * turn / math.tau, MAP_HEIGHT * pitch / math.pi
 
     def is_familiar(self, eye: Eye) -> bool:
-        """Return True where a training camera stood close by."""
+        """Return whether a training camera was close to the visitor's."""
         pose = Poses(torch.tensor([eye.pitch]), torch.tensor([eye.yaw]))
         nearest = (self._places @ camera_origins(pose)[0]).max().clamp(-1, 1)
         return math.acos(float(nearest)) <= FAMILIAR
@@ -79,7 +79,7 @@ class PoseMap:
 
 
 class _LocalServer(viser.ViserServer):
-    """A viser server that connects to nobody, also when its page asks for a public address."""
+    """A viser server that never connects to other machines, even for a public address."""
 
     def request_share_url(self, verbose: bool = True) -> str | None:
         """Return None and do nothing."""
@@ -87,7 +87,7 @@ class _LocalServer(viser.ViserServer):
 
 
 class Server:
-    """Serves pages until stop; every visitor gets a session of its own."""
+    """Serves pages until stop is called; every visitor gets a separate session."""
 
     def __init__(self, shared: Shared, pose_map: PoseMap, host: str, port: int) -> None:
         self._shared, self._pose_map = shared, pose_map
@@ -107,7 +107,7 @@ class Server:
     def _came(self, client: viser.ClientHandle) -> None:
         page = Page(client, self._shared, self._pose_map)
         self._pages[client.client_id] = page
-        if client.client_id not in self._viser.get_clients():  # gone meanwhile
+        if client.client_id not in self._viser.get_clients():  # the visitor has left
             self._went(client)
 
     def _went(self, client: viser.ClientHandle) -> None:
@@ -224,7 +224,7 @@ class Page:
         """Move the page's camera to eye."""
         target, place = _page_camera(eye, self._shared.usual)
         with self._client.atomic():
-            self._client.camera.position = place  # first: it moves the target along
+            self._client.camera.position = place  # first, because it also moves the target
             self._client.camera.look_at = target
 
     def list_checkpoints(self, names: list[str]) -> None:
@@ -262,7 +262,7 @@ class Page:
         self._trouble.content = box if text else ""
 
     def progress(self, text: str, share: float | None) -> None:
-        """Show how far saving is."""
+        """Show the progress of saving."""
         self._bar.visible = share is not None
         self._bar.value = 100 * (share or 0.0)
         self._bar_text.content = f'<div style="{SMALL}">{html.escape(text)}</div>'

@@ -1,4 +1,4 @@
-"""Pictures of what a visitor asks for, rendered a few pixels at a time."""
+"""Render the pictures that a visitor requests, a few pixels at a time."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +36,7 @@ class Picture(NamedTuple):
 
 
 def coarse_size(size: int, seconds: float, full: int) -> int:
-    """Choose the shorter side of the next quick picture, when one of size took seconds.
+    """Choose the shorter side of the next quick picture from the seconds that one of size took.
 
     The largest of SIZES that will take QUICK_SECONDS at most, if work goes with the area; never
     more than the finished picture has.
@@ -93,7 +93,7 @@ def picture_parts(
 
 
 def finished_picture(source: Checkpoints, request: Request, *, max_points: int) -> Tensor:
-    """Render the pixels (3, H, W) of the request, as the page shows it in the end."""
+    """Render the pixels (3, H, W) of the request, as the page finally shows them."""
     opened = source.open(request.checkpoint, request.ema)
     *_, pixels = picture_parts(
         opened,
@@ -110,7 +110,7 @@ def finished_picture(source: Checkpoints, request: Request, *, max_points: int) 
 def save_picture(
     source: Checkpoints, request: Request, folder: Path, progress: Progress, max_points: int
 ) -> Path:
-    """Write NAME.png, or NAME_depth.png and so on; returns its path."""
+    """Write NAME.png, or NAME_depth.png and so on; return its path."""
     progress(0.0)
     pixels = finished_picture(source, request, max_points=max_points)
     kind = "" if request.show == "color" else f"_{request.show}"

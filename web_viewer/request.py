@@ -1,4 +1,4 @@
-"""The picture that a visitor of the viewer asks for, from flags or fields and back to flags.
+"""The picture that a visitor of the viewer requests; converts flags to requests and back.
 
 A value is checked once, where it is typed: READERS are the types of the flags and of the fields of
 the page, and eye_from keeps the page's camera within what can be shown.
@@ -65,7 +65,7 @@ class Eye(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """All that a picture depends on apart from the files.
+    """Everything a picture depends on apart from the files.
 
     checkpoint: its name in the picker. fit: the name of a fitted object that takes the place of
     seed, or "". to_seed: the seed at the other end of an interpolation, of which mix is the share.
@@ -182,7 +182,7 @@ READERS: dict[str, Callable[[str], Any]] = {
 
 
 def add_request(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the picture that is shown first; for from_args."""
+    """Add the flags of the first picture, for from_args."""
     which = parser.add_mutually_exclusive_group()
 
     def add(name: str, **options: Any) -> None:

@@ -36,7 +36,7 @@ class Cancelled(Exception):
 def save_video(
     source: Checkpoints, request: Request, folder: Path, progress: Progress, max_points: int
 ) -> Path:
-    """Write NAME.mp4: one turn from the camera's place, with the depth beside if it is shown."""
+    """Write NAME.mp4: one turn from the camera's position, with depth beside it if shown."""
     opened = source.open(request.checkpoint, request.ema)
     film, eye = source.film(opened, request), request.eye
     around = [math.tau * i / VIDEO_FRAMES for i in range(VIDEO_FRAMES)]

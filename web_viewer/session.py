@@ -31,9 +31,9 @@ from web_viewer.request import (
 )
 from web_viewer.saving import Cancelled
 
-LOOK_SECONDS = 1.0  # between two looks at whether files have changed
+LOOK_SECONDS = 1.0  # between two checks for changed files
 JOIN_SECONDS = 10.0  # much more than a part of a picture takes
-PAUSE_SECONDS = 0.001  # in which another thread gets the lock, which is not fair
+PAUSE_SECONDS = 0.001  # lets another thread take the lock, which is not fair
 NO_FIT = "none, the seed"  # in the list of fits
 LABELS = {  # of the fields in which one can type
     "seed": "Seed",
@@ -55,7 +55,7 @@ class Screen(Protocol):
         """Show an error; "" removes it."""
 
     def progress(self, text: str, share: float | None) -> None:
-        """Show how far saving is; None when it has ended."""
+        """Show the progress of saving; None when it has ended."""
 
     def list_checkpoints(self, names: list[str]) -> None:
         """Offer these checkpoints."""
@@ -63,7 +63,7 @@ class Screen(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
-    """What all visitors share.
+    """State shared by all visitors.
 
     start: the first picture of a visitor. usual: the middle of the training cameras. fit_eyes: the
     cameras of fitted objects, by name. output_dir: where files are saved. options: words that every
@@ -104,13 +104,13 @@ class Session:
         self._thread.start()
 
     def end(self) -> None:
-        """Render and save nothing for the visitor any more; the thread ends by itself."""
+        """Stop rendering and saving for the visitor; the thread ends by itself."""
         with self._changed:
             self._is_gone = True
             self._changed.notify()
 
     def join(self) -> None:
-        """Wait until the thread has ended: one that computes as Python exits may crash it."""
+        """Wait until the thread has ended: a thread that computes while Python exits may crash."""
         self._thread.join(JOIN_SECONDS)
 
     def _run(self) -> None:
@@ -133,7 +133,7 @@ class Session:
             self._changed.notify()
 
     def look_around(self) -> None:
-        """List new checkpoints, and render again where the files of what is shown have changed."""
+        """List new checkpoints; render again if the files of the shown one have changed."""
         self._screen.list_checkpoints(self._shared.source.names())
         if self._shown is None:
             return
@@ -145,7 +145,7 @@ class Session:
             self._screen.complain(str(error))
 
     def render(self) -> None:
-        """Render what is wanted now: a quick picture, then ever finer ones."""
+        """Render the current request: a quick picture, then finer ones."""
         with self._changed:
             request, self.is_wanted = self.request, False
         source = self._shared.source
@@ -159,7 +159,7 @@ class Session:
         self._render_levels(request, opened, film)
 
     def _render_levels(self, request: Request, opened: Opened, film: Film) -> None:
-        """Render the pictures of a request; those that refine are given up when it has changed.
+        """Render the pictures of a request; stop refining when it has changed.
 
         The first is always finished, so that a visitor who drags without a pause sees pictures.
         """
@@ -207,7 +207,7 @@ class Session:
         self._want(eye=eye, aspect=min(MAX_ASPECT, max(1 / MAX_ASPECT, aspect)))
 
     def command_line(self) -> str:
-        """Return the command that writes the picture that is wanted now."""
+        """Return the command that writes the picture of the current request."""
         shared, request = self._shared, self.request
         return to_command_line(
             request,
@@ -217,7 +217,7 @@ class Session:
         )
 
     def save(self, what: str) -> None:
-        """Save "picture", "video" or "mesh" of what is wanted now, while the page goes on."""
+        """Save "picture", "video" or "mesh" of the current request in the background."""
         if self._is_saving:
             self._screen.complain("one thing is being saved already; wait for it")
             return

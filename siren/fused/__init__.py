@@ -1,1 +1,1 @@
-"""The field, fast: the same numbers as the reference in siren.py, one implementation a device."""
+"""Fast implementations of the field for CPU and CUDA; siren.py has the reference."""

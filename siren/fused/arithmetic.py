@@ -1,10 +1,10 @@
-"""The operations that are almost all of the field, as fast as the processor gives them.
+"""Matrix products and sines, almost all of the field's work, by the fastest library of a CPU.
 
-PyTorch carries two libraries of products. Measured on one core, 2,048 points of 256 features in
+PyTorch contains two libraries for products. Measured on one core, 2,048 points of 256 features in
 float32: on an AMD processor MKL does 106 GFLOP/s and oneDNN 220; on an Intel one with AMX they do
-159 and 144, and MKL is faster still where an operand is transposed. Its sine is slow on the AMD one
-too, 1.0 ns where NumPy's takes 0.4 (at an error of 7e-8, not 4e-8), and 0.5 on the Intel one where
-NumPy's takes 0.6. Products in bfloat16 are oneDNN's everywhere.
+159 and 144, and MKL is faster still if an operand is transposed. PyTorch's sine takes 1.0 ns on the
+AMD processor, NumPy's 0.4 (with an error of 7e-8, not 4e-8); on the Intel one they take 0.5 and
+0.6. Products in bfloat16 use oneDNN on every processor.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ def _has_onednn_bfloat16() -> bool:
 
 
 def _is_intel_with_amx() -> bool:
-    """Whether MKL, PyTorch's default, is at home here: the processors with AMX are Intel's."""
+    """Return whether the CPU has AMX, so is Intel's: MKL, PyTorch's default, is faster there."""
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return torch.backends.mkl.is_available() and has_amx is not None and bool(has_amx())
 
@@ -33,11 +33,10 @@ PREFERS_MKL = _is_intel_with_amx()
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Affine map x weight^T + bias: (n, out) of x (n, in), weight (out, in), bias (out,), (n, out).
+    """Return x weight^T + bias (n, out): x (n, in), weight (out, in), bias (out,) or (n, out).
 
-    Operands in bfloat16 are added up in float32 and, with a bias (out,), which is float32, rounded
-    to bfloat16, which is returned; a bias (n, out) is added to what was rounded. Else all are
-    float32 or all float64.
+    Products of bfloat16 are summed in float32. A float32 bias (out,) is added before the sum is
+    rounded to bfloat16, a bias (n, out) after it. Otherwise all tensors are float32 or all float64.
     """
     if bias is not None and bias.ndim == 2:
         return product(x, weight).add_(bias)
@@ -50,7 +49,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The same by oneDNN, which knows no float64 and no empty matrices."""
+    """Return the product computed by oneDNN, which supports no float64 and no empty matrices."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise(
         _dense(x), _dense(weight), bias, "none", [], ""
     )
@@ -58,7 +57,7 @@ def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def product_times(x: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
-    """Product x weight^T times factor (n, out), element by element."""
+    """Return x weight^T, multiplied element by element by factor (n, out)."""
     if _is_onednn_faster(x) and min(*x.shape, len(weight)) > 0:
         result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
             _dense(x), factor, _dense(weight), None, "mul"
@@ -68,7 +67,7 @@ def product_times(x: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
 
 
 def outer_product(x: Tensor, y: Tensor) -> Tensor:
-    """Product x^T y (a, b) of x (n, a) and y (n, b): outer products of rows, added up."""
+    """Return x^T y (a, b) of x (n, a) and y (n, b): the sum of the outer products of rows."""
     if x.dtype != torch.bfloat16 and _is_onednn_faster(x) and min(*x.shape, *y.shape) > 0:
         return onednn_product(x.t(), y.t(), None)
     return torch.mm(x.t(), y)
@@ -81,13 +80,13 @@ def _is_onednn_faster(x: Tensor) -> bool:
 
 
 def _dense(matrix: Tensor) -> Tensor:
-    """A matrix without holes between rows or columns: oneDNN is a thousand times slower on them."""
+    """Return a copy if the matrix has gaps in memory: they make oneDNN a thousand times slower."""
     is_dense = matrix.is_contiguous() or matrix.t().is_contiguous()
     return matrix if is_dense else matrix.contiguous()
 
 
 def sine_(x: Tensor) -> Tensor:
-    """Input x, replaced by its sine."""
+    """Replace x by its sine and return it."""
     if not _is_numpy_faster(x):
         return x.sin_()
     np.sin(x.numpy(), out=x.numpy())
@@ -95,18 +94,18 @@ def sine_(x: Tensor) -> Tensor:
 
 
 def sine_and_cosine(x: Tensor, sine: Tensor, cosine: Tensor) -> None:
-    """Fill sine and cosine with those of x; they may be of a lesser precision."""
+    """Write the sine and cosine of x into sine and cosine, which may have a lower precision."""
     if not _is_numpy_faster(x):
         torch.sin(x, out=sine)
         torch.cos(x, out=cosine)
     elif sine.dtype == x.dtype:
         np.sin(x.numpy(), out=sine.numpy())
         np.cos(x.numpy(), out=cosine.numpy())
-    else:  # the sine that sine_ gives
+    else:  # must equal the result of sine_
         sine.copy_(torch.from_numpy(np.sin(x.numpy())))
         cosine.copy_(torch.from_numpy(np.cos(x.numpy())))
 
 
 def _is_numpy_faster(x: Tensor) -> bool:
-    """NumPy knows no bfloat16 and uses one thread: beside three of PyTorch's it is the slower."""
+    """Return whether NumPy's sine is faster: it uses one thread and supports no bfloat16."""
     return not PREFERS_MKL and x.dtype != torch.bfloat16 and torch.get_num_threads() <= 2

@@ -1,8 +1,8 @@
-"""Work in parts that do not depend on each other, each on a core of its own.
+"""Run independent parts of a computation in parallel, one core each.
 
-PyTorch spreads an operation over its threads, which meet after each: what one core does between two
-operations, and NumPy's sine, is waited for. Parts that never meet keep all cores busy. Measured on
-two cores with the networks of CelebA: a picture of 256 px takes 9.3 s where it took 11.3.
+PyTorch's intra-op threads synchronize after every operation, and only one core works between two
+operations and during NumPy's sine. Independent parts keep all cores busy. Measured on two cores
+with the networks of CelebA: an image of 256 px takes 9.3 s instead of 11.3.
 """
 
 import os
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class _Crew:
-    """Threads in which PyTorch uses one core each."""
+    """A pool of threads in each of which PyTorch uses one core."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -27,16 +27,16 @@ class _Crew:
         everyone = threading.Barrier(size)
 
         def settle(_: int) -> None:
-            # PyTorch takes the number for a thread at the first use of it in that thread.
+            # PyTorch fixes a thread's number of cores at the first operation in that thread.
             torch.set_num_threads(1)
             torch.get_num_threads()
-            everyone.wait()  # so that none takes the task of another, and all are there
+            everyone.wait()  # so that each thread runs this task once
 
         list(self._pool.map(settle, range(size)))
-        torch.set_num_threads(size)  # a part of it is one number for all threads
+        torch.set_num_threads(size)  # some of its state is shared by all threads
 
     def map(self, work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
-        """[work(part) for part in parts], without gradients."""
+        """Return [work(part) for part in parts], computed in parallel without gradients."""
         mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
         return list(self._pool.map(mode()(work), parts))
 
@@ -54,10 +54,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def spread(work: Callable[[Sequence[Part]], Result], parts: Sequence[Part]) -> list[Result]:
-    """Results of work on some parts each, together all: one for each of PyTorch's threads.
+    """Split parts into consecutive groups, one per PyTorch thread; return work(group) of each.
 
-    Each takes consecutive parts. With one thread, or fewer than two parts for each, all are worked
-    off here, by operations that use all threads.
+    With one thread, or fewer than two parts per thread, all parts form one group, which is computed
+    in the calling thread by operations that use all threads.
     """
     global _crew
     size = torch.get_num_threads()

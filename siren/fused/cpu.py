@@ -1,13 +1,13 @@
 """The folded field on the CPU, in chunks that stay in the cache.
 
 The textbook evaluation is bound by memory: each layer writes four arrays of all points. Here a
-chunk of points goes through all layers before the next one starts, and only the output is kept. The
-backward pass repeats the layers of those points alone whose output received a gradient: with the
-ReLU density of the paper, empty space receives none. Keeping sines and cosines was tried: writing
-and reading them takes about as long as computing them again.
+chunk of points passes through all layers before the next one starts, and only the output is kept.
+The backward pass recomputes the layers, but only for points whose output received a gradient: with
+the ReLU density of the paper, empty space receives none. Keeping sines and cosines instead was not
+faster: writing and reading them takes about as long as computing them again.
 
-Under autocast to bfloat16 the square products of wide fields take operands rounded to it and give
-phases rounded to it, whole turns left out; sums, the first layer and the heads stay float32.
+Under autocast to bfloat16, the H x H products of wide fields take rounded operands and return
+rounded phases, less whole turns; sums, the first layer and the heads stay float32.
 
 Legend: B objects, P points per object, G directions per object, H hidden width, L trunk layers,
 n points of a chunk.
@@ -27,8 +27,8 @@ from siren.fused.cpu_forward import Points
 from siren.fused.cpu_weights import Inputs
 from siren.fused.folded import FoldedField
 
-# Of one layer's output in one chunk, two mebibytes: smaller ones are closer to the core, but each
-# operation costs some ten microseconds more. Backward all layers of a chunk are there at once.
+# One layer's output in one chunk takes 2 MiB: smaller chunks fit a faster cache, but each operation
+# costs some ten microseconds. The backward pass holds all layers of a chunk at once.
 CHUNK_NUMBERS = 2**19
 WIDE = 128  # from this width on, chunks are spread over cores, and operands may be rounded
 
@@ -38,9 +38,9 @@ Result = TypeVar("Result")
 
 
 def is_supported(encoded: Tensor) -> bool:
-    """Whether evaluate takes these points: float32 or float64 on the CPU.
+    """Return whether evaluate takes these points: float32 or float64 on the CPU.
 
-    Under autocast: float32, to bfloat16.
+    Under autocast they must be float32, and autocast's type bfloat16.
     """
     if encoded.device.type != "cpu":
         return False
@@ -52,19 +52,19 @@ def is_supported(encoded: Tensor) -> bool:
 def evaluate(
     field: FoldedField, encoded: Tensor, directions: Tensor, *, skips_clear: bool = False
 ) -> Tensor:
-    """Colors in [0, 1] and raw densities (B, P, 4); differentiable once.
+    """Return colors in [0, 1] and raw densities (B, P, 4); differentiable once.
 
     Differentiating twice (create_graph=True) raises a RuntimeError.
 
     Args:
         field: folded weights of B objects.
-        encoded: (B, P, in) what the first layer sees.
+        encoded: (B, P, in) inputs of the first layer.
         directions: (B, G, 3); each serves P / G consecutive points.
         skips_clear: points whose raw density is not positive may be left black.
     """
     operands = _operands(encoded, field.color_weight.shape[-1])
     with torch.autocast("cpu", enabled=False):
-        # What a direction adds to the color layer is the same for all points that it serves.
+        # A direction adds the same bias to the color layer for all points that share it.
         color_bias = torch.baddbmm(
             field.color_bias[:, None], directions, field.direction_weight.transpose(1, 2)
         )  # (B, G, H)
@@ -75,7 +75,7 @@ def evaluate(
 
 
 def density(field: FoldedField, encoded: Tensor) -> Tensor:
-    """Raw densities (B, P) of encoded (B, P, in), without the color layer; not differentiable."""
+    """Return raw densities (B, P) of encoded (B, P, in), without gradients or color layer."""
     inputs = Inputs.of(_tensors(field, field.color_bias[:, None]))
     operands = _operands(encoded, field.color_weight.shape[-1])
     output = encoded.new_empty(encoded.shape[:2])
@@ -90,7 +90,7 @@ def density(field: FoldedField, encoded: Tensor) -> Tensor:
 
 
 def _operands(encoded: Tensor, width: int) -> torch.dtype:
-    """What square products take: rounding costs more than it saves in fields that are not wide."""
+    """Return the type of the H x H products' operands; rounding pays only in wide fields."""
     is_rounded = torch.is_autocast_enabled("cpu") and width >= WIDE
     return torch.bfloat16 if is_rounded else encoded.dtype
 
@@ -101,7 +101,7 @@ def _tensors(field: FoldedField, color_bias: Tensor) -> list[Tensor]:
 
 
 def _chunks(encoded: Tensor, inputs: Inputs) -> list[Chunk]:
-    """All chunks of points (B, P, in), an object after the other."""
+    """Split points (B, P, in) into chunks, one object after the other."""
     num_objects, num_points, _ = encoded.shape
     size = max(1, CHUNK_NUMBERS // inputs.width)
     parts = [slice(at, min(at + size, num_points)) for at in range(0, num_points, size)]
@@ -111,7 +111,7 @@ def _chunks(encoded: Tensor, inputs: Inputs) -> list[Chunk]:
 def _points_of(
     chunks: Sequence[Chunk], encoded: Tensor, inputs: Inputs, operands: torch.dtype
 ) -> Iterator[tuple[int, Points]]:
-    """The chunks' points with their weights: those of an object are converted once."""
+    """Yield each chunk's points with their weights, which are converted once per object."""
     for index, of_object in itertools.groupby(chunks, key=itemgetter(0)):
         weights = inputs.one(index).as_operands(operands)
         for _, chosen in of_object:
@@ -121,12 +121,12 @@ def _points_of(
 def _spread(
     work: Callable[[Sequence[Part]], Result], parts: Sequence[Part], inputs: Inputs
 ) -> list[Result]:
-    """Results of work on some of the parts each, together all: each on its own core."""
+    """Return work(group) of groups of parts; wide fields compute each group on its own core."""
     return cores.spread(work, parts) if inputs.width >= WIDE else [work(parts)]
 
 
 class _FieldFunction(torch.autograd.Function):
-    """The whole field as one operation; its inputs are those that evaluate lists."""
+    """The whole field as one autograd operation; evaluate lists its inputs."""
 
     @staticmethod
     def forward(  # noqa: D102
@@ -174,9 +174,9 @@ class _FieldFunction(torch.autograd.Function):
 
 
 def _needed(gradient: Tensor, inputs: Inputs) -> list[tuple[int, Tensor]]:
-    """Object and indices of points that received a gradient (B, P, 4), at most a chunk in each.
+    """Return object and indices of points with a gradient (B, P, 4), at most a chunk per part.
 
-    Exact: a point whose output received none adds nothing to any other gradient.
+    This is exact: a point whose output received no gradient adds nothing to any other gradient.
     """
     size = max(1, CHUNK_NUMBERS // inputs.width)
     parts = []

@@ -1,6 +1,6 @@
-"""The backward pass of one chunk of the folded field, its layers computed again.
+"""The backward pass of one chunk of the folded field; it computes the layers again.
 
-Points stand in rows.
+Each row of a matrix is a point.
 
 Legend: P points per object, G directions per object, H hidden width, L trunk layers, n points of a
 chunk.
@@ -16,7 +16,7 @@ from siren.fused.cpu_weights import Weights
 
 
 class Upstream(NamedTuple):
-    """What of one object is known: its encoded points (P, in), output and its gradient (P, 4)."""
+    """One object's encoded points (P, in), their output (P, 4) and the output's gradient."""
 
     encoded: Tensor
     output: Tensor
@@ -24,31 +24,31 @@ class Upstream(NamedTuple):
 
 
 class Downstream(NamedTuple):
-    """Where gradients are added up: of the weights, and of encoded points (P, in) or None."""
+    """Sums of gradients: of the weights, and of encoded points (P, in) or None."""
 
     weights: Weights
     encoded: Tensor | None
 
 
 class BothWays(NamedTuple):
-    """An object's weights, and its square matrices transposed, color last."""
+    """An object's weights, and its transposed H x H matrices, the color layer's last."""
 
     weights: Weights
     transposed: list[Tensor]
 
     @classmethod
     def of(cls, weights: Weights) -> "BothWays":
-        """Weights, and what follows from them."""
+        """Transpose the H x H matrices of weights."""
         squares = [*(matrix for matrix, _ in weights.trunk[1:]), weights.color]
         return cls(weights, [matrix.t().contiguous() for matrix in squares])
 
 
 def add_gradients(known: Upstream, points: Tensor, weights: BothWays, into: Downstream) -> None:
-    """Add the gradients of points (n,), indices, whose layers are computed again."""
+    """Compute the layers of the points with indices points (n,) again; add their gradients."""
     count = len(points)
     points = filled_up(points)
     x, output, gradient = (array.index_select(0, points) for array in known)
-    gradient[count:] = 0  # what fills up adds nothing
+    gradient[count:] = 0  # padding adds nothing
     bias = rows(weights.weights.color_bias, points, len(known.encoded))
     layers = _layers(x, bias, weights.weights)
     color_phase, first = _backward(Upstream(x, output, gradient), layers, weights, into.weights)
@@ -58,9 +58,9 @@ def add_gradients(known: Upstream, points: Tensor, weights: BothWays, into: Down
 
 
 def _layers(x: Tensor, color_bias: Tensor, weights: Weights) -> Tensor:
-    """All layers (2, L + 1, n, H) of encoded points x (n, in), color's last.
+    """Return the sines and cosines (2, L + 1, n, H) of all layers, the color layer's last.
 
-    Sines and cosines of their phases, as operands; color_bias is (n, H) or (H,).
+    They have the operands' type; x (n, in) are encoded points; color_bias is (n, H) or (H,).
     """
     trunk = [*weights.trunk, (weights.color, color_bias)]
     layers = weights.color.new_empty(2, len(trunk), len(x), len(weights.color))
@@ -73,7 +73,7 @@ def _layers(x: Tensor, color_bias: Tensor, weights: Weights) -> Tensor:
 def _backward(
     chunk: Upstream, layers: Tensor, weights: BothWays, into: Weights
 ) -> tuple[Tensor, Tensor]:
-    """Add the chunk's share to the gradients; returns those of color and first phases (n, H)."""
+    """Add the chunk's gradients; return those of the color and the first phases (n, H)."""
     (forward, transposed), (sines, cosines) = weights, layers
     operands, exact_type = forward.color.dtype, chunk.encoded.dtype
     rgb = chunk.output[:, :3]
@@ -100,7 +100,7 @@ def _backward(
 
 
 def _add_color_bias(color_phase: Tensor, points: Tensor, num_points: int, into: Weights) -> None:
-    """Add gradients of color phases (n, H) to those of the bias that the points have."""
+    """Add the gradients of color phases (n, H) to those of the color bias of their points."""
     directions = len(into.color_bias)
     if directions == 1:
         into.color_bias[0] += color_phase.sum(0)

@@ -1,6 +1,6 @@
-"""One chunk of the folded field: colors and densities of some points of one object.
+"""Evaluate one chunk of the folded field: colors and densities of some points of one object.
 
-Points stand in rows.
+Each row of a matrix is a point.
 
 Legend: P points per object, G directions per object, H hidden width, n points of a chunk.
 """
@@ -14,15 +14,15 @@ from torch import Tensor
 from siren.fused.arithmetic import product, sine_
 from siren.fused.cpu_weights import Weights
 
-# oneDNN makes machine code for each shape that it meets: how many points are to be colored, or have
-# a gradient, is another number every time, and making it took longer than computing.
+# oneDNN compiles code for every new shape, which took longer than computing: the number of points
+# that need a color or have a gradient varies, so it is padded to a multiple of this.
 POINTS_MULTIPLE = 64
-# Share of a chunk's points from which on all are colored: choosing them costs as much.
+# From this share of a chunk's points on, all are colored: selecting some would cost as much.
 MANY = 0.85
 
 
 class Points(NamedTuple):
-    """Consecutive points of one object: its encoded points (P, in), which, and the weights."""
+    """Consecutive points of one object: all its encoded points (P, in), a slice, the weights."""
 
     encoded: Tensor
     chosen: slice
@@ -30,17 +30,17 @@ class Points(NamedTuple):
 
     @property
     def color_bias(self) -> Tensor:
-        """(n, H), or (H,) where all points are seen from one direction."""
+        """Return the color bias (n, H), or (H,) if all points share one direction."""
         return rows(self.weights.color_bias, self.chosen, len(self.encoded))
 
 
 def filled_up(points: Tensor) -> Tensor:
-    """Indices, and zeros up to the next multiple of POINTS_MULTIPLE."""
+    """Pad the indices points with zeros to the next multiple of POINTS_MULTIPLE."""
     return F.pad(points, (0, -len(points) % POINTS_MULTIPLE))
 
 
 def rows(color_bias: Tensor, points: Tensor | slice, num_points: int) -> Tensor:
-    """The color bias (n, H) or (H,) of the points of one object; color_bias is (G, H)."""
+    """Return the color bias (n, H) or (H,) of some points; color_bias (G, H) is the object's."""
     if len(color_bias) == 1:
         return color_bias[0]
     if isinstance(points, slice):
@@ -74,14 +74,14 @@ def evaluate_density(points: Points, out: Tensor) -> None:
 
 
 def _trunk(x: Tensor, weights: Weights) -> Tensor:
-    """The trunk's features (n, H), operands, of encoded points x (n, in)."""
+    """Return the trunk's features (n, H), in the operands' type, of encoded points x (n, in)."""
     for matrix, vector in weights.trunk:
         x = sine_(product(x, matrix, vector)).to(weights.color.dtype)
     return x
 
 
 def _density(features: Tensor, weights: Weights, out: Tensor) -> None:
-    """Fill out (n,) with the raw densities of features (n, H), operands."""
+    """Fill out (n,) with the raw densities of features (n, H)."""
     weight, bias = weights.density_head
     torch.add(features.to(weight.dtype) @ weight[0], bias, out=out)
 

@@ -14,9 +14,9 @@ TURN = 2 * math.pi
 
 
 class Weights(NamedTuple):
-    """One object's weights, as matrices for points in rows, or the gradients of them.
+    """One object's weights, or the gradients of them.
 
-    The square ones of a field, not those of its gradients, are in the operands' precision.
+    The H x H matrices have the operands' precision; their gradients have not.
     """
 
     trunk: list[tuple[Tensor, Tensor]]  # (H, in), (H,)
@@ -26,9 +26,9 @@ class Weights(NamedTuple):
     color_bias: Tensor  # (G, H)
 
     def as_operands(self, dtype: torch.dtype) -> "Weights":
-        """The same with square matrices in dtype, the color layer's contiguous.
+        """Return weights with H x H matrices in dtype, the color layer's contiguous.
 
-        Where that rounds, phases are rounded as well: whole turns are taken from the biases first.
+        A lower precision rounds the phases too: biases less whole turns make their error smaller.
         """
         first, *rest = self.trunk
         if dtype == self.color.dtype:
@@ -41,12 +41,12 @@ class Weights(NamedTuple):
 
 
 def _within_a_turn(phase: Tensor) -> Tensor:
-    """Phases, in radians, less whole turns: from -pi to pi."""
+    """Return phases in radians less whole turns: from -pi to pi."""
     return phase - TURN * (phase / TURN).round()
 
 
 class Inputs(NamedTuple):
-    """The tensors of the whole field in one order, or their gradients."""
+    """The tensors of the field of all objects in a fixed order, or their gradients."""
 
     color_bias: Tensor  # (B, G, H)
     color: Tensor  # (B, H, H)
@@ -55,7 +55,7 @@ class Inputs(NamedTuple):
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor]) -> "Inputs":
-        """The tensors in the order of flat."""
+        """Make Inputs of the list that flat returns."""
         return cls(tensors[0], tensors[1], tuple(tensors[2:6]), tuple(tensors[6:]))
 
     @property
@@ -64,11 +64,11 @@ class Inputs(NamedTuple):
         return self.color.shape[-1]
 
     def zeros(self, objects: slice) -> "Inputs":
-        """Gradients of no object yet, for some objects."""
+        """Return zero gradients for a range of objects."""
         return self._map(lambda tensor: torch.zeros_like(tensor[objects]), torch.zeros_like)
 
     def add(self, other: "Inputs", objects: slice) -> None:
-        """Add gradients of some objects to these of all."""
+        """Add the gradients of a range of objects to self, the gradients of all objects."""
         of_some = self._map(lambda tensor: tensor[objects], lambda head: head)
         torch._foreach_add_(of_some.flat(), other.flat())
 
@@ -83,11 +83,11 @@ class Inputs(NamedTuple):
         )
 
     def flat(self) -> list[Tensor]:
-        """All tensors in one list."""
+        """Return all tensors in one list."""
         return [self.color_bias, self.color, *self.heads, *self.trunk]
 
     def one(self, index: int) -> Weights:
-        """Object index's."""
+        """Return the weights of the object with this index."""
         layers = len(self.trunk) // 2
         matrices = (weight[index] for weight in self.trunk[:layers])
         biases = (bias[index] for bias in self.trunk[layers:])

@@ -1,7 +1,7 @@
-"""The folded field on CUDA: which implementation serves.
+"""Choose and run the implementation of the folded field on CUDA.
 
-Where autocast asks for half precision, the Triton kernels do on GPUs from Ampere on, and PyTorch's
-own operations with half-precision operands elsewhere. Without autocast all is float32.
+If autocast asks for half precision, the Triton kernels run on GPUs from Ampere on, and PyTorch's
+operations with half-precision operands on older ones. Without autocast all is float32.
 """
 
 import functools
@@ -22,10 +22,10 @@ from siren.fused.packing import WIDTHS
 
 @dataclass(frozen=True)
 class Choice:
-    """What evaluates a field on CUDA; str() says it in one line.
+    """The implementation that evaluates a field on CUDA; str() describes it in one line.
 
     dtype: of the operands of matrix products. blocks: sizes of the Triton kernels; None means
-    PyTorch's own operations. reason: why not Triton, where half precision was asked for.
+    PyTorch's own operations. reason: says why Triton cannot serve if half precision was asked for.
     """
 
     dtype: torch.dtype
@@ -41,7 +41,7 @@ class Choice:
 
 @functools.cache
 def missing_tool() -> str:
-    """What Triton lacks to run on this machine; empty if nothing."""
+    """Return a text that says what Triton lacks to run on this machine; empty if nothing."""
     try:
         import triton  # noqa: F401
     except ImportError:
@@ -58,7 +58,7 @@ def missing_tool() -> str:
 
 
 def _half_type(device: torch.device) -> torch.dtype | None:
-    """The half precision that autocast asks for now, if the GPU multiplies it fast; else None."""
+    """Return autocast's half precision if the GPU has matrix units for it, else None."""
     if not torch.is_autocast_enabled("cuda") or torch.version.hip is not None:
         return None
     dtype = torch.get_autocast_dtype("cuda")
@@ -68,7 +68,7 @@ def _half_type(device: torch.device) -> torch.dtype | None:
 
 
 def choose(device: torch.device, width: int) -> Choice:
-    """What serves a field of this width on this device under the autocast now in force."""
+    """Choose the implementation for a field of this width on a device under current autocast."""
     dtype = _half_type(device)
     if dtype is None:
         return Choice(torch.float32)
@@ -85,7 +85,7 @@ def choose(device: torch.device, width: int) -> Choice:
 def evaluate(
     field: FoldedField, encoded: Tensor, directions: Tensor, *, skips_clear: bool = False
 ) -> Tensor:
-    """Colors in [0, 1] and raw densities (B, P, 4), by what choose names.
+    """Return colors in [0, 1] and raw densities (B, P, 4), by the implementation of choose.
 
     skips_clear: points whose raw density is not positive may be left black.
     """
@@ -98,7 +98,7 @@ def evaluate(
 
 
 def density(field: FoldedField, encoded: Tensor) -> Tensor:
-    """Raw densities (B, P) of encoded (B, P, in) alone, by the same; not differentiable."""
+    """Return raw densities (B, P) of encoded (B, P, in), likewise; not differentiable."""
     choice = choose(encoded.device, field.color_weight.shape[-1])
     if choice.blocks is None:
         return eager.density(field, encoded, _operands(choice))
@@ -108,5 +108,5 @@ def density(field: FoldedField, encoded: Tensor) -> Tensor:
 
 
 def _operands(choice: Choice) -> torch.dtype | None:
-    """None, which keeps the points' precision, for float32: they may be float64."""
+    """Return the operands' type; None keeps the points' precision, float32 or float64."""
     return None if choice.dtype == torch.float32 else choice.dtype

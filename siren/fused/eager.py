@@ -1,10 +1,10 @@
-"""The folded field by PyTorch's own operations, on any device, in chunks of points.
+"""Evaluate the folded field by PyTorch's own operations, on any device, in chunks of points.
 
-It serves on CUDA where no Triton kernel does. The operands of products are float16 or bfloat16
-where autocast asks for it, else in the points' own precision. Products are added up and returned in
-float32, so that phases are not rounded, and the first layer, which sees the points, is float32. The
-backward pass repeats a chunk's layers; gradients are scaled by a power of two per object, so that
-float16 holds them.
+It runs on CUDA if the Triton kernels cannot. The operands of products are float16 or bfloat16 if
+autocast asks for it, else they have the points' precision. Products are summed and returned in
+float32, so that phases are not rounded, and the first layer is float32. The backward pass computes
+a chunk's layers again; gradients are scaled by a power of two per object to fit the range of
+float16.
 
 Legend: as in eager_layers.
 """
@@ -19,21 +19,21 @@ from siren.fused import eager_layers, packing
 from siren.fused.eager_layers import DENSITY, DIRECTION, ONES, Chunk, Weights, product
 from siren.fused.folded import FoldedField
 
-CHUNK_NUMBERS = 2**25  # of one layer's sines in one chunk: 64 MiB, of which 2 (L + 1) backward
+CHUNK_NUMBERS = 2**25  # sines of one layer and chunk: 64 MiB, backward 2 (L + 1) times as much
 
 
 def evaluate(
     field: FoldedField, encoded: Tensor, directions: Tensor, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Colors in [0, 1] and raw densities (B, P, 4), float32 at least; differentiable once.
+    """Return colors in [0, 1] and raw densities (B, P, 4), float32 at least; differentiable once.
 
     Differentiating twice (create_graph=True) raises a RuntimeError.
 
     Args:
         field: folded weights of B objects.
-        encoded: (B, P, in) what the first layer sees.
+        encoded: (B, P, in) inputs of the first layer.
         directions: (B, G, 3); each serves P / G consecutive points.
-        dtype: of the operands of products; None is that of encoded, float32 at least.
+        dtype: of the operands of products; None takes that of encoded, float32 at least.
     """
     with torch.autocast(encoded.device.type, enabled=False):
         encoded, directions = at_least_float32(encoded), at_least_float32(directions)
@@ -45,7 +45,7 @@ def evaluate(
 
 @torch.no_grad()
 def density(field: FoldedField, encoded: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Raw densities (B, P) of encoded (B, P, in); not differentiable."""
+    """Return raw densities (B, P) of encoded (B, P, in); not differentiable."""
     with torch.autocast(encoded.device.type, enabled=False):
         encoded = at_least_float32(encoded)
         weights = eager_layers.pack(dtype or encoded.dtype, *packing.joined(field))
@@ -58,7 +58,7 @@ def density(field: FoldedField, encoded: Tensor, dtype: torch.dtype | None = Non
 
 
 class _FieldFunction(torch.autograd.Function):
-    """The field as one operation of encoded, directions and the tensors of packing.joined."""
+    """The field as one autograd operation on encoded, directions and the packing.joined tensors."""
 
     @staticmethod
     def forward(  # noqa: D102
@@ -100,7 +100,7 @@ class _FieldFunction(torch.autograd.Function):
 
 
 class _Sums(NamedTuple):
-    """Gradients of Weights, scaled, in the points' precision."""
+    """Scaled gradients of Weights, in the points' precision."""
 
     first: Tensor
     layers: Tensor
@@ -115,7 +115,7 @@ def _add_chunk(
     of_encoded: Tensor | None,
     of_directions: Tensor | None,
 ) -> None:
-    """Add a chunk's gradients of the weights to sums, and write its inputs' where asked for."""
+    """Add a chunk's gradients of the weights to sums; write those of its inputs on request."""
     num_layers, width = weights.layers.shape[1], weights.first.shape[1]
     sines = eager_layers.room(weights, chunk, num_layers + 1)
     slopes = sines.new_empty(*sines.shape[:3], width)
@@ -143,7 +143,7 @@ def _add_chunk(
 
 
 def _of_joined(sums: _Sums, scale: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of the tensors of packing.joined but the last."""
+    """Return the gradients of all tensors of packing.joined except the last."""
     width = sums.first.shape[1]
     first = sums.first / scale[:, None, None]
     layers = sums.layers / scale[:, None, None, None]

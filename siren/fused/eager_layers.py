@@ -1,8 +1,8 @@
 """The layers of the field by PyTorch's own operations: one product and one sine each.
 
-Memory bounds them, so no pass over it is spent on a bias: a layer's inputs carry two ones beside
-them, and its weight the bias in two columns, its high and its low part. The direction stands there
-too, and the color layer gives the density beside its phases.
+Memory traffic bounds the speed, so the bias is part of the product: each layer's input has two
+extra columns of ones, and its weight the bias in two columns, high and low part. More extra columns
+hold the direction, and the color layer's product returns the density beside its phases.
 
 Legend: B objects, P points per object, G directions per object, H hidden width, L inner layers (the
 trunk after its first layer, then the color layer), A = H + 8 columns, n points of a chunk.
@@ -16,16 +16,16 @@ from torch import Tensor
 
 from siren.fused import packing
 
-BESIDE = 8  # columns beside H, as matrix units take them: two ones, the direction, zeros
-ONES, DIRECTION = slice(0, 2), slice(2, 5)  # of them
+BESIDE = 8  # extra columns, a multiple that matrix units need: two ones, the direction, zeros
+ONES, DIRECTION = slice(0, 2), slice(2, 5)  # among the extra columns
 DENSITY = 3  # the density head among the four heads: colors, then density
 
 
 class Weights(NamedTuple):
-    """Weights as the products take them.
+    """Weights in the layout of the products.
 
-    first (B, H, in + 1), float32 at least, the bias last; layers (B, L, A, A) as (out, in), whose
-    rows from H on are zero, and the heads in the last layer; heads (B, 8, A), four and zeros.
+    first (B, H, in + 1), float32 at least, the bias last. layers (B, L, A, A) as (out, in): rows
+    from H on are zero, except for the heads in the last layer. heads (B, 8, A): four, then zeros.
     """
 
     first: Tensor
@@ -34,7 +34,7 @@ class Weights(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Some points: which, encoded and a one (B, n, in + 1), and what is beside H (B, n, 8)."""
+    """A slice of points: encoded with a one (B, n, in + 1), and the extra columns (B, n, 8)."""
 
     where: slice
     encoded: Tensor
@@ -42,12 +42,12 @@ class Chunk(NamedTuple):
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:
-    """Products x y of matrices (B, a, b) and (B, b, c), added up and returned in float32."""
+    """Return the products x y of matrices (B, a, b) and (B, b, c), summed in float32."""
     if x.dtype not in (torch.float16, torch.bfloat16):
         return torch.bmm(x, y)
     if x.is_cuda:
         return torch.bmm(x, y, out_dtype=torch.float32)
-    return torch.bmm(x.float(), y.float())  # PyTorch has the other one for CUDA alone
+    return torch.bmm(x.float(), y.float())  # PyTorch has out_dtype on CUDA only
 
 
 def pack(
@@ -59,7 +59,7 @@ def pack(
     heads: Tensor,
     head_biases: Tensor,
 ) -> Weights:
-    """The tensors of packing.joined as the products take them, with operands of dtype."""
+    """Return the tensors of packing.joined in the layout of the products, operands in dtype."""
     num_objects, num_layers, width, _ = inner.shape
     of_heads = inner.new_zeros(BESIDE, width + BESIDE, dtype=dtype)
     four = of_heads[: len(heads)]
@@ -76,7 +76,7 @@ def pack(
 
 
 def chunks(weights: Weights, encoded: Tensor, directions: Tensor, numbers: int) -> Iterator[Chunk]:
-    """Points (B, P, in) in chunks of which one layer has so many numbers; none without points."""
+    """Yield chunks of points (B, P, in), each with at most so many numbers per layer."""
     num_objects, num_points, _ = encoded.shape
     if encoded.numel() == 0:
         return
@@ -93,7 +93,7 @@ def chunks(weights: Weights, encoded: Tensor, directions: Tensor, numbers: int) 
 
 
 def room(weights: Weights, chunk: Chunk, count: int) -> Tensor:
-    """Room for so many layers' sines, (count, B, n, A), with what is beside them."""
+    """Allocate (count, B, n, A) for the sines of count layers; fill in the extra columns."""
     width = weights.first.shape[1]
     sines = chunk.beside.new_empty(count, *chunk.beside.shape[:2], width + BESIDE)
     sines[..., width:] = chunk.beside
@@ -101,9 +101,9 @@ def room(weights: Weights, chunk: Chunk, count: int) -> Tensor:
 
 
 def trunk(weights: Weights, chunk: Chunk, sines: Tensor, slopes: Tensor | None = None) -> Tensor:
-    """Sines (B, n, A) of the trunk's last layer.
+    """Return the sines (B, n, A) of the trunk's last layer.
 
-    Layers are written into sines (count, B, n, A) in turn, and their cosines into slopes.
+    The layers use the slots of sines (count, B, n, A) in turn; slopes receives their cosines.
     """
     phase = torch.bmm(chunk.encoded, weights.first.transpose(1, 2))
     width = phase.shape[-1]
@@ -119,7 +119,7 @@ def trunk(weights: Weights, chunk: Chunk, sines: Tensor, slopes: Tensor | None =
 def color_layer(
     weights: Weights, chunk: Chunk, sines: Tensor, slopes: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Densities (B, n) and the color layer's sines (B, n, A), after the trunk; all as in trunk."""
+    """Return densities (B, n) and the color layer's sines (B, n, A); arguments as in trunk."""
     num_layers, width = weights.layers.shape[1], weights.first.shape[1]
     x = trunk(weights, chunk, sines, slopes)
     found = product(x, weights.layers[:, -1].transpose(1, 2))
@@ -128,7 +128,7 @@ def color_layer(
 
 
 def logits(weights: Weights, x: Tensor) -> Tensor:
-    """What all heads give of sines (B, n, A): (B, n, 8), of which four count."""
+    """Return the outputs of the heads on sines (B, n, A): (B, n, 8), of which four are used."""
     return product(x, weights.heads.transpose(1, 2))
 
 

@@ -1,4 +1,4 @@
-"""A field whose FiLM parameters are folded into weights of its own for each object."""
+"""A field with FiLM folded into its linear layers: every object has its own weights."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""The one place where a fast implementation of the field is chosen."""
+"""Choose the fast implementation of the field for a device."""
 
 import torch
 from torch import Tensor
@@ -12,12 +12,12 @@ __all__ = [
 
 
 def is_supported(encoded: Tensor) -> bool:
-    """Whether a fast path takes these inputs; the reference serves where none does."""
+    """Return whether a fast implementation takes these inputs; else use the reference."""
     return encoded.is_cuda or cpu.is_supported(encoded)
 
 
 def path_name(device: torch.device, width: int) -> str:
-    """Name what serves a field of this width on this device under the autocast now in force."""
+    """Name the implementation for a field of this width on a device under current autocast."""
     if device.type == "cuda":
         return str(cuda.choose(device, width))
     return "folded" if cpu.is_supported(torch.empty(0, device=device)) else "reference"
@@ -26,7 +26,7 @@ def path_name(device: torch.device, width: int) -> str:
 def evaluate(
     field: FoldedField, encoded: Tensor, directions: Tensor, *, skips_clear: bool = False
 ) -> Tensor:
-    """Colors and raw densities (B, P, 4) of encoded (B, P, in) seen along directions (B, G, 3).
+    """Return colors and raw densities (B, P, 4) of encoded (B, P, in) along directions (B, G, 3).
 
     skips_clear: points whose raw density is not positive may be left black.
     """
@@ -36,12 +36,12 @@ def evaluate(
 
 
 def is_density_supported(encoded: Tensor) -> bool:
-    """Whether a fast path gives densities alone; outside of it the reference serves."""
+    """Return whether a fast implementation computes densities alone; else use the reference."""
     return is_supported(encoded) and not torch.is_grad_enabled()
 
 
 def density(field: FoldedField, encoded: Tensor) -> Tensor:
-    """Raw densities (B, P) of encoded (B, P, in); not differentiable."""
+    """Return raw densities (B, P) of encoded (B, P, in); not differentiable."""
     if encoded.is_cuda:
         return cuda.density(field, encoded)
     return cpu.density(field, encoded)

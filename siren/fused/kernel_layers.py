@@ -1,8 +1,8 @@
-"""What the Triton kernels are made of: one block of points through layers, on the chip.
+"""Functions of the Triton kernels that pass one block of points through layers, on the chip.
 
 The legend and the arrays are those of kernels.py. n and k are pieces of a layer's outputs and
 inputs; h0, h1 are the pieces of a block's sines, d0, d1 those of the gradient of its phases (both
-are piece 0 where there is one piece only).
+are piece 0 if there is only one piece).
 """
 
 import triton
@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def sine_of(phase, ON_DEVICE: tl.constexpr):
-    """Sine by the special function unit: its error, 6e-8 of the phase, is far under float16's."""
+    """Return the special function unit's sine: its error, 6e-8 of the phase, is under float16's."""
     if ON_DEVICE:
         return tl.inline_asm_elementwise(
             "sin.approx.ftz.f32 $0, $1;", "=f,f", [phase], dtype=tl.float32, is_pure=True, pack=1
@@ -22,7 +22,7 @@ def sine_of(phase, ON_DEVICE: tl.constexpr):
 
 @triton.jit
 def cosine_of(phase, ON_DEVICE: tl.constexpr):
-    """Cosine, as sine_of."""
+    """Return the cosine, computed as in sine_of."""
     if ON_DEVICE:
         return tl.inline_asm_elementwise(
             "cos.approx.ftz.f32 $0, $1;", "=f,f", [phase], dtype=tl.float32, is_pure=True, pack=1
@@ -33,7 +33,7 @@ def cosine_of(phase, ON_DEVICE: tl.constexpr):
 
 @triton.jit
 def dot_add(a, b, total, ON_DEVICE: tl.constexpr):
-    """The sum of total and a b. Triton's interpreter would multiply bfloat16's bits as integers."""
+    """Return total + a b. Triton's interpreter would multiply the bits of bfloat16 as integers."""
     if ON_DEVICE:
         return tl.dot(a, b, total)
     else:
@@ -42,7 +42,7 @@ def dot_add(a, b, total, ON_DEVICE: tl.constexpr):
 
 @triton.jit
 def _outer3(x, y, z, weight_ptr, columns, H: tl.constexpr):
-    """x, y, z (BLOCK,) times a (3, H) matrix, at some of its columns."""
+    """Return x, y, z (BLOCK,) times some columns of a (3, H) matrix."""
     product = x[:, None] * tl.load(weight_ptr + columns)[None, :]
     product += y[:, None] * tl.load(weight_ptr + H + columns)[None, :]
     product += z[:, None] * tl.load(weight_ptr + 2 * H + columns)[None, :]
@@ -51,7 +51,7 @@ def _outer3(x, y, z, weight_ptr, columns, H: tl.constexpr):
 
 @triton.jit
 def load3(ptr, index, is_inside):
-    """Row index of an (..., 3) array as three vectors."""
+    """Load row index of an (..., 3) array as three vectors."""
     x = tl.load(ptr + index * 3, mask=is_inside, other=0.0)
     y = tl.load(ptr + index * 3 + 1, mask=is_inside, other=0.0)
     z = tl.load(ptr + index * 3 + 2, mask=is_inside, other=0.0)
@@ -68,7 +68,7 @@ def store3(ptr, index, is_inside, x, y, z):
 
 @triton.jit
 def _tile(weights_ptr, layer, k, n, H: tl.constexpr, WIDTH: tl.constexpr):
-    """Inputs in piece k to outputs in piece n of a layer, as (in, out)."""
+    """Load a layer's weights from inputs in piece k to outputs in piece n, as (in, out)."""
     inputs = k * WIDTH + tl.arange(0, WIDTH)
     outputs = n * WIDTH + tl.arange(0, WIDTH)
     return tl.load(weights_ptr + layer * (H * H) + outputs[None, :] * H + inputs[:, None])
@@ -76,7 +76,7 @@ def _tile(weights_ptr, layer, k, n, H: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def _tile_back(weights_ptr, layer, k, n, H: tl.constexpr, WIDTH: tl.constexpr):
-    """Outputs in piece k to inputs in piece n of a layer, as (out, in)."""
+    """Load a layer's weights from outputs in piece k to inputs in piece n, as (out, in)."""
     outputs = k * WIDTH + tl.arange(0, WIDTH)
     inputs = n * WIDTH + tl.arange(0, WIDTH)
     return tl.load(weights_ptr + layer * (H * H) + outputs[:, None] * H + inputs[None, :])
@@ -87,7 +87,7 @@ def _product(
     h0, h1, weights_ptr, layer, n,
     H: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
-    """Piece n of a layer's product with its inputs, the pieces h0 and h1."""
+    """Return piece n of a layer's product with its inputs, the pieces h0 and h1."""
     tile = _tile(weights_ptr, layer, 0, n, H, WIDTH)
     zero = tl.zeros((h0.shape[0], WIDTH), tl.float32)
     if PIECES == 2:
@@ -102,7 +102,7 @@ def _product_back(
     d0, d1, weights_ptr, layer, n,
     H: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
-    """Piece n of the gradient of a layer's inputs from that of its phases, d0 and d1."""
+    """Return piece n of the gradient of a layer's inputs from that of its phases, d0 and d1."""
     tile = _tile_back(weights_ptr, layer, 0, n, H, WIDTH)
     zero = tl.zeros((d0.shape[0], WIDTH), tl.float32)
     if PIECES == 2:
@@ -117,7 +117,7 @@ def _first_phase(
     x, y, z, features, first_ptr, features_weight_ptr, biases_ptr, columns,
     H: tl.constexpr, CHANNELS: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
-    """The first layer's phases of a block, at some columns."""
+    """Return some columns of the first layer's phases of a block."""
     phase = _outer3(x, y, z, first_ptr, columns, H) + tl.load(biases_ptr + columns)[None, :]
     if CHANNELS > 0:
         channels = tl.arange(0, CHANNELS)
@@ -128,7 +128,7 @@ def _first_phase(
 
 @triton.jit
 def load_features(features_ptr, point, is_inside, CHANNELS: tl.constexpr):
-    """Features (BLOCK, C) of a block, 0 behind the last point."""
+    """Load the features (BLOCK, C) of a block, 0 behind the last point."""
     address = features_ptr + point[:, None] * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     return tl.load(address, mask=is_inside[:, None], other=0.0)
 
@@ -147,9 +147,9 @@ def trunk(
     H: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, CHANNELS: tl.constexpr,
     STAGES: tl.constexpr, KEEPS: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
-    """The trunk's sines of a block, two pieces (one twice where there is one), as operands.
+    """Return the trunk's sines of a block as operands: two pieces, or a single piece twice.
 
-    KEEPS stores those of each layer and their slopes at rows of sines and slopes (L + 1, ..., H).
+    KEEPS also stores each layer's sines and their slopes in sines and slopes (L + 1, ..., H).
     """
     operand = weights_ptr.dtype.element_ty
     columns = tl.arange(0, WIDTH)
@@ -198,7 +198,7 @@ def color_phase(
     h0, h1, u, v, w, direction_weight_ptr, weights_ptr, biases_ptr, last, n: tl.constexpr,
     H: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
-    """Piece n of the color layer's phases, seen along (u, v, w)."""
+    """Return piece n of the color layer's phases, seen along (u, v, w)."""
     columns = n * WIDTH + tl.arange(0, WIDTH)
     phase = _product(h0, h1, weights_ptr, last, n, H, WIDTH, PIECES, ON_DEVICE)
     phase += _outer3(u, v, w, direction_weight_ptr, columns, H)
@@ -207,7 +207,7 @@ def color_phase(
 
 @triton.jit
 def logit(sine, heads_ptr, row: tl.constexpr, columns, H: tl.constexpr):
-    """The product with some columns of one row of a matrix: one head's share, (BLOCK,)."""
+    """Return the part (BLOCK,) of one head's output that some columns contribute."""
     return tl.sum(sine * tl.load(heads_ptr + row * H + columns)[None, :], axis=1)
 
 
@@ -216,7 +216,7 @@ def color_logits(
     h0, h1, u, v, w, direction_weight_ptr, weights_ptr, biases_ptr, heads_ptr, head_biases_ptr,
     last, H: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
-    """What the color heads, three, give of a block seen along (u, v, w)."""
+    """Return the outputs of the three color heads on a block seen along (u, v, w)."""
     red = tl.load(head_biases_ptr)
     green = tl.load(head_biases_ptr + 1)
     blue = tl.load(head_biases_ptr + 2)
@@ -238,7 +238,7 @@ def _color_gradient(
     phase, red, green, blue, heads_ptr, sines_ptr, gradients_ptr, offset, columns,
     H: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of some columns of the color layer's phases; stores it and their sines."""
+    """Return the gradient of some columns of the color layer's phases; store it and the sines."""
     operand = sines_ptr.dtype.element_ty
     tl.store(sines_ptr + offset, sine_of(phase, ON_DEVICE).to(operand))
     gradient = _outer3(red, green, blue, heads_ptr, columns, H) * cosine_of(phase, ON_DEVICE)
@@ -253,7 +253,7 @@ def color_layer_back(
     biases_ptr, heads_ptr, sines_ptr, gradients_ptr, offset, num_inner,
     H: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the color layer's phases, two pieces; stores it and their sines."""
+    """Return the gradient of the color layer's phases, two pieces; store it and the sines."""
     u, v, w = load3(directions_ptr, point, is_inside)
     red = tl.load(upstream_ptr + point * 4, mask=is_inside, other=0.0)
     green = tl.load(upstream_ptr + point * 4 + 1, mask=is_inside, other=0.0)
@@ -301,14 +301,14 @@ def layers_back(
     H: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr,
     STAGES: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
-    """From the gradient of the color layer's phases to that of the first layer's.
+    """Propagate the gradient of the color layer's phases back to that of the first layer's.
 
-    Replaces the slopes at gradients by the gradients of the phases; density (BLOCK,) is the
+    Replace the slopes at gradients by the gradients of the phases; density (BLOCK,) is the
     gradient of the density head, which enters at the last layer of the trunk.
     """
     columns = tl.arange(0, WIDTH)
     last = num_inner - 1
-    tl.debug_barrier()  # slopes are read by other threads than those that stored them
+    tl.debug_barrier()  # other threads read the slopes than those that stored them
     pending = tl.zeros((d0.shape[0], WIDTH), d0.dtype)
     for turn in tl.range(0, num_inner * PIECES, num_stages=STAGES):
         layer = last - turn // PIECES
@@ -337,7 +337,7 @@ def store_input_gradients(
     H: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, CHANNELS: tl.constexpr,
     ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of points (P, 3) and features (P, C) from those of the first layer's phases."""
+    """Store the gradients of points (P, 3) and features (P, C), from the first layer's phases."""
     columns = tl.arange(0, WIDTH)
     store3_back(of_points_ptr, point, is_inside, d0, d1, first_ptr, H, WIDTH, PIECES)
     if CHANNELS > 0:

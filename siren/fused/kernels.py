@@ -1,11 +1,11 @@
 """Triton kernels of the field: all layers of a block of points without leaving the chip.
 
 A program owns BLOCK consecutive points of one object. Its activations stay in registers, in PIECES
-pieces of WIDTH features, and a turn of its loop computes one piece of one layer. The weights come
-through shared memory from the cache that all programs of an object share; those of the next turn
-are on their way while this one multiplies and takes sines. Matrix operands are float16 or bfloat16;
-sums, phases and sines are float32, and so are the points, the directions and both heads, which are
-too narrow to be matrix products.
+pieces of WIDTH features, and an iteration of its loop computes one piece of one layer. All programs
+of an object read the same weights, from the L2 cache into shared memory; those of the next
+iteration load while this one computes. Matrix operands are float16 or bfloat16; sums, phases and
+sines are float32, and so are the points, the directions and both heads, which are too narrow for
+matrix units.
 
 Legend: B objects, P points per object, G directions per object (P / G consecutive points share
 one), H hidden width = PIECES * WIDTH, L inner layers (H to H: the trunk after its first layer, then
@@ -45,9 +45,9 @@ def forward_kernel(
     BLOCK: tl.constexpr, STAGES: tl.constexpr, DENSITY_ONLY: tl.constexpr,
     SKIPS_CLEAR: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
-    """Colors and raw densities out (B, P, 4), or raw densities out (B, P) alone.
+    """Write colors and raw densities to out (B, P, 4), or raw densities alone to out (B, P).
 
-    SKIPS_CLEAR leaves a block black in which no density is positive. Grid: (blocks of points, B).
+    SKIPS_CLEAR leaves blocks black that have no positive density. Grid: (blocks of points, B).
     """
     which = tl.program_id(1).to(tl.int64)
     first_ptr += which * 3 * H
@@ -104,13 +104,13 @@ def backward_kernel(
     BLOCK: tl.constexpr, STAGES: tl.constexpr, OF_POINTS: tl.constexpr,
     OF_DIRECTIONS: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
-    """Recompute a chunk's sines and find the gradients of all phases, both (L + 1, B, N, H).
+    """Recompute a chunk's sines and the gradients of all phases, both (L + 1, B, N, H).
 
-    The chunk holds N rows of each object from row start on, of R rows in all; counts (B,) of them
-    hold points. A block without points writes nothing; other rows without have gradient 0.
+    The chunk holds the N rows from start on of each object's R rows, of which counts (B,) hold
+    points. A block without points writes nothing; other rows without a point get gradient 0.
 
-    points, directions and upstream, the gradients of the color logits and of the densities, are
-    (B, R, 3) and (B, R, 4), features (B, R, C). of_points (B, R, 3) and of_features (B, R, C), or
+    points and directions are (B, R, 3), features (B, R, C); upstream (B, R, 4) are the gradients
+    of the color logits and the densities. of_points (B, R, 3) and of_features (B, R, C), or
     of_directions (B, R, 3), are written on request. Grid: (N / BLOCK, B).
     """
     which = tl.program_id(1).to(tl.int64)
@@ -149,9 +149,9 @@ def _backward_block(
     STAGES: tl.constexpr, OF_POINTS: tl.constexpr, OF_DIRECTIONS: tl.constexpr,
     ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
-    """One block of backward_kernel: pointers are to its object, row is its rows in the chunk.
+    """Compute one block of backward_kernel: pointers to its object, row its rows in the chunk.
 
-    gradients first holds the slopes, which are replaced layer by layer.
+    gradients holds the slopes at first, which are replaced layer by layer.
     """
     x, y, z = load3(points_ptr, point, is_inside)
     features = x
@@ -194,11 +194,11 @@ def reduction_kernel(
 ):  # fmt: skip
     """Add left^T right (H, RIGHT) and left^T narrow (H, NARROW), summed over the rows of a chunk.
 
-    Each program owns its part of the outputs, so that sums have one order: results are repeatable.
+    Each program owns a part of the outputs, so the order of sums is fixed: results are repeatable.
 
-    left (layers, B, N, H) holds the chunk, of which counts (B,) less start are in use; narrow
-    (B, R, NARROW) holds all R rows. right has the chunk (layers, B, N, RIGHT) or, where right_rows
-    is R, all rows (1, B, R, RIGHT); RIGHT 0 is none. Outputs, float32: (splits, layers, B, H,
+    left (layers, B, N, H) holds the chunk, of which counts (B,) less start rows are in use; narrow
+    (B, R, NARROW) holds all R rows. right has the chunk (layers, B, N, RIGHT) or, if right_rows is
+    R, all rows (1, B, R, RIGHT); RIGHT 0 means no right. Outputs, float32: (splits, layers, B, H,
     RIGHT) and (..., NARROW). Grid: (H / TILE, layers * B, splits); N is a multiple of STEP.
     """
     columns = tl.program_id(0) * TILE + tl.arange(0, TILE)

@@ -1,4 +1,4 @@
-"""How Triton's kernels are launched: how much one program takes on a GPU, and on which GPU.
+"""Launch Triton kernels on the right GPU, with block sizes that fit it.
 
 The sizes were chosen by compiling for each architecture (tests/test_triton_compiles.py) with Triton
 3.6 and 3.9: the largest ones that fit the shared memory and hardly spill registers in their loops.
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROWS = 128  # the rows of a chunk are a multiple of this, and so of every block
-STAGES = 2  # turns whose weights are in shared memory; three would exceed it
+ROWS = 128  # a chunk's rows are a multiple of this, which every block size divides
+STAGES = 2  # iterations whose weights are in shared memory; three would exceed it
 KIB = 1024
 
 
@@ -32,7 +32,7 @@ class Blocks:
 
 
 def blocks_for(capability: tuple[int, int], shared_memory: int) -> Blocks | None:
-    """Sizes that fit a GPU, or None where none do.
+    """Return block sizes that fit a GPU, or None if none do.
 
     Args:
         capability: major and minor compute capability.
@@ -43,25 +43,25 @@ def blocks_for(capability: tuple[int, int], shared_memory: int) -> Blocks | None
     if capability[0] == 9:  # Hopper's matrix units read both operands from shared memory
         return Blocks() if shared_memory >= 225 * KIB else None
     if capability in {(8, 0), (8, 7)}:
-        # 128 fit as well, but newer Tritons keep a sixth of their values in local memory.
+        # 128 points fit as well, but newer Tritons then spill a sixth of the registers.
         return Blocks(forward=64, backward=64, tile=64)
     return Blocks(backward=128 if shared_memory >= 161 * KIB else 64, tile=64)
 
 
 @functools.cache
 def find_blocks(device: torch.device) -> Blocks | None:
-    """Sizes for a device, or None where none fit; the default ones in Triton's interpreter."""
+    """Return block sizes for a device, or None if none fit; Triton's interpreter has defaults."""
     if device.type != "cuda":
         return Blocks()
     properties = torch.cuda.get_device_properties(device)
     capability = (properties.major, properties.minor)
-    # PyTorch's type annotations lack it.
+    # PyTorch's type annotations lack this attribute.
     shared_memory: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
     return blocks_for(capability, shared_memory)
 
 
 def blocks_of(device: torch.device) -> Blocks:
-    """Sizes for a device that the kernels fit."""
+    """Return block sizes for a device that the kernels fit, else raise ValueError."""
     found = find_blocks(device)
     if found is None:
         raise ValueError(f"the Triton kernels do not fit {device}")
@@ -76,8 +76,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Tensor | int, **const
 
 
 def options(width: int) -> dict[str, Any]:
-    """Compiler options of every kernel for a field of this width.
+    """Return the compiler options of every kernel for a field of this width.
 
-    A product and a sum become one instruction: Triton's default so far, and to be named from now.
+    Fused multiply-add is Triton's default so far; it is set here so that it stays on.
     """
     return {"num_warps": 4 if width == 64 else 8, "enable_fp_fusion": True}

@@ -1,4 +1,4 @@
-"""The folded field as the kernels read it: few contiguous tensors, and their constants.
+"""Pack the folded field into the contiguous tensors and the constants of the kernels.
 
 Legend: B objects, P points per object, G directions per object, H hidden width, L inner layers (the
 trunk after its first layer, then the color layer), C features beside the point.
@@ -12,12 +12,12 @@ from torch import Tensor
 from siren.fused import launching
 from siren.fused.folded import FoldedField
 
-WIDTHS = (64, 128, 256)  # that the kernels take
+WIDTHS = (64, 128, 256)  # widths of fields that the kernels take
 SMALLEST_HEAD = 1e-2  # head weights under this do not raise the scale of the gradients
 
 
 class Weights(NamedTuple):
-    """What the kernels read, contiguous; their shapes are in kernels.py."""
+    """Contiguous weights for the kernels; kernels.py lists their shapes."""
 
     first: Tensor
     features: Tensor
@@ -29,7 +29,7 @@ class Weights(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """points (B, P, 3) and directions (B, G, 3) in float32, features (B, P, C) as operands."""
+    """Points (B, P, 3) and directions (B, G, 3) in float32, features (B, P, C) as operands."""
 
     points: Tensor
     features: Tensor
@@ -37,7 +37,7 @@ class Inputs(NamedTuple):
 
 
 def joined(field: FoldedField) -> tuple[Tensor, ...]:
-    """The field in six tensors.
+    """Return the field as six tensors.
 
     First weight (B, H, in), direction weight (B, H, 3), inner weights (B, L, H, H), biases
     (B, L + 1, H), heads (4, H) and their biases (4,): colors, then density.
@@ -61,7 +61,7 @@ def packed(
     heads: Tensor,
     head_biases: Tensor,
 ) -> Weights:
-    """The tensors of joined as the kernels read them."""
+    """Return the tensors of joined in the layout of the kernels."""
     return Weights(
         first[..., -3:].transpose(1, 2).float().contiguous(),
         first[..., :-3].to(dtype).contiguous(),
@@ -74,7 +74,7 @@ def packed(
 
 
 def inputs(encoded: Tensor, directions: Tensor, dtype: torch.dtype) -> Inputs:
-    """What the kernels read of encoded (B, P, in) and directions (B, G, 3)."""
+    """Return encoded (B, P, in) and directions (B, G, 3) in the layout of the kernels."""
     return Inputs(
         encoded[..., -3:].float().contiguous(),
         encoded[..., :-3].to(dtype).contiguous(),
@@ -83,7 +83,7 @@ def inputs(encoded: Tensor, directions: Tensor, dtype: torch.dtype) -> Inputs:
 
 
 def constants(weights: Weights, block: int) -> dict[str, Any]:
-    """Compile-time constants of a kernel whose programs hold a block of points each."""
+    """Return the compile-time constants of a kernel whose programs hold block points each."""
     width = weights.inner.shape[-1]
     piece = min(width, 128)
     return {
@@ -98,13 +98,13 @@ def constants(weights: Weights, block: int) -> dict[str, Any]:
 
 
 def upstream(output: Tensor, gradient: Tensor) -> Tensor:
-    """Gradients of color logits and densities (B, P, 4) from those of the output (B, P, 4)."""
+    """Return the gradients of color logits and densities (B, P, 4) from those of the output."""
     rgb = output[..., :3]
     return torch.cat([gradient[..., :3] * rgb * (1 - rgb), gradient[..., 3:]], dim=-1)
 
 
 def gradient_scale(upstream: Tensor, heads: Tensor) -> Tensor:
-    """A power of two per object (B,) under which no gradient enters the layers larger than 1."""
+    """Return a power of two per object (B,); times it, no gradient enters the layers above 1."""
     if upstream.numel() == 0:
         return upstream.new_ones(len(upstream))
     largest = heads.abs().amax(dim=1).clamp(min=SMALLEST_HEAD)  # (4,)
@@ -114,6 +114,6 @@ def gradient_scale(upstream: Tensor, heads: Tensor) -> Tensor:
 
 
 def high_and_low(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two numbers of dtype whose sum is x: together they hold twice the digits."""
+    """Split x into two tensors of dtype with the sum x: together they hold twice the digits."""
     high = x.to(dtype)
     return high, (x - high.to(x.dtype)).to(dtype)

@@ -1,14 +1,14 @@
-"""The folded field by Triton kernels, as one operation with gradients.
+"""Evaluate the folded field by Triton kernels, as one operation with gradients.
 
 Folding FiLM into each object's weights costs no accuracy in half precision: a rounding is relative,
-so that of f W is f times that of W. It leaves a layer that is one product and one sine, and the
-gradient of the frequencies follows from that of f W without a pass over the points.
+so that of f W is f times that of W. A folded layer is one product and one sine, and the gradient of
+the frequencies follows from that of f W without a pass over the points.
 
-Backward, points whose gradient is zero are left out, as in the empty space of a scene whose density
-is a ReLU. Of the others, a chunk at a time, one kernel repeats the layers, keeps their sines and
-replaces their slopes by the gradients of the phases; another one multiplies the two into the
-gradients of the weights, in a fixed order, so that results are repeatable. Gradients are scaled by
-a power of two per object, so that float16 holds them whatever the loss is scaled by.
+The backward pass skips points whose gradient is zero, as in the empty space of a scene whose
+density is a ReLU. For a chunk of the others, one kernel computes the layers again, keeps their
+sines and replaces their slopes by the gradients of the phases; another one multiplies the two into
+the gradients of the weights, in a fixed order, so that results are repeatable. Gradients are scaled
+by a power of two per object to fit the range of float16, whatever the loss scale is.
 
 Legend: B objects, P points per object, G directions per object, H hidden width, L inner layers (the
 trunk after its first layer, then the color layer), C features beside the point.
@@ -33,13 +33,13 @@ def evaluate(
     *,
     skips_clear: bool = False,
 ) -> Tensor:
-    """Colors in [0, 1] and raw densities (B, P, 4), float32; differentiable once.
+    """Return colors in [0, 1] and raw densities (B, P, 4), float32; differentiable once.
 
     Differentiating twice (create_graph=True) raises a RuntimeError.
 
     Args:
         field: folded weights of B objects.
-        encoded: (B, P, in) what the first layer sees.
+        encoded: (B, P, in) inputs of the first layer.
         directions: (B, G, 3); each serves P / G consecutive points.
         dtype: of the operands of matrix products, float16 or bfloat16.
         skips_clear: blocks of points in which no raw density is positive are left black.
@@ -61,7 +61,7 @@ def evaluate(
 
 @torch.no_grad()
 def density(field: FoldedField, encoded: Tensor, dtype: torch.dtype) -> Tensor:
-    """Raw densities (B, P) of encoded (B, P, in), float32; not differentiable."""
+    """Return raw densities (B, P) of encoded (B, P, in), float32; not differentiable."""
     inputs = packing.inputs(encoded, encoded.new_zeros(len(encoded), 1, 3), dtype)
     return _forward(packing.packed(dtype, *packing.joined(field)), inputs, is_density_only=True)
 
@@ -85,7 +85,7 @@ def _forward(
 
 
 class _FieldFunction(torch.autograd.Function):
-    """The field as one operation of encoded, directions and the tensors of packing.joined."""
+    """The field as one autograd operation on encoded, directions and the packing.joined tensors."""
 
     @staticmethod
     def forward(  # noqa: D102

@@ -1,4 +1,4 @@
-"""Gradients of the field by Triton kernels, a chunk of points at a time.
+"""Compute gradients of the field by Triton kernels, one chunk of points at a time.
 
 Legend: B objects, P points per object, G directions per object, H hidden width, L inner layers (the
 trunk after its first layer, then the color layer), C features beside the point, R rows: an object's
@@ -16,21 +16,21 @@ from siren.fused import kernels, launching, packing
 from siren.fused.launching import ROWS
 from siren.fused.packing import Inputs, Weights
 
-STEP = 64  # rows of one turn of the reduction; divides ROWS
-STAGES = 3  # turns of the reduction whose rows are in shared memory
-CHUNK_NUMBERS = 2**25  # of one layer's sines: 64 MiB, of which 2 (L + 1)
-PROGRAMS = 512  # that a reduction is split into where objects and layers are few
+STEP = 64  # rows of one iteration of the reduction; divides ROWS
+STAGES = 3  # iterations of the reduction whose rows are in shared memory
+CHUNK_NUMBERS = 2**25  # sines of one layer and chunk: 64 MiB; a chunk takes 2 (L + 1) times that
+PROGRAMS = 512  # splits raise the programs of a reduction to this if objects and layers are few
 NARROW = 16  # columns of the narrowest matrix that the matrix units take
 # Columns of _beside: the point in two parts, a one, the direction in two parts.
 POINT, ONE, DIRECTION = (slice(0, 3), slice(3, 6)), 6, (slice(7, 10), slice(10, 13))
 
 
 class _Sums(NamedTuple):
-    """float32 sums over the points.
+    """Sums of products over the points, float32.
 
-    inner (S, L, B, H, H); beside (S, L, B, H, 16), against the columns of _beside; the first
+    inner (S, L, B, H, H); beside (S, L, B, H, 16), with the columns of _beside; the first
     layer's: first_beside (S, 1, B, H, 16) and first_features (S, 1, B, H, C); heads
-    (S, 2, B, H, 16): the last two layers' sines against the upstream gradients.
+    (S, 2, B, H, 16): the last two layers' sines times the upstream gradients.
     """
 
     inner: Tensor
@@ -41,10 +41,10 @@ class _Sums(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Points with a gradient, a row each in their order, then empty rows: (B, R, ...).
+    """The order of rows: points with a gradient in their order, then empty rows.
 
-    counts (B,) int32 rows hold points, is_row (B, R) says which; point_of_row (B, R). has_gradient
-    (B, P) says which points have a row; row_of_point (B, P).
+    counts (B,) int32 rows hold points, is_row (B, R) marks them; point_of_row (B, R). has_gradient
+    (B, P) marks the points that have a row; row_of_point (B, P).
     """
 
     counts: Tensor
@@ -55,13 +55,13 @@ class _Rows(NamedTuple):
 
     @staticmethod
     def of(upstream: Tensor, num_rows: int) -> "_Rows":
-        """Leave out the points whose upstream gradient (B, P, 4) is zero, without a host wait."""
+        """Leave out points whose upstream gradient (B, P, 4) is zero, without host-device sync."""
         has_gradient = (upstream != 0).any(-1)  # NaN is not zero either
         row_of_point = has_gradient.cumsum(1) - 1
         counts = has_gradient.sum(1)
         points = torch.arange(upstream.shape[1], device=upstream.device).expand_as(row_of_point)
         point_of_row = row_of_point.new_zeros(len(upstream), num_rows + 1)
-        rows = row_of_point.where(has_gradient, num_rows)  # the last one is waste
+        rows = row_of_point.where(has_gradient, num_rows)  # to an extra row, which is dropped
         point_of_row.scatter_(1, rows, points)
         is_row = torch.arange(num_rows, device=upstream.device) < counts[:, None]
         return _Rows(
@@ -69,12 +69,12 @@ class _Rows(NamedTuple):
         )
 
     def take(self, x: Tensor, share: int = 1) -> Tensor:
-        """Rows (B, R, c) of x (B, P, c), or of x (B, P / share, c); empty ones are zero."""
+        """Gather rows (B, R, c) of x (B, P, c) or (B, P / share, c); empty rows are zero."""
         taken = torch.take_along_dim(x, (self.point_of_row // share)[..., None], dim=1)
         return taken.where(self.is_row[..., None], 0).contiguous()
 
     def put_back(self, x: Tensor) -> Tensor:
-        """Points' values (B, P, c) of rows x (B, R, c): zero where there is no row."""
+        """Return rows x (B, R, c) as values of points (B, P, c): zero for points without a row."""
         found = torch.take_along_dim(x, self.row_of_point[..., None], dim=1)
         return found.where(self.has_gradient[..., None], 0)
 
@@ -87,14 +87,14 @@ def gradients(
     *,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of encoded (B, P, in), of directions (B, G, 3) and of the tensors of joined.
+    """Return gradients of encoded (B, P, in), directions (B, G, 3) and the tensors of joined.
 
     Args:
         output: (B, P, 4), of the forward pass.
         gradient: (B, P, 4), of output.
         inputs: of the forward pass.
         weights: of the forward pass.
-        needs: whether encoded's and whether the directions' are needed; None stands for the others.
+        needs: whether those of encoded and of directions are needed; else they are None.
     """
     upstream = packing.upstream(output, gradient)
     scale = packing.gradient_scale(upstream, weights.heads)  # (B,)
@@ -138,7 +138,7 @@ def _zero_sums(weights: Weights, num_rows: int) -> _Sums:
 
 
 def _kept(weights: Weights, num_points: int) -> Tensor:
-    """Room for a chunk's sines and gradients, (2, L + 1, B, N, H)."""
+    """Allocate (2, L + 1, B, N, H) for a chunk's sines and gradients."""
     num_objects, num_inner, width, _ = weights.inner.shape
     blocks = max(1, CHUNK_NUMBERS // (num_objects * width * ROWS))
     num_rows = min(blocks, math.ceil(num_points / ROWS)) * ROWS
@@ -153,9 +153,9 @@ def _add_chunks(
     kept: Tensor,
     needs: tuple[bool, bool],
 ) -> tuple[Inputs, _Sums]:
-    """Gradients of rows (B, R, ...), those that are needed, and sums over them.
+    """Return the gradients of rows (B, R, ...) that are needed, and the sums over the rows.
 
-    Only the first counts (B,) rows hold points. kept has room for a chunk of N; N divides R.
+    Only the first counts (B,) rows hold points. kept is memory for a chunk of N; N divides R.
     """
     points, features, _ = rows
     num_objects, total_rows, _ = points.shape
@@ -202,7 +202,7 @@ def _reduce(
 
 
 def _beside(rows: Inputs, dtype: torch.dtype) -> Tensor:
-    """The layers' narrow inputs (B, R, 16): see POINT, ONE, DIRECTION."""
+    """Return the layers' narrow inputs (B, R, 16) in the columns POINT, ONE, DIRECTION."""
     points = packing.high_and_low(rows.points, dtype)
     directions = packing.high_and_low(rows.directions, dtype)
     one = torch.ones_like(points[0][..., :1])
@@ -210,17 +210,17 @@ def _beside(rows: Inputs, dtype: torch.dtype) -> Tensor:
 
 
 def _logits(upstream: Tensor, dtype: torch.dtype) -> Tensor:
-    """The upstream gradients (B, R, 4) in two parts: (B, R, 16)."""
+    """Return the upstream gradients (B, R, 4) as high and low parts, padded to (B, R, 16)."""
     return _padded(torch.cat(packing.high_and_low(upstream, dtype), dim=-1))
 
 
 def _padded(x: Tensor) -> Tensor:
-    """X with columns of zeros up to NARROW."""
+    """Pad x with columns of zeros up to NARROW."""
     return torch.nn.functional.pad(x, (0, NARROW - x.shape[-1]))
 
 
 def _of_weights(sums: _Sums, scale: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of the tensors of joined but the last, from sums without S."""
+    """Return gradients of all tensors of joined except the last, from sums without S."""
     of_point = torch.stack([sums.first_beside[0, ..., part] for part in POINT]).sum(0)
     of_direction = torch.stack([sums.beside[-1, ..., part] for part in DIRECTION]).sum(0)
     biases = torch.cat([sums.first_beside[..., ONE], sums.beside[..., ONE]]).transpose(0, 1)
