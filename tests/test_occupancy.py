@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from documented import ROOT
+from one_view import look
 
 from checkpoint_io import checkpoints
 from generators import occupancy
@@ -15,7 +16,6 @@ from generators.occupancy import Occupancy, find_occupancy, rays_that_may_hit, s
 from generators.volumetric_rendering import RenderOptions
 from rendering import viewing
 from siren.siren import SPATIALSIRENBASELINE
-from views import look
 
 
 def options(**changes):
