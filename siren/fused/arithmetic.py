@@ -23,8 +23,7 @@ def _has_onednn_bfloat16() -> bool:
 
 def _is_intel_with_amx() -> bool:
     """Whether MKL, PyTorch's default, is at home here: the processors with AMX are Intel's."""
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return torch.backends.mkl.is_available() and has_amx is not None and bool(has_amx())
+    return torch.backends.mkl.is_available() and torch.cpu._is_amx_tile_supported()
 
 
 HAS_ONEDNN_LINEAR = _has_onednn_linear()
