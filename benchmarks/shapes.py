@@ -79,7 +79,7 @@ def trained(path: Path, seed: int) -> Subject:
     options = saved.curriculum.evaluation_render(saved.step)
     cube = Cube(center=(0, 0, 0), side=options.visible_side, resolution=COARSEST)
     density = saved.generator.density(film)
-    grid = DensityGrid(density, cube, radius=options.scene_radius, progress=_silent)
+    grid = DensityGrid(density, cube, radius=options.scene_radius, progress=lambda *_: None)
     lattice = level.Lattice(grid.evaluate_first(), cube.first, cube.spacing)
     chosen = level.choose_level(lattice, saved.curriculum.poses(), options)
     if chosen is None:
@@ -93,10 +93,6 @@ def trained(path: Path, seed: int) -> Subject:
         level=chosen,
         radius=options.scene_radius,
     )
-
-
-def _silent(done: int, needed: int) -> None:
-    """Ignore progress."""
 
 
 def textbook_seconds(subject: Subject, cube: Cube) -> float:
@@ -119,7 +115,7 @@ def measure(subject: Subject, resolution: int) -> tuple[str, int, float, float, 
     grids: list[DensityGrid] = []
 
     def find() -> None:
-        grid = DensityGrid(subject.density, cube, radius=subject.radius, progress=_silent)
+        grid = DensityGrid(subject.density, cube, radius=subject.radius, progress=lambda *_: None)
         grid.evaluate_first()
         grid.end_at_ball(subject.level)
         grid.refine(subject.level)

@@ -82,19 +82,15 @@ def cached(
         return found
     with _disk_errors(cache_dir):
         entry.parent.mkdir(parents=True, exist_ok=True)  # before there is a bar on the screen
-        with _progress_bar(num_images, image_size, show_progress) as bar:
+        with tqdm(
+            total=num_images,
+            desc=f"caching at {image_size} px",
+            unit="img",
+            disable=not show_progress,
+            file=Screen(),
+            mininterval=0.2 if sys.stderr.isatty() else 10,  # seconds; a log gets few lines
+        ) as bar:
             return _make(entry, blocks, image_size, bar, small)
-
-
-def _progress_bar(num_images: int, image_size: int, is_shown: bool) -> Any:
-    return tqdm(
-        total=num_images,
-        desc=f"caching at {image_size} px",
-        unit="img",
-        disable=not is_shown,
-        file=Screen(),
-        mininterval=0.2 if sys.stderr.isatty() else 10,  # seconds; a log gets few lines
-    )
 
 
 def _make(

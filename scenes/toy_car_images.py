@@ -54,7 +54,6 @@ def toy_car_images(
     *,
     seed: int,
     poses: PoseDistribution = TOY_CAR_POSES,
-    fov_degrees: float = FOV_DEGREES,
 ) -> ToyCarBatch:
     """Render images of the dataset; an image has the same bytes in every batch.
 
@@ -63,13 +62,12 @@ def toy_car_images(
         image_size: pixels per side, H = W.
         seed: of the dataset.
         poses: distribution of the cameras.
-        fov_degrees: full angle of view across the image.
     """
     cars, angles = toy_car_scenes(indices, seed=seed, poses=poses)
     images = torch.empty(len(cars), 3, image_size, image_size, dtype=torch.uint8)
     for part in torch.arange(len(cars)).split(max(1, PIXELS_AT_ONCE // image_size**2)):
         some = Poses(*(angle[part] for angle in angles))
-        views = render_cars(cars[part], some, image_size, fov_degrees)
+        views = render_cars(cars[part], some, image_size, FOV_DEGREES)
         images[part] = (views.images * 255 + 0.5).to(torch.uint8)
     return ToyCarBatch(images, angles, cars)
 

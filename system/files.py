@@ -13,6 +13,8 @@ from typing import IO, BinaryIO
 
 from system.errors import UsageError
 
+Stamp = tuple[int, int, int]  # of a file
+
 
 @contextlib.contextmanager
 def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
@@ -43,6 +45,15 @@ def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """Return what changes when the file at path is written or replaced; None if there is none."""
+    try:
+        info = path.stat()
+    except OSError:
+        return None
+    return info.st_ino, info.st_size, info.st_mtime_ns
 
 
 def remove_drafts(folder: Path) -> None:

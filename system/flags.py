@@ -301,13 +301,13 @@ class _SeedsAction(argparse.Action):
         setattr(namespace, self.dest, parse_seeds(values or []))
 
 
-def add_seeds(parser: argparse._ActionsContainer, default: Sequence[int] = (0, 1, 2)) -> None:
+def add_seeds(parser: argparse._ActionsContainer) -> None:
     """Add --seeds, a list of whole numbers in the parsed arguments."""
     parser.add_argument(
         "--seeds",
         nargs="+",
         action=_SeedsAction,
-        default=list(default),
+        default=[0, 1, 2],
         metavar="SEED",
         help="numbers and ranges, such as 0 1 2, 0-15 or 0,3,7-9",
     )

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -35,17 +36,19 @@ def tiny_arguments(folder, stage2=3):
             str(folder / "cache"), "--device", "cpu", "--port", "0"]  # fmt: skip
 
 
-def start(arguments, faults=None, **options):
-    """Start the command as a process in its own process group."""
+def start(arguments, faults=None, *, before=(), launcher=(), **variables):
+    """Start the command as a process in its own process group.
+
+    before and launcher: words before Python and before the command; variables: of the environment.
+    """
     environment = {**os.environ, "FAULTS": json.dumps(faults or {}), "PYTHONPATH": str(ROOT),
-                   "OMP_NUM_THREADS": "1"}  # fmt: skip
+                   "OMP_NUM_THREADS": "1", **variables}  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, str(FAULTY), *map(str, arguments)],
+        [*before, sys.executable, *launcher, str(FAULTY), *map(str, arguments)],
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        **options,
     )
 
 
@@ -53,6 +56,12 @@ def finish(process, seconds=120):
     """Wait for a process; return its exit code and stderr."""
     error = process.communicate(timeout=seconds)[1]
     return process.returncode, error
+
+
+def kill(process):
+    """Kill a process and its ranks."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
 def run(arguments, faults=None, seconds=120):
@@ -75,13 +84,13 @@ def entries_of(folder):
     return entries
 
 
-def wait_for(is_so, process, seconds=60):
-    """Wait until the condition holds; return False if the process ended before."""
+def wait_for(is_so, process=None, seconds=60):
+    """Wait until the condition holds; return False if the process, if given, ended before."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if is_so():
             return True
-        if process.poll() is not None:
+        if process is not None and process.poll() is not None:
             return False
         time.sleep(0.01)
     raise AssertionError("nothing happened in time")

@@ -1,11 +1,13 @@
 """Choice of the field on CUDA; its eager implementation against the reference, on the CPU."""
 
+import functools
 import sys
 import sysconfig
 import types
 
 import pytest
 import torch
+from test_siren import GRID, by_eager, inputs, results_of
 
 from siren.fused import cuda, eager, fused_field, launching
 from siren.siren import TALLSIREN, EmbeddingPiGAN128
@@ -114,52 +116,16 @@ def test_the_cpu_has_paths_of_its_own():
     assert fused_field.path_name(torch.device("cpu"), 256) == "folded"
 
 
-def inputs(num_points, num_directions):
-    rng = torch.Generator().manual_seed(1)
-    points = torch.rand(2, num_points, 3, generator=rng, dtype=torch.float64) * 0.2 - 0.1
-    directions = torch.randn(2, num_directions, 3, generator=rng, dtype=torch.float64)
-    return points.requires_grad_(), directions.requires_grad_(), torch.randn(2, 6).double()
-
-
-def results_of(field, points, directions, z, upstream, dtype=None):
-    """Return output and gradients of eager (dtype: its operands) and of the reference."""
-    for path in ("eager", "reference"):
-        film, encoded = field.mapping_network(z), field.encode(points)
-        if path == "eager":
-            output = eager.evaluate(field.folded(film), encoded, directions, dtype)
-        else:
-            output = field.reference(encoded, directions, film)
-        wanted = [points, directions, *field.parameters()]
-        yield output, *torch.autograd.grad((output * upstream).sum(), wanted)
-
-
-@pytest.mark.parametrize(("num_points", "num_directions"), [(12, 1), (12, 3), (12, 12), (1, 1)])
-@pytest.mark.parametrize("cls", [TALLSIREN, EmbeddingPiGAN128])
-@pytest.mark.parametrize("num_layers", [1, 3])
-def test_the_eager_path_equals_the_reference(
-    cls, num_points, num_directions, num_layers, monkeypatch
-):
-    monkeypatch.setattr(cls, "embedding_shape", cls.embedding_shape and (4, 5, 0.1))
-    monkeypatch.setattr(eager, "CHUNK_NUMBERS", 2 * 16 * 5)  # five points, and a rest
-    field = cls(z_dim=6, hidden_dim=16, num_layers=num_layers, density_scale=3.0).double()
-    points, directions, z = inputs(num_points, num_directions)
-    upstream = torch.randn(2, num_points, 4, dtype=torch.float64)
-    fast, slow = results_of(field, points, directions, z, upstream)
-    for one, other in zip(fast, slow, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
-    alone = eager.density(field.folded(field.mapping_network(z)), field.encode(points))
-    torch.testing.assert_close(alone, slow[0][..., 3])
-
-
 @pytest.mark.parametrize("cls", [TALLSIREN, EmbeddingPiGAN128])
 @pytest.mark.parametrize("dtype", HALVES)
 def test_half_precision_operands_keep_within_the_bounds_of_the_kernels(cls, dtype, monkeypatch):
-    monkeypatch.setattr(cls, "embedding_shape", cls.embedding_shape and (4, 5, 0.1))
-    field = cls(z_dim=6, hidden_dim=64, num_layers=3, density_scale=20.0).double()
+    monkeypatch.setattr(cls, "embedding_shape", cls.embedding_shape and GRID)
+    field = cls(z_dim=8, hidden_dim=64, num_layers=3, density_scale=20.0).double()
     points, directions, z = inputs(60, 3)
     upstream = torch.randn(2, 60, 4, dtype=torch.float64) * 1e-9  # float16 alone would lose it
     upstream[:1] *= 1e3  # and objects differ
-    fast, slow = results_of(field, points, directions, z, upstream, dtype)
+    evaluate = functools.partial(by_eager, dtype=dtype)
+    fast, slow = results_of(evaluate, field, points, directions, z, upstream)
     roundings = {torch.float16: 2**-11, torch.bfloat16: 2**-8}[dtype]
     for columns in (slice(0, 3), slice(3, 4)):
         difference = (fast[0] - slow[0])[..., columns].norm()
@@ -170,17 +136,9 @@ def test_half_precision_operands_keep_within_the_bounds_of_the_kernels(cls, dtyp
     torch.testing.assert_close(alone, fast[0][..., 3], rtol=1e-4, atol=1e-5)
 
 
-def test_the_eager_path_is_differentiable_once_and_says_so():
-    field = TALLSIREN(z_dim=6, hidden_dim=16, num_layers=2).double()
-    points, directions, z = inputs(4, 1)
-    output = eager.evaluate(field.folded(field.mapping_network(z)), points, directions)
-    with pytest.raises(RuntimeError, match="differentiable once; use FilmSiren.reference"):
-        torch.autograd.grad(output.sum(), points, create_graph=True)
-
-
 def test_the_eager_path_takes_no_points_and_keeps_its_precision_under_autocast():
-    field = TALLSIREN(z_dim=6, hidden_dim=16, num_layers=2)
-    points, directions, z = (t.detach().float() for t in inputs(12, 3))
+    field = TALLSIREN(z_dim=8, hidden_dim=16, num_layers=2)
+    points, directions, z = (t.float() for t in inputs(12, 3))
     folded = field.folded(field.mapping_network(z))
     exact = eager.evaluate(folded, points, directions)
     with torch.autocast("cpu", dtype=torch.bfloat16):

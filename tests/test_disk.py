@@ -10,9 +10,7 @@ from faults import entries_of, fill, state_of, tiny_arguments
 import train
 from checkpoint_io import checkpoints
 from image_io import png
-from system import flags
 from system.errors import UsageError
-from system.files import replaced
 from training import log, snapshots, state
 
 FULL_FROM, FULL_UNTIL = 10, 20  # steps between which the disk is full
@@ -107,20 +105,6 @@ def test_a_broken_disk(tmp_path, monkeypatch, capsys, owner, function, told, cou
     assert state_of(tmp_path / "out")["step"] == 22
     assert checkpoints.read(tmp_path / "out" / "ema.pth", "generator")["step"] == 22
     assert not list((tmp_path / "out").glob(".*"))
-
-
-def test_a_command_that_cannot_write_says_so_in_one_line(tmp_path, small_disk, capsys):
-    fill(small_disk)
-
-    def main(_):
-        with replaced(small_disk / "mesh.ply") as file:
-            file.write(bytes(10_000))
-        return 0
-
-    assert flags.run(main) == 1
-    error = capsys.readouterr().err
-    assert error == f"error: cannot write {small_disk / 'mesh.ply'} (No space left on device)\n"
-    assert [path.name for path in small_disk.iterdir()] == ["filler"]
 
 
 def test_a_screen_that_cannot_be_written_does_not_stop_a_run(tmp_path, small_disk, monkeypatch):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import rank_workers
 import torch
+from faults import wait_for
 
 from distributed import collectives, processes, supervision
 from distributed.processes import Place
@@ -43,11 +44,8 @@ class TestPlan:
 
     def test_as_many_on_the_cpu_as_asked(self):
         places = processes.plan("cpu", 3, {})
-        assert [(p.rank, p.local_rank, p.world_size) for p in places] == [
-            (0, 0, 3),
-            (1, 1, 3),
-            (2, 2, 3),
-        ]
+        found = [(p.rank, p.local_rank, p.world_size) for p in places]
+        assert found == [(0, 0, 3), (1, 1, 3), (2, 2, 3)]
         assert [p.is_main for p in places] == [True, False, False]
 
     @pytest.mark.parametrize("device", ["auto", "cuda"])
@@ -210,16 +208,9 @@ def started(work, count, folder):
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    wait_until(lambda: len(list(folder.glob("*.started"))) == max(1, count), process)
+    is_at_work = lambda: len(list(folder.glob("*.started"))) == max(1, count)  # noqa: E731
+    assert wait_for(is_at_work, process), process.stderr.read().decode()
     return process
-
-
-def wait_until(is_so, process=None, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline
-        assert process is None or process.poll() is None, process.stderr.read().decode()
-        time.sleep(0.02)
 
 
 def ended(process):
@@ -229,16 +220,14 @@ def ended(process):
 
 
 class TestSignals:
-    def test_sigterm_stops_all_ranks_after_the_same_step(self, tmp_path):
+    @pytest.mark.parametrize(
+        "send",
+        [subprocess.Popen.terminate, lambda process: os.killpg(process.pid, signal.SIGINT)],
+        ids=["SIGTERM", "Ctrl-C in the terminal"],
+    )
+    def test_a_signal_stops_all_ranks_after_the_same_step(self, tmp_path, send):
         process = started("step_until_stopped", 2, tmp_path)
-        process.terminate()
-        assert ended(process) == (0, "")
-        first, second = ((tmp_path / f"{rank}.steps").read_text() for rank in (0, 1))
-        assert first == second
-
-    def test_ctrl_c_in_the_terminal_stops_all_ranks_after_the_same_step(self, tmp_path):
-        process = started("step_until_stopped", 2, tmp_path)
-        os.killpg(process.pid, signal.SIGINT)
+        send(process)
         assert ended(process) == (0, "")
         first, second = ((tmp_path / f"{rank}.steps").read_text() for rank in (0, 1))
         assert first == second
@@ -253,7 +242,7 @@ class TestSignals:
         pids = [int((tmp_path / f"{rank}.pid").read_text()) for rank in (0, 1)]
         process.kill()
         ended(process)
-        wait_until(lambda: not any(is_running(pid) for pid in pids), seconds=10)
+        wait_for(lambda: not any(is_running(pid) for pid in pids), seconds=10)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("number", supervision.STOP_SIGNALS)
@@ -339,12 +328,9 @@ def test_freed_memory_is_not_found_again_page_by_page():
 
 @pytest.mark.slow
 def test_torchrun(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    command = ["torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
-    arguments = [f"--master_port={port}", rank_workers.__file__, "exchange", "0", tmp_path]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     process = subprocess.run(
-        [sys.executable, "-m", *command, *arguments],
+        [sys.executable, *command, rank_workers.__file__, "exchange", "0", tmp_path],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 from conftest import TINY as PLAIN
+from faults import state_of
 from PIL import Image
-from test_train import TINY, run, state_of, tiny  # noqa: F401 (a fixture)
+from test_train import TINY, run, tiny  # noqa: F401 (a fixture)
 
 from config import curriculum
 from system.errors import UsageError

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faults import wait_for
 
 from image_io import cache
 from image_io.cache import cached
@@ -192,13 +193,6 @@ def start(folder, name, num_blocks):
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(path, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < deadline, f"no {path}"
-        time.sleep(0.01)
-
-
 def test_two_processes_do_the_work_once(tmp_path):
     workers = [start(tmp_path, name, num_blocks=8) for name in "ab"]
     errors = [worker.communicate(timeout=60)[1] for worker in workers]
@@ -209,9 +203,9 @@ def test_two_processes_do_the_work_once(tmp_path):
 
 def test_a_process_that_is_killed_half_way_leaves_the_work_to_the_one_that_waits(tmp_path):
     victim = start(tmp_path, "victim", num_blocks=1000)
-    wait_for(tmp_path / "victim.started")
+    assert wait_for((tmp_path / "victim.started").exists, victim)
     heir = start(tmp_path, "heir", num_blocks=3)
-    wait_for(tmp_path / "heir.ready")
+    assert wait_for((tmp_path / "heir.ready").exists, heir)
     time.sleep(0.1)
     assert not (tmp_path / "heir.started").exists()
     assert len(list((tmp_path / "cache").glob("key.tmp-*"))) == 1

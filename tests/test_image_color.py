@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from icc_profiles import cmyk_profile, grey_profile, rgb_profile, stored
 from PIL import Image, PngImagePlugin
+from test_bad_data import encoded
+from test_image_decoding import solid
 
 from image_io import decoding
 from image_io.decoding import Framing, decode_picture, read_picture
@@ -16,16 +18,6 @@ from system.errors import UsageError
 WHOLE = Framing(image_size=16, crop="none", resize="antialias")
 RED = (200, 60, 60)
 P3 = rgb_profile("Display P3")
-
-
-def encoded(image, file_format="PNG", **options):
-    stream = io.BytesIO()
-    image.save(stream, file_format, **options)
-    return stream.getvalue()
-
-
-def solid(mode, color):
-    return Image.new(mode, (16, 16), color)
 
 
 def grey16(value):

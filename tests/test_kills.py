@@ -1,6 +1,5 @@
 """A run killed at any instant resumes from its last announced state with equal results."""
 
-import os
 import random
 import signal
 import time
@@ -10,6 +9,7 @@ from faults import (
     differences,
     entries_of,
     finish,
+    kill,
     run,
     start,
     state_of,
@@ -32,12 +32,6 @@ def announced(folder):
 
 def is_saving(folder):
     return any(folder.glob(".*.tmp"))
-
-
-def kill(process):
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
 
 
 def check_files(folder):
@@ -103,26 +97,15 @@ def test_thirty_kills(tmp_path, processes, counted):
 
 @pytest.mark.slow
 def test_a_preempted_torchrun_job_goes_on_by_the_same_command(tmp_path, counted):
-    import subprocess
-    import sys
-
-    from faults import FAULTY, ROOT
-
-    tiny = [*tiny_arguments(tmp_path), "--output_dir", str(tmp_path / "out"), "--resume"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    steps = []
-    for signum in (signal.SIGTERM, signal.SIGTERM):
-        process = subprocess.Popen(
-            [*command, str(FAULTY), *tiny], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        log = tmp_path / "out" / "log.jsonl"
-        size = log.stat().st_size if log.exists() else 0
-        wait_for(
-            lambda size=size, log=log: log.exists() and log.stat().st_size > size + 99, process
-        )
-        process.send_signal(signum)
+    tiny = [*tiny_arguments(tmp_path), "--output_dir", tmp_path / "out", "--resume"]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    log, size, steps = tmp_path / "out" / "log.jsonl", 0, []
+    for _ in range(2):
+        process = start(tiny, launcher=torchrun)
+        wait_for(lambda size=size: log.exists() and log.stat().st_size > size + 99, process)
+        process.send_signal(signal.SIGTERM)
         _, error = finish(process)
+        size = log.stat().st_size
         steps.append(state_of(tmp_path / "out")["step"])
         assert f"saved at step {steps[-1]}" in error
     assert steps[0] < steps[1]

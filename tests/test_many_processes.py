@@ -1,7 +1,5 @@
 """Several processes: one run per folder, a shared cache, and ranks that die or hang."""
 
-import os
-import signal
 import time
 
 import pytest
@@ -9,6 +7,7 @@ from faults import (
     differences,
     entries_of,
     finish,
+    kill,
     run,
     start,
     state_of,
@@ -17,12 +16,6 @@ from faults import (
 )
 
 TWO = ["--num_processes", "2"]
-
-
-def end(process):
-    """Kill a process and its ranks; return its output."""
-    os.killpg(process.pid, signal.SIGKILL)
-    return process.communicate()[1]
 
 
 def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(tmp_path):
@@ -39,7 +32,7 @@ def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(tmp_path):
         size = len(entries_of(out))
         wait_for(lambda: len(entries_of(out)) > size, first)
     finally:
-        end(first)
+        kill(first)
     assert (out / "run.lock").exists()  # the system has dropped the lock of the killed run
     code, error = run([*tiny, "--output_dir", out, "--max_steps", "5"])
     assert code == 0, error

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from documented import ROOT
-from views import look
+from one_view import look
 
 from checkpoint_io import checkpoints
 from generators import occupancy

@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 import torch
+from one_view import look
 from PIL import Image
-from views import look
 
 import curriculums
 import render_multiview_images
@@ -60,26 +60,6 @@ def test_flags_are_those_that_people_know(module, expected):
     actions = module.build_parser()._actions
     known = {text for action in actions for text in action.option_strings}
     assert known == {*expected, "-h", "--help"}
-
-
-@pytest.mark.parametrize(
-    ("module", "texts"),
-    [
-        (render_multiview_images, ["--depth_map", "--yaws", "0"]),
-        *[(render_video, ["--num_frames", "3", "--format", kind])
-          for kind in ("mp4", "gif", "webp", "frames")],
-        (render_video_interpolation, ["--num_frames", "2", "--depth_map"]),
-    ],
-)  # fmt: skip
-def test_twice_the_same_command_is_twice_the_same_bytes(command, module, texts):
-    def written(folder):
-        return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
-
-    one = written(command(module, "--seeds", "0", "1", *texts))
-    again = written(command(module, "--seeds", "0", "1", *texts))
-    elsewhere = written(command(module, "--seeds", "0", "1", *texts, folder="other"))
-    assert one == again == elsewhere
-    assert one
 
 
 def test_a_grid_has_a_column_for_each_yaw_and_rows_for_pitches_and_depths(command):
@@ -245,24 +225,6 @@ def test_two_fits_of_one_name_are_refused(command, tiny_run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("texts", "expected"),
-    [
-        (["--trajectory", "fromt"], "is neither front, orbit, around nor a file. Did you mean"),
-        (["--trajectory", "way.csv"], "no such file"),
-        (["--num_frames", "0"], "--num_frames: must be a whole number"),
-        (["--format", "avi"], "--format"),
-        (["--format", "gif", "--fps", "60"], "--fps 60: at most 50 for gif"),
-        (["--psi", "11"], "--psi: must be a number from 0 to 10"),
-    ],
-)
-def test_a_mistake_is_one_line_and_writes_nothing(command, tmp_path, texts, expected):
-    for module in (render_video, render_video_interpolation):
-        with pytest.raises(UsageError, match=expected):
-            command(module, *texts)
-    assert not (tmp_path / "out").exists()
-
-
 def test_more_frames_than_the_file_has_are_refused(command, tmp_path):
     way = tmp_path / "way.csv"
     way.write_text("pitch,yaw\n1.4,1.7\n1.4,1.8\n")
@@ -329,20 +291,6 @@ def test_an_interrupted_command_leaves_no_empty_folder(command, tmp_path, monkey
         with pytest.raises(KeyboardInterrupt):
             command(render_video, "--seeds", "0", folder=folder)
         assert (tmp_path / folder).is_dir()
-
-
-def test_seeds_and_fits_exclude_each_other(command, tiny_run, tmp_path):
-    fit = save_fit(tmp_path / "car.pth", tiny_run)
-    for module in (render_multiview_images, render_video, render_video_interpolation):
-        with pytest.raises(UsageError, match="--fit: not allowed with --seeds"):
-            command(module, "--seeds", "0", "1", "2", "--fit", fit)
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_interpolation_needs_two_objects(command, tmp_path):
-    with pytest.raises(UsageError, match="3 is only one object"):
-        command(render_video_interpolation, "--seeds", "3")
-    assert not (tmp_path / "out").exists()
 
 
 def test_an_average_that_was_asked_for_must_be_there(command, tiny_run, tmp_path):

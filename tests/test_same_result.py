@@ -57,8 +57,10 @@ def test_training_and_previews(tmp_path, processes, counted):
     ("command", "words"),
     [
         (render_multiview_images, ["--seeds", "0", "1", "--image_size", "16", "--depth_map"]),
+        (render_video, ["--image_size", "8", "--num_frames", "3", "--format", "frames"]),
         (render_video, ["--seeds", "1", "--image_size", "8", "--num_frames", "3"]),
-        (render_video_interpolation, ["--image_size", "8", "--num_frames", "2"]),
+        (render_video_interpolation, ["--image_size", "8", "--num_frames", "2", "--depth_map",
+                                      "--format", "frames"]),
         (extract_shapes, ["--seed", "0", "--voxel_resolution", "24", "--level", "0",
                           "--format", "mrc,ply,obj,stl,glb"]),
         (eval_metrics, ["--consistency", "--num_objects", "2", "--consistency_size", "12"]),
@@ -69,8 +71,6 @@ def test_renders_frames_meshes_and_3d_figures(
 ):
     monkeypatch.setattr(mesh_extraction, "PREVIEW_SIZE", 24)  # what would take long
     monkeypatch.setattr(report, "SHAPE_RESOLUTION", 24)
-    if command in (render_video, render_video_interpolation):
-        words = [*words, "--format", "frames"]
     found = []
     for name in ("a", "b"):
         out = tmp_path / name

@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from siren.film import Film, FiLMLayer
-from siren.fused import cpu
+from siren.fused import cpu, eager
 from siren.siren import FIELDS, EmbeddingPiGAN128
+
+GRID = (4, 5, 0.1)  # a small grid of embeddings: features, side, deviation
 
 
 def small(name="TALLSIREN", **changes):
     torch.manual_seed(0)
-    field = FIELDS[name](z_dim=8, hidden_dim=16, num_layers=3, mapping_hidden_dim=8, **changes)
-    return field.double()
+    sizes = {"z_dim": 8, "hidden_dim": 16, "num_layers": 3, "mapping_hidden_dim": 8}
+    return FIELDS[name](**{**sizes, **changes}).double()
 
 
 def inputs(num_points, num_directions, batch=2):
@@ -106,29 +108,44 @@ def test_embeddings_are_trilinear_with_x_along_the_last_axis():
     torch.testing.assert_close(encoded[..., 32:], points * 2 / 0.24)
 
 
-@pytest.mark.parametrize("name", FIELDS)
-@pytest.mark.parametrize(("num_points", "num_directions"), [(12, 1), (12, 3), (12, 12), (1, 1)])
-def test_the_fast_path_equals_the_reference_gradients_included(
-    name, num_points, num_directions, monkeypatch
-):
-    monkeypatch.setattr(cpu, "CHUNK_NUMBERS", 16 * 5)  # five points: chunks with a remainder
-    field = small(name, density_scale=3.0)
-    points, directions, z = inputs(num_points, num_directions)
-    points.requires_grad_()
-    directions.requires_grad_()
-    rng = torch.Generator().manual_seed(2)
-    upstream = torch.randn(2, num_points, 4, generator=rng, dtype=torch.float64)
-    upstream[:, ::3] = 0  # points that need no gradient
-    results = []
+def by_eager(field, points, directions, film, dtype=None):
+    """The path on CUDA where no Triton kernel serves; dtype: of the operands."""
+    return eager.evaluate(field.folded(film), field.encode(points), directions, dtype)
+
+
+def results_of(evaluate, field, points, directions, z, upstream):
+    """Output and gradients by evaluate, and by the reference."""
+    wanted = [points.requires_grad_(), directions.requires_grad_(), *field.parameters()]
     for is_fast in (True, False):
         film = field.mapping_network(z)
         if is_fast:
-            output = field(points, directions, film)
+            output = evaluate(field, points, directions, film)
         else:
             output = field.reference(field.encode(points), directions, film)
-        wanted = [points, directions, *field.parameters()]
-        results.append((output, *torch.autograd.grad((output * upstream).sum(), wanted)))
-    for fast, reference in zip(*results, strict=True):
+        yield output, *torch.autograd.grad((output * upstream).sum(), wanted)
+
+
+PATHS = {"cpu": lambda field, *asked: field(*asked), "eager": by_eager}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize(
+    ("num_points", "num_directions", "num_layers"),
+    [(12, 1, 3), (12, 3, 1), (12, 12, 3), (1, 1, 1)],
+)
+def test_the_fast_path_equals_the_reference_gradients_included(
+    name, num_points, num_directions, num_layers, path, monkeypatch
+):
+    monkeypatch.setattr(cpu, "CHUNK_NUMBERS", 16 * 5)  # five points: chunks with a remainder
+    monkeypatch.setattr(eager, "CHUNK_NUMBERS", 2 * 16 * 5)
+    monkeypatch.setattr(FIELDS[name], "embedding_shape", FIELDS[name].embedding_shape and GRID)
+    field = small(name, density_scale=3.0, num_layers=num_layers)
+    rng = torch.Generator().manual_seed(2)
+    upstream = torch.randn(2, num_points, 4, generator=rng, dtype=torch.float64)
+    upstream[:, ::3] = 0  # points that need no gradient
+    asked = inputs(num_points, num_directions)
+    for fast, reference in zip(*results_of(PATHS[path], field, *asked, upstream), strict=True):
         torch.testing.assert_close(fast, reference, rtol=1e-9, atol=1e-11)
 
 
@@ -143,11 +160,12 @@ def test_the_fast_path_takes_no_points_and_strided_points():
     )
 
 
-def test_the_fast_path_is_differentiable_once_and_says_so():
+@pytest.mark.parametrize("path", PATHS)
+def test_the_fast_path_is_differentiable_once_and_says_so(path):
     field = small()
     points, directions, z = inputs(4, 1)
     points.requires_grad_()
-    output = field(points, directions, field.mapping_network(z))
+    output = PATHS[path](field, points, directions, field.mapping_network(z))
     with pytest.raises(RuntimeError, match="differentiable once; use FilmSiren.reference"):
         torch.autograd.grad(output.sum(), points, create_graph=True)
 
@@ -156,13 +174,16 @@ def test_the_fast_path_is_differentiable_once_and_says_so():
 @pytest.mark.parametrize("num_points", [0, 1, 12])
 def test_density_alone_is_that_of_the_whole_field(name, num_points, monkeypatch):
     monkeypatch.setattr(cpu, "CHUNK_NUMBERS", 16 * 5)  # five points: chunks with a remainder
+    monkeypatch.setattr(eager, "CHUNK_NUMBERS", 2 * 16 * 5)
     field = small(name, density_scale=3.0)
     points, directions, z = inputs(num_points, 1)
     film = field.mapping_network(z)
     whole = field.reference(field.encode(points), directions, film)[..., 3]
     with torch.no_grad():
         fast = field.density(points, film)
+        on_cuda = eager.density(field.folded(film), field.encode(points))
     torch.testing.assert_close(fast, whole.detach(), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(on_cuda, whole.detach(), rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(field.density(points, film), whole, rtol=1e-12, atol=1e-12)
 
 

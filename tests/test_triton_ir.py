@@ -13,25 +13,18 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 import test_triton_field as field_tests
 import ttir
-from compile_kernels import Compiler
+from test_triton_compiles import compiler  # noqa: F401 (a fixture)
 
 from siren.fused import kernels, triton_field
 
 OPTIONS = {"num_warps", "enable_fp_fusion"}
 
 
-@pytest.fixture(scope="module")
-def compiler(tmp_path_factory):
-    found = Compiler(tmp_path_factory.mktemp("triton"))
-    yield found
-    found.close()
-
-
 class Compiled:
     """Stands for a kernel: compiles it on the first launch and runs its TTIR."""
 
-    def __init__(self, compiler, name):
-        self.compiler, self.name, self.texts = compiler, name, {}
+    def __init__(self, compile_kernel, name):
+        self.compile_kernel, self.name, self.texts = compile_kernel, name, {}
 
     def __getitem__(self, grid):
         def launch(*arguments, **constants):
@@ -39,7 +32,7 @@ class Compiled:
             constants["ON_DEVICE"] = True
             key = str(constants)
             if key not in self.texts:
-                self.texts[key] = self.compiler(
+                self.texts[key] = self.compile_kernel(
                     kernel=self.name, constants=constants, capability=90, num_warps=8, output="ttir"
                 )
             flat = [a.view(-1).numpy() if torch.is_tensor(a) else a for a in arguments]
@@ -49,7 +42,7 @@ class Compiled:
 
 
 @pytest.fixture
-def compiled(compiler, monkeypatch):
+def compiled(compiler, monkeypatch):  # noqa: F811
     found = {name: Compiled(compiler, name) for name in vars(kernels) if name.endswith("_kernel")}
     for name, kernel in found.items():
         monkeypatch.setattr(kernels, name, kernel)
@@ -68,27 +61,7 @@ def test_the_compiled_kernels_equal_the_reference_gradients_included(
 ):
     if name.startswith("Embedding"):
         monkeypatch.setattr(field_tests.FIELDS[name], "embedding_shape", (32, 5, 0.1))
-    case = field_tests.make_case("cpu", name, *sizes)
-    upstream = torch.randn(*case.points.shape[:2], 4) * 1e-9
-    points, directions = case.points.requires_grad_(), case.directions.requires_grad_()
-    film = field_tests.film_of(case.field, case.latents)
-    output = triton_field.evaluate(
-        case.field.folded(film), case.field.encode(points), directions, torch.float16
-    )
-    wanted = [points, directions, *case.field.parameters()]
-    gradients = torch.autograd.grad((output * upstream).sum(), wanted)
-    expected, expected_gradients = field_tests.reference(case, upstream.double())
-    of_output, of_gradients = field_tests.TOLERANCE[torch.float16]
-    errors = [
-        field_tests.relative_error(output[..., part], expected[..., part])
-        for part in (slice(0, 3), slice(3, 4))
-    ]
-    assert max(errors) < of_output, errors
-    errors = [
-        field_tests.relative_error(*pair)
-        for pair in zip(gradients, expected_gradients, strict=True)
-    ]
-    assert max(errors) < of_gradients, errors
+    field_tests.assert_equals_reference("cpu", name, torch.float16, sizes)
     assert all(kernel.texts for kernel in compiled.values())
 
 

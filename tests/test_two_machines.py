@@ -1,15 +1,13 @@
 """Two hosts, network namespaces with a virtual cable between them, train one run."""
 
-import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
-from faults import FAULTY, ROOT, differences, run, state_of, tiny_arguments, wait_for
+from faults import differences, run, start, state_of, tiny_arguments, wait_for
 
 PORT = 29_611
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
@@ -44,20 +42,15 @@ class Network:
         ip("-n", self.hosts[1], "link", "set", self.cables[1], "up" if is_in else "down")
 
     def start(self, number, arguments, faults=None):
-        """Start torchrun on one of the hosts."""
-        command = [
-            *("ip", "netns", "exec", self.hosts[number]),
-            *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"),
-            *(f"--node_rank={number}", f"--master_addr={ADDRESSES[0]}", f"--master_port={PORT}"),
-            *(str(FAULTY), *map(str, arguments)),
-        ]
-        return subprocess.Popen(
-            command,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-                 "GLOO_SOCKET_IFNAME": self.cables[number], "FAULTS": json.dumps(faults or {})},
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
+        """torchrun on one of the hosts."""
+        return start(
+            arguments,
+            faults,
+            before=("ip", "netns", "exec", self.hosts[number]),
+            launcher=("-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1",
+                      f"--node_rank={number}", f"--master_addr={ADDRESSES[0]}",
+                      f"--master_port={PORT}"),
+            GLOO_SOCKET_IFNAME=self.cables[number],
         )  # fmt: skip
 
     def kill(self, number, process):

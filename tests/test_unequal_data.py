@@ -1,15 +1,12 @@
 """Machines with different data or flags: all refuse before the first step."""
 
-import os
 import socket
-import subprocess
-import sys
 
 import pytest
-from faults import FAULTY, ROOT, differences, run, state_of, tiny_arguments
+from faults import differences, run, start, state_of, tiny_arguments
 from PIL import Image
 
-from training import start
+from training.start import first_other
 
 
 def pictures(folder, colors):
@@ -30,26 +27,15 @@ def two_machines(folder, words, *of_each):
     for rank, own in enumerate(of_each):
         disk = folder / f"host{rank}"
         disk.mkdir()
-        environment = {
-            **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RANK": str(rank),
-            "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
-        }  # fmt: skip
         arguments = [*tiny_arguments(disk), "--output_dir", disk / "out", *words, *own]
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, str(FAULTY), *map(str, arguments)],
-                env=environment,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        processes.append(start(
+            arguments, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo"))  # fmt: skip
     try:
         errors = [process.communicate(timeout=120)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
-            process.wait()
     return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
 
 
@@ -92,5 +78,5 @@ def test_the_same_pictures_in_other_places_are_taken(tmp_path):
 
 
 def test_the_first_rank_that_differs_is_named():
-    assert start.first_other([3, 3, 3]) is None
-    assert start.first_other([3, 3, 4, 5]) == 2
+    assert first_other([3, 3, 3]) is None
+    assert first_other([3, 3, 4, 5]) == 2

@@ -4,11 +4,11 @@ import math
 import os
 import shlex
 import threading
-import time
 
 import numpy as np
 import pytest
 import torch
+from faults import wait_for
 from PIL import Image
 from viewer_visits import come, request_of, run_out, shared_of, source_of
 
@@ -19,21 +19,12 @@ from geometry.mesh_extraction import Wanted
 from system.errors import UsageError
 from web_viewer import pictures, saving, session
 
-PATIENCE = 60  # seconds
-
 
 @pytest.fixture
 def shared(tiny_run, tmp_path):
     shared = shared_of(tiny_run, tmp_path / "views")
     yield shared
     shared.saver.shutdown()
-
-
-def wait_for(condition):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 class Hook:

@@ -1,23 +1,17 @@
 """Shared parts of the render commands: objects, render options, sizes of chunks."""
 
-import argparse
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import TINY
-from views import look
+from one_view import look
 
-from checkpoint_io import checkpoints
 from config import curriculum
-from generators.cameras import Poses
 from generators.fields import CPU_CHUNK
-from generators.trajectories import Camera, SceneObject
 from rendering import viewing
 from siren.fused import cpu as fused_cpu
 from system import flags
-from system.errors import UsageError
-from system.files import output_folder
 
 
 def parse(*texts):
@@ -32,15 +26,6 @@ def parse(*texts):
 def opened(tiny_run):
     args = parse(tiny_run / "generator.pth", "--seeds", "0-2")
     return viewing.open_generator(args), args
-
-
-def test_a_seed_is_the_same_object_whatever_stands_beside_it(opened):
-    saved, args = opened
-    together = viewing.objects_to_show(saved, args)
-    alone = viewing.objects_of_seeds(saved, [2], psi=0.7)[0]
-    assert [each.name for each in together] == ["0", "1", "2"]
-    assert torch.equal(together[2].film.frequencies, alone.film.frequencies)
-    assert not torch.equal(together[1].film.frequencies, alone.film.frequencies)
 
 
 def test_the_latent_is_the_published_one(opened):
@@ -71,8 +56,6 @@ def test_options_are_the_curriculums_with_more_samples(opened):
     assert (options.image_size, options.num_steps, options.fov_degrees) == (256, 8, 12)
     assert options.background == "white"
     assert not options.lock_view_dependence
-    locked = argparse.Namespace(**{**vars(args), "lock_view_dependence": True})
-    assert viewing.render_options(saved, locked).lock_view_dependence
 
 
 def test_rays_are_those_of_the_stage_that_was_trained_last(opened):
@@ -91,42 +74,10 @@ def test_chunks_are_at_most_what_is_asked_for(opened):
     assert viewing.chunk_size(saved, args) == 100
 
 
-def test_a_view_does_not_depend_on_the_chunk(opened):
-    saved, args = opened
-    args.image_size = 9
-    options = viewing.render_options(saved, args)
-    film = viewing.objects_of_seeds(saved, [0], psi=1.0)[0].film
-    whole = look(saved, film, 1.4, 1.8, options, points_per_chunk=10**6)
-    poses = Poses(torch.tensor([1.4]), torch.tensor([1.8]))
-    expected = saved.generator.render(film, poses, options)
-    for chunk in (1, 50, 333):
-        parts = look(saved, film, 1.4, 1.8, options, points_per_chunk=chunk)
-        for one, two, three in zip(parts, whole, expected, strict=True):
-            torch.testing.assert_close(one, two, atol=1e-5, rtol=0)
-            torch.testing.assert_close(two, three, atol=1e-5, rtol=0)
-
-
-def test_a_fit_takes_the_place_of_seeds(opened, tmp_path):
-    saved, _ = opened
-    film = saved.generator.mapping(torch.randn(1, 6))
-    fit = SceneObject("cat", film, Camera(1.0, 1.0, 12.0))
-    checkpoints.save_fit(tmp_path / "cat.pth", fit, saved)
-    args = parse(saved.path, "--fit", tmp_path / "cat.pth")
-    (shown,) = viewing.objects_to_show(saved, args)
-    assert shown.name == "cat"
-    assert torch.equal(shown.film.frequencies, film.frequencies)
-
-
 def test_a_missing_average_is_said(tiny_run, capsys):
     (tiny_run / "ema.pth").unlink()
     viewing.open_generator(parse(tiny_run / "generator.pth"))
     assert "no ema.pth beside it; using the raw parameters" in capsys.readouterr().err
-
-
-def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
-    (tmp_path / "imgs").write_text("mine")
-    with pytest.raises(UsageError, match="cannot be made"):
-        output_folder(tmp_path / "imgs")
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])

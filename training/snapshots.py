@@ -92,16 +92,14 @@ class Keeper:
         Raises:
             NotFinite: the state is not finite.
         """
-        is_saved = self.log.attempt(f"writing {state.STATE_FILE}", self._save_state)
+        parts = (self.options.output_dir, self.game, self.curriculum, self.progress)
+        is_saved = self.log.attempt(f"writing {state.STATE_FILE}", lambda: state.save_state(*parts))
         pause = self.options.state_seconds if is_saved else RETRY_SECONDS
         self.due = time.monotonic() + min(pause, self.options.state_seconds)
         if is_saved:
             self.saved_step = self.progress.step
             skipped = int(self.game.health.skipped)
             self.log.record({"step": self.progress.step, "saved": True, "skipped": skipped})
-
-    def _save_state(self) -> None:
-        state.save_state(self.options.output_dir, self.game, self.curriculum, self.progress)
 
     def _save_snapshot(self) -> None:
         options = self.options

@@ -6,7 +6,6 @@
 import dataclasses
 import io
 import json
-import os
 import pickle
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,13 +26,12 @@ from distributed import collectives
 from distributed.processes import Place
 from image_io.files import Listing
 from system.errors import UsageError, nearest_path
+from system.files import Stamp, stamp_of
 from training import state
 from training.options import TrainOptions, dataset_options
 from training.state import STATE_FILE
 
 OPTIONS_FILE = "options.json"
-
-Stamp = tuple[int, int, int]  # of a file; changes when it is replaced
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -92,7 +90,7 @@ def resolve(
         UsageError: there is no state to resume from, it cannot be used, output_dir holds another
             run, or there are no pictures.
     """
-    own_state = _stamp(options.output_dir / STATE_FILE)  # first, to notice later changes
+    own_state = stamp_of(options.output_dir / STATE_FILE)  # before all else
     path = None
     if not is_dry_run or options.is_resumed or options.load_dir is not None:
         try:
@@ -147,14 +145,6 @@ def _find_images(curriculum: Curriculum, typed: Curriculum) -> Listing:
         if curriculum.settings.dataset_path == typed.settings.dataset_path:
             raise
         raise UsageError(f"the pictures that the run learned from before: {error}") from error
-
-
-def _stamp(path: Path) -> Stamp | None:
-    try:
-        info = os.stat(path)
-    except OSError:
-        return None
-    return info.st_ino, info.st_size, info.st_mtime_ns
 
 
 def find_state(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) -> Path | None:
@@ -251,7 +241,7 @@ def require_unchanged(start: Start, output_dir: Path) -> None:
     Raises:
         UsageError: another run has.
     """
-    if _stamp(output_dir / STATE_FILE) != start.own_state:
+    if stamp_of(output_dir / STATE_FILE) != start.own_state:
         raise UsageError(
             f"--output_dir {output_dir}: another run has saved in it since this one was started; "
             "start again"

@@ -17,13 +17,14 @@ from checkpoint_io.checkpoints import Average, SavedGenerator
 from config.curriculum import Curriculum
 from rendering import viewing
 from siren.film import Film
+from system import files
 from system.errors import UsageError
 from web_viewer.request import Request
 
 KEPT = 4  # generators in memory at once
 AVERAGES: tuple[Average, ...] = ("ema", "ema2", "none")
 
-Stamp = tuple[tuple[int, int, int] | None, ...]
+Stamp = tuple[files.Stamp | None, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -93,7 +94,9 @@ class Checkpoints:
     def stamp(self, name: str, ema: Average) -> Stamp:
         """Return a value that changes when the checkpoint's files change."""
         path = self.path(name)
-        return tuple(_file_stamp(file) for file in {path, checkpoints.averaged_file(path, ema)[0]})
+        return tuple(
+            files.stamp_of(file) for file in {path, checkpoints.averaged_file(path, ema)[0]}
+        )
 
     def open(self, name: str, ema: Average) -> Opened:
         """Read the checkpoint, or return the one in memory if its files have not changed.
@@ -160,11 +163,3 @@ class Checkpoints:
             (shown,) = viewing.fitted_objects(opened.saved, [self.fits[name]])
             opened.fits[name] = shown.film
         return opened.fits[name]
-
-
-def _file_stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino

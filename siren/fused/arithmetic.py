@@ -23,8 +23,7 @@ def _has_onednn_bfloat16() -> bool:
 
 def _is_intel_with_amx() -> bool:
     """Return whether the CPU has AMX, so is Intel's: MKL, PyTorch's default, is faster there."""
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return torch.backends.mkl.is_available() and has_amx is not None and bool(has_amx())
+    return torch.backends.mkl.is_available() and torch.cpu._is_amx_tile_supported()
 
 
 HAS_ONEDNN_LINEAR = _has_onednn_linear()
