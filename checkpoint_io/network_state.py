@@ -145,7 +145,7 @@ def build_discriminator(curriculum: Curriculum, state: object) -> PyramidDiscrim
 
 
 def is_layer(name: object) -> bool:
-    """Tell whether name is that of a FiLM layer's weight in the field's trunk."""
+    """Return whether name is that of a FiLM layer's weight in the field's trunk."""
     return isinstance(name, str) and bool(
         re.fullmatch(r"siren\.network\.\d+\.layer\.weight", name, re.ASCII)
     )

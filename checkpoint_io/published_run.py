@@ -163,7 +163,7 @@ class PublishedRun:
 
 
 def is_one(folder: Path) -> bool:
-    """Tell whether a folder holds a published run or parts of one, and not files of ours.
+    """Return whether a folder holds a published run or parts of one, and not our files.
 
     Raises:
         UsageError: its generator cannot be read.

@@ -162,7 +162,7 @@ def objects_of_seeds(
 ) -> list[SceneObject]:
     """Return one object per seed, seen from the middle of the curriculum's cameras.
 
-    A seed is the same object whatever stands beside it: its latent is the first draw of a CPU
+    A seed always gives the same object, also among others: its latent is the first draw of a CPU
     stream with that seed, as published. mean is what mean_film returns, where it is known already.
     """
     mean = mean_film(saved) if mean is None else mean

@@ -83,7 +83,7 @@ class Shared:
 
 
 class Session:
-    """A visitor, from arrival to departure.
+    """A visitor's session with its request and thread.
 
     Attributes:
         request: the picture that is wanted now.
