@@ -263,7 +263,10 @@ def load(name: str, *, file: Path | None = None, overrides: Sequence[str] = ()) 
         print(f"note: curriculum {known} sets {', '.join(twice)} in a stage and for the whole; the "
               "stage's value is taken (the published code takes the other)",
               file=Screen())  # fmt: skip
-    return build(known, source, overrides)
+    built = build(known, source, overrides)
+    if built.settings.instance_noise > 0:
+        print("note: instance_noise has no effect, as in the published code", file=Screen())
+    return built
 
 
 def _curricula_of(file: Path) -> dict[str, dict[str | int, Any]]:

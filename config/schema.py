@@ -94,7 +94,7 @@ class Settings:
     fade_steps: NonNegative = 10000.0
     topk_interval: Annotated[float, Range(1, includes_low=True)] | None = None  # steps; None: all
     topk_v: Share = 1.0
-    instance_noise: Annotated[float, Range(0, 0, includes_low=True)] = 0.0  # in published dicts
+    instance_noise: NonNegative = 0.0  # in published dicts, where nothing uses it either
     r1_lambda: NonNegative
     r1_interval: Count = 1  # steps between penalties, each that many times stronger
     opacity_lambda: NonNegative = 0.0  # the generator's penalty on half-transparent rays

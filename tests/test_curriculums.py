@@ -206,9 +206,16 @@ def test_published_values_are_taken():
     poses = sample_poses(fixed.at(0).poses, 3, rng=torch.Generator().manual_seed(0))
     torch.testing.assert_close(poses.yaw, torch.full((3,), 1.2))
     torch.testing.assert_close(poses.pitch, torch.full((3,), 1.4))
-    curriculums.build("Mine", demo(instance_noise=0))
-    with pytest.raises(UsageError, match="instance_noise is 0.1, it must be 0$"):
-        curriculums.build("Mine", demo(instance_noise=0.1))
+
+
+def test_instance_noise_is_taken_and_said_to_have_no_effect(tmp_path, capsys):
+    for value, note in ((0, ""), (0.1, "note: instance_noise has no effect")):
+        file = tmp_path / "mine.py"
+        file.write_text(
+            f"from curriculums import CelebA\nMine = {{**CelebA, 'instance_noise': {value}}}"
+        )
+        curriculums.load("Mine", file=file)
+        assert capsys.readouterr().err.startswith(note)
 
 
 @pytest.mark.parametrize("missing", [("topk_interval", "topk_v"), ("topk_interval",), ("topk_v",)])
