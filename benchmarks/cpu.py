@@ -218,8 +218,8 @@ def image_rates(clock: str) -> list[tuple[str, float]]:
 
         def read() -> None:
             for start in range(0, NUM_IMAGES, BATCH):
-                batch = opened[0].batch(np.arange(start, start + BATCH))
-                datasets.training_images(batch, flip=True, rng=torch.Generator().manual_seed(0))
+                indices, rng = np.arange(start, start + BATCH), torch.Generator().manual_seed(0)
+                datasets.training_images(opened[0].batch(indices, rng=rng))
 
         decoding = median_seconds(decode, clock=clock, warmups=0, repeats=1)
         rates = NUM_IMAGES / decoding, NUM_IMAGES / median_seconds(read, clock=clock)

@@ -62,12 +62,15 @@ class Framing:
     crop "none" squeezes the whole picture into the square; "center" takes the largest centred
     square; a number takes a centred square of that many source pixels (fewer where the picture is
     smaller); "celeba" takes 0.8 of the shorter side. resize "antialias" averages over the source
-    pixels; "nearest" picks one of them, as the published code does for each crop.
+    pixels; "nearest" picks one of them, as the published code does for each crop. from_right counts
+    the columns of crop "celeba" and resize "nearest" from the right, for a picture that is mirrored
+    afterwards: the published code mirrors it before.
     """
 
     image_size: int
     crop: Crop
     resize: Resize
+    from_right: bool = False
 
 
 def decode_all(
@@ -320,11 +323,11 @@ def _resized(image: Image.Image, box: Box, framing: Framing) -> Image.Image:
     if framing.resize == "antialias":
         return image.resize(size, Image.Resampling.BICUBIC, box=box)
     if framing.crop == "celeba":
-        return _published_celeba(image, framing.image_size)
+        return _published_celeba(image, framing)
     return image.resize(size, Image.Resampling.NEAREST, box=box)
 
 
-def _published_celeba(image: Image.Image, image_size: int) -> Image.Image:
+def _published_celeba(image: Image.Image, framing: Framing) -> Image.Image:
     """Enlarge and crop an image as published, then take pixels of the result at even distances.
 
     The published code shrinks a tensor, so 64 px are the rows and columns 0, 4, 8, ... of 256.
@@ -336,8 +339,9 @@ def _published_celeba(image: Image.Image, image_size: int) -> Image.Image:
     left, top, right, bottom = crop_box(*enlarged, CELEBA_CROP)
     part = (left * x, top * y, right * x, bottom * y)
     square = image.resize((CELEBA_CROP,) * 2, Image.Resampling.BILINEAR, box=part)
-    taken = rows_taken(image_size)
-    return Image.fromarray(np.asarray(square)[taken[:, None], taken])
+    rows = rows_taken(framing.image_size)
+    columns = CELEBA_CROP - 1 - rows[::-1] if framing.from_right else rows
+    return Image.fromarray(np.asarray(square)[rows[:, None], columns])
 
 
 def rows_taken(image_size: int) -> NDArray[np.int64]:

@@ -84,9 +84,8 @@ def chosen_images(
     """
     options = choice.options
     # The published code shrinks CelebA's images after mirroring them, which takes other pixels.
-    is_shrunk_last = options.crop == "celeba" and options.resize == "nearest"
     taken = decoding.rows_taken(choice.image_size)
-    size = decoding.CELEBA_CROP if is_shrunk_last else choice.image_size
+    size = decoding.CELEBA_CROP if options.is_shrunk_last else choice.image_size
     wanted = choice.indices(listing.count)[skip:]
     coins = np.random.default_rng([CHOICE_SEED, listing.count, 1]).random(skip + len(wanted))
     number = skip
@@ -97,7 +96,7 @@ def chosen_images(
             number += 1
             if is_mirrored and not isinstance(item, Skipped):
                 item = np.ascontiguousarray(item[:, :, ::-1])
-            if is_shrunk_last and not isinstance(item, Skipped):
+            if options.is_shrunk_last and not isinstance(item, Skipped):
                 item = item[:, taken[:, None], taken]
             turned.append(item)
         yield turned

@@ -133,35 +133,35 @@ def test_celeba_nearest_follows_the_published_steps():
     assert (pixels == wanted).mean() > 0.99
 
 
-def test_celeba_by_nearest_neighbor_takes_the_published_pixels(tmp_path):
-    # 320 x 320 needs no enlarging; the center 256 x 256 begins at (32, 32).
+@pytest.fixture
+def places(tmp_path):
+    """Options of eight CelebA pictures; red and green are column and row in the 256 x 256 kept."""
+    # 320 x 320 needs no enlarging, and the centre 256 x 256 begins at (32, 32).
     place = (np.arange(320) - 32).clip(0, 255).astype(np.uint8)
     red, green = np.meshgrid(place, place)
-    folder = tmp_path / "set"
-    folder.mkdir()
-    Image.fromarray(np.stack([red, green, 0 * red], -1)).save(folder / "0.png")
-    for image_size, step in ((64, 4), (128, 2)):
-        images = open_images(
-            dataset_options("CelebA", str(folder), resize="nearest"),
-            image_size,
-            cache_dir=tmp_path,
-            show_progress=False,
-        )
-        assert images.pixels[0, 0, 0].tolist() == list(range(0, 256, step))
-        assert images.pixels[0, 1, :, 0].tolist() == list(range(0, 256, step))
-
-
-def test_published_celeba_is_mirrored_before_it_is_shrunk(tmp_path):
-    # 320 x 320 needs no enlarging, and red is the column in the centre 256 x 256.
-    columns = np.tile((np.arange(320) - 32).clip(0, 255).astype(np.uint8), (320, 1))
     (tmp_path / "photos").mkdir()
     for number in range(8):
-        Image.fromarray(columns).save(tmp_path / "photos" / f"{number}.png")
-    options = dataset_options("CelebA", str(tmp_path / "photos"), resize="nearest")
-    choice = real_images.Choice(options=options, image_size=64, count=8, is_flipped=True)
-    blocks = real_images.chosen_images(choice, find_images(options))
-    found = {tuple(pixels[0, 0].tolist()) for block in blocks for pixels in block}
-    assert found == {tuple(range(0, 256, 4)), tuple(range(255, 0, -4))}
+        picture = Image.fromarray(np.stack([red, green, 0 * red], -1))
+        picture.save(tmp_path / "photos" / f"{number}.png")
+    return dataset_options("CelebA", str(tmp_path / "photos"), resize="nearest")
+
+
+@pytest.mark.parametrize(("image_size", "step"), [(32, 8), (64, 4), (128, 2)])
+def test_celeba_is_mirrored_and_then_shrunk_as_published(places, tmp_path, image_size, step):
+    # The published code takes pixels 0, step, 2 step, ... of the tensor, mirrored or not.
+    plain, mirrored = list(range(0, 256, step)), list(range(255, 0, -step))
+    images = open_images(places, image_size, cache_dir=tmp_path / "c", show_progress=False)
+    trained = images.batch(np.arange(8), rng=torch.Generator().manual_seed(0))
+    choice = real_images.Choice(options=places, image_size=image_size, count=8, is_flipped=True)
+    blocks = real_images.chosen_images(choice, find_images(places))
+    evaluated = torch.from_numpy(np.stack([pixels for block in blocks for pixels in block]))
+    assert images.batch(np.arange(8))[:, 0, 0].tolist() == [plain] * 8
+    for batch in (trained, evaluated):
+        kinds = [row == mirrored for row in batch[:, 0, 0].tolist()]
+        assert 0 < sum(kinds) < 8
+        for image, is_mirrored in zip(batch, kinds, strict=True):
+            assert (image[0] == torch.tensor(mirrored if is_mirrored else plain)).all()
+            assert (image[1].T == torch.tensor(plain)).all()
 
 
 @pytest.mark.parametrize("crop", ["none", "center"])

@@ -202,15 +202,13 @@ class TrainingRun:
             rank=self.place.rank,
             world_size=self.place.world_size,
         )
-        batch = images.batch(indices)
-        if self.place.device.type == "cuda":
-            batch = batch.pin_memory()
         rng = step_rng(
             self.game.seed, self.place.rank, stage.step, Purpose.FLIPS, torch.device("cpu")
         )
-        return datasets.training_images(
-            batch.to(self.place.device, non_blocking=True), flip=images.options.flip, rng=rng
-        )
+        batch = images.batch(indices, rng=rng)
+        if self.place.device.type == "cuda":
+            batch = batch.pin_memory()
+        return datasets.training_images(batch.to(self.place.device, non_blocking=True))
 
     def _complaint(self, terms: dict[str, Tensor]) -> str | None:
         """Return why training must stop if too many updates in a row were skipped, else None.
