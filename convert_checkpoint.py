@@ -59,21 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(f"{args.target}: holds {there[0]} already; give a new folder")
     folder = output_folder(args.target, flag="OUT")
     _write(folder, files)
-    _note_changes(args.source, curriculum, own)
+    published_run.note_changes(args.source, curriculum, own)
     print(f"in {folder}: {' '.join(files)}")
     return 0
-
-
-def _note_changes(source: Path, curriculum: Curriculum, own: Curriculum) -> None:
-    """Print on stderr how the networks of the files differ from those of the curriculum."""
-    changes = [
-        f"{key} {value} (not {getattr(curriculum.settings, key)})"
-        for key, value in own.source.items()
-        if value != curriculum.source.get(key)
-    ]
-    if changes:
-        print(f"{source}: its networks differ from those of curriculum {curriculum.name}; "
-              f"taken from the files: {', '.join(changes)}", file=sys.stderr)  # fmt: skip
 
 
 def _write(folder: Path, files: Files) -> None:

@@ -27,6 +27,7 @@ from config.curriculum import Curriculum
 from config.stage import EMA_DECAYS, generator_groups
 from generators.generators import ImplicitGenerator3d
 from system.errors import UsageError
+from system.flags import Screen
 
 GENERATOR_FILE, DISCRIMINATOR_FILE = "generator.pth", "discriminator.pth"
 AVERAGE_FILES = ("ema.pth", "ema2.pth")
@@ -198,6 +199,18 @@ def open_run(folder: Path) -> PublishedRun:
         discriminator_optimizer=found["optimizer_D.pth"],
         scaler=found["scaler.pth"],
     )
+
+
+def note_changes(source: Path, curriculum: Curriculum, own: Curriculum) -> None:
+    """Print on stderr how the networks of the files differ from those of the curriculum."""
+    changes = [
+        f"{key} {value} (not {getattr(curriculum.settings, key)})"
+        for key, value in own.source.items()
+        if value != curriculum.source.get(key)
+    ]
+    if changes:
+        print(f"{source}: its networks differ from those of curriculum {curriculum.name}; "
+              f"taken from the files: {', '.join(changes)}", file=Screen())  # fmt: skip
 
 
 def _content(name: str, root: Any) -> Any:

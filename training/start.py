@@ -101,8 +101,10 @@ def resolve(
     content = None
     if path is not None and path.is_dir():
         run = published_run.open_run(path)
-        typed = run.adapt(typed)
-        content = state.published_content(run, typed)
+        adapted = run.adapt(typed)
+        if place.is_main:
+            published_run.note_changes(path, typed, adapted)
+        typed, content = adapted, state.published_content(run, adapted)
     elif path is not None:
         content = state.read_state(path, typed)
     return _start(typed, options, path, content, own_state)
