@@ -1,3 +1,4 @@
+import itertools
 import os
 import zipfile
 
@@ -320,6 +321,20 @@ def test_training_images_span_minus_one_to_one():
     assert real.dtype == torch.float32
     assert (real.min(), real.max()) == (-1, 1)
     torch.testing.assert_close((real + 1) * 127.5, images.float())
+
+
+def test_a_disk_that_fails_before_the_mirrored_pixels_are_read_is_one_line(tmp_path, monkeypatch):
+    decode, calls = decoding._decode, itertools.count()
+
+    def failing(stream, framing):
+        if framing.from_right and next(calls) == 0:
+            raise OSError("disk")
+        return decode(stream, framing)
+
+    monkeypatch.setattr(decoding, "_decode", failing)
+    folder = write_pictures(tmp_path / "set", 101)
+    with pytest.raises(UsageError, match="two readings of the pictures differ; delete '.*cache'"):
+        open_at(folder, tmp_path, crop="celeba", flip=True, resize="nearest")
 
 
 def test_half_of_the_images_are_mirrored_by_the_stream(tmp_path):
