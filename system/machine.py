@@ -1,9 +1,12 @@
 """Measure and limit the use of this machine's cores and memory."""
 
+import contextlib
 import ctypes
+import importlib
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +15,13 @@ from system.errors import UsageError
 GIB = 2**30
 NARROW = 128  # features; operations of a narrower field take only some 50 microseconds
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+
+
+def optional_module(name: str) -> Any:
+    """Return a module, or None on a system without it: Windows has neither fcntl nor resource."""
+    with contextlib.suppress(ImportError):
+        return importlib.import_module(name)
+    return None
 
 
 def num_cores() -> int:

@@ -2,9 +2,12 @@
 
 import json
 import os
+import threading
+import time
 
 import pytest
 import torch
+import windows
 from faults import differences, entries_of, run, state_of, tiny_arguments
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,6 +96,14 @@ def test_tensorboard_reads_what_is_written_also_after_resuming(tmp_path):
     assert events_of(tmp_path)[1] == [("previews/fixed", 40, (6, 4))]
 
 
+@pytest.fixture(params=["fcntl", "msvcrt"])
+def _locks(request, monkeypatch):
+    """Lock as Linux does, and as Windows does."""
+    if request.param == "msvcrt":
+        windows.install_locks(monkeypatch)
+
+
+@pytest.mark.usefixtures("_locks")
 def test_one_run_holds_a_folder_and_leaves_nothing_after_an_error(tmp_path):
     folder = tmp_path / "deep" / "out"
 
@@ -110,6 +121,35 @@ def test_one_run_holds_a_folder_and_leaves_nothing_after_an_error(tmp_path):
     with files.run_folder(folder):
         pass
     assert list(folder.iterdir()) == []
+
+
+def test_a_system_without_locks_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(files, "fcntl", None)
+    monkeypatch.setattr(files, "msvcrt", None)
+    with files.run_folder(tmp_path):
+        assert "supports no locks" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("_locks")
+def test_a_lock_is_waited_for(tmp_path):
+    path, seen = tmp_path / "x.lock", []
+    held = threading.Event()
+
+    def hold():
+        with files.locked(path, seen.append):
+            held.set()
+            time.sleep(2 * files.POLL_SECONDS)
+            seen.append("released")
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    with files.locked(path, seen.append) as is_locked:
+        assert is_locked
+        assert str(os.getpid()) in seen[0]
+        assert seen[1:] == ["released"]  # told once
+    thread.join()
 
 
 def test_a_lock_file_that_is_replaced_meanwhile_is_not_held(tmp_path, monkeypatch):
