@@ -2,7 +2,6 @@
 
 import http.client
 import math
-import socket
 from dataclasses import replace
 
 import pytest
@@ -160,25 +159,6 @@ def test_the_map_knows_the_training_cameras():
     assert 'cx="120.0" cy="60.0" r="5"' in pose_map.svg(middle)
 
 
-@pytest.mark.parametrize(
-    ("host", "is_loopback"),
-    [
-        ("127.0.0.1", True),
-        ("::1", True),
-        ("localhost", True),
-        ("0.0.0.0", False),
-        ("192.168.0.9", False),
-        ("example.org", False),
-    ],
-)
-def test_which_addresses_others_can_reach(host, is_loopback, capsys):
-    assert viewer.is_loopback(host) == is_loopback
-    viewer._announce(host, 81)
-    said = capsys.readouterr()
-    assert ("no password" in said.err) != is_loopback
-    assert ":81 " in said.out
-
-
 def test_the_page_is_served_and_nothing_else(tiny_run, tmp_path):
     shared = shared_of(tiny_run, tmp_path)
     server = Server(shared, PoseMap(POSES), "127.0.0.1", 0)
@@ -196,15 +176,6 @@ def test_the_page_is_served_and_nothing_else(tiny_run, tmp_path):
         assert server._viser.request_share_url() is None
     finally:
         server.stop()
-
-
-def test_a_port_in_use_is_one_line(tiny_run, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        texts = [tiny_run / "generator.pth", "--port", port, "--output_dir", tmp_path / "x"]
-        with pytest.raises(UsageError, match=f"--port {port}: no page can be served there"):
-            viewer.main([str(text) for text in texts])
-    assert not (tmp_path / "x").exists()
 
 
 def test_a_missing_library_is_one_line(tiny_run, monkeypatch):
