@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from system.files import json_bytes
+
 FOLDER = Path(__file__).parent / "results"
 DOCUMENT = Path(__file__).parent.parent / "docs" / "speed.md"
 MARKED = re.compile(r"(<!-- speed: begin .*?-->\n).*?(<!-- speed: end -->)", re.DOTALL)
@@ -59,7 +61,7 @@ def write(machine: str, tables: Sequence[Table], folder: Path, **more: object) -
     }
     path = folder / f"{content['date']}-{re.sub(r'[^A-Za-z0-9]+', '-', machine).strip('-')}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_bytes(json_bytes(content, indent=1) + b"\n")
     return path
 
 

@@ -1,15 +1,17 @@
 """Write files and folders atomically, and lock folders."""
 
 import contextlib
+import json
+import math
 import os
 import re
 import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from system.errors import UsageError
 from system.machine import optional_module
@@ -50,6 +52,20 @@ def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def json_bytes(content: Any, *, indent: int | None = None) -> bytes:
+    """Encode content as JSON; infinities and NaN, which JSON does not have, become null."""
+    return json.dumps(_without_nan(content), indent=indent, allow_nan=False).encode()
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_nan(value) for value in content]
+    is_number = not isinstance(content, float) or math.isfinite(content)
+    return content if is_number else None
 
 
 def stamp_of(path: Path) -> Stamp | None:

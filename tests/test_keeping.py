@@ -5,6 +5,7 @@ import os
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 import windows
@@ -55,6 +56,15 @@ def test_only_previews_of_the_run_are_removed(tmp_path):
     assert [(out / name).read_text() for name in others] == others
 
 
+def test_json_has_no_nan():
+    content = {"a": [1.5, float("nan"), {"b": (float("-inf"), np.float64("inf"))}], "c": "NaN"}
+    text = files.json_bytes(content).decode()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "a": [1.5, None, {"b": [None, None]}],
+        "c": "NaN",
+    }
+
+
 def test_a_log_drops_what_was_torn_and_what_comes_again(tmp_path):
     path = tmp_path / "log.jsonl"
     lines = [json.dumps({"step": step}) for step in (10, 20, 20, 30)]
@@ -64,7 +74,7 @@ def test_a_log_drops_what_was_torn_and_what_comes_again(tmp_path):
     log.close()
     entries = [json.loads(line) for line in path.read_text().splitlines()]
     assert [entry["step"] for entry in entries] == [10, 20, 20, 25]
-    assert entries[-1]["loss"] == "inf"
+    assert entries[-1]["loss"] is None
 
 
 def events_of(folder):

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from config.stage import Stage
 from image_io import png
-from system.files import replaced
+from system.files import json_bytes, replaced
 from system.flags import Screen
 
 LOG_FILE = "log.jsonl"
@@ -65,7 +65,7 @@ class JsonLines:
         Raises:
             OSError: it could not be written.
         """
-        line = (json.dumps({key: _plain(value) for key, value in entry.items()}) + "\n").encode()
+        line = json_bytes(entry) + b"\n"
         before = self.file.tell()
         try:
             while line:
@@ -85,13 +85,6 @@ def _step(line: bytes) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
-
-
-def _plain(value: object) -> object:
-    """Return value, or its text if it is an infinity or NaN, which JSON does not have."""
-    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
-        return str(value)
-    return value
 
 
 class Board:

@@ -1,6 +1,5 @@
 """Setup of a training run before its first step: networks, state, real images, options.json."""
 
-import json
 import platform
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +14,7 @@ from datasets import ImageSet
 from distributed import collectives
 from distributed.processes import Place
 from system.errors import UsageError
-from system.files import remove_drafts, replaced
+from system.files import json_bytes, remove_drafts, replaced
 from system.flags import Screen
 from training import state
 from training.adversarial import AdversarialGame
@@ -231,4 +230,4 @@ def _write_options(
         },
     }
     with replaced(options.output_dir / OPTIONS_FILE) as file:
-        file.write(json.dumps(content, indent=2).encode())
+        file.write(json_bytes(content, indent=2))
