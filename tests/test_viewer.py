@@ -188,6 +188,7 @@ def test_a_missing_library_is_one_line(tiny_run, monkeypatch):
 
 def test_the_precision_of_the_command_is_that_of_every_checkpoint(tiny_run, monkeypatch):
     monkeypatch.setattr(fused_cpu, "WIDE", 1)  # else a tiny field is not rounded
+    monkeypatch.setitem(viewing.FAST_DTYPES, "cpu", torch.bfloat16)
     rough = checkpoints.Checkpoints(
         tiny_run / "generator.pth",
         device=torch.device("cpu"),
