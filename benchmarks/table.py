@@ -44,7 +44,7 @@ def cell(value: object) -> str:
 def processor() -> str:
     """Return the name of the processor."""
     try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text("utf-8"))
     except OSError:
         found = None
     return found[1].strip() if found else platform.processor() or platform.machine()
@@ -75,7 +75,9 @@ def of_file(path: Path) -> str:
 def newest() -> list[Path]:
     """Return the newest result of each machine, by date."""
     by_date = sorted(FOLDER.glob("*.json"))
-    return sorted({json.loads(path.read_text())["machine"]: path for path in by_date}.values())
+    return sorted(
+        {json.loads(path.read_text("utf-8"))["machine"]: path for path in by_date}.values()
+    )
 
 
 def written(document: str, text: str) -> str:

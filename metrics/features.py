@@ -154,7 +154,7 @@ def _known_features(path: Path, count: int) -> Tensor:
 
 def _known_content(path: Path) -> str | None:
     try:
-        content = json.loads(path.read_text())["content"]
+        content = json.loads(path.read_text("utf-8"))["content"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return content if isinstance(content, str) else None
@@ -189,7 +189,7 @@ def image_metrics(generated: Tensor, real: Tensor) -> dict[str, float]:
     features, logits = generated.split([NUM_FEATURES, NUM_LOGITS], dim=1)
     features, logits, real = features.contiguous(), logits.contiguous(), real.contiguous()
     statistics = metric_fid.fid_features_to_statistics
-    computed = {
+    computed: dict[str, Callable[[], dict[str, float]]] = {
         "FID": lambda: metric_fid.fid_statistics_to_metric(
             statistics(features.double()), statistics(real.double()), verbose=False
         ),

@@ -19,7 +19,8 @@ from system.machine import optional_module
 fcntl, msvcrt = optional_module("fcntl"), optional_module("msvcrt")  # Windows has the second
 
 LOCKED_BYTE = 2**30  # Windows locks bytes, and nobody else can read them: one behind the text
-POLL_SECONDS = 0.1  # between tries to get a lock
+POLL_SECONDS = 0.1  # between tries to get a lock, or to rename
+RENAME_SECONDS = 3.0  # for which Windows may refuse to rename a file that is open
 Stamp = tuple[int, int, int]  # of a file
 
 
@@ -42,7 +43,7 @@ def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
             if is_synced:
                 file.flush()
                 os.fsync(file.fileno())
-        draft.replace(path)
+        _rename(draft, path)
         if is_synced:
             _sync_folder(path.parent)
     except OSError as error:
@@ -94,12 +95,26 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         yield draft
         _sync_folder(draft)
         if path.exists():
-            path.replace(old)
-        draft.replace(path)
+            _rename(path, old)
+        _rename(draft, path)
         _sync_folder(path.parent)
     finally:
         for leftover in (draft, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _rename(path: Path, other: Path) -> None:
+    """Rename path to other; on Windows wait for programs that are just reading one of them."""
+    end = time.monotonic() + RENAME_SECONDS
+    while True:
+        try:
+            path.replace(other)
+        except PermissionError:
+            if fcntl is not None or time.monotonic() > end:
+                raise
+            time.sleep(POLL_SECONDS)
+        else:
+            return
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,7 +6,6 @@ A failure to write is reported once, and training goes on.
 import contextlib
 import json
 import os
-import resource
 import socket
 import sys
 import time
@@ -25,20 +24,13 @@ from config.stage import Stage
 from image_io import png
 from system.files import json_bytes, replaced
 from system.flags import Screen
+from system.machine import peak_memory_bytes
 
 LOG_FILE = "log.jsonl"
 LOG_INTERVAL = 10  # steps; reading the loss terms waits for a CUDA device
 BAR_SECONDS = 0.5  # between redraws on a terminal
 QUIET_SECONDS = 30.0  # between redraws in a log file
 SHORT_NAMES = {"d_real": "D real", "d_fake": "D fake", "d_r1": "R1", "g_fake": "G"}
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return this process's peak memory: allocated on the CUDA device, or resident in RAM."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class JsonLines:
@@ -247,8 +239,9 @@ class RunLog:
         figures = {
             "images_per_second": self.images / seconds,
             "seconds_per_step": seconds / self.steps,
-            "memory_bytes": peak_memory_bytes(self.device),
         }
+        memory = peak_memory_bytes(self.device)
+        figures |= {} if memory is None else {"memory_bytes": memory}
         schedule = {
             "image_size": stage.render.image_size,
             "batch_size": stage.batch_size,
