@@ -1,9 +1,11 @@
 """Files of a run: limited previews, complete logs and snapshots, one lock."""
 
+import contextlib
 import json
 import os
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ import train
 from checkpoint_io import checkpoints
 from system import files
 from system.errors import UsageError
-from system.files import remove_drafts, replaced_folder
+from system.files import remove_drafts, replaced, replaced_folder
 from training import collapse, losses, setup, snapshots, state
 from training.log import Board, JsonLines
 from training.snapshots import SHEETS_PER_KEEP, steps_to_keep
@@ -54,6 +56,27 @@ def test_only_previews_of_the_run_are_removed(tmp_path):
     assert "000015" in sheets
     assert len(list(out.glob("*_*.png"))) == 5 * len(sheets) + 2
     assert [(out / name).read_text() for name in others] == others
+
+
+@pytest.mark.parametrize("num_refusals", [2, 10**6])
+def test_windows_files_that_are_being_read_are_replaced_later(tmp_path, monkeypatch, num_refusals):
+    path, refusals, rename = tmp_path / "state.pth", [], Path.replace
+
+    def busy(draft, other):
+        refusals.append(draft)
+        if len(refusals) <= num_refusals:
+            raise PermissionError(13, "Access is denied")
+        rename(draft, other)
+
+    monkeypatch.setattr(files, "fcntl", None)
+    monkeypatch.setattr(files, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(files, "RENAME_SECONDS", 0.1 if num_refusals > 2 else 60)
+    monkeypatch.setattr(Path, "replace", busy)
+    is_refused = pytest.raises(PermissionError, match="state.pth")
+    with is_refused if num_refusals > 2 else contextlib.nullcontext(), replaced(path) as file:
+        file.write(b"new")
+    assert path.exists() == (num_refusals == 2)
+    assert len(list(tmp_path.iterdir())) == path.exists()
 
 
 def test_json_has_no_nan():
