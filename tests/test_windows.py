@@ -30,10 +30,10 @@ if __name__ == "__main__":
     assert train.main([*words, "--output_dir", run, "--max_steps", "1"]) == 0
     two = ["--num_processes", "2", "--max_steps", "2", "--resume"]
     assert train.main([*words, "--output_dir", run, *two]) == 0
-    shown = [f"{run}/generator.pth", "--seeds", "0"]
-    render_multiview_images.main([*shown, "--image_size", "8", "--output_dir", f"{run}/views"])
-    extract_shapes.main([*shown, "--voxel_resolution", "16", "--level", "0", "--output_dir",
-                         f"{run}/shapes", "--format", "glb,stl,mrc"])
+    render_multiview_images.main([f"{run}/generator.pth", "--seeds", "0", "--image_size", "8",
+                                  "--output_dir", f"{run}/views"])
+    extract_shapes.main(["assets/demo/generator.pth", "--seed", "0", "--voxel_resolution", "16",
+                         "--output_dir", f"{run}/shapes", "--format", "glb,stl,mrc"])
 """
 
 
@@ -44,7 +44,7 @@ def test_commands_need_nothing_that_windows_lacks(tmp_path):
     path = os.pathsep.join([str(ROOT / "tests" / "windows_site"), str(ROOT)])
     done = subprocess.run(
         [sys.executable, driver, " ".join(own), " ".join(COMMANDS), *tiny_arguments(tmp_path), run],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path,
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path,
                                              "PYTHONWARNDEFAULTENCODING": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,6 @@ import multiprocessing.resource_sharer  # noqa: F401
 import os
 import select
 import signal
-import socket
 import subprocess  # noqa: F401
 import sys
 import tempfile  # noqa: F401
@@ -23,7 +22,6 @@ for module, names in {
          "O_NONBLOCK", "O_SYNC", "nice", "getloadavg"],
     signal: ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGALRM", "alarm"],
     select: ["poll", "epoll"],
-    socket: ["AF_UNIX"],
 }.items():  # fmt: skip
     for name in names:
         if hasattr(module, name):
