@@ -31,7 +31,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_ignore_collect(collection_path, config):
     """With -m gpu, skip the files without such tests: they may need packages that are missing."""
     if config.option.markexpr == "gpu" and collection_path.suffix == ".py":
-        return "mark.gpu" not in collection_path.read_text() or None
+        return "mark.gpu" not in collection_path.read_text("utf-8") or None
     return None
 
 
