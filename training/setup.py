@@ -137,7 +137,7 @@ def _notes(place: Place, start: Start, images: dict[int, ImageSet]) -> list[str]
     is_slow = place.device.type == "cpu" and not arithmetic.HAS_BFLOAT16_INSTRUCTIONS
     if curriculum.settings.precision == "bf16" and is_slow:
         notes.append("this processor has no bfloat16 instructions, so that precision bf16 takes "
-                     "several times as long as fp32 (6 to 7 times where it was measured)")  # fmt: skip
+                     "several times as long as fp32 (measured: 6 to 7 times)")  # fmt: skip
     size, largest = max(images.items())
     if largest.num_small:
         crop = curriculum.settings.crop
