@@ -341,7 +341,7 @@ def _write_skipped(skipped: Sequence[Skipped], path: Path | None) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text("".join(f"{name}\t{reason}\n" for name, reason in skipped))
+        draft.write_text("".join(f"{name}\t{reason}\n" for name, reason in skipped), "utf-8")
         draft.replace(path)
     except OSError as error:
         raise UsageError(f"cannot write '{printable(str(path))}': {error.strerror}") from error

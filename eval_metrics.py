@@ -33,10 +33,13 @@ from system.errors import UsageError
 from system.files import output_folder
 
 MAX_IMAGES = 1_000_000  # their features take 8 GiB
-COLUMNS = (  # lines of the table: key in metrics.json, name
-    ("fid", "FID"), ("kid_mean", "KID x 100"), ("is_mean", "IS"),
-    ("precision", "precision"), ("recall", "recall"),
-)  # fmt: skip
+LINES = (  # of the table: key in metrics.json, name, figures
+    ("fid", "FID", "{fid:.2f}"),
+    ("kid_mean", "KID x 100", "{kid_mean:.3f} +- {kid_std:.3f}"),
+    ("is_mean", "IS", "{is_mean:.2f} +- {is_std:.2f}"),
+    ("precision", "precision", "{precision:.3f}"),
+    ("recall", "recall", "{recall:.3f}"),
+)
 CONSISTENCY_ROWS = (
     ("psnr_db", "reprojection PSNR, dB"),
     ("l1", "reprojection L1"),
@@ -112,9 +115,13 @@ def find_job(args: argparse.Namespace) -> Job:
     """Find the real images and the Inception network before any process starts.
 
     Raises:
-        UsageError: one of them is missing, or a library that evaluates them.
+        UsageError: one of them is missing, a library that evaluates them, or a second image.
     """
     real = real_images.open_real_set(args.real_image_dir)
+    lacking = features.too_few(args.num_images, len(real))
+    if lacking.keys() == features.LEAST.keys():
+        reasons = "; ".join(f"{name} {reason}" for name, reason in lacking.items())
+        raise UsageError(f"--num_images {args.num_images}, {len(real)} real images: {reasons}")
     weights = inception.find_weights(args.inception_weights, takes_any=args.any_inception_weights)
     inception.fidelity()
     return Job(args=args, real=real, weights=weights)
@@ -206,17 +213,14 @@ def _write(saved: SavedGenerator, args: argparse.Namespace, part: dict[str, Any]
 def _print_images(figures: dict[str, float], job: Job) -> None:
     """Print the table of the image metrics, and warn if they cannot be compared."""
     args = job.args
-    texts = {
-        "fid": f"{figures['fid']:.2f}",
-        "kid_mean": f"{100 * figures['kid_mean']:.3f} +- {100 * figures['kid_std']:.3f}",
-        "is_mean": f"{figures['is_mean']:.2f} +- {figures['is_std']:.2f}",
-        "precision": f"{figures['precision']:.3f}",
-        "recall": f"{figures['recall']:.3f}",
-    }
+    scaled = {key: value * (100 if "kid" in key else 1) for key, value in figures.items()}
     print(f"{args.num_images} generated against {len(job.real)} real images, "
           f"{args.protocol} protocol")  # fmt: skip
-    for key, name in COLUMNS:
-        print(f"  {name:12} {texts[key]}")
+    for key, name, text in LINES:
+        if key in figures:
+            print(f"  {name:12} {text.format_map(scaled)}")
+    for name, reason in features.too_few(args.num_images, len(job.real)).items():
+        print(f"  {name} left out: {reason}")
     if not job.weights.is_official:
         print("  The network is not the published one: these figures cannot be compared.")
     made = job.real.made

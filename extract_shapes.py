@@ -4,6 +4,7 @@
 
 Writes shapes/SEED.mrc (the raw densities), shapes/SEED.glb (the mesh) and shapes/SEED.png (the
 mesh from several sides). Right-handed axes, y up, one scene unit is one meter: glTF's conventions.
+--scale 1000 --up z writes meshes in millimeters with z up, as programs for 3D printing expect.
 """
 
 import argparse
@@ -44,6 +45,8 @@ def build_parser() -> flags.ArgumentParser:
         "it contains all samples of the curriculum's rays")  # fmt: skip
     add("--center", type=_place, nargs=3, default=[0.0, 0.0, 0.0], metavar=("X", "Y", "Z"),
         help="of the cube")  # fmt: skip
+    add("--scale", type=_size, default=1.0, help="the mesh files' units per scene unit")
+    add("--up", choices=["y", "z"], default="y", help="the mesh files' upward axis")
     add("--level", type=flags.finite_float, help="raw density of the surface; default: the "
         "one that matches the renders best")  # fmt: skip
     add("--dense", action="store_true", help="evaluate every voxel, not only those near the "
@@ -113,7 +116,8 @@ def _extract(
         if kind == "mrc":
             mesh_files.save_mrc(folder / f"{thing.name}.mrc", shape.values, cube)
         else:
-            mesh_files.save_mesh(folder / f"{thing.name}.{kind}", shape.mesh)
+            path = folder / f"{thing.name}.{kind}"
+            mesh_files.save_mesh(path, shape.mesh, scale=args.scale, up=args.up)
     mesh_extraction.save_preview(
         folder / f"{thing.name}.png", shape.mesh, saved.curriculum.poses(), options
     )

@@ -13,8 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe, parent_process
-from multiprocessing.connection import Connection
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -34,6 +33,7 @@ Worker = Callable[["Place", Payload], int]
 
 LOCALHOST = "127.0.0.1"
 ANY_PORT = 0
+HAS_LIBUV = sys.platform != "win32"  # some builds for Windows are without this library
 MAX_PROCESSES = 256  # on one machine; more is a typing error
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -176,6 +176,7 @@ def _launch_ranks(
         is_master=True,
         wait_for_workers=False,
         master_listen_fd=listener.detach(),
+        use_libuv=HAS_LIBUV,
     )
     pipes = [Pipe(duplex=False) for _ in places]
     arguments = (worker, payload, places, port, [sender for _, sender in pipes])
@@ -215,13 +216,16 @@ def _work(worker: Worker[Payload], payload: Payload, place: Place, port: int | N
     # After a timeout NCCL's watchdog sleeps four times as long, by default a minute, before it ends
     # the process. Ten seconds let the main thread save, if a gloo error told it of the lost rank.
     os.environ.setdefault("TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC", "2500")
+    has_nccl = is_cuda and dist.is_nccl_available()  # not on Windows
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
-        store=None if port is None else TCPStore(LOCALHOST, port, is_master=False),
+        "cpu:gloo,cuda:nccl" if has_nccl else "gloo",
+        store=None
+        if port is None
+        else TCPStore(LOCALHOST, port, is_master=False, use_libuv=HAS_LIBUV),
         rank=place.rank,
         world_size=place.world_size,
         timeout=PATIENCE,
-        device_id=place.device if is_cuda else None,
+        device_id=place.device if has_nccl else None,
     )
     code = worker(place, payload)
     # Not after a failure: destroying the group may wait for a rank that is gone.
@@ -261,7 +265,7 @@ def _rank_main(
     payload: Payload,
     places: tuple[Place, ...],
     port: int,
-    senders: Sequence[Connection],
+    senders: Sequence[Any],
 ) -> None:
     """Run a rank in its new process; exit with 0 if its worker returned."""
     threading.Thread(target=_end_with_parent, daemon=True).start()

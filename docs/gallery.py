@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from checkpoint_io import checkpoints
 from system import flags
 from system.errors import UsageError, choose
-from system.files import replaced
+from system.files import json_bytes, replaced
 
 ASSETS = Path("assets")
 DEMO = ASSETS / "demo"
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         print(ASSETS / name, flush=True)
     manifest = {name: manifest[name] for name in PICTURES if name in manifest}
-    _write(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    _write(MANIFEST, json_bytes(manifest, indent=1) + b"\n")
     _write(DEMO / "README.md", about_demo().encode())
     return 0
 
@@ -171,7 +171,7 @@ def take_over(run: Path) -> None:
     _write(DEMO / PREVIEW, previews[-1].read_bytes())
     # Without the command line, whose paths belong to another machine.
     kept = {key: options[key] for key in KEPT_OPTIONS if key in options}
-    _write(DEMO / OPTIONS, (json.dumps(kept, indent=1) + "\n").encode())
+    _write(DEMO / OPTIONS, json_bytes(kept, indent=1) + b"\n")
 
 
 def about_demo() -> str:

@@ -1,13 +1,15 @@
 """Write density grids and meshes to files: mrc, ply, obj, stl, glb.
 
-Every format keeps the axes and the unit of the scene: right-handed, y up, and one scene unit is one
-meter where the format has meters, as glTF does.
+By default every format keeps the axes and the unit of the scene: right-handed, y up, and one scene
+unit is one meter where the format has meters, as glTF does. Programs for 3D printing expect z up
+and millimeters.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import trimesh
@@ -19,6 +21,7 @@ from system.files import replaced
 
 TITLE = "pi-GAN, done right"
 DIGITS = 7  # significant digits of coordinates in text, all that float32 has
+Z_UP = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], np.float32)  # (x, y, z) @ Z_UP = (x, -z, y)
 BUFFER, INDEX_BUFFER = 34962, 34963  # glTF's numbers for the use of a part of the data
 
 
@@ -45,12 +48,21 @@ def save_mrc(path: Path, values: Array, cube: Cube) -> None:
         volume.flush()
 
 
-def save_mesh(path: Path, mesh: Mesh) -> None:
+def save_mesh(path: Path, mesh: Mesh, *, scale: float = 1.0, up: Literal["y", "z"] = "y") -> None:
     """Write a mesh in the format of path's suffix, one of MESH_FORMATS.
+
+    Args:
+        path: the file.
+        mesh: in scene units, y up.
+        scale: the file's units per scene unit.
+        up: the file's upward axis. With z, the front of the object faces -y.
 
     Raises:
         OSError: the file cannot be written; filename is path where the system says why.
     """
+    axes = Z_UP if up == "z" else np.eye(3, dtype=np.float32)
+    vertices = mesh.vertices * np.float32(scale)
+    mesh = replace(mesh, vertices=vertices @ axes, normals=mesh.normals @ axes)
     content: bytes | str = MESH_FORMATS[path.suffix.removeprefix(".")](mesh)
     with replaced(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
@@ -68,7 +80,7 @@ def _obj(mesh: Mesh) -> Any:
         file_type="obj",
         include_normals=True,
         digits=max(4, decimals),
-        header=f"{TITLE}; y is up",
+        header=TITLE,
     )
 
 

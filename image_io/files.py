@@ -8,7 +8,7 @@ import stat
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import PurePath
 from typing import IO, NamedTuple
 
 from system.errors import UsageError, nearest_path
@@ -116,7 +116,7 @@ def _walk(root: str) -> Iterator[str]:
     seen = set()
     for folder, subfolders, files in os.walk(root, followlinks=True, onerror=refuse):
         real = os.path.realpath(folder)
-        leads_out = real != top and os.path.commonpath((top, real)) == real
+        leads_out = real != top and f"{top}{os.sep}".startswith(os.path.join(real, ""))
         if real in seen or leads_out:
             subfolders.clear()
             continue
@@ -134,7 +134,7 @@ def _fixed_part(pattern: str) -> str:
 
 def _expand(pattern: str) -> Iterator[str]:
     """Yield files that match; glob.glob would follow links in circles through "**"."""
-    parts = pattern.split("/")
+    parts = pattern.replace(os.sep, "/").split("/")
     if "**" not in parts:
         yield from glob.iglob(pattern)
         return
@@ -145,7 +145,7 @@ def _expand(pattern: str) -> Iterator[str]:
     roots = "/".join([*parts[:at], ""]) or "./"
     for root in glob.glob(roots):
         for path in _walk(root):
-            if not rest or PurePosixPath(os.path.relpath(path, root)).match("/".join(rest)):
+            if not rest or PurePath(os.path.relpath(path, root)).match("/".join(rest)):
                 yield path
 
 

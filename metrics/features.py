@@ -26,13 +26,27 @@ from image_io.decoding import Pixels
 from metrics import inception
 from metrics.inception import NUM_FEATURES, NUM_LOGITS, Network, Weights
 from metrics.real_images import RealSet
-from system.errors import UsageError
 from system.files import replaced
 
 BLOCK = 32  # images in a batch of the network
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # torch-fidelity's defaults, as in the published script
 IS_SPLITS = 10
 NEIGHBORS = 3  # of precision and recall (Kynkäänniemi et al. 2019)
+LEAST = {  # the fewest generated and real images of each metric
+    "FID": (2, 2),  # for covariances
+    "KID": (2, 2),
+    "IS": (IS_SPLITS, 0),
+    "precision and recall": (NEIGHBORS + 1, NEIGHBORS + 1),
+}
+KEYS = {  # torch-fidelity's names: ours
+    "frechet_inception_distance": "fid",
+    "kernel_inception_distance_mean": "kid_mean",
+    "kernel_inception_distance_std": "kid_std",
+    "inception_score_mean": "is_mean",
+    "inception_score_std": "is_std",
+    "precision": "precision",
+    "recall": "recall",
+}
 SHUFFLE_SEED = 2020  # torch-fidelity's default, of the subsets and splits
 
 ImageOf = Callable[[int], Tensor]  # number -> (3, H, W) uint8
@@ -140,10 +154,21 @@ def _known_features(path: Path, count: int) -> Tensor:
 
 def _known_content(path: Path) -> str | None:
     try:
-        content = json.loads(path.read_text())["content"]
+        content = json.loads(path.read_text("utf-8"))["content"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return content if isinstance(content, str) else None
+
+
+def too_few(num_generated: int, num_real: int) -> dict[str, str]:
+    """Return the metrics that need more images: {"IS": "needs 10 generated images"}."""
+    lines = {}
+    for name, needed in LEAST.items():
+        pairs = zip(needed, (num_generated, num_real), ("generated", "real"), strict=True)
+        lacking = [f"{least} {kind}" for least, count, kind in pairs if count < least]
+        if lacking:
+            lines[name] = f"needs {' and '.join(lacking)} images"
+    return lines
 
 
 def image_metrics(generated: Tensor, real: Tensor) -> dict[str, float]:
@@ -155,43 +180,31 @@ def image_metrics(generated: Tensor, real: Tensor) -> dict[str, float]:
 
     Returns:
         fid; kid_mean and kid_std over subsets of at most KID_SUBSET_SIZE images (not times 100);
-        is_mean and is_std over splits; precision and recall in the same feature space.
-
-    Raises:
-        UsageError: there are too few images.
+        is_mean and is_std over splits; precision and recall in the same feature space. Those for
+        which there are too few images are left out.
     """
-    if min(len(generated), len(real)) <= NEIGHBORS + 1:
-        raise UsageError(
-            f"{len(generated)} generated and {len(real)} real images are too few to compare"
-        )
     inception.fidelity()
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 
     features, logits = generated.split([NUM_FEATURES, NUM_LOGITS], dim=1)
     features, logits, real = features.contiguous(), logits.contiguous(), real.contiguous()
-    statistics = [metric_fid.fid_features_to_statistics(part.double()) for part in (features, real)]
-    subset = min(KID_SUBSET_SIZE, len(features), len(real))
-    found = {
-        **metric_fid.fid_statistics_to_metric(*statistics, verbose=False),
-        **metric_kid.kid_features_to_metric(
-            features, real, kid_subsets=KID_SUBSETS, kid_subset_size=subset,
-            rng_seed=SHUFFLE_SEED, verbose=False,
+    statistics = metric_fid.fid_features_to_statistics
+    computed: dict[str, Callable[[], dict[str, float]]] = {
+        "FID": lambda: metric_fid.fid_statistics_to_metric(
+            statistics(features.double()), statistics(real.double()), verbose=False
         ),
-        **metric_isc.isc_features_to_metric(logits, IS_SPLITS, rng_seed=SHUFFLE_SEED),
-        **metric_prc.prc_features_to_metric(
+        "KID": lambda: metric_kid.kid_features_to_metric(
+            features, real, kid_subsets=KID_SUBSETS, rng_seed=SHUFFLE_SEED, verbose=False,
+            kid_subset_size=min(KID_SUBSET_SIZE, len(features), len(real)),
+        ),
+        "IS": lambda: metric_isc.isc_features_to_metric(logits, IS_SPLITS, rng_seed=SHUFFLE_SEED),
+        "precision and recall": lambda: metric_prc.prc_features_to_metric(
             features, real, prc_neighborhood=NEIGHBORS, save_cpu_ram=False, verbose=False
         ),
     }  # fmt: skip
-    names = {
-        "fid": metric_fid.KEY_METRIC_FID,
-        "kid_mean": metric_kid.KEY_METRIC_KID_MEAN,
-        "kid_std": metric_kid.KEY_METRIC_KID_STD,
-        "is_mean": metric_isc.KEY_METRIC_ISC_MEAN,
-        "is_std": metric_isc.KEY_METRIC_ISC_STD,
-        "precision": metric_prc.KEY_METRIC_PRECISION,
-        "recall": metric_prc.KEY_METRIC_RECALL,
-    }
-    return {name: float(found[key]) for name, key in names.items()}
+    lacking = too_few(len(generated), len(real))
+    parts = [compute() for name, compute in computed.items() if name not in lacking]
+    return {KEYS[key]: float(part[key]) for part in parts for key in part if key in KEYS}
 
 
 def metric_settings(num_generated: int, num_real: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from metrics import inception
 from metrics.inception import Weights
 from metrics.real_images import FILE_FORMATS, Protocol, RealSet
 from metrics.samples import SampleOptions
-from system.files import replaced
+from system.files import json_bytes, replaced
 
 
 def about(saved: SavedGenerator, *, seed: int, psi: float) -> dict[str, Any]:
@@ -72,11 +72,11 @@ def update(path: Path, about: dict[str, Any], part: dict[str, Any]) -> None:
     old: dict[str, Any] = {}
     if path.is_file():
         try:
-            old = json.loads(path.read_text())
+            old = json.loads(path.read_text("utf-8"))
         except ValueError:
             old = {}
     if not isinstance(old, dict) or any(old.get(key) != about[key] for key in about):
         old = {}
     kept = {key: value for key, value in old.items() if key not in about}
     with replaced(path) as file:
-        file.write(json.dumps({**about, **kept, **part}, indent=1).encode())
+        file.write(json_bytes({**about, **kept, **part}, indent=1))

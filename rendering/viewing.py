@@ -22,6 +22,7 @@ from generators.sampling import sample_latents
 from generators.trajectories import Camera, SceneObject
 from generators.volumetric_rendering import RenderOptions
 from siren.film import Film
+from siren.fused import arithmetic
 from system import flags, machine
 from system.errors import UsageError
 
@@ -29,8 +30,10 @@ Precision = Literal["exact", "fast"]
 MEAN_LATENTS = 10_000  # latents whose mean is the center of truncation, as published
 MAX_PSI = 10  # far beyond the published values, which are at most 1
 MEAN_SEED = 0  # of that mean: the same for every picture, so that seeds are reproducible
-# Operands' type of --precision fast: float16 is eight times finer, but CPUs have bfloat16.
-FAST_DTYPES = {"cpu": torch.bfloat16, "cuda": torch.float16}
+# Operands' type of --precision fast: float16 is eight times finer, but CPUs have bfloat16 at best.
+FAST_DTYPES = {"cuda": torch.float16}
+if arithmetic.HAS_BFLOAT16_INSTRUCTIONS:
+    FAST_DTYPES["cpu"] = torch.bfloat16
 
 
 def add_generator(parser: argparse.ArgumentParser) -> None:
@@ -74,8 +77,8 @@ def add_field_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--max_batch_size", type=flags.positive_int, default=2_400_000, help="the most points in "
         "one call of the field; a smaller number is chosen by itself")  # fmt: skip
-    add("--precision", choices=get_args(Precision), default="exact", help="fast rounds the "
-        "field's products to half precision, and skips empty space")  # fmt: skip
+    add("--precision", choices=get_args(Precision), default="exact", help="fast skips "
+        "empty space, and rounds products to half precision where that is faster")  # fmt: skip
     add("--lock_view_dependence", action="store_true", help="show the field one viewing direction "
         "for all rays")  # fmt: skip
 

@@ -81,6 +81,40 @@ def test_the_same_images_are_perfect():
     assert (figures["precision"], figures["recall"]) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("num_generated", "num_real", "there"),
+    [
+        (40, 50, {"fid", "kid_mean", "kid_std", "is_mean", "is_std", "precision", "recall"}),
+        (10, 4, {"fid", "kid_mean", "kid_std", "is_mean", "is_std", "precision", "recall"}),
+        (9, 4, {"fid", "kid_mean", "kid_std", "precision", "recall"}),
+        (9, 3, {"fid", "kid_mean", "kid_std"}),
+        (3, 9, {"fid", "kid_mean", "kid_std"}),
+        (2, 2, {"fid", "kid_mean", "kid_std"}),
+        (40, 1, {"is_mean", "is_std"}),
+        (1, 40, set()),
+    ],
+)
+def test_metrics_without_enough_images_are_left_out(num_generated, num_real, there):
+    needs_libraries()
+    rng = torch.Generator().manual_seed(0)
+    generated = torch.randn(num_generated, WIDTH, generator=rng)
+    figures = quality.image_metrics(generated, torch.randn(num_real, NUM_FEATURES, generator=rng))
+    assert figures.keys() == there
+    assert np.isfinite(list(figures.values())).all()
+
+
+def test_a_few_images_are_measured_as_far_as_they_go(
+    small_network, tiny_run, reals, tmp_path, capsys
+):
+    weights, _ = small_network
+    found = evaluate(tiny_run, reals, weights, tmp_path / "temp", "--num_images", "6")
+    assert {"fid", "kid_mean", "precision"} <= found["images"].keys()
+    assert "is_mean" not in found["images"]
+    assert "IS left out: needs 10 generated images" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="FID needs 2 generated images; KID"):
+        evaluate(tiny_run, reals, weights, tmp_path / "temp", "--num_images", "1")
+
+
 def test_evaluation_says_what_decides_its_figures(small_network, tiny_run, reals, tmp_path, capsys):
     weights, _ = small_network
     found = evaluate(tiny_run, reals, weights, tmp_path / "temp")

@@ -159,7 +159,7 @@ def note(folder: Path, step: int, fid: float) -> bool:
     """
     path = folder / FID_FILE
     earlier = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
         at, _, value = line.partition(":")
         with contextlib.suppress(ValueError):
             if int(at) < step:

@@ -6,7 +6,6 @@ A failure to write is reported once, and training goes on.
 import contextlib
 import json
 import os
-import resource
 import socket
 import sys
 import time
@@ -23,22 +22,15 @@ from tqdm import tqdm
 
 from config.stage import Stage
 from image_io import png
-from system.files import replaced
+from system.files import json_bytes, replaced
 from system.flags import Screen
+from system.machine import peak_memory_bytes
 
 LOG_FILE = "log.jsonl"
 LOG_INTERVAL = 10  # steps; reading the loss terms waits for a CUDA device
 BAR_SECONDS = 0.5  # between redraws on a terminal
 QUIET_SECONDS = 30.0  # between redraws in a log file
 SHORT_NAMES = {"d_real": "D real", "d_fake": "D fake", "d_r1": "R1", "g_fake": "G"}
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return this process's peak memory: allocated on the CUDA device, or resident in RAM."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class JsonLines:
@@ -65,7 +57,7 @@ class JsonLines:
         Raises:
             OSError: it could not be written.
         """
-        line = (json.dumps({key: _plain(value) for key, value in entry.items()}) + "\n").encode()
+        line = json_bytes(entry) + b"\n"
         before = self.file.tell()
         try:
             while line:
@@ -85,13 +77,6 @@ def _step(line: bytes) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
-
-
-def _plain(value: object) -> object:
-    """Return value, or its text if it is an infinity or NaN, which JSON does not have."""
-    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
-        return str(value)
-    return value
 
 
 class Board:
@@ -254,8 +239,9 @@ class RunLog:
         figures = {
             "images_per_second": self.images / seconds,
             "seconds_per_step": seconds / self.steps,
-            "memory_bytes": peak_memory_bytes(self.device),
         }
+        memory = peak_memory_bytes(self.device)
+        figures |= {} if memory is None else {"memory_bytes": memory}
         schedule = {
             "image_size": stage.render.image_size,
             "batch_size": stage.batch_size,

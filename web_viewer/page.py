@@ -14,6 +14,7 @@ import torch
 import viser
 
 from generators.cameras import PoseDistribution, Poses, camera_origins, sample_poses
+from web_viewer import origins
 from web_viewer.pictures import Picture
 from web_viewer.request import NARROWEST, SHOWS, WIDEST, Eye, Request, distance_of
 from web_viewer.session import LABELS, NO_FIT, Session, Shared
@@ -92,7 +93,8 @@ class Server:
     def __init__(self, shared: Shared, pose_map: PoseMap, host: str, port: int) -> None:
         self._shared, self._pose_map = shared, pose_map
         self._pages: dict[int, Page] = {}
-        with contextlib.redirect_stdout(io.StringIO()):  # viser's own greeting
+        silent = contextlib.redirect_stdout(io.StringIO())  # viser's own greeting
+        with silent, origins.guarded(origins.own_names(host)):
             self._viser = _LocalServer(host=host, port=port, verbose=False)
         self.port = self._viser.get_port()
         gui, scene, camera = self._viser.gui, self._viser.scene, self._viser.initial_camera
