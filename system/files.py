@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from system.errors import UsageError
+from system.outputs import PICTURES, list_outputs
 
 Stamp = tuple[int, int, int]  # of a file
 
@@ -19,6 +20,8 @@ Stamp = tuple[int, int, int]  # of a file
 @contextlib.contextmanager
 def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
     """Yield a file that atomically replaces path at the end; after an error path is unchanged.
+
+    A picture is added to its folder's list of outputs.
 
     Args:
         path: its folder is made if it is missing.
@@ -35,6 +38,8 @@ def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
             if is_synced:
                 file.flush()
                 os.fsync(file.fileno())
+        if path.suffix in PICTURES:
+            list_outputs(path.parent, [path.name])
         draft.replace(path)
         if is_synced:
             _sync_folder(path.parent)
