@@ -29,7 +29,15 @@ from config.schema import DatasetKind
 from image_io import decoding
 from image_io.cache import Block, CacheEntry, cached
 from image_io.decoding import Crop, Framing, Pixels, Resize, decode_all
-from image_io.files import HOW_TO_GIVE, Listing, Skipped, find_pictures, opened, printable
+from image_io.files import (
+    HOW_TO_GIVE,
+    Listing,
+    Skipped,
+    describe_skipped,
+    find_pictures,
+    opened,
+    printable,
+)
 from scenes.toy_car_images import toy_car_images
 from system.errors import UsageError, choose
 from system.flags import Screen
@@ -38,7 +46,6 @@ KINDS: tuple[DatasetKind, ...] = get_args(DatasetKind)
 
 MAX_SKIPPED_PERCENT = 1  # more unreadable files than this, and a run does not start
 NUM_TOY_CARS = 4000
-NUM_NAMED = 3  # skipped files named on the screen
 RENDERED_AT_ONCE = 64  # toy cars per step of the progress bar
 
 _DEFAULTS: dict[str, tuple[Crop, bool]] = {  # crop, flip
@@ -327,11 +334,8 @@ def _report(
 def _describe(skipped: Sequence[Skipped], listing: Listing, skipped_file: Path | None) -> str:
     """Describe the skipped files: their number, the first names, and the file that lists them."""
     total = listing.count + len(listing.skipped)
-    some = ", ".join(f"'{name}' ({reason})" for name, reason in skipped[:NUM_NAMED])
-    more = ", ..." if len(skipped) > NUM_NAMED else ""
     where = f"; all are named in '{printable(str(skipped_file))}'" if skipped_file else ""
-    source = printable(listing.source)
-    return f"{len(skipped)} of {total} pictures in '{source}' cannot be read: {some}{more}{where}"
+    return f"{describe_skipped(skipped, total, listing.source)}{where}"
 
 
 def _write_skipped(skipped: Sequence[Skipped], path: Path | None) -> None:

@@ -22,6 +22,7 @@ from checkpoint_io.checkpoints import SavedGenerator
 from distributed import processes
 from distributed.processes import Place
 from image_io import png
+from image_io.files import describe_skipped
 from metrics import features, inception, real_images, record, report, samples
 from metrics.inception import NUM_FEATURES, NUM_LOGITS, Weights
 from metrics.real_images import RealSet
@@ -31,6 +32,7 @@ from rendering import viewing
 from system import flags
 from system.errors import UsageError
 from system.files import output_folder
+from system.outputs import list_outputs
 
 MAX_IMAGES = 1_000_000  # their features take 8 GiB
 LINES = (  # of the table: key in metrics.json, name, figures
@@ -117,13 +119,17 @@ def find_job(args: argparse.Namespace) -> Job:
     Raises:
         UsageError: one of them is missing, a library that evaluates them, or a second image.
     """
-    real = real_images.open_real_set(args.real_image_dir)
+    weights = inception.find_weights(args.inception_weights, takes_any=args.any_inception_weights)
+    inception.fidelity()
+    real = real_images.open_real_set(args.real_image_dir, args.cache_dir)
+    if real.skipped:
+        total = len(real) + len(real.skipped)
+        text = describe_skipped(real.skipped, total, str(args.real_image_dir))
+        print(f"left out: {text}", file=sys.stderr)
     lacking = features.too_few(args.num_images, len(real))
     if lacking.keys() == features.LEAST.keys():
         reasons = "; ".join(f"{name} {reason}" for name, reason in lacking.items())
         raise UsageError(f"--num_images {args.num_images}, {len(real)} real images: {reasons}")
-    weights = inception.find_weights(args.inception_weights, takes_any=args.any_inception_weights)
-    inception.fidelity()
     return Job(args=args, real=real, weights=weights)
 
 
@@ -134,8 +140,11 @@ def measure_images(place: Place, job: Job) -> int:
     saved = viewing.open_generator(args)
     sampling = _sampling(saved, args, args.image_size or job.real.image_size)
     network = inception.fidelity_network(job.weights, place.device)
-    output_folder(args.output_dir)  # only now, when all inputs are known to exist
-    real, content = features.real_features(job.real, network, job.weights, args.cache_dir, place)
+    folder = output_folder(args.output_dir)  # only now, when all inputs are known to exist
+    if place.is_main:  # the order of the names does not depend on the number of processes
+        paths = [real_images.file_path(folder, i, args.protocol) for i in range(args.num_images)]
+        list_outputs(folder, [path.name for path in paths])
+    real = features.real_features(job.real, network, job.weights, args.cache_dir, place)
     generated = features.features_of(
         partial(_written_image, saved, sampling, args),
         args.num_images,
@@ -150,7 +159,7 @@ def measure_images(place: Place, job: Job) -> int:
     settings = {
         "protocol": args.protocol,
         "num_generated": args.num_images,
-        **record.image_settings(job.real, job.weights, sampling, args.protocol, content),
+        **record.image_settings(job.real, job.weights, sampling, args.protocol),
         **features.metric_settings(args.num_images, len(job.real)),
     }
     _write(saved, args, {"images": {**figures, "settings": settings}})

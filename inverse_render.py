@@ -44,7 +44,7 @@ def build_parser() -> flags.ArgumentParser:
     parser = flags.ArgumentParser(description="Fit an object and a camera to a photo.")
     viewing.add_generator(parser)
     add = parser.add_argument
-    add("photo", type=Path, help="jpg, png or webp; its alpha channel says where the object is")
+    add("photo", type=Path, help="a picture; its alpha channel says where the object is")
     add("--mask", type=Path, help="picture of the photo's size: white where the object is and "
         "black elsewhere, or a cut-out")  # fmt: skip
     add("--crop", default="center", help="none, center (the largest square), or pixels")

@@ -8,7 +8,6 @@ Legend: N images, D numbers per image (features, then logits).
 """
 
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from image_io.decoding import Pixels
 from metrics import inception
 from metrics.inception import NUM_FEATURES, NUM_LOGITS, Network, Weights
 from metrics.real_images import RealSet
-from system.files import replaced
 
 BLOCK = 32  # images in a batch of the network
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # torch-fidelity's defaults, as in the published script
@@ -112,52 +110,32 @@ def features_of_stream(
 
 def real_features(
     real: RealSet, network: Network, weights: Weights, cache_dir: Path, place: Place
-) -> tuple[Tensor, str]:
-    """Return features (N, NUM_FEATURES) of real images, and the hash of their content.
+) -> Tensor:
+    """Return features (N, NUM_FEATURES) of real images.
 
-    They are cached in cache_dir under the hashes of content and network. A second cache file maps
-    the names, sizes and times of a folder's files to the hash of their content, so that they are
-    not read again.
+    They are cached in cache_dir under the hashes of images and network.
     """
-    known = cache_dir / f"{real.listing_key[:32]}.json"
-    content = _known_content(known)
-    if content is None:
-        content = real.content_hash() if place.is_main else ""
-    collectives.wait_for_all()  # no rank writes while another still looks
-    path = cache_dir / f"{content[:32]}-{weights.sha256[:16]}.pth"
-    is_cached = not collectives.agree_to_stop(not path.is_file() if place.is_main else False)
-    if is_cached:
-        features: Tensor = (
+    path = cache_dir / f"{real.fingerprint[:32]}-{weights.sha256[:16]}.pth"
+    if not collectives.agree_to_stop(not path.is_file() if place.is_main else False):
+        return (
             _known_features(path, len(real))
             if place.is_main
             else torch.zeros(len(real), NUM_FEATURES)
         )
-    else:
-        found = features_of(
-            real.image, len(real), network, NUM_FEATURES + NUM_LOGITS, place, title="real images"
-        )
-        assert found is not None  # nothing asks it to stop
-        features = found[:, :NUM_FEATURES]
+    found = features_of(
+        real.image, len(real), network, NUM_FEATURES + NUM_LOGITS, place, title="real images"
+    )
+    assert found is not None  # nothing asks it to stop
+    features = found[:, :NUM_FEATURES]
     if place.is_main:
-        if not is_cached:
-            checkpoints.save(path, "features", {"features": features.clone()})
-        with replaced(known) as file:
-            file.write(json.dumps({"content": content}).encode())
-    return features, content
+        checkpoints.save(path, "features", {"features": features.clone()})
+    return features
 
 
 def _known_features(path: Path, count: int) -> Tensor:
     content = checkpoints.read(path, "features")
     with checkpoints.complaints(path):
         return tensor_entry(content, "features", (count, NUM_FEATURES))
-
-
-def _known_content(path: Path) -> str | None:
-    try:
-        content = json.loads(path.read_text("utf-8"))["content"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return content if isinstance(content, str) else None
 
 
 def too_few(num_generated: int, num_real: int) -> dict[str, str]:

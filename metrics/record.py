@@ -39,7 +39,7 @@ def about(saved: SavedGenerator, *, seed: int, psi: float) -> dict[str, Any]:
 
 
 def image_settings(
-    real: RealSet, weights: Weights, sampling: SampleOptions, protocol: Protocol, content: str
+    real: RealSet, weights: Weights, sampling: SampleOptions, protocol: Protocol
 ) -> dict[str, Any]:
     """Return the settings of the generated images, which decide the image metrics.
 
@@ -48,7 +48,6 @@ def image_settings(
         weights: of the Inception network.
         sampling: how the images are generated.
         protocol: how they are encoded.
-        content: hash of the real images' files.
     """
     return {
         "num_real": len(real),
@@ -57,7 +56,11 @@ def image_settings(
         "is_jittered": sampling.is_jittered,
         "poses": asdict(sampling.poses),
         "file_format": FILE_FORMATS[protocol],
-        "real_images": {"content": content, "image_size": real.image_size, "made": real.made},
+        "real_images": {
+            "content": real.fingerprint,
+            "image_size": real.image_size,
+            "made": real.made,
+        },
         "inception": {
             "sha256": weights.sha256,
             "is_official": weights.is_official,

@@ -30,7 +30,7 @@ def open_photo(
     Its alpha channel, or a mask (white is the object), says where the object is.
 
     Args:
-        path: jpg, png or webp.
+        path: a picture.
         size: pixels per side.
         crop: part of the photo to keep.
         mask: picture of the photo's own size; replaces the alpha channel.

@@ -15,6 +15,7 @@ from typing import IO, Any, BinaryIO
 
 from system.errors import UsageError
 from system.machine import optional_module
+from system.outputs import PICTURES, list_outputs
 
 fcntl, msvcrt = optional_module("fcntl"), optional_module("msvcrt")  # Windows has the second
 
@@ -27,6 +28,8 @@ Stamp = tuple[int, int, int]  # of a file
 @contextlib.contextmanager
 def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
     """Yield a file that atomically replaces path at the end; after an error path is unchanged.
+
+    A picture is added to its folder's list of outputs.
 
     Args:
         path: its folder is made if it is missing.
@@ -43,6 +46,8 @@ def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
             if is_synced:
                 file.flush()
                 os.fsync(file.fileno())
+        if path.suffix in PICTURES:
+            list_outputs(path.parent, [path.name])
         _rename(draft, path)
         if is_synced:
             _sync_folder(path.parent)

@@ -156,7 +156,7 @@ def test_one_unreadable_picture_in_a_hundred_is_left_out_and_named(tmp_path, cap
         images = open_at(folder, tmp_path, skipped_file=listed, show_progress=True)
         assert levels(images) == expected
         assert listed.read_text() == (
-            "0050.png\tempty file\n0100.png\tnot a jpg, png or webp picture\n"
+            "0050.png\tempty file\n0100.png\tnot a picture of a known format\n"
         )
         shown = capsys.readouterr().err
         assert f"2 of 200 pictures in '{folder}' cannot be read" in shown

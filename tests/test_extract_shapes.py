@@ -61,7 +61,7 @@ def run(folder, *texts):
 
 
 def written(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.glob("[!.]*"))
 
 
 def test_by_default_a_grid_a_mesh_and_a_picture_of_each_seed(a_ball, tmp_path, capsys):

@@ -171,7 +171,7 @@ def test_a_second_evaluation_does_not_read_the_real_images(
     first = evaluate(tiny_run, reals, weights, tmp_path / "temp")
     assert sum(seen) == 50
     with monkeypatch.context() as patched:
-        patched.setattr(real_images.RealSet, "content", lambda *_: pytest.fail("read again"))
+        patched.setattr(real_images, "decode_all", lambda *_: pytest.fail("read again"))
         second = evaluate(tiny_run, reals, weights, tmp_path / "temp")
     assert sum(seen) == 90  # only the generated ones
     assert first["images"] == second["images"]
@@ -331,13 +331,15 @@ def test_published_protocol_is_jpeg_nearest_and_mirrors_some(tmp_path):
     assert manifest["is_flipped"]
 
 
-def test_a_failed_try_does_not_block_the_next_one(tmp_path):
+@pytest.mark.parametrize("content", [b"", b"\x89PNG"])
+def test_a_failed_try_does_not_block_the_next_one(tmp_path, content):
     source, out = tmp_path / "photos", tmp_path / "out"
     source.mkdir()
-    (source / "cut.png").write_bytes(b"\x89PNG")
+    (source / "cut.png").write_bytes(content)
     words = ["--dataset", "Cats", "--dataset_path", str(source), "--output_dir", str(out)]
-    with pytest.raises(UsageError, match="no picture in .* can be read"):
+    with pytest.raises(UsageError, match=r"1 of 1 pictures in .* cannot be read: 'cut.png' \("):
         fid_evaluation.main([*words, "--img_size", "4"])
+    assert not out.exists()
     Image.new("RGB", (9, 9)).save(source / "good.png")
     assert fid_evaluation.main([*words, "--img_size", "8"]) == 0
     assert len(list(out.glob("*.png"))) == 1
@@ -346,13 +348,33 @@ def test_a_failed_try_does_not_block_the_next_one(tmp_path):
 def test_real_images_of_several_sizes_are_refused(tmp_path):
     folder = photos(tmp_path / "photos", 2)
     Image.new("RGB", (9, 10)).save(folder / "photo2.png")
-    real = real_images.open_real_set(folder)
+    real = real_images.open_real_set(folder, tmp_path / "cache")
     assert real.made is None
     assert real.image(1).shape == (3, 10, 10)
     with pytest.raises(UsageError, match="9 x 10"):
         real.image(2)
     with pytest.raises(UsageError, match="is no folder"):
-        real_images.open_real_set(tmp_path / "nowhere")
+        real_images.open_real_set(tmp_path / "nowhere", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG"])
+@pytest.mark.parametrize("number", [0, 5])
+def test_a_damaged_real_image_is_left_out_and_named(
+    small_network, tiny_run, tmp_path, capsys, number, content
+):
+    folder = photos(tmp_path / "photos", 10)
+    (folder / f"photo{number}.png").write_bytes(content)
+    written = tmp_path / "reals"
+    words = ["--dataset", "Cats", "--dataset_path", str(folder), "--output_dir", str(written)]
+    assert fid_evaluation.main([*words, "--img_size", "8"]) == 0
+    assert f"1 of 10 pictures in '{folder}' cannot be read: 'photo{number}.png' (" in (
+        capsys.readouterr().err
+    )
+    assert len(list(written.glob("*.png"))) == 9
+    for _ in range(2):  # read, then known
+        found = evaluate(tiny_run, folder, small_network[0], tmp_path / "temp")
+        assert found["images"]["settings"]["num_real"] == 9
+        assert f"'photo{number}.png' (" in capsys.readouterr().err
 
 
 # 3D quality

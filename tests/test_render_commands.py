@@ -45,7 +45,7 @@ def picture(path):
 
 
 def frames_of(folder):
-    return [picture(path).astype(float) for path in sorted(folder.iterdir())]
+    return [picture(path).astype(float) for path in sorted(folder.glob("*.png"))]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_flags_are_those_that_people_know(module, expected):
 def test_a_grid_has_a_column_for_each_yaw_and_rows_for_pitches_and_depths(command):
     folder = command(render_multiview_images, "--seeds", "3", "--pitches", "0", "0.2",
                      "--yaws", "-0.5", "0", "0.5", "--depth_map")  # fmt: skip
-    assert {path.name for path in folder.iterdir()} == {"grid_3.png", "sheet.png"}
+    assert {path.name for path in folder.iterdir()} == {"grid_3.png", "sheet.png", ".pigan_outputs"}
     whole = picture(folder / "grid_3.png")
     assert whole.shape == (40, 30, 3)
     alone = picture(command(render_multiview_images, "--seeds", "3", "--pitches", "0.2",

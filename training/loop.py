@@ -42,7 +42,10 @@ def train(place: Place, job: tuple[TrainOptions, Start]) -> int:
     else:
         machine.use_one_thread_for(start.curriculum.field_width())
     with files.run_folder(options.output_dir) if place.is_main else contextlib.nullcontext():
-        return TrainingRun(place, options, set_up(place, options, start), start.listing).run()
+        setup = set_up(place, options, start)
+        if options.is_dry_run:
+            return 0
+        return TrainingRun(place, options, setup, start.listing).run()
 
 
 def computes_apart(place: Place) -> bool:
