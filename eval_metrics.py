@@ -33,10 +33,6 @@ from system.errors import UsageError
 from system.files import output_folder
 
 MAX_IMAGES = 1_000_000  # their features take 8 GiB
-COLUMNS = (  # lines of the table: key in metrics.json, name
-    ("fid", "FID"), ("kid_mean", "KID x 100"), ("is_mean", "IS"),
-    ("precision", "precision"), ("recall", "recall"),
-)  # fmt: skip
 CONSISTENCY_ROWS = (
     ("psnr_db", "reprojection PSNR, dB"),
     ("l1", "reprojection L1"),
@@ -109,11 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def find_job(args: argparse.Namespace) -> Job:
-    """Find the real images and the Inception network before any process starts.
-
-    Raises:
-        UsageError: one of them is missing, or a library that evaluates them.
-    """
+    """Find real images and Inception network before any process starts; UsageError if missing."""
     real = real_images.open_real_set(args.real_image_dir)
     weights = inception.find_weights(args.inception_weights, takes_any=args.any_inception_weights)
     inception.fidelity()
@@ -158,9 +150,7 @@ def _written_image(
 
     It is (3, H, W) uint8. So the metrics include the JPEG loss of the published protocol.
     """
-    image = samples.sample_image(
-        saved.generator, number, sampling, points_per_chunk=viewing.chunk_size(saved, args)
-    )
+    image = samples.sample_image(saved.generator, number, sampling)
     content = real_images.encoded(png.to_uint8(image).numpy(), args.protocol)
     real_images.put(real_images.file_path(args.output_dir, number, args.protocol), content)
     return real_images.decoded(content)
@@ -169,11 +159,7 @@ def _written_image(
 def measure_consistency(saved: SavedGenerator, args: argparse.Namespace) -> None:
     """Measure 3D consistency; write, plot and print it."""
     output_folder(args.output_dir)
-    options = ConsistencyOptions(
-        num_objects=args.num_objects,
-        image_size=args.consistency_size,
-        points_per_chunk=viewing.chunk_size(saved, args),
-    )
+    options = ConsistencyOptions(num_objects=args.num_objects, image_size=args.consistency_size)
     found = report.measure(saved, _sampling(saved, args, args.consistency_size), options)
     title = f"{saved.curriculum.name} at step {saved.step}"
     report.save_plot(args.output_dir / "consistency.png", found["by_yaw"], title)
@@ -206,17 +192,17 @@ def _write(saved: SavedGenerator, args: argparse.Namespace, part: dict[str, Any]
 def _print_images(figures: dict[str, float], job: Job) -> None:
     """Print the table of the image metrics, and warn if they cannot be compared."""
     args = job.args
-    texts = {
-        "fid": f"{figures['fid']:.2f}",
-        "kid_mean": f"{100 * figures['kid_mean']:.3f} +- {100 * figures['kid_std']:.3f}",
-        "is_mean": f"{figures['is_mean']:.2f} +- {figures['is_std']:.2f}",
+    rows = {
+        "FID": f"{figures['fid']:.2f}",
+        "KID x 100": f"{100 * figures['kid_mean']:.3f} +- {100 * figures['kid_std']:.3f}",
+        "IS": f"{figures['is_mean']:.2f} +- {figures['is_std']:.2f}",
         "precision": f"{figures['precision']:.3f}",
         "recall": f"{figures['recall']:.3f}",
     }
     print(f"{args.num_images} generated against {len(job.real)} real images, "
           f"{args.protocol} protocol")  # fmt: skip
-    for key, name in COLUMNS:
-        print(f"  {name:12} {texts[key]}")
+    for name, text in rows.items():
+        print(f"  {name:12} {text}")
     if not job.weights.is_official:
         print("  The network is not the published one: these figures cannot be compared.")
     made = job.real.made

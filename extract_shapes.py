@@ -9,7 +9,6 @@ mesh from several sides). Right-handed axes, y up, one scene unit is one meter: 
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -86,10 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.seed is not None:
         args.seeds = [args.seed]
     saved = viewing.open_generator(args)
-    options = saved.curriculum.evaluation_render(saved.step)
-    options = replace(
-        options, lock_view_dependence=options.lock_view_dependence or args.lock_view_dependence
-    )
+    options = viewing.shape_options(saved, args.lock_view_dependence)
     side = args.cube_size or options.visible_side
     cube = Cube(center=tuple(args.center), side=side, resolution=args.voxel_resolution)
     things = viewing.objects_to_show(saved, args)
@@ -145,16 +141,9 @@ def _shape(
             bar.update(done - bar.n)
 
         return mesh_extraction.take_shape(
-            saved.generator,
-            thing.film,
-            cube,
-            options,
-            wanted,
-            name=thing.name,
-            poses=saved.curriculum.poses(),
-            points_per_chunk=viewing.chunk_size(saved, args),
-            progress=progress,
-        )
+            saved.generator, thing.film, cube, options, saved.curriculum.poses(), wanted,
+            name=thing.name, progress=progress,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

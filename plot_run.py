@@ -77,13 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_log(folder: Path) -> list[Entry]:
-    """Read the entries of a run's log.jsonl, in the order of their steps.
+    """Read the entries of a run's log.jsonl, ordered by step; UsageError if there are none.
 
     If a killed and resumed run did a step twice, the last entry counts. A half-written line is
     skipped.
-
-    Raises:
-        UsageError: there is no log, or it is empty.
     """
     path = folder / LOG_FILE
     if not path.is_file():

@@ -49,10 +49,8 @@ class StepTimeouts:
     def step(self, stage: Hashable, num_patient: int) -> Iterator[None]:
         """Choose the group for the operations of the training step in the with block.
 
-        Args:
-            stage: equal for all steps of a stage.
-            num_patient: number of steps, at the start of a stage, in which kernels may be compiled
-                and tuned; at least 2, because the last one is timed.
+        stage: equal for all steps of a stage. num_patient: steps, at the start of a stage, in which
+        kernels may be compiled and tuned; at least 2, because the last one is timed.
         """
         if not dist.is_initialized():
             yield

@@ -57,15 +57,9 @@ class Place:
 def plan(device: str, num_processes: int | None, environ: Mapping[str, str]) -> tuple[Place, ...]:
     """Return the places of the ranks to start here, or this process's own place under torchrun.
 
-    One per visible CUDA device, or one on the CPU, unless num_processes says otherwise.
-
-    Args:
-        device: the text of --device.
-        num_processes: the value of --num_processes, None where it was not given.
-        environ: the environment, for the variables that torchrun sets.
-
-    Raises:
-        UsageError: no such device, more processes than devices, or half a torchrun environment.
+    One per visible CUDA device, or one on the CPU, unless --num_processes (None where not given)
+    says otherwise. device is the text of --device; environ has the variables that torchrun sets.
+    Raises UsageError for no such device, more processes than devices, or half of these variables.
     """
     if "RANK" in environ and "WORLD_SIZE" in environ:
         return (_joined_place(device, num_processes, environ),)
@@ -136,18 +130,13 @@ def launch(
     """Run worker(place, payload) at every place and return its exit code.
 
     A single place runs in this process. Several run in processes of their own, which meet at port
-    on this machine; worker must then be a module-level function, payload picklable.
+    on this machine (0 takes any free one; torchrun has its own); worker must then be a module-level
+    function, payload picklable.
 
     If a rank fails, the others are ended and its failure is printed: a traceback (one line if a
     disk failed) with exit code 1, or the signal n that ended it with exit code 128 + n. Otherwise
     the first code other than 0 that a rank returns is the exit code. The first of the STOP_SIGNALS
     is passed on to the ranks as SIGTERM, for their StopSignal.
-
-    Args:
-        worker: the function that each rank runs; its exit code should be the same on all.
-        payload: the second argument of worker.
-        places: from `plan`.
-        port: rendezvous port on this machine; 0 takes any free one. torchrun has its own.
 
     Raises:
         UsageError: port is taken, or a rank raised it.

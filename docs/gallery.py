@@ -153,11 +153,7 @@ def hash_of_demo() -> str:
 
 
 def take_over(run: Path) -> None:
-    """Copy a run's networks, log, last preview and most of its options.json into assets/demo.
-
-    Raises:
-        UsageError: a file of the run is missing or damaged.
-    """
+    """Copy a run's networks, log, last preview and options into assets/demo; UsageError if bad."""
     for name in NETWORKS:
         checkpoints.load_generator(run / name, ema="none")  # raises UsageError if it is damaged
     previews = sorted(run.glob(f"*{PREVIEW_ENDING}"))

@@ -92,13 +92,8 @@ def _unit_truncated(count: int, rng: torch.Generator) -> Tensor:
 def sample_poses(distribution: PoseDistribution, count: int, *, rng: torch.Generator) -> Poses:
     """Draw camera angles of count images; yaw is drawn before pitch, as published.
 
-    Args:
-        distribution: of the cameras.
-        count: number of poses, B.
-        rng: a CPU stream, so that a seed gives the same poses on every device.
-
-    Returns:
-        Poses of (B,) on the CPU, pitch in [POLE_MARGIN, pi - POLE_MARGIN].
+    rng is a CPU stream, so that a seed gives the same poses on every device. Returns Poses of (B,)
+    on the CPU, pitch in [POLE_MARGIN, pi - POLE_MARGIN].
     """
     draw: Callable[[int, torch.Generator], Tensor]
     kind, scale = distribution.kind, 1.0
@@ -149,10 +144,9 @@ def camera_rotations(poses: Poses) -> Tensor:
 def project(points: Tensor, poses: Poses, fov_degrees: float) -> tuple[Tensor, Tensor]:
     """Project points (B, ..., 3) into cameras at poses.
 
-    Returns:
-        Places (B, ..., 2) in the image, x to the right and y downwards, -1 and 1 at the centers
-        of the outermost pixels; and distances (B, ...) from the camera. Points behind the camera
-        get a place outside of the image and distance inf.
+    Returns places (B, ..., 2) in the image, x to the right and y downwards, -1 and 1 at the centers
+    of the outermost pixels; and distances (B, ...) from the camera. Points behind the camera get a
+    place outside of the image and distance inf.
     """
     origins = camera_origins(poses).view(-1, *[1] * (points.dim() - 2), 3)
     offsets = points - origins
@@ -195,14 +189,9 @@ def rays_from(
 ) -> Rays:
     """Return the rays of cameras anywhere, on the device and in the precision of origins.
 
-    Args:
-        origins: positions of the cameras, (B, 3).
-        rotations: from camera to world, (B, 3, 3), columns [right, up, -forward].
-        shape: (H, W) in pixels.
-        fov_degrees: full angle of view across the shorter side; one for all, or (B,).
-
-    Returns:
-        Rays of (B, H * W, 3), pixels in row-major order from the top left.
+    origins (B, 3) and rotations (B, 3, 3) from camera to world, columns [right, up, -forward];
+    shape (H, W) in pixels; fov_degrees across the shorter side, one for all or (B,). Returns Rays
+    of (B, H * W, 3), pixels in row-major order from the top left.
     """
     pixels = camera_directions(shape, fov_degrees, device=origins.device, dtype=origins.dtype)
     # Not a matrix product: autocast would round it to half precision.
@@ -213,13 +202,8 @@ def rays_from(
 def cast_rays(poses: Poses, image_size: int, fov_degrees: float | Tensor) -> Rays:
     """Return the rays of square images from cameras on the unit sphere that look at the origin.
 
-    Args:
-        poses: camera angles, each (B,).
-        image_size: pixels per side, H = W.
-        fov_degrees: full angle of view across the image; one for all, or (B,).
-
-    Returns:
-        Rays of (B, H * W, 3) as rays_from gives them.
+    poses (B,) each; fov_degrees: full angle of view across the image, one for all or (B,). Returns
+    Rays of (B, H * W, 3) as rays_from gives them, H = W = image_size.
     """
     shape = (image_size, image_size)
     return rays_from(camera_origins(poses), camera_rotations(poses), shape, fov_degrees)

@@ -39,6 +39,7 @@ class View(NamedTuple):
 class ImplicitGenerator3d(nn.Module):
     """A conditioned radiance field and its renderer.
 
+    points_per_chunk: the most points in one call of the field in render and density; None is all.
     field_dtype: precision to which the field's products round their operands; None is the field's
     own, or that of an autocast around the call. Everything else keeps its precision.
     skips_empty_space: renders without randomness skip the cells that generators.occupancy finds
@@ -48,6 +49,7 @@ class ImplicitGenerator3d(nn.Module):
     def __init__(self, siren: FilmSiren) -> None:
         super().__init__()
         self.siren = siren
+        self.points_per_chunk: int | None = None
         self.field_dtype: torch.dtype | None = None
         self.skips_empty_space = False
         self._remembered = OccupancyMemory()
@@ -80,7 +82,7 @@ class ImplicitGenerator3d(nn.Module):
         return TwofoldField(*(chunked(each, points_per_chunk) for each in (evaluate, visible)))
 
     def _occupancies(
-        self, film: Film, options: RenderOptions, *, points_per_chunk: int
+        self, film: Film, options: RenderOptions, points_per_chunk: int
     ) -> list[Occupancy]:
         """Return the occupancy of each object of film; none where no space may be skipped."""
         if not self.skips_empty_space or not has_empty_space(options):
@@ -105,10 +107,11 @@ class ImplicitGenerator3d(nn.Module):
 
         Points may be on any device; the densities come back on theirs.
         """
+        chunk = points_per_chunk or self.points_per_chunk
 
         @torch.no_grad()
         def evaluate(points: Tensor) -> Tensor:
-            parts = points.to(film.frequencies)[None].split(points_per_chunk or len(points), dim=1)
+            parts = points.to(film.frequencies)[None].split(chunk or len(points), dim=1)
             with self._field_precision():
                 found = torch.cat([self.siren.density(part, film)[0] for part in parts])
             return at_least_float32(found).to(points.device)
@@ -133,11 +136,13 @@ class ImplicitGenerator3d(nn.Module):
             poses: B camera poses; moved to the device of film.
             options: how rays become pixels.
             rng: stream of the draws per sample; None renders without randomness.
-            points_per_chunk: the most points in one call of the field; None is all. It does not
-                change the picture. With rng None it bounds all memory, else the field's alone.
+            points_per_chunk: the most points in one call of the field, which does not change the
+                picture; None is the generator's own number. With rng None it bounds all memory,
+                else the field's.
             fov_degrees: (B,) angles of view; None takes that of options.
             report: called with the number of rays rendered since the last call.
         """
+        points_per_chunk = points_per_chunk or self.points_per_chunk
         frequencies = film.frequencies
         on_device = Poses(*(angle.to(frequencies) for angle in poses))
         fov = options.fov_degrees if fov_degrees is None else fov_degrees.to(frequencies)
@@ -164,7 +169,7 @@ class ImplicitGenerator3d(nn.Module):
 
         A part has at most points_per_chunk samples and is rendered only when it is asked for.
         """
-        occupancies = self._occupancies(film, options, points_per_chunk=points_per_chunk)
+        occupancies = self._occupancies(film, options, points_per_chunk)
         if occupancies:
             things = (film[i : i + 1] for i in range(len(film)))
             fields = [self.field(thing, points_per_chunk=points_per_chunk) for thing in things]

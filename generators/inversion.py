@@ -269,16 +269,9 @@ def fit_photo(
 ) -> tuple[Guess, float]:
     """Fit a photo; return the best guess (K = 1) and its loss.
 
-    Args:
-        generator: frozen; its parameters get no gradient.
-        photo: on the generator's device.
-        poses: distribution of the expected cameras.
-        options: how to render; the image size is the photo's.
-        fit: effort and learning rates.
-        kind: of the latents.
-        guessed_pose: see search.
-        rng: CPU stream of the candidates.
-        report: called after each step.
+    generator is frozen, photo on its device. poses is the distribution of the expected cameras, and
+    guessed_pose that of search. options say how to render; the image size is the photo's. kind is
+    that of the latents, rng the CPU stream of the candidates. report is called after each step.
     """
     device, fov = photo.image.device, options.fov_degrees
     options = replace(options, density_noise=0.0)

@@ -76,12 +76,9 @@ def _num_cells(options: RenderOptions) -> int:
 def find_occupancy(
     density: Callable[[Tensor], Tensor], options: RenderOptions, device: torch.device
 ) -> Occupancy:
-    """Find the occupancy of one object, in cells a few pixels wide.
+    """Find the occupancy of one object, in cells a few pixels wide, on device.
 
-    Args:
-        density: returns raw densities (P,) of points (P, 3).
-        options: of the picture; its density activation is ReLU.
-        device: of the occupancy.
+    density returns raw densities (P,) of points (P, 3), whose activation by options is ReLU.
     """
     side = options.visible_side
     count = _num_cells(options)
@@ -124,9 +121,7 @@ def rays_that_may_hit(
 def skipping(fields: Sequence[Field], occupancies: Sequence[Occupancy]) -> Field:
     """Return the field of B objects, evaluated in occupied cells only and empty elsewhere.
 
-    Args:
-        fields: one per object, called with points (1, P, 3) and directions (1, G, 3).
-        occupancies: of the same objects.
+    There is one field per object, called with points (1, P, 3) and directions (1, G, 3).
     """
 
     def evaluate(points: Tensor, directions: Tensor) -> Tensor:

@@ -22,14 +22,10 @@ VERTICES = 2**15  # processed together; bounds the memory
 def lit_points(
     vertices: Tensor, normals: Tensor, lattice: Lattice, options: RenderOptions, *, count: int
 ) -> Tensor:
-    """Return points (V, Q, 3) behind the surface that absorb equal shares of the light.
+    """Return points (V, Q) behind the surface that absorb equal shares of the light, each (3,).
 
-    Args:
-        vertices: (V, 3), on a surface.
-        normals: (V, 3), outward.
-        lattice: raw densities.
-        options: with the activation of raw densities.
-        count: points per vertex, Q.
+    vertices (V, 3) lie on the surface, normals (V, 3) point outwards; count is Q. options give the
+    activation of the lattice's raw densities.
     """
     reach = REACH * lattice.spacing * (len(lattice.values) - 1)
     steps = (torch.arange(SAMPLES) + 0.5) / SAMPLES * reach

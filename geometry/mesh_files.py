@@ -23,14 +23,11 @@ BUFFER, INDEX_BUFFER = 34962, 34963  # glTF's numbers for the use of a part of t
 
 
 def save_mrc(path: Path, values: Array, cube: Cube) -> None:
-    """Write float32 values (N, N, N) as an MRC2014 volume.
+    """Write float32 values (N, N, N) as an MRC2014 volume; OSError names path where it can.
 
     mrcfile reads the array back in the same order, [ix, iy, iz]. The header declares x the slowest
     axis and z the fastest, so that viewers show the scene's own axes instead of a mirror image. The
     unit of length, Angstrom in the format, stands for the scene unit.
-
-    Raises:
-        OSError: the file cannot be written; filename is path where the system says why.
     """
     with replaced(path) as file:
         volume = MrcInterpreter()  # mrcfile's documented way to write into an open file
@@ -46,11 +43,7 @@ def save_mrc(path: Path, values: Array, cube: Cube) -> None:
 
 
 def save_mesh(path: Path, mesh: Mesh) -> None:
-    """Write a mesh in the format of path's suffix, one of MESH_FORMATS.
-
-    Raises:
-        OSError: the file cannot be written; filename is path where the system says why.
-    """
+    """Write a mesh in the format of path's suffix, one of MESH_FORMATS; OSError as save_mrc."""
     content: bytes | str = MESH_FORMATS[path.suffix.removeprefix(".")](mesh)
     with replaced(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
@@ -63,12 +56,10 @@ def _ply(mesh: Mesh) -> Any:
 
 def _obj(mesh: Mesh) -> Any:
     """Return an OBJ text with normals, and sRGB colors after each vertex's coordinates."""
-    decimals = DIGITS - math.ceil(math.log10(np.abs(mesh.vertices).max()))
+    digits = max(4, DIGITS - math.ceil(math.log10(np.abs(mesh.vertices).max())))
+    header = f"{TITLE}; y is up"
     return _colored(mesh).export(
-        file_type="obj",
-        include_normals=True,
-        digits=max(4, decimals),
-        header=f"{TITLE}; y is up",
+        file_type="obj", include_normals=True, digits=digits, header=header
     )
 
 
@@ -97,12 +88,9 @@ def _make_unlit(tree: dict[str, Any]) -> None:
     for accessor, target in targets.items():
         tree["bufferViews"][tree["accessors"][accessor]["bufferView"]]["target"] = target
     primitive["material"] = 0
-    tree["materials"] = [
-        {
-            "pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0},
-            "extensions": {"KHR_materials_unlit": {}},
-        }
-    ]
+    rough = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
+    unlit = {"pbrMetallicRoughness": rough, "extensions": {"KHR_materials_unlit": {}}}
+    tree["materials"] = [unlit]
     tree["extensionsUsed"] = ["KHR_materials_unlit"]
     tree["asset"]["generator"] = TITLE
 
@@ -121,9 +109,4 @@ def _linear(colors: Array) -> Array:
     return np.asarray(linear, np.float32)
 
 
-MESH_FORMATS: dict[str, Callable[[Mesh], Any]] = {
-    "ply": _ply,
-    "obj": _obj,
-    "stl": _stl,
-    "glb": _glb,
-}
+MESH_FORMATS: dict[str, Callable[[Mesh], Any]] = dict(ply=_ply, obj=_obj, stl=_stl, glb=_glb)

@@ -74,9 +74,8 @@ def _fill(
     shares = barycentric(corners[:, None, :, :2], pixels.double())  # (K, widest^2, 3)
     is_hit = (shares >= -EDGE).all(-1) & (pixels < image_size).all(-1)
     depths = (shares * corners[:, None, :, 2]).sum(-1)
-    bits = (
-        depths.float().clamp(min=0).view(torch.int32).long()
-    )  # positive floats sort like their bits
+    # Positive floats sort like their bits.
+    bits = depths.float().clamp(min=0).view(torch.int32).long()
     entries = (bits << DEPTH_BITS) | index[:, None]
     places = pixels[..., 1] * image_size + pixels[..., 0]
     keys.scatter_reduce_(0, places[is_hit], entries[is_hit], "amin")

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import trimesh
 from scipy.sparse import coo_matrix
-from torch import Tensor
 
 from generators.cameras import PoseDistribution, Poses, camera_origins, sample_poses
 from generators.volumetric_rendering import RenderOptions
@@ -32,11 +31,8 @@ def visible_part(
 ) -> Mesh:
     """Cut away the triangles of a closed mesh that no training camera can see.
 
-    Args:
-        mesh: with vertices about spacing apart.
-        poses: distribution of the cameras; NUM_CAMERAS are drawn, always the same ones.
-        options: their angle of view and ray range.
-        spacing: of the grid that the mesh was extracted from, scene units.
+    NUM_CAMERAS are drawn, always the same ones, with the angle of view and ray range of options.
+    The mesh's vertices are about spacing apart, the grid's, scene units.
     """
     if not len(mesh.triangles):
         return mesh
@@ -83,15 +79,10 @@ def _seen_vertices(
         nearest = torch.full((image_size**2,), torch.inf, dtype=depths.dtype)
         nearest.scatter_reduce_(0, pixel, depths, "amin")
         is_near = depths <= nearest[pixel] + TOLERANCE * spacing
-        facing = _faces_camera(vertices[inside], normals[inside], pitch, yaw)
-        is_seen[inside[is_near & facing]] = True
+        origin = camera_origins(Poses(torch.tensor([pitch]), torch.tensor([yaw])))
+        is_facing = (normals[inside] * (origin - vertices[inside])).sum(1) > 0
+        is_seen[inside[is_near & is_facing]] = True
     return is_seen.numpy()
-
-
-def _faces_camera(vertices: Tensor, normals: Tensor, pitch: float, yaw: float) -> Tensor:
-    """Return whether each vertex (V,) faces the camera."""
-    origin = camera_origins(Poses(torch.tensor([pitch]), torch.tensor([yaw])))
-    return (normals * (origin - vertices)).sum(1) > 0
 
 
 def _image_size(options: RenderOptions, spacing: float) -> int:

@@ -56,8 +56,6 @@ def features_of(
 ) -> Tensor | None:
     """Compute features (N, D) of images 0..N-1 together with all ranks, which all return them.
 
-    They return None where one of them was asked to stop meanwhile.
-
     Args:
         image_of: returns the image of a number; called for this rank's share only.
         total: N.
@@ -65,7 +63,7 @@ def features_of(
         width: D.
         place: this rank.
         title: of the progress bar.
-        is_stopped: returns whether this rank was asked to stop.
+        is_stopped: returns whether this rank was asked to stop; if one was, all return None.
     """
     features = torch.zeros(total, width)
     count = sum(len(block) for block in blocks_of(total, place))
@@ -101,9 +99,8 @@ def real_features(
 ) -> tuple[Tensor, str]:
     """Return features (N, NUM_FEATURES) of real images, and the hash of their content.
 
-    They are cached in cache_dir under the hashes of content and network. A second cache file maps
-    the names, sizes and times of a folder's files to the hash of their content, so that they are
-    not read again.
+    cache_dir keeps them under the hashes of content and network, and the hash of a folder's content
+    under the names, sizes and times of its files, so that they are not read again.
     """
     known = cache_dir / f"{real.listing_key[:32]}.json"
     content = _known_content(known)
@@ -149,16 +146,9 @@ def _known_content(path: Path) -> str | None:
 def image_metrics(generated: Tensor, real: Tensor) -> dict[str, float]:
     """Compute FID, KID, IS, precision and recall by torch-fidelity's own functions.
 
-    Args:
-        generated: (N, NUM_FEATURES + NUM_LOGITS) of generated images.
-        real: (M, NUM_FEATURES) of real ones.
-
-    Returns:
-        fid; kid_mean and kid_std over subsets of at most KID_SUBSET_SIZE images (not times 100);
-        is_mean and is_std over splits; precision and recall in the same feature space.
-
-    Raises:
-        UsageError: there are too few images.
+    generated (N, NUM_FEATURES + NUM_LOGITS), real (M, NUM_FEATURES). Returns fid; kid_mean and
+    kid_std over subsets of at most KID_SUBSET_SIZE images (not times 100); is_mean and is_std over
+    splits; precision and recall in the same feature space. Raises UsageError if images are too few.
     """
     if min(len(generated), len(real)) <= NEIGHBORS + 1:
         raise UsageError(

@@ -53,9 +53,8 @@ class Weights:
 def find_weights(given: Path | None, *, takes_any: bool = False) -> Weights:
     """Find the file of weights: the given one, the one in PyTorch's cache, or a download into it.
 
-    Raises:
-        UsageError: the given file is missing, or is not the published one and takes_any is False.
-        Unavailable: none was given and the download fails.
+    Raises UsageError if the given file is missing, or is not the published one and takes_any is
+    False; Unavailable if none was given and the download fails.
     """
     path = given if given is not None else _cached_or_downloaded()
     if not path.is_file():
@@ -119,9 +118,7 @@ _DECLARED: list[torch.library.Library] = []
 def fidelity_network(weights: Weights, device: torch.device) -> Network:
     """Load torch-fidelity's network: NUM_FEATURES features, then NUM_LOGITS logits without bias.
 
-    Raises:
-        Unavailable: torch-fidelity is not installed.
-        UsageError: the file does not hold this network.
+    Raises Unavailable if torch-fidelity is missing, UsageError if the file holds another network.
     """
     library = fidelity()
     with _explained(weights):
@@ -139,11 +136,7 @@ def fidelity_network(weights: Weights, device: torch.device) -> Network:
 
 
 def fidelity() -> Any:
-    """Import and return the module torch_fidelity.
-
-    Raises:
-        Unavailable: it is not installed.
-    """
+    """Import and return the module torch_fidelity; Unavailable if it is not installed."""
     require_torchvision()
     try:
         import torch_fidelity
@@ -153,12 +146,7 @@ def fidelity() -> Any:
 
 
 def pytorch_fid_network(weights: Weights, device: torch.device) -> Network:
-    """Load pytorch-fid's network: NUM_FEATURES features.
-
-    Raises:
-        Unavailable: pytorch-fid is not installed.
-        UsageError: the file does not hold this network.
-    """
+    """Load pytorch-fid's network: NUM_FEATURES features; raises as fidelity_network does."""
     require_torchvision()
     try:
         from pytorch_fid import inception as library

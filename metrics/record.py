@@ -43,12 +43,7 @@ def image_settings(
 ) -> dict[str, Any]:
     """Return the settings of the generated images, which decide the image metrics.
 
-    Args:
-        real: the real images.
-        weights: of the Inception network.
-        sampling: how the images are generated.
-        protocol: how they are encoded.
-        content: hash of the real images' files.
+    protocol says how they are encoded; content is the hash of the real images' files.
     """
     return {
         "num_real": len(real),

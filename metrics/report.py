@@ -16,7 +16,6 @@ from tqdm import tqdm
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
 from generators.cameras import Poses
-from generators.fields import CPU_CHUNK
 from generators.volumetric_rendering import RenderOptions
 from geometry import mesh_extraction
 from geometry.density_grid import Cube
@@ -46,7 +45,6 @@ class ConsistencyOptions:
     num_objects: int = 16
     image_size: int = 128
     yaw_offsets: tuple[float, ...] = YAW_OFFSETS
-    points_per_chunk: int = CPU_CHUNK
 
 
 def measure(
@@ -54,10 +52,7 @@ def measure(
 ) -> dict[str, Any]:
     """Measure all 3D figures of a generator, as metrics.json holds them.
 
-    Args:
-        saved: the generator.
-        sampling: objects, cameras and render options; size and samples per ray are replaced.
-        options: number and size of views.
+    sampling gives objects, cameras and render options, whose size and samples per ray are replaced.
     """
     render = replace(
         sampling.render,
@@ -74,6 +69,7 @@ def measure(
     return {
         "settings": {
             **asdict(options),
+            "points_per_chunk": saved.generator.points_per_chunk,
             "render": asdict(render),
             "tolerance": consistency.TOLERANCE,
             "half_transparent_between": consistency.HALF_TRANSPARENT,
@@ -87,7 +83,7 @@ def measure(
             "resolution": SHAPE_RESOLUTION,
             **{name: _mean([shape[name] for shape in shapes]) for name in shapes[0]},
         },
-        "pose": _pose_accuracy(saved, sampling, options),
+        "pose": _pose_accuracy(saved, sampling),
     }
 
 
@@ -129,18 +125,14 @@ def _measure_object(
 
     def seen(offset: float) -> tuple[Surface, float]:
         turned = Poses(poses.pitch, poses.yaw + offset)
-        view = generator.render(film, turned, render, points_per_chunk=options.points_per_chunk)
+        view = generator.render(film, turned, render)
         half = float(consistency.half_transparent(view.opacities))
         return surface(view, turned, render), half
 
     here, half = seen(0.0)
     halves = [half]
     change = consistency.color_change(
-        generator.field(film),
-        here,
-        options.yaw_offsets,
-        render,
-        points_per_chunk=options.points_per_chunk,
+        generator.field(film), here, options.yaw_offsets, render, generator.points_per_chunk
     )
     rows = []
     for offset, color_change in zip(options.yaw_offsets, change, strict=True):
@@ -159,24 +151,18 @@ def _shape(
     """Check the mesh of an object at the iso level that matches its renders."""
     z, _ = samples.sample_scene(index, saved.generator.z_dim, sampling)
     film = samples.sample_film(saved.generator, z, sampling)
-    side = render.visible_side
-    cube = Cube(center=(0.0, 0.0, 0.0), side=side, resolution=SHAPE_RESOLUTION)
+    poses, wanted = saved.curriculum.poses(), Wanted(keeps_all=True)
+    cube = Cube(side=render.visible_side, resolution=SHAPE_RESOLUTION)
     try:
-        shape = mesh_extraction.take_shape(
-            saved.generator, film, cube, render, Wanted(keeps_all=True),
-            name=str(index), poses=saved.curriculum.poses(),
-            points_per_chunk=CPU_CHUNK, progress=lambda *_: None,
-        )  # fmt: skip
+        shape = mesh_extraction.take_shape(saved.generator, film, cube, render, poses, wanted)
     except UsageError:  # nothing is opaque
         return dict.fromkeys(MeshSanity._fields, 0.0)
-    found = mesh_sanity(shape.mesh, saved.curriculum.poses(), render, spacing=cube.spacing)
+    found = mesh_sanity(shape.mesh, poses, render, spacing=cube.spacing)
     return {name: float(value) for name, value in found._asdict().items()}
 
 
 @torch.no_grad()
-def _pose_accuracy(
-    saved: SavedGenerator, sampling: SampleOptions, options: ConsistencyOptions
-) -> dict[str, Any] | None:
+def _pose_accuracy(saved: SavedGenerator, sampling: SampleOptions) -> dict[str, Any] | None:
     """Measure errors of the pose head beside the generator, degrees; None where there is none.
 
     It predicts the poses of the generator's own images at the size that it was trained on.
@@ -190,9 +176,7 @@ def _pose_accuracy(
     own = replace(sampling, render=replace(sampling.render, image_size=size))
     pitch_errors, yaw_errors = [], []
     for index in tqdm(range(POSE_IMAGES), unit="image", desc="poses"):
-        image = samples.sample_image(
-            saved.generator, index, own, points_per_chunk=options.points_per_chunk
-        )
+        image = samples.sample_image(saved.generator, index, own)
         guess = critic(image[None], alpha=1.0).pose
         if guess is None:
             return None

@@ -21,7 +21,7 @@ from config.curriculum import Curriculum
 from datasets import DatasetOptions
 from distributed import collectives
 from distributed.processes import Place
-from generators.fields import CPU_CHUNK, CUDA_CHUNK
+from generators.fields import default_chunk
 from generators.generators import ImplicitGenerator3d
 from image_io import decoding, png
 from image_io.files import Listing, Skipped
@@ -63,12 +63,10 @@ class FidMeter:
             latent_kind=curriculum.settings.z_dist,
             render=curriculum.preview_render(step - 1, curriculum.settings.preview_size),
         )
-        is_cuda = place.device.type == "cuda"
-        chunk = CUDA_CHUNK if is_cuda else CPU_CHUNK
+        generator.points_per_chunk = default_chunk(place.device)
 
         def image_of(number: int) -> Tensor:
-            image = samples.sample_image(generator, number, sampling, points_per_chunk=chunk)
-            return png.to_uint8(image)
+            return png.to_uint8(samples.sample_image(generator, number, sampling))
 
         found = features.features_of(
             image_of, self.num_images, self.network, NUM_FEATURES, place,
@@ -89,8 +87,7 @@ def open_meter(
 ) -> tuple[FidMeter | None, str]:
     """Return a meter and its description, or None and the reason; called by all ranks.
 
-    Raises:
-        UsageError: the file of weights that was given is not the right one.
+    Raises UsageError if the file of weights that was given is not the right one.
     """
     if not place.is_main:
         collectives.wait_for_all()  # the main process may download the network
@@ -153,10 +150,7 @@ def _real_statistics(
 
 
 def note(folder: Path, step: int, fid: float) -> bool:
-    """Add a line `step:fid` to fid.txt; return whether it is the lowest so far.
-
-    Lines of later steps, from before a resume, are dropped.
-    """
+    """Add a line `step:fid` to fid.txt and drop later ones; return whether it is the lowest."""
     path = folder / FID_FILE
     earlier = []
     for line in path.read_text().splitlines() if path.is_file() else []:

@@ -44,12 +44,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 class JsonLines:
     """A file of JSON lines, each with its step; no line is ever half-written.
 
-    Args:
-        path: the file.
-        first_step: lines of later steps, and a last line that is torn, are dropped.
-
-    Raises:
-        OSError: the file cannot be read or written.
+    An earlier file at path keeps its lines up to first_step, except a torn one.
     """
 
     def __init__(self, path: Path, first_step: int) -> None:
@@ -60,11 +55,7 @@ class JsonLines:
         self.file = path.open("ab", buffering=0)
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Write one line atomically.
-
-        Raises:
-            OSError: it could not be written.
-        """
+        """Write one line; after an OSError none of it stays."""
         line = (json.dumps({key: _plain(value) for key, value in entry.items()}) + "\n").encode()
         before = self.file.tell()
         try:
@@ -95,14 +86,10 @@ def _plain(value: object) -> object:
 
 
 class Board:
-    """TensorBoard events of numbers and pictures, one file per process.
+    """TensorBoard events of numbers and pictures, one file per process; methods may raise OSError.
 
     Events are written at once and by this thread: torch's SummaryWriter has a thread that dies at
-    the first error of the disk.
-
-    Args:
-        folder: made when the first event comes.
-        first_step: TensorBoard hides the entries of earlier files from this step on.
+    the first error of the disk. TensorBoard hides entries of earlier files after first_step.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
@@ -115,20 +102,12 @@ class Board:
         self.file: Any = None
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Add numbers by name.
-
-        Raises:
-            OSError: they could not be written.
-        """
+        """Add numbers by name."""
         for name, value in values.items():
             self._add(Event(step=step, summary=summary.scalar(name, value)))
 
     def image(self, name: str, image: Tensor, step: int) -> None:
-        """Add a uint8 picture (3, H, W).
-
-        Raises:
-            OSError: it could not be written.
-        """
+        """Add a uint8 picture (3, H, W)."""
         self._add(Event(step=step, summary=summary.image(name, image, dataformats="CHW")))
 
     def _add(self, event: Any) -> None:
@@ -164,12 +143,8 @@ class Board:
 class RunLog:
     """The progress bar and the log files of one run; only the main process has one.
 
-    Args:
-        folder: of the run.
-        first_step: steps done before. Log lines of later steps, which will be repeated, are
-            dropped.
-        last_step: the step at which training will end; None for never.
-        device: for the memory figure.
+    first_step: steps done before; log lines of later steps, which will be repeated, are dropped.
+    last_step: the step at which training will end; None for never. device: for the memory figure.
     """
 
     def __init__(
@@ -225,17 +200,11 @@ class RunLog:
     def step(
         self, done: int, stage: Stage, terms: Mapping[str, Tensor], images: int, where: str
     ) -> dict[str, float] | None:
-        """Record one step.
+        """Record one step; every LOG_INTERVAL steps return the terms' means since then, else None.
 
-        Args:
-            done: steps done so far, this one included.
-            stage: the curriculum at this step.
-            terms: loss terms; not read before the next log entry.
-            images: number of real images that all processes saw.
-            where: text of the progress bar about the stage.
-
-        Returns:
-            The means of the terms since the last entry, every LOG_INTERVAL steps.
+        done: steps done, this one included. terms: loss terms, not read before the next log entry.
+        images: number of real images that all processes saw. where: the progress bar's text about
+        the stage.
         """
         for name, term in terms.items():
             self.sums[name] = self.sums.get(name, 0) + term  # on the device, without waiting

@@ -60,11 +60,7 @@ def about_run(curriculum: Curriculum, progress: Progress) -> dict[str, Any]:
 
 
 def content_of(game: AdversarialGame, curriculum: Curriculum, progress: Progress) -> dict[str, Any]:
-    """Return the whole state of training, as training_state.pth holds it; tensors are not copied.
-
-    Raises:
-        NotFinite: something is not finite.
-    """
+    """Return the whole state of training, tensors not copied; NotFinite if it is not finite."""
     require_finite(game)
     return {
         **about_run(curriculum, progress),
@@ -100,20 +96,12 @@ def write_state(folder: Path, content: Mapping[str, Any]) -> None:
 def save_state(
     folder: Path, game: AdversarialGame, curriculum: Curriculum, progress: Progress
 ) -> None:
-    """Write the whole state of training into folder, then the networks exported from it.
-
-    Raises:
-        NotFinite: something is not finite; nothing was written.
-    """
+    """Write state and exported networks into folder, or raise NotFinite and write nothing."""
     write_state(folder, content_of(game, curriculum, progress))
 
 
 def require_finite(game: AdversarialGame) -> None:
-    """Check that networks, averages and optimizer moments are finite.
-
-    Raises:
-        NotFinite: names the first tensor that is not.
-    """
+    """Raise NotFinite, with the tensor's name, unless networks, averages and moments are finite."""
     named: dict[str, object] = {}
     for name in ("generator", "discriminator"):
         named[name] = getattr(game, name).state_dict()
@@ -175,11 +163,7 @@ def step_of(folder: Path) -> int:
 
 
 def seed_of(content: Mapping[str, Any]) -> int:
-    """Return the seed of a training state; 0 for a published run, which has none.
-
-    Raises:
-        UsageError: the entry is no seed.
-    """
+    """Return a training state's seed, 0 for a published run; UsageError if the entry is no seed."""
     if "seed" not in content:
         return 0
     try:
@@ -189,14 +173,9 @@ def seed_of(content: Mapping[str, Any]) -> int:
 
 
 def read_state(path: Path, curriculum: Curriculum) -> dict[str, Any]:
-    """Read the content of a training state, for load_state.
+    """Read a training state of ours, or a published run's folder; UsageError if it is damaged.
 
-    Args:
-        path: a training state of ours, or the folder of a published run.
-        curriculum: what is trained; for a published run, the result of its adapt.
-
-    Raises:
-        UsageError: it cannot be read.
+    curriculum: what is trained; for a published run, the result of its adapt.
     """
     if not path.is_dir():
         content = checkpoints.read(path, "training_state")
@@ -206,14 +185,9 @@ def read_state(path: Path, curriculum: Curriculum) -> dict[str, Any]:
 
 
 def published_content(run: PublishedRun, curriculum: Curriculum) -> dict[str, Any]:
-    """Return the content of a training state of a published run.
+    """Return a published run as a training state; curriculum is that of run.adapt.
 
-    Args:
-        run: the published run.
-        curriculum: that of run.adapt.
-
-    Raises:
-        UsageError: a file does not fit the networks.
+    Raises UsageError if a file does not fit the networks.
     """
     return {**about_run(curriculum, Progress(step=run.step)), **run.state(curriculum)}
 
@@ -236,8 +210,7 @@ def _refuse_other_scales(path: Path, trained: Curriculum, wanted: Curriculum) ->
 def load_state(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
     """Validate a training state, then load it into the game; the game's own options stay.
 
-    Raises:
-        UsageError: it is damaged, or belongs to other networks than the curriculum's.
+    Raises UsageError if it is damaged, or belongs to other networks than the curriculum's.
     """
     try:
         progress = _take_over(content, game)
@@ -277,10 +250,9 @@ def _take_over(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
 def load_average(
     average: ExponentialMovingAverage, values: Sequence[object], num_updates: int
 ) -> None:
-    """Validate averaged parameters, then load them in the order of the average's own.
+    """Validate averaged parameters, in the order of the average's own, then load them.
 
-    Raises:
-        StateError: they are not those of this network.
+    Raises StateError if they are not those of this network.
     """
     if len(values) != len(average.shadow):
         raise StateError(f"has {len(values)} averages for {len(average.shadow)} parameters")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from generators.trajectories import Camera
 from siren.film import Film
 from system.errors import UsageError
 from web_viewer import saving
@@ -23,9 +24,8 @@ from web_viewer.request import (
     MAX_ASPECT,
     MAX_SIZE,
     READERS,
-    Eye,
     Request,
-    eye_from,
+    camera_from,
     quick_steps,
     to_command_line,
 )
@@ -65,19 +65,18 @@ class Screen(Protocol):
 class Shared:
     """State shared by all visitors.
 
-    start: the first picture of a visitor. usual: the middle of the training cameras. fit_eyes: the
-    cameras of fitted objects, by name. output_dir: where files are saved. options: words that every
-    command line of the page repeats. max_points: in one call of the field. saver: saves one file
-    at a time. lock: is held while a part of a picture is rendered.
+    start: the first picture of a visitor. usual: the middle of the training cameras. fit_cameras:
+    of fitted objects, by name. output_dir: where files are saved. options: words that every command
+    line of the page repeats. saver: saves one file at a time. lock: is held while a part of a
+    picture is rendered.
     """
 
     source: Checkpoints
     start: Request
-    usual: Eye
-    fit_eyes: Mapping[str, Eye]
+    usual: Camera
+    fit_cameras: Mapping[str, Camera]
     output_dir: Path
     options: Sequence[str]
-    max_points: int
     saver: ThreadPoolExecutor
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -165,14 +164,7 @@ class Session:
         """
         steps = levels(self._coarse, request, quick_steps(opened.saved))
         for index, (size, num_steps) in enumerate(steps):
-            parts = picture_parts(
-                opened,
-                film,
-                request,
-                size=size,
-                num_steps=num_steps,
-                max_points=self._shared.max_points,
-            )
+            parts = picture_parts(opened, film, request, size, num_steps)
             seconds, pixels = 0.0, None
             while pixels is None:
                 with self._shared.lock:
@@ -200,11 +192,11 @@ class Session:
     def move(self, place: Sequence[float], target: Sequence[float], aspect: float) -> None:
         """Look from place towards target through a window of that width over height."""
         try:
-            eye = eye_from(place, target, self._shared.usual.fov_degrees)
+            camera = camera_from(place, target, self._shared.usual.fov_degrees)
         except UsageError as error:
             self._screen.complain(str(error))
             return
-        self._want(eye=eye, aspect=min(MAX_ASPECT, max(1 / MAX_ASPECT, aspect)))
+        self._want(camera=camera, aspect=min(MAX_ASPECT, max(1 / MAX_ASPECT, aspect)))
 
     def command_line(self) -> str:
         """Return the command that writes the picture of the current request."""
@@ -235,9 +227,7 @@ class Session:
             self._screen.progress(f"{what}: {share:.0%}", share)
 
         try:
-            path = saving.SAVERS[what](
-                shared.source, request, shared.output_dir, progress, shared.max_points
-            )
+            path = saving.SAVERS[what](shared.source, request, shared.output_dir, progress)
             self._screen.progress(f"saved {path}", None)
         except Cancelled:
             pass
@@ -253,11 +243,7 @@ class Session:
 
 
 def _read(name: str, value: Any) -> Any:
-    """Read a field of the page as a value of a Request.
-
-    Raises:
-        UsageError: it is wrong; the text begins with the field's label.
-    """
+    """Read a field of the page as a value of a Request; UsageError, with its label, if wrong."""
     if name == "fit" and value == NO_FIT:
         return ""
     if name == "to_seed" and value == "":
