@@ -78,31 +78,21 @@ def _note_changes(source: Path, curriculum: Curriculum, own: Curriculum) -> None
 
 def _write(folder: Path, files: Files) -> None:
     """Write all files, or none if the disk fails; none of them exists before."""
-    written: list[Path] = []
     try:
         for name, (kind, content) in files.items():
             checkpoints.save(folder / name, kind, content)
-            written.append(folder / name)
     except OSError:
-        for path in written:
-            path.unlink()
+        for name in files:
+            (folder / name).unlink(missing_ok=True)
         raise
 
 
 def _of_run(source: Path, curriculum: Curriculum) -> tuple[Curriculum, Files]:
     """Return the curriculum of a whole run, its training state and its networks."""
-    curriculum = published_run.open_run(source).adapt(curriculum, keeps_classes=False)
-    state = run_state.read_state(source, curriculum)
-    about = run_state.about_run(curriculum, Progress(step=state["step"]))
-    files: Files = {
-        STATE_FILE: ("training_state", state),
-        GENERATOR_FILE: ("generator", {**about, "state": state["generator"]}),
-        DISCRIMINATOR_FILE: ("discriminator", {**about, "state": state["discriminator"]}),
-    }
-    for name, average in zip(run_state.AVERAGE_FILES, state["averages"], strict=True):
-        averaged = dict(zip(state["generator"], average["shadow"], strict=True))
-        files[name] = ("generator", {**about, "state": averaged})
-    return curriculum, files
+    run = published_run.open_run(source)
+    curriculum = run.adapt(curriculum, keeps_classes=False)
+    state = run_state.published_content(run, curriculum)
+    return curriculum, {STATE_FILE: ("training_state", state), **run_state.exports(state)}
 
 
 def _of_generator(source: Path, curriculum: Curriculum) -> tuple[Curriculum, Files]:

@@ -18,7 +18,7 @@ from generators.trajectories import SceneObject
 from generators.volumetric_rendering import RenderOptions
 from geometry import mesh_extraction, mesh_files
 from geometry.density_grid import Cube
-from geometry.mesh_extraction import Shape, Wanted
+from geometry.mesh_extraction import Wanted
 from rendering import viewing
 from system import flags
 from system.errors import nearest
@@ -39,10 +39,10 @@ def build_parser() -> flags.ArgumentParser:
     add("--format", type=_formats, default=["mrc", "glb"], metavar="LIST",
         help=f"what to write, of {','.join(FORMATS)}")  # fmt: skip
     add("--voxel_resolution", type=flags.whole(8, 2048), default=256, help="voxels along each axis")
-    add("--cube_size", type=_size, help="side of the cube in scene units; default: "
-        "it contains all samples of the curriculum's rays")  # fmt: skip
-    add("--center", type=_place, nargs=3, default=[0.0, 0.0, 0.0], metavar=("X", "Y", "Z"),
-        help="of the cube")  # fmt: skip
+    add("--cube_size", type=flags.number(1 / FARTHEST, FARTHEST), help="side of the cube in scene "
+        "units; default: it contains all samples of the curriculum's rays")  # fmt: skip
+    add("--center", type=flags.number(-FARTHEST, FARTHEST), nargs=3, default=[0.0, 0.0, 0.0],
+        metavar=("X", "Y", "Z"), help="of the cube")  # fmt: skip
     add("--level", type=flags.finite_float, help="raw density of the surface; default: the "
         "one that matches the renders best")  # fmt: skip
     add("--dense", action="store_true", help="evaluate every voxel, not only those near the "
@@ -59,24 +59,9 @@ def _formats(text: str) -> list[str]:
     names = [name.strip().casefold() for name in text.split(",")]
     for name in names:
         if name not in FORMATS:
-            raise argparse.ArgumentTypeError(
-                f"{name!r} is none of {','.join(FORMATS)}.{nearest(name, FORMATS)}"
-            )
+            hint = nearest(name, FORMATS)
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {','.join(FORMATS)}.{hint}")
     return names
-
-
-def _size(text: str) -> float:
-    value = flags.positive_float(text)
-    if not 1 / FARTHEST <= value <= FARTHEST:
-        raise argparse.ArgumentTypeError(f"must be from {1 / FARTHEST:g} to {FARTHEST:g}")
-    return value
-
-
-def _place(text: str) -> float:
-    value = flags.finite_float(text)
-    if abs(value) > FARTHEST:
-        raise argparse.ArgumentTypeError(f"must be from {-FARTHEST:g} to {FARTHEST:g}")
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,31 +88,8 @@ def _extract(
     args: argparse.Namespace,
     folder: Path,
 ) -> None:
-    """Extract one object and write its files."""
-    shape = _shape(saved, thing, cube, options, args)
-    for kind in args.format:
-        if kind == "mrc":
-            mesh_files.save_mrc(folder / f"{thing.name}.mrc", shape.values, cube)
-        else:
-            mesh_files.save_mesh(folder / f"{thing.name}.{kind}", shape.mesh)
-    mesh_extraction.save_preview(
-        folder / f"{thing.name}.png", shape.mesh, saved.curriculum.poses(), options
-    )
-    count = len(shape.mesh.triangles)
-    print(
-        f"{thing.name}: level {shape.level:.4g}, {count} triangles; in {folder}: "
-        + " ".join(f"{thing.name}.{name}" for name in [*args.format, "png"])
-    )
-
-
-def _shape(
-    saved: SavedGenerator,
-    thing: SceneObject,
-    cube: Cube,
-    options: RenderOptions,
-    args: argparse.Namespace,
-) -> Shape:
-    """Extract the shape of one object and show the progress."""
+    """Extract one object, show the progress, and write its files."""
+    poses = saved.curriculum.poses()
     wanted = Wanted(
         level=args.level,
         is_dense=args.dense,
@@ -140,10 +102,19 @@ def _shape(
             bar.total = needed
             bar.update(done - bar.n)
 
-        return mesh_extraction.take_shape(
-            saved.generator, thing.film, cube, options, saved.curriculum.poses(), wanted,
+        shape = mesh_extraction.take_shape(
+            saved.generator, thing.film, cube, options, poses, wanted,
             name=thing.name, progress=progress,
         )  # fmt: skip
+    for kind in args.format:
+        if kind == "mrc":
+            mesh_files.save_mrc(folder / f"{thing.name}.mrc", shape.values, cube)
+        else:
+            mesh_files.save_mesh(folder / f"{thing.name}.{kind}", shape.mesh)
+    mesh_extraction.save_preview(folder / f"{thing.name}.png", shape.mesh, poses, options)
+    names = " ".join(f"{thing.name}.{kind}" for kind in [*args.format, "png"])
+    count = len(shape.mesh.triangles)
+    print(f"{thing.name}: level {shape.level:.4g}, {count} triangles; in {folder}: {names}")
 
 
 if __name__ == "__main__":

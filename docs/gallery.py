@@ -135,11 +135,10 @@ def render(names: Iterable[str]) -> Iterable[tuple[str, bytes]]:
 def _run(command: str, folder: Path) -> None:
     """Run a command line that writes into folder."""
     module, *words = shlex.split(command)
-    target = ["--output", str(folder / "run.png")]
-    if module != "plot_run.py":
-        target = ["--output_dir", str(folder)]
-    code = importlib.import_module(module.removesuffix(".py")).main([*words, *target])
-    if code:
+    words += ["--output_dir", str(folder)]
+    if module == "plot_run.py":
+        words[-2:] = ["--output", str(folder / "run.png")]
+    if code := importlib.import_module(module.removesuffix(".py")).main(words):
         raise RuntimeError(f"{command}: exit code {code}")
 
 

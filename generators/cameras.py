@@ -8,8 +8,8 @@ Legend: B images, R = H * W rays.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -67,26 +67,19 @@ class PoseDistribution:
         return self.pitch_mean, self.yaw_mean
 
 
-def _unit_gaussian(count: int, rng: torch.Generator) -> Tensor:
-    return torch.randn(count, generator=rng)
-
-
-def _zeros(count: int, rng: torch.Generator) -> Tensor:
-    return torch.zeros(count)
-
-
-def _unit_uniform(count: int, rng: torch.Generator) -> Tensor:
+def _deviations(kind: PoseKind, count: int, rng: torch.Generator) -> Tensor:
+    """Draw (count,) deviations from the mean, in spreads."""
+    if kind == "mean":
+        return torch.zeros(count)
+    if kind == "gaussian":
+        return torch.randn(count, generator=rng)
+    if kind == "truncated_gaussian":
+        # The first of four normal numbers within +-TRUNCATION. If there is none (4 in a million),
+        # the first is taken, as published.
+        candidates = torch.randn(count, CANDIDATES, generator=rng)
+        first_inside = (candidates.abs() < TRUNCATION).byte().argmax(dim=1, keepdim=True)
+        return candidates.gather(1, first_inside)[:, 0]
     return 2 * torch.rand(count, generator=rng) - 1
-
-
-def _unit_truncated(count: int, rng: torch.Generator) -> Tensor:
-    """Draw four standard normal numbers per pose and take the first within +-TRUNCATION.
-
-    If none of the four is (4 in a million), the first is taken, as published.
-    """
-    candidates = torch.randn(count, CANDIDATES, generator=rng)
-    first_inside = (candidates.abs() < TRUNCATION).byte().argmax(dim=1, keepdim=True)
-    return candidates.gather(1, first_inside)[:, 0]
 
 
 def sample_poses(distribution: PoseDistribution, count: int, *, rng: torch.Generator) -> Poses:
@@ -95,21 +88,13 @@ def sample_poses(distribution: PoseDistribution, count: int, *, rng: torch.Gener
     rng is a CPU stream, so that a seed gives the same poses on every device. Returns Poses of (B,)
     on the CPU, pitch in [POLE_MARGIN, pi - POLE_MARGIN].
     """
-    draw: Callable[[int, torch.Generator], Tensor]
     kind, scale = distribution.kind, 1.0
     if kind == "hybrid":
         is_uniform = bool(torch.rand(1, generator=rng) < 0.5)
         kind, scale = ("uniform", 2.0) if is_uniform else ("gaussian", 1.0)
-    if kind == "gaussian":
-        draw = _unit_gaussian
-    elif kind == "truncated_gaussian":
-        draw = _unit_truncated
-    elif kind == "mean":
-        draw = _zeros
-    else:
-        draw = _unit_uniform
-    yaw = distribution.yaw_mean + scale * distribution.yaw_spread * draw(count, rng)
-    pitch = distribution.pitch_mean + scale * distribution.pitch_spread * draw(count, rng)
+    draw = partial(_deviations, kind, count, rng)
+    yaw = distribution.yaw_mean + scale * distribution.yaw_spread * draw()
+    pitch = distribution.pitch_mean + scale * distribution.pitch_spread * draw()
     if kind == "spherical_uniform":
         pitch = torch.arccos(1 - 2 * (pitch / math.pi).clamp(POLE_MARGIN, 1 - POLE_MARGIN))
     return Poses(pitch=pitch.clamp(POLE_MARGIN, math.pi - POLE_MARGIN), yaw=yaw)

@@ -11,7 +11,6 @@ Source: occupancy grids of Instant NGP (Müller et al. 2022), section 5.1 and ap
 field itself says where it is empty, so no threshold and no running average is needed.
 """
 
-import collections
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -27,10 +26,7 @@ from generators.volumetric_rendering import RenderOptions, depth_range, stratifi
 from siren.film import Film, at_least_float32
 
 PIXELS_PER_CELL = 6  # of a picture that the cube fills
-FEWEST_CELLS, MOST_CELLS = (
-    24,
-    128,
-)  # along each axis: below, things are missed; above, finding costs
+FEWEST_CELLS, MOST_CELLS = 24, 128  # along each axis: fewer miss things, more take time
 WORTHWHILE = 0.9  # above this share of occupied cells, look-ups cost more than they save
 MOST_KNOWN = 8  # objects whose occupancy is cached, at most 2 MB each
 EMPTY = -1.0  # raw density of skipped samples; any negative number is no density
@@ -149,9 +145,7 @@ class OccupancyMemory:
     """Cache of the occupancies of the last objects, so that a video finds each once."""
 
     def __init__(self) -> None:
-        self._known: collections.OrderedDict[tuple[object, ...], Occupancy] = (
-            collections.OrderedDict()
-        )
+        self._known: dict[tuple[object, ...], Occupancy] = {}  # the last used is the last
 
     def recall(
         self, film: Film, options: RenderOptions, find: Callable[[], Occupancy]
@@ -159,9 +153,7 @@ class OccupancyMemory:
         """Return the cached occupancy of the object film (1, F), or call find for it."""
         values = torch.cat([film.frequencies, film.phase_shifts]).detach().cpu().numpy().tobytes()
         key = (values, _num_cells(options), options.visible_side)
-        if key not in self._known:
-            self._known[key] = find()
-        self._known.move_to_end(key)
+        found = self._known[key] = self._known.pop(key, None) or find()
         if len(self._known) > MOST_KNOWN:
-            self._known.popitem(last=False)
-        return self._known[key]
+            del self._known[next(iter(self._known))]
+        return found

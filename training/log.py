@@ -26,7 +26,7 @@ from image_io import png
 from system.files import replaced
 from system.flags import Screen
 
-LOG_FILE = "log.jsonl"
+LOG_FILE, BOARD = "log.jsonl", "writing TensorBoard's files"
 LOG_INTERVAL = 10  # steps; reading the loss terms waits for a CUDA device
 BAR_SECONDS = 0.5  # between redraws on a terminal
 QUIET_SECONDS = 30.0  # between redraws in a log file
@@ -166,9 +166,7 @@ class RunLog:
         )
         self.file = JsonLines(folder / LOG_FILE, first_step)
         self.board = Board(folder / "tensorboard", first_step)
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-        self.images, self.steps, self.since = 0, 0, time.perf_counter()
+        self.reset_clock()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -235,26 +233,27 @@ class RunLog:
             "topk_share": stage.topk_share,
         }
         self.record({"step": done, **schedule, **means, **figures})
-        scalars = {
-            f"{group}/{name}": value
-            for group, values in (("loss", means), ("schedule", schedule), ("speed", figures))
-            for name, value in values.items()
-        }
-        self.attempt("writing TensorBoard's files", lambda: self.board.scalars(scalars, done))
+        for group, values in (("loss", means), ("schedule", schedule), ("speed", figures)):
+            self._show_scalars(group, values, done)
         losses = {SHORT_NAMES[n]: f"{v:.3f}" for n, v in means.items() if n in SHORT_NAMES}
-        speed = {"img/s": f"{figures['images_per_second']:.0f}"}
-        self.bar.set_postfix({**speed, **losses}, refresh=False)
+        speed = f"{figures['images_per_second']:.0f}"
+        self.bar.set_postfix({"img/s": speed, **losses}, refresh=False)
         self.reset_clock()
         return means
 
     def reset_clock(self) -> None:
         """Restart the speed measurement, so that saving and previews do not count as training."""
-        self.sums, self.counts = {}, {}
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
         self.images, self.steps, self.since = 0, 0, time.perf_counter()
 
     def record(self, entry: Mapping[str, Any]) -> None:
         """Append a line to log.jsonl."""
         self.attempt(f"writing {LOG_FILE}", lambda: self.file.append(entry))
+
+    def _show_scalars(self, group: str, values: Mapping[str, float], done: int) -> None:
+        scalars = {f"{group}/{name}": value for name, value in values.items()}
+        self.attempt(BOARD, lambda: self.board.scalars(scalars, done))
 
     def warn(self, step: int, text: str) -> None:
         """Print a warning and append it to log.jsonl."""
@@ -264,8 +263,7 @@ class RunLog:
     def measured(self, done: int, name: str, value: float) -> None:
         """Write a measured figure to log.jsonl, TensorBoard and the screen."""
         self.record({"step": done, name: value})
-        scalars = {f"quality/{name}": value}
-        self.attempt("writing TensorBoard's files", lambda: self.board.scalars(scalars, done))
+        self._show_scalars("quality", {name: value}, done)
         self.say(f"step {done}: {name} {value:.2f}")
 
     def preview(self, done: int, name: str, images: Tensor, columns: int) -> None:
@@ -273,7 +271,4 @@ class RunLog:
         sheet = png.grid(png.to_uint8(images), columns)
         path = self.folder / f"{done:06d}_{name}.png"
         self.attempt("writing previews", lambda: png.save_png(path, sheet))
-        board = self.board
-        self.attempt(
-            "writing TensorBoard's files", lambda: board.image(f"previews/{name}", sheet, done)
-        )
+        self.attempt(BOARD, lambda: self.board.image(f"previews/{name}", sheet, done))

@@ -102,11 +102,13 @@ def save_state(
 
 def require_finite(game: AdversarialGame) -> None:
     """Raise NotFinite, with the tensor's name, unless networks, averages and moments are finite."""
-    named: dict[str, object] = {}
-    for name in ("generator", "discriminator"):
-        named[name] = getattr(game, name).state_dict()
-        named[f"{name}'s optimizer"] = getattr(game, f"{name}_optimizer").state_dict()["state"]
-    named["average"] = [average.shadow for average in game.averages]
+    named: dict[str, object] = {
+        "generator": game.generator.state_dict(),
+        "generator's optimizer": game.generator_optimizer.state_dict()["state"],
+        "discriminator": game.discriminator.state_dict(),
+        "discriminator's optimizer": game.discriminator_optimizer.state_dict()["state"],
+        "average": [average.shadow for average in game.averages],
+    }
     for name, tensors in named.items():
         for where, tensor in _tensors(tensors, ""):
             if not tensor.isfinite().all():
@@ -117,25 +119,27 @@ def _tensors(value: object, where: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the path and value of every tensor in nested dicts and lists."""
     if isinstance(value, torch.Tensor):
         yield where, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
+    elif isinstance(value, (Mapping, list, tuple)):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from _tensors(item, f"{where}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _tensors(item, f"{where}.{index}")
 
 
 def export(folder: Path, content: Mapping[str, Any]) -> None:
     """Write generator.pth, ema.pth, ema2.pth and discriminator.pth of a state into folder."""
+    for file, (kind, network) in exports(content).items():
+        checkpoints.save(folder / file, kind, network)
+
+
+def exports(content: Mapping[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return kind and content of each of the files with networks of a state, by name."""
     about = {key: content[key] for key in ("curriculum_name", "curriculum", "step", "versions")}
     raw = content["generator"]
-    exports: list[tuple[str, str, Mapping[str, Any]]] = [("generator.pth", "generator", raw)]
+    found = {"generator.pth": ("generator", {**about, "state": raw})}
     for file, average in zip(AVERAGE_FILES, content["averages"], strict=True):
         averaged = dict(zip(raw, average["shadow"], strict=True))  # a generator has no buffers
-        exports.append((file, "generator", averaged))
-    exports.append(("discriminator.pth", "discriminator", content["discriminator"]))
-    for file, kind, network in exports:
-        checkpoints.save(folder / file, kind, {**about, "state": network})
+        found[file] = ("generator", {**about, "state": averaged})
+    critic = {**about, "state": content["discriminator"]}
+    return {**found, "discriminator.pth": ("discriminator", critic)}
 
 
 def save_snapshot(
@@ -164,12 +168,8 @@ def step_of(folder: Path) -> int:
 
 def seed_of(content: Mapping[str, Any]) -> int:
     """Return a training state's seed, 0 for a published run; UsageError if the entry is no seed."""
-    if "seed" not in content:
-        return 0
-    try:
-        return count_entry(content, "seed")
-    except StateError as error:
-        raise UsageError(f"{STATE_FILE}: {error}") from error
+    with checkpoints.complaints(Path(STATE_FILE)):
+        return count_entry({"seed": 0, **content}, "seed")
 
 
 def read_state(path: Path, curriculum: Curriculum) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def load_state(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
     Raises UsageError if it is damaged, or belongs to other networks than the curriculum's.
     """
     try:
-        progress = _take_over(content, game)
+        progress = _checked_and_loaded(content, game)
         require_finite(game)
         return progress
     except NotFinite as error:
@@ -226,11 +226,10 @@ def load_state(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
         ) from error
 
 
-def _take_over(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
-    progress = Progress(
-        step=count_entry(content, "step"), images_seen=count_entry(content, "images_seen")
+def _checked_and_loaded(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
+    step, images_seen, skipped = (
+        count_entry(content, key) for key in ("step", "images_seen", "skipped")
     )
-    skipped = count_entry(content, "skipped")
     for name in ("generator", "discriminator"):
         network: nn.Module = getattr(game, name)
         network.load_state_dict(checked_state(network, content.get(name)))
@@ -244,7 +243,7 @@ def _take_over(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
         load_moments(optimizer, content.get(name))
     load_scaler(game.scaler, content.get("scaler"))
     game.health.skipped.fill_(skipped)
-    return progress
+    return Progress(step, images_seen)
 
 
 def load_average(
