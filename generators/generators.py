@@ -136,23 +136,20 @@ class ImplicitGenerator3d(nn.Module):
             poses: B camera poses; moved to the device of film.
             options: how rays become pixels.
             rng: stream of the draws per sample; None renders without randomness.
-            points_per_chunk: the most points in one call of the field, which does not change the
-                picture; None is the generator's own number. With rng None it bounds all memory,
-                else the field's.
+            points_per_chunk: that of one call, None is the generator's own. It does not change the
+                picture. With rng None it bounds all memory, else the field's alone.
             fov_degrees: (B,) angles of view; None takes that of options.
             report: called with the number of rays rendered since the last call.
         """
         points_per_chunk = points_per_chunk or self.points_per_chunk
-        frequencies = film.frequencies
-        on_device = Poses(*(angle.to(frequencies) for angle in poses))
-        fov = options.fov_degrees if fov_degrees is None else fov_degrees.to(frequencies)
-        rays = cast_rays(on_device, options.image_size, fov)
+        like = film.frequencies
+        fov = options.fov_degrees if fov_degrees is None else fov_degrees.to(like)
+        rays = cast_rays(Poses(*(angle.to(like) for angle in poses)), options.image_size, fov)
         shape = (options.image_size, options.image_size)
-        field = self.field(film, points_per_chunk=points_per_chunk)
         if points_per_chunk is None or rng is not None:  # random draws are made for whole pictures
-            hits = None
-            if rays.origins.is_cuda and options.scene_radius is not None and fov_degrees is None:
-                hits = moved(rays_that_hit(options), rays.origins.device)
+            field = self.field(film, points_per_chunk=points_per_chunk)
+            is_known = like.is_cuda and options.scene_radius is not None and fov_degrees is None
+            hits = moved(rays_that_hit(options), like.device) if is_known else None
             whole = render_rays(field, rays, options, rng=rng, hits=hits)
             report(whole.depth.numel())
             return as_view(whole, shape)

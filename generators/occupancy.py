@@ -153,7 +153,8 @@ class OccupancyMemory:
         """Return the cached occupancy of the object film (1, F), or call find for it."""
         values = torch.cat([film.frequencies, film.phase_shifts]).detach().cpu().numpy().tobytes()
         key = (values, _num_cells(options), options.visible_side)
-        found = self._known[key] = self._known.pop(key, None) or find()
+        found = self._known.pop(key) if key in self._known else find()
+        self._known[key] = found
         if len(self._known) > MOST_KNOWN:
             del self._known[next(iter(self._known))]
         return found

@@ -63,11 +63,6 @@ def _obj(mesh: Mesh) -> Any:
     )
 
 
-def _stl(mesh: Mesh) -> Any:
-    """Return a binary STL: triangles and their normals, without colors."""
-    return as_trimesh(mesh).export(file_type="stl")
-
-
 def _glb(mesh: Mesh) -> Any:
     """Return a binary glTF 2.0 with normals, float32 linear colors and an unlit material."""
     exported = as_trimesh(mesh)
@@ -109,4 +104,9 @@ def _linear(colors: Array) -> Array:
     return np.asarray(linear, np.float32)
 
 
-MESH_FORMATS: dict[str, Callable[[Mesh], Any]] = dict(ply=_ply, obj=_obj, stl=_stl, glb=_glb)
+MESH_FORMATS: dict[str, Callable[[Mesh], Any]] = {
+    "ply": _ply,
+    "obj": _obj,
+    "stl": lambda mesh: as_trimesh(mesh).export(file_type="stl"),  # binary, without colors
+    "glb": _glb,
+}

@@ -65,7 +65,8 @@ def _seen_vertices(
     mesh: Mesh, poses: PoseDistribution, options: RenderOptions, spacing: float
 ) -> Array:
     vertices, normals = torch.from_numpy(mesh.vertices), torch.from_numpy(mesh.normals)
-    image_size = _image_size(options, spacing)
+    width = 2 * math.tan(math.radians(options.fov_degrees) / 2)  # of the picture, at the origin
+    image_size = max(2, round(width / (PIXEL * spacing)))
     is_seen = torch.zeros(len(vertices), dtype=torch.bool)
     cameras = sample_poses(poses, NUM_CAMERAS, rng=torch.Generator().manual_seed(0))
     for pitch, yaw in zip(cameras.pitch.tolist(), cameras.yaw.tolist(), strict=True):
@@ -83,9 +84,3 @@ def _seen_vertices(
         is_facing = (normals[inside] * (origin - vertices[inside])).sum(1) > 0
         is_seen[inside[is_near & is_facing]] = True
     return is_seen.numpy()
-
-
-def _image_size(options: RenderOptions, spacing: float) -> int:
-    """Return the picture's side in pixels that are PIXEL voxels wide at the origin."""
-    width = 2 * math.tan(math.radians(options.fov_degrees) / 2)
-    return max(2, round(width / (PIXEL * spacing)))

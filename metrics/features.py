@@ -109,13 +109,12 @@ def real_features(
     collectives.wait_for_all()  # no rank writes while another still looks
     path = cache_dir / f"{content[:32]}-{weights.sha256[:16]}.pth"
     is_cached = not collectives.agree_to_stop(not path.is_file() if place.is_main else False)
-    if is_cached:
-        features: Tensor = (
-            _known_features(path, len(real))
-            if place.is_main
-            else torch.zeros(len(real), NUM_FEATURES)
-        )
-    else:
+    features = torch.zeros(len(real), NUM_FEATURES)
+    if is_cached and place.is_main:
+        known_features = checkpoints.read(path, "features")
+        with checkpoints.complaints(path):
+            features = tensor_entry(known_features, "features", tuple(features.shape))
+    elif not is_cached:
         found = features_of(
             real.image, len(real), network, NUM_FEATURES + NUM_LOGITS, place, title="real images"
         )
@@ -127,12 +126,6 @@ def real_features(
         with replaced(known) as file:
             file.write(json.dumps({"content": content}).encode())
     return features, content
-
-
-def _known_features(path: Path, count: int) -> Tensor:
-    content = checkpoints.read(path, "features")
-    with checkpoints.complaints(path):
-        return tensor_entry(content, "features", (count, NUM_FEATURES))
 
 
 def _known_content(path: Path) -> str | None:

@@ -21,6 +21,7 @@ from geometry import mesh_extraction
 from geometry.density_grid import Cube
 from geometry.mesh_extraction import Wanted
 from metrics import consistency, samples
+from metrics.consistency import Agreement
 from metrics.mesh_sanity import MeshSanity, mesh_sanity
 from metrics.samples import SampleOptions
 from metrics.surfaces import Surface, surface
@@ -30,6 +31,7 @@ from system.files import replaced
 YAW_OFFSETS = (-0.5, -0.375, -0.25, -0.125, 0.125, 0.25, 0.375, 0.5)  # radians
 POSE_IMAGES = 256
 SHAPE_RESOLUTION = 96  # voxels along each axis for the meshes that are checked
+FIGURES = (*Agreement._fields, "color_change")  # of a pair of views
 PANELS = (  # figure, title, unit: of the plot
     ("psnr_db", "Reprojection: PSNR", "dB, higher is better"),
     ("l1", "Reprojection: L1", "of colors in [0, 1]"),
@@ -75,7 +77,7 @@ def measure(
             "half_transparent_between": consistency.HALF_TRANSPARENT,
         },
         "mean": {
-            **{name: _mean([row[name] for row in rows]) for name in _names(rows)},
+            **{name: _mean([row[name] for row in rows]) for name in FIGURES},
             "half_transparent": _mean(half_transparent),
         },
         "by_yaw": [_summary(rows, offset) for offset in options.yaw_offsets],
@@ -85,10 +87,6 @@ def measure(
         },
         "pose": _pose_accuracy(saved, sampling),
     }
-
-
-def _names(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    return [name for name in rows[0] if name != "yaw_offset"]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -101,7 +99,7 @@ def _summary(rows: Sequence[Mapping[str, float]], offset: float) -> dict[str, An
     """Return mean and quartiles over the objects of all figures at one offset."""
     own = [row for row in rows if row["yaw_offset"] == offset]
     entry: dict[str, Any] = {"yaw_offset": offset}
-    for name in _names(rows):
+    for name in FIGURES:
         values = torch.tensor([row[name] for row in own], dtype=torch.float64)
         values = values[values.isfinite()]
         quartiles = values.quantile(values.new_tensor([0.25, 0.75])) if len(values) else None

@@ -95,7 +95,10 @@ def open_meter(
     try:
         weights = inception.find_weights(options.weights, takes_any=options.takes_any_weights)
         network = inception.pytorch_fid_network(weights, place.device)
-        _check_disk(cache_dir)
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(cache_dir).free
+        if free < FREE_BYTES:
+            raise Unavailable(f"only {free // 2**20} MB are free at {cache_dir}")
     except Unavailable as error:
         reason = f"FID is not measured: {error}"
     if place.is_main:
@@ -109,13 +112,6 @@ def open_meter(
     kind = "" if weights.is_official else " (of a network that is not the published one)"
     text = f"FID{kind} every {options.interval} steps, {options.num_images} images"
     return FidMeter(network, real, curriculum, options.num_images), text
-
-
-def _check_disk(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < FREE_BYTES:
-        raise Unavailable(f"only {free // 2**20} MB are free at {folder}")
 
 
 def _real_statistics(

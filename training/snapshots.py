@@ -6,6 +6,7 @@ A failure to write is reported once; training continues and tries again.
 import re
 import time
 from collections.abc import Collection
+from functools import partial
 
 from config.curriculum import Curriculum
 from config.stage import Stage
@@ -71,8 +72,10 @@ class Keeper:
         is_snapshot = step % options.model_save_interval == 0
         is_saved = is_snapshot or is_last or is_stopped or self.is_save_due
         is_shown = step % options.sample_interval == 0 or (is_last and not is_stopped)
+        parts = (options.output_dir, self.game, self.curriculum, self.progress)
         if is_snapshot:
-            self.log.attempt("writing a snapshot", self._save_snapshot)
+            write = partial(state.save_snapshot, *parts, keep=options.keep)
+            self.log.attempt("writing a snapshot", write)
         if is_saved:
             self.save()
         if is_shown:
@@ -92,12 +95,6 @@ class Keeper:
             self.saved_step = self.progress.step
             skipped = int(self.game.health.skipped)
             self.log.record({"step": self.progress.step, "saved": True, "skipped": skipped})
-
-    def _save_snapshot(self) -> None:
-        options = self.options
-        state.save_snapshot(
-            options.output_dir, self.game, self.curriculum, self.progress, keep=options.keep
-        )
 
     def note_losses(self, means: dict[str, float], stage: Stage) -> None:
         """Warn if the means of the loss terms show signs of a collapse."""
