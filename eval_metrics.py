@@ -146,10 +146,7 @@ def measure_images(place: Place, job: Job) -> int:
 def _written_image(
     saved: SavedGenerator, sampling: SampleOptions, args: argparse.Namespace, number: int
 ) -> Tensor:
-    """Render the image with this number, write it to a file, and return the decoded file.
-
-    It is (3, H, W) uint8. So the metrics include the JPEG loss of the published protocol.
-    """
+    """Write the image of a number to a file and return the decoded file, (3, H, W) uint8."""
     image = samples.sample_image(saved.generator, number, sampling)
     content = real_images.encoded(png.to_uint8(image).numpy(), args.protocol)
     real_images.put(real_images.file_path(args.output_dir, number, args.protocol), content)

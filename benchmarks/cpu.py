@@ -227,10 +227,7 @@ def image_rates(clock: str) -> list[tuple[str, float]]:
 
 
 def profile(variant: str) -> tuple[str, float, int, str]:
-    """Profile the step PROFILED: milliseconds, number of operations and the longest ones.
-
-    On one thread, because the profiler names no operations of other threads.
-    """
+    """Profile the step PROFILED on one thread: milliseconds, operations, the longest of them."""
     torch.set_num_threads(1)
     _prepare(variant)
     steps, count = step_work(CASES[PROFILED], variant)

@@ -85,10 +85,7 @@ def own_render(saved: SavedGenerator, options: RenderOptions, index: int) -> dic
 
 
 def held_out_car(saved: SavedGenerator, options: RenderOptions, index: int) -> dict[str, float]:
-    """Fit one view of a car; compare it and the views at OFFSETS with renders of the car.
-
-    The yaw error includes the turn that all cars share; turned views are means over OFFSETS.
-    """
+    """Fit one view of a car; compare it, and views at OFFSETS by their mean, with the car."""
     car, (pitch, yaw) = toy_car_scenes([HELD_OUT + index], seed=0, poses=saved.curriculum.poses())
 
     def truth(offset: float) -> CarViews:

@@ -206,10 +206,7 @@ def load_discriminator(
 
 
 def beside(path: Path, name: str) -> Path:
-    """Return the path of the file called name that belongs to a generator or its average.
-
-    Both `05--generator.pth` and `05--ema.pth` have `05--discriminator.pth` beside them.
-    """
+    """Return the file called name beside a generator or average, with the same `05--` before it."""
     return path.with_name(re.sub(r"(generator|ema2?)?\.pth$", "", path.name) + name)
 
 

@@ -49,7 +49,7 @@ def count_entry(content: Mapping[Any, Any], key: str) -> int:
 
 
 def checked_tensor(name: str, value: object, shape: Sequence[int] | None) -> Tensor:
-    """Return a copy of a tensor of a floating type in float32; a shape of None takes any.
+    """Return a floating-point tensor in float32; a shape of None takes any.
 
     Raises StateError if value is no such tensor, or not all of its numbers are finite.
     """
@@ -76,7 +76,7 @@ def tensor_entry(content: Mapping[Any, Any], key: str, shape: Sequence[int]) -> 
 
 
 def checked_state(module: nn.Module, state: object) -> dict[str, Tensor]:
-    """Return state as a state dict of module in float32; module may be on the device "meta".
+    """Return state as a float32 state dict of module, which may be on the device "meta".
 
     Raises StateError if names, shapes or types do not fit, or numbers are not finite.
     """
@@ -117,10 +117,7 @@ def is_layer(name: object) -> bool:
 
 
 class _NoStart(TorchFunctionMode):
-    """Skips the random initialization of parameters, which a file replaces anyway.
-
-    On the device "meta" PyTorch would import its compiler for it, which takes seconds.
-    """
+    """Skips random initialization, for which PyTorch would import its compiler (seconds)."""
 
     drawing = (Tensor.normal_, Tensor.uniform_, Tensor.mul, Tensor.mul_)
 

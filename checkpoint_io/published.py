@@ -41,7 +41,7 @@ class PublishedGenerator:
     step: int
 
     def adapt(self, curriculum: Curriculum) -> Curriculum:
-        """Return the curriculum with this generator's networks in place of its own.
+        """Return the curriculum with this generator's networks.
 
         Raises StateError if this project has no such field, UsageError if a width is beyond the
         limits.

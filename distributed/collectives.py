@@ -70,10 +70,7 @@ class StepTimeouts:
             self._fit(time.monotonic() - start)
 
     def wait_for_rank_0(self) -> None:
-        """Wait with the long timeout until rank 0, which may save or measure, has reached this.
-
-        Rank 0 itself waits with the timeout of a step: the others are here already.
-        """
+        """Wait patiently until rank 0 has saved or measured; rank 0 itself waits as in a step."""
         if not dist.is_initialized():
             return
         is_brief = dist.get_rank() == 0 and self._num_patient == 0
@@ -215,10 +212,7 @@ def _change_together(tensors: list[Tensor], change: Callable[[Tensor], object]) 
 
 
 def mean_over_ranks(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the mean over the ranks of each scalar. All ranks pass the same names, on one device.
-
-    Does not wait for the device.
-    """
+    """Return each scalar's mean over the ranks, which have the same names; waits for no device."""
     if not dist.is_initialized() or not terms:
         return dict(terms)
     names = sorted(terms)

@@ -88,8 +88,7 @@ def plan(device: str, num_processes: int | None, environ: Mapping[str, str]) -> 
 def _joined_place(device: str, num_processes: int | None, environ: Mapping[str, str]) -> Place:
     """Return the place that torchrun's environment gives this process.
 
-    A process that sees one CUDA device takes it, whatever its local rank: SLURM can show each task
-    a device of its own.
+    A process that sees one CUDA device takes it, whatever its local rank, as under SLURM.
     """
     missing = [name for name in TORCHRUN_VARIABLES if name not in environ]
     if missing:

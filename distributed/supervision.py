@@ -94,10 +94,7 @@ class Outcome:
 def supervise(
     processes: Sequence[BaseProcess], receivers: Sequence[Connection], stop: StopSignal
 ) -> int:
-    """Wait until all ranks have ended, end the others once one has failed; return the exit code.
-
-    Prints the first failure, not its consequences.
-    """
+    """Wait until all ranks have ended; after a failure end the others and print it."""
     reports: list[Outcome | None] = [None] * len(processes)
     cause: int | None = None  # the first rank to fail
     deadline = float("inf")

@@ -101,10 +101,7 @@ def sample_poses(distribution: PoseDistribution, count: int, *, rng: torch.Gener
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a CPU tensor to device without waiting for the device's queued work.
-
-    The copy comes from pinned memory; from pageable memory CUDA would wait.
-    """
+    """Copy a CPU tensor to device from pinned memory, which does not wait for queued work."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -34,10 +34,7 @@ class TwofoldField:
 
 
 def chunked(field: Field, points_per_chunk: int | None) -> Field:
-    """Return the same field, evaluated at most points_per_chunk points at a time, over all objects.
-
-    A chunk is larger where one direction belongs to more points: a direction is not split.
-    """
+    """Return the same field, evaluated in chunks that keep the points of a direction together."""
     if points_per_chunk is None:
         return field
 

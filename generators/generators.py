@@ -103,10 +103,7 @@ class ImplicitGenerator3d(nn.Module):
     def density(
         self, film: Film, *, points_per_chunk: int | None = None
     ) -> Callable[[Tensor], Tensor]:
-        """Return a function from points (P, 3) to raw densities (P,) of one object, film (1, F).
-
-        Points may be on any device; the densities come back on theirs.
-        """
+        """Return a function from points (P, 3) anywhere to raw densities (P,) of one object."""
         chunk = points_per_chunk or self.points_per_chunk
 
         @torch.no_grad()
@@ -162,10 +159,7 @@ class ImplicitGenerator3d(nn.Module):
     def render_parts(
         self, film: Film, rays: Rays, options: RenderOptions, *, points_per_chunk: int
     ) -> Iterator[Rendering]:
-        """Render rays (B, R, 3) without randomness, part by part.
-
-        A part has at most points_per_chunk samples and is rendered only when it is asked for.
-        """
+        """Render rays (B, R, 3) without randomness, each part when it is asked for."""
         occupancies = self._occupancies(film, options, points_per_chunk)
         if occupancies:
             things = (film[i : i + 1] for i in range(len(film)))

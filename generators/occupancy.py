@@ -72,10 +72,7 @@ def _num_cells(options: RenderOptions) -> int:
 def find_occupancy(
     density: Callable[[Tensor], Tensor], options: RenderOptions, device: torch.device
 ) -> Occupancy:
-    """Find the occupancy of one object, in cells a few pixels wide, on device.
-
-    density returns raw densities (P,) of points (P, 3), whose activation by options is ReLU.
-    """
+    """Find the occupancy of a density, (P, 3) -> (P,), under ReLU, in cells some pixels wide."""
     side = options.visible_side
     count = _num_cells(options)
     ends = (torch.arange(count + 1, device=device) / count - 0.5) * side
@@ -115,10 +112,7 @@ def rays_that_may_hit(
 
 
 def skipping(fields: Sequence[Field], occupancies: Sequence[Occupancy]) -> Field:
-    """Return the field of B objects, evaluated in occupied cells only and empty elsewhere.
-
-    There is one field per object, called with points (1, P, 3) and directions (1, G, 3).
-    """
+    """Return the field of B objects, each evaluated in its occupied cells only, empty elsewhere."""
 
     def evaluate(points: Tensor, directions: Tensor) -> Tensor:
         each = zip(fields, occupancies, points.split(1), directions.split(1), strict=True)

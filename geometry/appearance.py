@@ -22,7 +22,7 @@ VERTICES = 2**15  # processed together; bounds the memory
 def lit_points(
     vertices: Tensor, normals: Tensor, lattice: Lattice, options: RenderOptions, *, count: int
 ) -> Tensor:
-    """Return points (V, Q) behind the surface that absorb equal shares of the light, each (3,).
+    """Return points (V, Q, 3) behind the surface that absorb equal shares of the light.
 
     vertices (V, 3) lie on the surface, normals (V, 3) point outwards; count is Q. options give the
     activation of the lattice's raw densities.
@@ -38,10 +38,7 @@ def lit_points(
 
 
 def light_depths(density: Tensor, reach: float, count: int) -> Tensor:
-    """Return depths (V, Q) along lines of length reach that absorb equal shares of the light.
-
-    density: (V, S) >= 0, in the middles of S even steps.
-    """
+    """Return depths (V, Q) that absorb equal shares, of density (V, S) in S even steps of reach."""
     num_samples = density.shape[1]
     optical_depth = F.pad((density * (reach / num_samples)).cumsum(1), (1, 0))  # (V, S + 1)
     absorbed = -torch.expm1(-optical_depth)

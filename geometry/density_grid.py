@@ -163,10 +163,7 @@ class DensityGrid:
         return found
 
     def _interpolate(self, step: int) -> None:
-        """Interpolate unknown voxels at multiples of step from those at multiples of 2 step.
-
-        One axis after the other, which makes it trilinear.
-        """
+        """Interpolate unknown voxels at multiples of step from those of 2 step, axis by axis."""
         fine = self.values[::step, ::step, ::step]
         is_known = self.is_known[::step, ::step, ::step]
         for axis in range(3):

@@ -41,10 +41,7 @@ def about(saved: SavedGenerator, *, seed: int, psi: float) -> dict[str, Any]:
 def image_settings(
     real: RealSet, weights: Weights, sampling: SampleOptions, protocol: Protocol, content: str
 ) -> dict[str, Any]:
-    """Return the settings of the generated images, which decide the image metrics.
-
-    protocol says how they are encoded; content is the hash of the real images' files.
-    """
+    """Return what decides the image metrics; content is the hash of the real images' files."""
     return {
         "num_real": len(real),
         "image_size": sampling.render.image_size,

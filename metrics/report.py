@@ -52,10 +52,7 @@ class ConsistencyOptions:
 def measure(
     saved: SavedGenerator, sampling: SampleOptions, options: ConsistencyOptions
 ) -> dict[str, Any]:
-    """Measure all 3D figures of a generator, as metrics.json holds them.
-
-    sampling gives objects, cameras and render options, whose size and samples per ray are replaced.
-    """
+    """Measure all 3D figures of a generator, as metrics.json holds them."""
     render = replace(
         sampling.render,
         image_size=options.image_size,
@@ -161,10 +158,7 @@ def _shape(
 
 @torch.no_grad()
 def _pose_accuracy(saved: SavedGenerator, sampling: SampleOptions) -> dict[str, Any] | None:
-    """Measure errors of the pose head beside the generator, degrees; None where there is none.
-
-    It predicts the poses of the generator's own images at the size that it was trained on.
-    """
+    """Measure errors of the pose head beside the generator on its own images; None without one."""
     path = checkpoints.beside(saved.path, "discriminator.pth")
     if saved.curriculum.settings.pos_lambda == 0 or not path.is_file():
         return None

@@ -132,10 +132,7 @@ def objects_to_show(saved: SavedGenerator, args: argparse.Namespace) -> list[Sce
 
 
 def fitted_objects(saved: SavedGenerator, paths: Sequence[Path]) -> list[SceneObject]:
-    """Load one object per file of inverse_render.py.
-
-    Raises UsageError if one belongs to another generator, or two have one name.
-    """
+    """Load one object per file of --fit; UsageError if one does not fit, or two have one name."""
     objects: dict[str, SceneObject] = {}
     for path in paths:
         fit = checkpoints.load_fit(path, saved)

@@ -42,10 +42,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 class JsonLines:
-    """A file of JSON lines, each with its step; no line is ever half-written.
-
-    An earlier file at path keeps its lines up to first_step, except a torn one.
-    """
+    """A file of whole JSON lines, each with its step; earlier lines stay up to first_step."""
 
     def __init__(self, path: Path, first_step: int) -> None:
         if path.exists():

@@ -173,10 +173,7 @@ def seed_of(content: Mapping[str, Any]) -> int:
 
 
 def read_state(path: Path, curriculum: Curriculum) -> dict[str, Any]:
-    """Read a training state of ours, or a published run's folder; UsageError if it is damaged.
-
-    curriculum: what is trained; for a published run, the result of its adapt.
-    """
+    """Read a state of ours, or the folder of a published run that the curriculum fits."""
     if not path.is_dir():
         content = checkpoints.read(path, "training_state")
         _refuse_other_scales(path, checkpoints.curriculum_of(path, content), curriculum)
@@ -185,10 +182,7 @@ def read_state(path: Path, curriculum: Curriculum) -> dict[str, Any]:
 
 
 def published_content(run: PublishedRun, curriculum: Curriculum) -> dict[str, Any]:
-    """Return a published run as a training state; curriculum is that of run.adapt.
-
-    Raises UsageError if a file does not fit the networks.
-    """
+    """Return a published run as a training state; curriculum is the result of run.adapt."""
     return {**about_run(curriculum, Progress(step=run.step)), **run.state(curriculum)}
 
 
@@ -208,10 +202,7 @@ def _refuse_other_scales(path: Path, trained: Curriculum, wanted: Curriculum) ->
 
 
 def load_state(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
-    """Validate a training state, then load it into the game; the game's own options stay.
-
-    Raises UsageError if it is damaged, or belongs to other networks than the curriculum's.
-    """
+    """Validate a state, then load it; UsageError if it is damaged or of other networks."""
     try:
         progress = _checked_and_loaded(content, game)
         require_finite(game)
@@ -249,10 +240,7 @@ def _checked_and_loaded(content: Mapping[str, Any], game: AdversarialGame) -> Pr
 def load_average(
     average: ExponentialMovingAverage, values: Sequence[object], num_updates: int
 ) -> None:
-    """Validate averaged parameters, in the order of the average's own, then load them.
-
-    Raises StateError if they are not those of this network.
-    """
+    """Validate averages in the parameters' order, then load them; StateError if they misfit."""
     if len(values) != len(average.shadow):
         raise StateError(f"has {len(values)} averages for {len(average.shadow)} parameters")
     pairs = zip(values, average.shadow, strict=True)

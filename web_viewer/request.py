@@ -105,10 +105,7 @@ def quick_steps(saved: SavedGenerator) -> int:
 
 
 def render_options(saved: SavedGenerator, request: Request, num_steps: int) -> RenderOptions:
-    """Return the options that render the request with num_steps samples per ray.
-
-    near and far move along where the camera's distance to the origin differs from training.
-    """
+    """Return the options of the request; near and far move with the camera's distance."""
     usual = saved.curriculum.preview_render(saved.step, request.image_size)
     moved = request.camera.distance() - 1
     return replace(
@@ -196,11 +193,7 @@ def from_args(
 def to_command_line(
     request: Request, *, generator: Path, fits: Mapping[str, Path], options: Sequence[str]
 ) -> str:
-    """Return the command that writes the picture of request.
-
-    generator is the file of its checkpoint, fits are those of fitted objects by name; options are
-    further words of the command line.
-    """
+    """Return the command that writes the picture of request; options are further words of it."""
     camera = request.camera
     words: list[object] = ["python", "viewer.py", generator, *options, "--ema", request.ema]
     if request.fit:

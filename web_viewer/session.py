@@ -158,10 +158,7 @@ class Session:
         self._render_levels(request, opened, film)
 
     def _render_levels(self, request: Request, opened: Opened, film: Film) -> None:
-        """Render the pictures of a request; stop refining when it has changed.
-
-        The first is always finished, so that a visitor who drags without a pause sees pictures.
-        """
+        """Render the pictures of a request: the first to its end, the others until it changes."""
         steps = levels(self._coarse, request, quick_steps(opened.saved))
         for index, (size, num_steps) in enumerate(steps):
             parts = picture_parts(opened, film, request, size, num_steps)
