@@ -72,7 +72,6 @@ def build_parser() -> flags.ArgumentParser:
     add("--num_processes", type=flags.positive_int, help="default: one per visible CUDA device")
     add("--port", type=flags.port_number, default=processes.ANY_PORT, help="rendezvous port "
         "of the processes; 0 is any free one")  # fmt: skip
-    viewing.add_field_flags(parser)
     return parser
 
 

@@ -51,7 +51,6 @@ def build_parser() -> flags.ArgumentParser:
         "the largest")  # fmt: skip
     add("--visible_only", action="store_true", help="remove surfaces that no training camera "
         "sees, which leaves the mesh open there")  # fmt: skip
-    viewing.add_field_flags(parser)
     return parser
 
 

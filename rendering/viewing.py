@@ -34,7 +34,7 @@ FAST_DTYPES = {"cpu": torch.bfloat16, "cuda": torch.float16}
 
 
 def add_generator(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a generator, for open_generator."""
+    """Add the flags of a generator and of the evaluation of its field, for open_generator."""
     add = parser.add_argument
     add("generator", type=Path, metavar="generator.pth", help="of a run, or a published one")
     add("--curriculum", help="curriculum of its training; our own files "
@@ -43,6 +43,12 @@ def add_generator(parser: argparse.ArgumentParser) -> None:
     add("--ema", choices=["ema", "ema2", "none"], default="ema", help="which averaged parameters "
         "beside the generator to use; none takes the raw ones")  # fmt: skip
     flags.add_device(parser)
+    add("--max_batch_size", type=flags.positive_int, default=2_400_000, help="the most points in "
+        "one call of the field; a smaller number is chosen by itself")  # fmt: skip
+    add("--precision", choices=get_args(Precision), default="exact", help="fast rounds the "
+        "field's products to half precision, and skips empty space")  # fmt: skip
+    add("--lock_view_dependence", action="store_true", help="show the field one viewing direction "
+        "for all rays")  # fmt: skip
 
 
 def add_objects(parser: argparse.ArgumentParser, *, psi: float) -> argparse._MutuallyExclusiveGroup:
@@ -62,18 +68,6 @@ def add_rendering(parser: argparse.ArgumentParser) -> None:
     add("--image_size", type=flags.pixels, default=256, help="pixels per side")
     add("--ray_step_multiplier", type=flags.whole(1, 1000), default=2, help="samples per ray, as "
         "a multiple of the curriculum's first stage")  # fmt: skip
-    add_field_flags(parser)
-
-
-def add_field_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of all commands that evaluate the field."""
-    add = parser.add_argument
-    add("--max_batch_size", type=flags.positive_int, default=2_400_000, help="the most points in "
-        "one call of the field; a smaller number is chosen by itself")  # fmt: skip
-    add("--precision", choices=get_args(Precision), default="exact", help="fast rounds the "
-        "field's products to half precision, and skips empty space")  # fmt: skip
-    add("--lock_view_dependence", action="store_true", help="show the field one viewing direction "
-        "for all rays")  # fmt: skip
 
 
 def open_generator(args: argparse.Namespace) -> SavedGenerator:

@@ -164,7 +164,6 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     add("image_size", default=256, help="pixels of the shorter side of the finished picture")
     add("aspect", default=1.0, help="width over height of a saved picture; the page takes its "
         "window's")  # fmt: skip
-    viewing.add_field_flags(parser)
 
 
 def from_args(
