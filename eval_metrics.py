@@ -25,7 +25,6 @@ from image_io import png
 from metrics import features, inception, real_images, record, report, samples
 from metrics.inception import NUM_FEATURES, NUM_LOGITS, Weights
 from metrics.real_images import RealSet
-from metrics.report import ConsistencyOptions
 from metrics.samples import SampleOptions
 from rendering import viewing
 from system import flags
@@ -155,11 +154,11 @@ def _written_image(
 def measure_consistency(saved: SavedGenerator, args: argparse.Namespace) -> None:
     """Measure 3D consistency; write, plot and print it."""
     output_folder(args.output_dir)
-    options = ConsistencyOptions(num_objects=args.num_objects, image_size=args.consistency_size)
-    found = report.measure(saved, _sampling(saved, args, args.consistency_size), options)
+    sampling = _sampling(saved, args, args.consistency_size)
+    found = report.measure(saved, sampling, args.num_objects)
     title = f"{saved.curriculum.name} at step {saved.step}"
     report.save_plot(args.output_dir / "consistency.png", found["by_yaw"], title)
-    _print_consistency(found, options)
+    _print_consistency(found)
     _write(saved, args, {"consistency": found})
 
 
@@ -206,9 +205,10 @@ def _print_images(figures: dict[str, float], job: Job) -> None:
         print(f"  The real images were made by the {made.get('protocol')} protocol.")
 
 
-def _print_consistency(found: dict[str, Any], options: ConsistencyOptions) -> None:
-    angles = ", ".join(f"{offset:+g}" for offset in options.yaw_offsets)
-    print(f"3D consistency of {options.num_objects} objects, turned by {angles} radians: mean")
+def _print_consistency(found: dict[str, Any]) -> None:
+    settings = found["settings"]
+    angles = ", ".join(f"{offset:+g}" for offset in settings["yaw_offsets"])
+    print(f"3D consistency of {settings['num_objects']} objects, turned by {angles} radians: mean")
     for name, text in CONSISTENCY_ROWS:
         value = found["mean"][name]
         print(f"  {text:32} {'-' if value is None else f'{value:.4g}'}")

@@ -18,7 +18,6 @@ from generators.trajectories import SceneObject
 from generators.volumetric_rendering import RenderOptions
 from geometry import mesh_extraction, mesh_files
 from geometry.density_grid import Cube
-from geometry.mesh_extraction import Wanted
 from rendering import viewing
 from system import flags
 from system.errors import nearest
@@ -89,12 +88,6 @@ def _extract(
 ) -> None:
     """Extract one object, show the progress, and write its files."""
     poses = saved.curriculum.poses()
-    wanted = Wanted(
-        level=args.level,
-        is_dense=args.dense,
-        keeps_all=args.all_components,
-        visible_only=args.visible_only,
-    )
     with tqdm(desc=thing.name, unit="point", unit_scale=True) as bar:
 
         def progress(done: int, needed: int) -> None:
@@ -102,8 +95,9 @@ def _extract(
             bar.update(done - bar.n)
 
         shape = mesh_extraction.take_shape(
-            saved.generator, thing.film, cube, options, poses, wanted,
-            name=thing.name, progress=progress,
+            saved.generator, thing.film, cube, options, poses,
+            iso_level=args.level, is_dense=args.dense, keeps_all=args.all_components,
+            visible_only=args.visible_only, name=thing.name, progress=progress,
         )  # fmt: skip
     for kind in args.format:
         if kind == "mrc":

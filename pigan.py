@@ -24,7 +24,7 @@ from generators.cameras import Poses, sample_poses
 from generators.generators import View
 from geometry import mesh_extraction, mesh_files
 from geometry.density_grid import Cube
-from geometry.mesh_extraction import Shape, Wanted
+from geometry.mesh_extraction import Shape
 from image_io import png
 from rendering.viewing import mean_film, objects_of_seeds
 from siren.film import Film
@@ -138,8 +138,8 @@ def mesh(
     """
     options = saved.curriculum.evaluation_render(saved.step)
     cube = Cube(side=options.visible_side, resolution=resolution)
-    poses, wanted = saved.curriculum.poses(), Wanted(level=level)
-    return mesh_extraction.take_shape(saved.generator, film, cube, options, poses, wanted)
+    poses = saved.curriculum.poses()
+    return mesh_extraction.take_shape(saved.generator, film, cube, options, poses, iso_level=level)
 
 
 def save_mesh(path: Path | str, shape: Shape) -> None:

@@ -211,10 +211,7 @@ def _descend(
     steps: int,
     report: Callable[[int, float], None],
 ) -> tuple[Tensor, Guess]:
-    """Descend with Adam; return the lowest losses (K,) and their guesses.
-
-    film_of returns the conditioning of parameters and the loss of its prior (K,).
-    """
+    """Descend with Adam on film_of's conditioning and prior; return lowest losses, guesses."""
     poses = cameras.parameters(fits_fov=fit.fits_fov)
     groups = [{"params": parameters, "lr": rate}, {"params": poses, "lr": fit.pose_rate}]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
@@ -224,8 +221,9 @@ def _descend(
     for step in range(steps):
         film, prior = film_of()
         guess = cameras.guess(film)
-        size = photo.image.shape[-1]
-        losses = photo_losses(*render_guess(generator, guess, options, size), photo)
+        losses = photo_losses(
+            *render_guess(generator, guess, options, photo.image.shape[-1]), photo
+        )
         total = losses + prior + FOV_PRIOR * cameras.log_zoom.square()
         lowest, best = _better(losses, guess, lowest, best or guess)
         report(step + 1, float(lowest.min()))

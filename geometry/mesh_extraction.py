@@ -1,6 +1,6 @@
 """Extract the mesh of an object and render a preview of it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,21 +21,6 @@ PREVIEW_SIZE, PREVIEW_VIEWS = 256, 4
 PREVIEW_MARGIN = 1.1  # times the angle of view of training
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """Options of the extracted surface.
-
-    level: its raw density; None chooses the one that matches the renders. is_dense: evaluate every
-    voxel, not only those near the surface. keeps_all: keep every connected component, not only the
-    largest. visible_only: cut away what no training camera can see.
-    """
-
-    level: float | None = None
-    is_dense: bool = False
-    keeps_all: bool = False
-    visible_only: bool = False
-
-
 class Shape(NamedTuple):
     """Raw densities (N, N, N) in a cube, the iso level, and the colored mesh at that level."""
 
@@ -50,24 +35,30 @@ def take_shape(
     cube: Cube,
     options: RenderOptions,
     poses: PoseDistribution,
-    wanted: Wanted = Wanted(),  # noqa: B008  # it is frozen
     *,
+    iso_level: float | None = None,
+    is_dense: bool = False,
+    keeps_all: bool = False,
+    visible_only: bool = False,
     name: str = "the object",
     progress: Progress = lambda done, needed: None,
 ) -> Shape:
     """Extract the shape of one object, film (1, F), from the region of a cube.
 
-    options are those of its renders, poses the training cameras; name is the object's in messages.
+    options are those of its renders, poses the training cameras. iso_level: raw density of the
+    surface; None chooses the one that matches the renders. is_dense: evaluate every voxel, not only
+    those near the surface. keeps_all: keep every connected component, not only the largest.
+    visible_only: cut away what no training camera can see. name is the object's in messages;
     progress is called with the numbers of points evaluated and needed so far. Raises UsageError if
     there is no surface in the cube.
     """
     density = generator.density(film)
     grid = DensityGrid(density, cube, radius=options.scene_radius, progress=progress)
-    surface_level = _evaluate(grid, poses, name, options, wanted)
+    surface_level = _evaluate(grid, poses, name, options, iso_level, is_dense)
     mesh = surface.surface_mesh(grid.inside.numpy(), cube, surface_level)
-    if wanted.visible_only:
+    if visible_only:
         mesh = visibility.visible_part(mesh, poses, options, spacing=cube.spacing)
-    if len(mesh.triangles) and not wanted.keeps_all:
+    if len(mesh.triangles) and not keeps_all:
         mesh = surface.largest_component(mesh)
     if not len(mesh.triangles):
         raise UsageError(
@@ -84,11 +75,11 @@ def _evaluate(
     poses: PoseDistribution,
     name: str,
     options: RenderOptions,
-    wanted: Wanted,
+    chosen: float | None,
+    is_dense: bool,
 ) -> float:
     """Evaluate the grid near the surface and return the iso level."""
     first = grid.evaluate_first()
-    chosen = wanted.level
     if chosen is None:
         lattice = level.Lattice(first, grid.cube.first, grid.first_step * grid.cube.spacing)
         chosen = level.choose_level(lattice, poses, options)
@@ -98,7 +89,7 @@ def _evaluate(
             "--cube_size or --center"
         )
     grid.end_at_ball(chosen)
-    if wanted.is_dense:
+    if is_dense:
         grid.evaluate_dense()
     else:
         grid.refine(chosen)

@@ -6,7 +6,7 @@ view from there is compared with its views from cameras turned by each of the ya
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,9 @@ from tqdm import tqdm
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
 from generators.cameras import Poses
-from generators.volumetric_rendering import RenderOptions
-from geometry import mesh_extraction
+from generators.generators import ImplicitGenerator3d
 from geometry.density_grid import Cube
-from geometry.mesh_extraction import Wanted
+from geometry.mesh_extraction import take_shape
 from metrics import consistency, samples
 from metrics.consistency import Agreement
 from metrics.mesh_sanity import MeshSanity, mesh_sanity
@@ -40,34 +39,21 @@ PANELS = (  # figure, title, unit: of the plot
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsistencyOptions:
-    """Number of objects, size of their views, and turns of the camera, radians."""
-
-    num_objects: int = 16
-    image_size: int = 128
-    yaw_offsets: tuple[float, ...] = YAW_OFFSETS
-
-
-def measure(
-    saved: SavedGenerator, sampling: SampleOptions, options: ConsistencyOptions
-) -> dict[str, Any]:
-    """Measure all 3D figures of a generator, as metrics.json holds them."""
-    render = replace(
-        sampling.render,
-        image_size=options.image_size,
-        num_steps=2 * sampling.render.num_steps,
-    )
-    rows = []  # one per object and offset
-    half_transparent, shapes = [], []
-    for index in tqdm(range(options.num_objects), unit="object", desc="consistency"):
-        found, half = _measure_object(saved, sampling, render, options, index)
+def measure(saved: SavedGenerator, sampling: SampleOptions, num_objects: int) -> dict[str, Any]:
+    """Measure all 3D figures as metrics.json holds them, with twice the samples per ray."""
+    render = replace(sampling.render, num_steps=2 * sampling.render.num_steps)
+    fine = replace(sampling, render=render)
+    rows, half_transparent, shapes = [], [], []  # a row per object and offset
+    for index in tqdm(range(num_objects), unit="object", desc="consistency"):
+        found, half = _measure_object(saved.generator, fine, index)
         rows += found
         half_transparent.append(half)
-        shapes.append(_shape(saved, sampling, render, index))
+        shapes.append(_shape(saved, fine, index))
     return {
         "settings": {
-            **asdict(options),
+            "num_objects": num_objects,
+            "image_size": render.image_size,
+            "yaw_offsets": YAW_OFFSETS,
             "points_per_chunk": saved.generator.points_per_chunk,
             "render": asdict(render),
             "tolerance": consistency.TOLERANCE,
@@ -77,7 +63,7 @@ def measure(
             **{name: _mean([row[name] for row in rows]) for name in FIGURES},
             "half_transparent": _mean(half_transparent),
         },
-        "by_yaw": [_summary(rows, offset) for offset in options.yaw_offsets],
+        "by_yaw": [_summary(rows, offset) for offset in YAW_OFFSETS],
         "shape": {
             "resolution": SHAPE_RESOLUTION,
             **{name: _mean([shape[name] for shape in shapes]) for name in shapes[0]},
@@ -107,14 +93,10 @@ def _summary(rows: Sequence[Mapping[str, float]], offset: float) -> dict[str, An
 
 @torch.no_grad()
 def _measure_object(
-    saved: SavedGenerator,
-    sampling: SampleOptions,
-    render: RenderOptions,
-    options: ConsistencyOptions,
-    index: int,
+    generator: ImplicitGenerator3d, sampling: SampleOptions, index: int
 ) -> tuple[list[dict[str, float]], float]:
     """Return a row of figures per offset, and the percentage of half-transparent rays."""
-    generator = saved.generator
+    render, points = sampling.render, generator.points_per_chunk
     z, poses = samples.sample_scene(index, generator.z_dim, sampling)
     film = samples.sample_film(generator, z, sampling)
 
@@ -126,11 +108,9 @@ def _measure_object(
 
     here, half = seen(0.0)
     halves = [half]
-    change = consistency.color_change(
-        generator.field(film), here, options.yaw_offsets, render, generator.points_per_chunk
-    )
+    change = consistency.color_change(generator.field(film), here, YAW_OFFSETS, render, points)
     rows = []
-    for offset, color_change in zip(options.yaw_offsets, change, strict=True):
+    for offset, color_change in zip(YAW_OFFSETS, change, strict=True):
         there, half = seen(offset)
         halves.append(half)
         figures = consistency.compare(here, there)._asdict()
@@ -140,16 +120,14 @@ def _measure_object(
 
 
 @torch.no_grad()
-def _shape(
-    saved: SavedGenerator, sampling: SampleOptions, render: RenderOptions, index: int
-) -> dict[str, float]:
+def _shape(saved: SavedGenerator, sampling: SampleOptions, index: int) -> dict[str, float]:
     """Check the mesh of an object at the iso level that matches its renders."""
     z, _ = samples.sample_scene(index, saved.generator.z_dim, sampling)
     film = samples.sample_film(saved.generator, z, sampling)
-    poses, wanted = saved.curriculum.poses(), Wanted(keeps_all=True)
+    poses, render = saved.curriculum.poses(), sampling.render
     cube = Cube(side=render.visible_side, resolution=SHAPE_RESOLUTION)
     try:
-        shape = mesh_extraction.take_shape(saved.generator, film, cube, render, poses, wanted)
+        shape = take_shape(saved.generator, film, cube, render, poses, keeps_all=True)
     except UsageError:  # nothing is opaque
         return dict.fromkeys(MeshSanity._fields, 0.0)
     found = mesh_sanity(shape.mesh, poses, render, spacing=cube.spacing)

@@ -16,7 +16,6 @@ from viewer_visits import come, request_of, run_out, shared_of, source_of
 import viewer
 from checkpoint_io import checkpoints
 from generators.trajectories import Camera, SceneObject
-from geometry.mesh_extraction import Wanted
 from system.errors import UsageError
 from web_viewer import pictures, saving, session
 
@@ -248,7 +247,7 @@ def test_a_video_and_a_mesh_are_saved_with_progress(shared, tmp_path, monkeypatc
     monkeypatch.setattr(saving, "VIDEO_FRAMES", 3)
     monkeypatch.setattr(saving, "MESH_RESOLUTION", 16)
     # Nothing in these random fields is opaque enough for a level to be chosen.
-    take = partial(saving.mesh_extraction.take_shape, wanted=Wanted(level=0.5))
+    take = partial(saving.mesh_extraction.take_shape, iso_level=0.5)
     monkeypatch.setattr(saving.mesh_extraction, "take_shape", take)
     visitor, screen = come(shared)
     visitor.fill_in({"image_size": "16"})
