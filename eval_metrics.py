@@ -90,7 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError("nothing to measure: give --real_image_dir, --consistency or both")
     saved = viewing.open_generator(args)
     if args.real_image_dir is not None:
-        job = find_job(args)
+        # Before any process starts, so that only one says what is missing.
+        real = real_images.open_real_set(args.real_image_dir)
+        takes_any = args.any_inception_weights
+        weights = inception.find_weights(args.inception_weights, takes_any=takes_any)
+        inception.fidelity()
+        job = Job(args=args, real=real, weights=weights)
         places = processes.plan(args.device, args.num_processes, os.environ)
         code = processes.launch(measure_images, job, places, port=args.port)
         if code or not places[0].is_main:
@@ -100,14 +105,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = args.output_dir
     print(f"in {folder}: metrics.json{' consistency.png' if args.consistency else ''}")
     return 0
-
-
-def find_job(args: argparse.Namespace) -> Job:
-    """Find real images and Inception network before any process starts; UsageError if missing."""
-    real = real_images.open_real_set(args.real_image_dir)
-    weights = inception.find_weights(args.inception_weights, takes_any=args.any_inception_weights)
-    inception.fidelity()
-    return Job(args=args, real=real, weights=weights)
 
 
 def measure_images(place: Place, job: Job) -> int:

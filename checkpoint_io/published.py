@@ -166,20 +166,18 @@ def average_of(root: Any) -> PublishedAverage | None:
 
 def describe(root: Any) -> str:
     """Say in a few words what a file holds, for a person who gave the wrong one."""
+    if isinstance(root, Record) and root.name.startswith("torch."):
+        return f"a {root.short_name} of PyTorch, which is no whole network"
     if isinstance(root, Record):
-        if root.name.startswith("torch."):
-            return f"a {root.short_name} of PyTorch, which is no whole network"
         return f"a published {root.short_name}"
-    if isinstance(root, Tensor):
-        return "a single tensor"
-    if isinstance(root, dict):
+    if isinstance(root, dict) and root:
         if isinstance(root.get("kind"), str) and isinstance(root.get("format"), str):
             return f"a {shown(root['kind'])}"
         if "shadow_params" in root:
             return "a published average"
-        keys = ", ".join(shown(str(key)) for key in list(root)[:3])
-        return f"a dict of {keys}, ..." if root else "an empty dict"
-    kinds = {list: "a list", tuple: "a list", str: "text", int: "a number", float: "a number"}
+        return f"a dict of {', '.join(shown(str(key)) for key in list(root)[:3])}, ..."
+    kinds: dict[type, str] = {dict: "an empty dict", list: "a list", tuple: "a list", str: "text"}
+    kinds |= {Tensor: "a single tensor", int: "a number", float: "a number"}
     return kinds.get(type(root), "nothing")
 
 

@@ -14,7 +14,6 @@ from generators.occupancy import (
     Occupancy,
     OccupancyMemory,
     find_occupancy,
-    has_empty_space,
     rays_that_may_hit,
     skipping,
 )
@@ -85,7 +84,7 @@ class ImplicitGenerator3d(nn.Module):
         self, film: Film, options: RenderOptions, points_per_chunk: int
     ) -> list[Occupancy]:
         """Return the occupancy of each object of film; none where no space may be skipped."""
-        if not self.skips_empty_space or not has_empty_space(options):
+        if not self.skips_empty_space or options.density_activation != "relu":  # it is never zero
             return []
         found = []
         for thing in (film[i : i + 1] for i in range(len(film))):

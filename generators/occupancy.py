@@ -59,11 +59,6 @@ class Occupancy:
         return self.cells.view(-1)[index.long()]
 
 
-def has_empty_space(options: RenderOptions) -> bool:
-    """Return whether a density can be exactly zero; a softplus never is."""
-    return options.density_activation == "relu"
-
-
 def _num_cells(options: RenderOptions) -> int:
     wanted = math.ceil(options.image_size / PIXELS_PER_CELL)
     return min(max(wanted, FEWEST_CELLS), MOST_CELLS)

@@ -66,8 +66,11 @@ def cameras(
         move, count = trajectories[args.trajectory], args.num_frames or NUM_FRAMES
         ways = [[move(i / count, camera) for i in range(count)] for camera in usual]
     else:
-        _check_is_file(args.trajectory, trajectories)
         path = Path(args.trajectory)
+        if not path.suffix and not path.exists():
+            hint = nearest(args.trajectory, trajectories)
+            text = f"is neither {', '.join(trajectories)} nor a file.{hint}"
+            raise UsageError(f"--trajectory {path}: {text}")
         ways = [read_cameras(path, camera.fov_degrees) for camera in usual]
         if args.num_frames not in (None, len(ways[0])):
             raise UsageError(
@@ -79,14 +82,6 @@ def cameras(
             f"--trajectory {args.trajectory}: its angle of view would reach {widest:g} degrees"
         )
     return ways
-
-
-def _check_is_file(text: str, trajectories: Mapping[str, Trajectory]) -> None:
-    if not Path(text).suffix and not Path(text).exists():
-        names = ", ".join(trajectories)
-        raise UsageError(
-            f"--trajectory {text}: is neither {names} nor a file.{nearest(text, trajectories)}"
-        )
 
 
 def read_cameras(path: Path, fov_degrees: float) -> list[Camera]:

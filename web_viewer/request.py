@@ -193,7 +193,6 @@ def to_command_line(
     request: Request, *, generator: Path, fits: Mapping[str, Path], options: Sequence[str]
 ) -> str:
     """Return the command that writes the picture of request; options are further words of it."""
-    camera = request.camera
     words: list[object] = ["python", "viewer.py", generator, *options, "--ema", request.ema]
     if request.fit:
         words += ["--fit", fits[request.fit]]
@@ -201,13 +200,11 @@ def to_command_line(
         words += ["--seed", request.seed, "--psi", request.psi]
         if request.to_seed is not None:
             words += ["--to_seed", request.to_seed, "--mix", request.mix]
-    words += ["--pitch", camera.pitch, "--yaw", camera.yaw, "--fov", camera.fov_degrees]
-    if any(camera.target):
-        words += ["--target", *camera.target]
-    if request.show != "color":
-        words += ["--show", request.show]
-    if request.lock_view_dependence:
-        words.append("--lock_view_dependence")
+    pitch, yaw, fov, target = request.camera
+    words += ["--pitch", pitch, "--yaw", yaw, "--fov", fov]
+    words += ["--target", *target] if any(target) else []
+    words += ["--show", request.show] if request.show != "color" else []
+    words += ["--lock_view_dependence"] if request.lock_view_dependence else []
     words += ["--num_steps", request.num_steps, "--image_size", request.image_size]
     words += ["--aspect", request.aspect, "--save_picture"]
     return shlex.join(map(str, words))

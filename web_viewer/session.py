@@ -5,10 +5,11 @@ knows the page, which calls a Session and is called back as a Screen.
 """
 
 import argparse
+import contextlib
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -131,31 +132,31 @@ class Session:
             self.is_wanted = True
             self._changed.notify()
 
+    @contextlib.contextmanager
+    def _complaining(self) -> Iterator[None]:
+        """Show a UsageError to the visitor."""
+        try:
+            yield
+        except UsageError as error:
+            self._screen.complain(str(error))
+
     def look_around(self) -> None:
         """List new checkpoints; render again if the files of the shown one have changed."""
         self._screen.list_checkpoints(self._shared.source.names())
-        if self._shown is None:
-            return
-        request, stamp = self._shown
-        try:
-            if self._shared.source.stamp(request.checkpoint, request.ema) != stamp:
-                self._want()
-        except UsageError as error:  # the checkpoint was removed
-            self._screen.complain(str(error))
+        if self._shown is not None:
+            request, stamp = self._shown
+            with self._complaining():  # the checkpoint may have been removed
+                if self._shared.source.stamp(request.checkpoint, request.ema) != stamp:
+                    self._want()
 
     def render(self) -> None:
         """Render the current request: a quick picture, then finer ones."""
         with self._changed:
             request, self.is_wanted = self.request, False
-        source = self._shared.source
-        try:
-            opened = source.open(request.checkpoint, request.ema)
+        with self._complaining():
+            opened = self._shared.source.open(request.checkpoint, request.ema)
             self._shown = request, opened.stamp
-            film = source.film(opened, request)
-        except UsageError as error:
-            self._screen.complain(str(error))
-            return
-        self._render_levels(request, opened, film)
+            self._render_levels(request, opened, self._shared.source.film(opened, request))
 
     def _render_levels(self, request: Request, opened: Opened, film: Film) -> None:
         """Render the pictures of a request: the first to its end, the others until it changes."""
@@ -177,23 +178,17 @@ class Session:
 
     def fill_in(self, fields: Mapping[str, Any]) -> None:
         """Take the values of the page's fields, or say which one is wrong and change nothing."""
-        try:
+        with self._complaining():
             changes = {name: _read(name, value) for name, value in fields.items()}
             self._shared.source.check(replace(self.request, **changes))
-        except UsageError as error:
-            self._screen.complain(str(error))
-            return
-        self._want(**changes)
-        self._screen.complain("")
+            self._want(**changes)
+            self._screen.complain("")
 
     def move(self, place: Sequence[float], target: Sequence[float], aspect: float) -> None:
         """Look from place towards target through a window of that width over height."""
-        try:
+        with self._complaining():
             camera = camera_from(place, target, self._shared.usual.fov_degrees)
-        except UsageError as error:
-            self._screen.complain(str(error))
-            return
-        self._want(camera=camera, aspect=min(MAX_ASPECT, max(1 / MAX_ASPECT, aspect)))
+            self._want(camera=camera, aspect=min(MAX_ASPECT, max(1 / MAX_ASPECT, aspect)))
 
     def command_line(self) -> str:
         """Return the command that writes the picture of the current request."""
