@@ -97,7 +97,7 @@ def _joined_place(device: str, num_processes: int | None, environ: Mapping[str, 
             "start with torchrun, or unset them"
         )
     try:
-        rank, world_size, local_rank = (int(environ[name]) for name in TORCHRUN_VARIABLES[:3])
+        ranks = {name.lower(): int(environ[name]) for name in TORCHRUN_VARIABLES[:3]}
         local_world_size = int(environ.get("LOCAL_WORLD_SIZE", "1"))
     except ValueError as error:
         raise UsageError(f"torchrun's environment is damaged: {error}") from error
@@ -107,24 +107,15 @@ def _joined_place(device: str, num_processes: int | None, environ: Mapping[str, 
         )
     own = resolve_device(device)
     if own.type == "cuda" and device in ("auto", "cuda"):
-        own = resolve_device(f"cuda:{local_rank if torch.cuda.device_count() > 1 else 0}")
+        index = ranks["local_rank"] if torch.cuda.device_count() > 1 else 0
+        own = resolve_device(f"cuda:{index}")
     elif own.type != "cpu" and local_world_size > 1:
         raise UsageError(f"--device {device} is one device for {local_world_size} processes")
-    return Place(
-        device=own,
-        rank=rank,
-        world_size=world_size,
-        local_rank=local_rank,
-        local_world_size=local_world_size,
-    )
+    return Place(device=own, local_world_size=local_world_size, **ranks)
 
 
 def launch(
-    worker: Worker[Payload],
-    payload: Payload,
-    places: tuple[Place, ...],
-    *,
-    port: int = ANY_PORT,
+    worker: Worker[Payload], payload: Payload, places: tuple[Place, ...], *, port: int = ANY_PORT
 ) -> int:
     """Run worker(place, payload) at every place and return its exit code.
 
@@ -159,11 +150,7 @@ def _launch_ranks(
     port = listener.getsockname()[1]
     # This process holds the port, so that nobody else takes it and no rank's end closes it.
     store = TCPStore(
-        LOCALHOST,
-        port,
-        is_master=True,
-        wait_for_workers=False,
-        master_listen_fd=listener.detach(),
+        LOCALHOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
     )
     pipes = [Pipe(duplex=False) for _ in places]
     arguments = (worker, payload, places, port, [sender for _, sender in pipes])
