@@ -194,7 +194,7 @@ def load_moments(optimizer: torch.optim.Optimizer, state: object) -> None:
 
 
 def checked_scaler(state: object) -> dict[str, Any]:
-    """Return loss scale and age in steps, {} of a scaler that was off; StateError if none."""
+    """Return the loss scale and its age, {} of a scaler that was off; StateError if damaged."""
     if not isinstance(state, Mapping):
         raise StateError("holds no scaler")
     if not state:

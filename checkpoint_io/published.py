@@ -124,7 +124,7 @@ def _changed(curriculum: Curriculum, changes: dict[str, Any]) -> Curriculum:
 
 
 def generator_of(root: Any) -> PublishedGenerator | None:
-    """Return a file's published generator; None if it holds another thing, StateError if bad."""
+    """Return a file's published generator; None for another thing, StateError if it is damaged."""
     if not isinstance(root, Record) or root.short_name != GENERATOR:
         return None
     siren = _modules(root).get("siren")
@@ -152,7 +152,7 @@ def discriminator_of(root: Any) -> PublishedDiscriminator | None:
 
 
 def average_of(root: Any) -> PublishedAverage | None:
-    """Return the published average, an object or its state_dict(), as generator_of does."""
+    """Return a file's published average, an object or its state_dict(); else as generator_of."""
     if isinstance(root, Record) and root.short_name == AVERAGE:
         root = root.attributes
     elif not isinstance(root, dict) or "shadow_params" not in root:

@@ -152,7 +152,7 @@ def hash_of_demo() -> str:
 
 
 def take_over(run: Path) -> None:
-    """Copy a run's networks, log, last preview and options into assets/demo; UsageError if bad."""
+    """Copy a run's networks, log, last preview, options into assets/demo; UsageError if damaged."""
     for name in NETWORKS:
         checkpoints.load_generator(run / name, ema="none")  # raises UsageError if it is damaged
     previews = sorted(run.glob(f"*{PREVIEW_ENDING}"))

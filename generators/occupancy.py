@@ -67,7 +67,10 @@ def _num_cells(options: RenderOptions) -> int:
 def find_occupancy(
     density: Callable[[Tensor], Tensor], options: RenderOptions, device: torch.device
 ) -> Occupancy:
-    """Find the occupancy of a density, (P, 3) -> (P,), under ReLU, in cells some pixels wide."""
+    """Find the occupancy of one object, in cells a few pixels wide, on device.
+
+    density returns raw densities (P,) of points (P, 3), whose activation by options is ReLU.
+    """
     side = options.visible_side
     count = _num_cells(options)
     ends = (torch.arange(count + 1, device=device) / count - 0.5) * side

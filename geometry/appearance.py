@@ -38,7 +38,10 @@ def lit_points(
 
 
 def light_depths(density: Tensor, reach: float, count: int) -> Tensor:
-    """Return depths (V, Q) that absorb equal shares, of density (V, S) in S even steps of reach."""
+    """Return depths (V, Q) along lines of length reach that absorb equal shares of the light.
+
+    density: (V, S) >= 0, in the middles of S even steps.
+    """
     num_samples = density.shape[1]
     optical_depth = F.pad((density * (reach / num_samples)).cumsum(1), (1, 0))  # (V, S + 1)
     absorbed = -torch.expm1(-optical_depth)

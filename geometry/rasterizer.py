@@ -82,7 +82,10 @@ def _fill(
 
 
 def barycentric(corners: Tensor, points: Tensor) -> Tensor:
-    """Return coordinates (..., 3) of points (..., 2) in triangles (..., 3, 2); < 0 in flat ones."""
+    """Return barycentric coordinates (..., 3) of points (..., 2) in triangles (..., 3, 2).
+
+    All are negative where a triangle has no area.
+    """
     a, b, c = corners.unbind(-2)
 
     def doubled_area(u: Tensor, v: Tensor) -> Tensor:

@@ -189,7 +189,7 @@ def part_distances(car: Geometry, points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def car_distance(car: Geometry, points: Tensor) -> Tensor:
-    """Return signed distances (...) of points (..., 3) to cars (...), at most the true ones."""
+    """Return signed distances (...), negative inside, of points (..., 3) to cars (...)."""
     return torch.minimum(*part_distances(car, points))
 
 

@@ -85,7 +85,10 @@ def open_meter(
     listing: Listing,
     cache_dir: Path,
 ) -> tuple[FidMeter | None, str]:
-    """Return a meter and its description, or None and the reason; UsageError for wrong weights."""
+    """Return a meter and its description, or None and the reason; all ranks call it.
+
+    Raises UsageError if the file of weights that was given is not the right one.
+    """
     if not place.is_main:
         collectives.wait_for_all()  # the main process may download the network
     reason, network, weights = "", None, None

@@ -240,7 +240,7 @@ def _checked_and_loaded(content: Mapping[str, Any], game: AdversarialGame) -> Pr
 def load_average(
     average: ExponentialMovingAverage, values: Sequence[object], num_updates: int
 ) -> None:
-    """Validate averages in the parameters' order, then load them; StateError if they misfit."""
+    """Check averages in the parameters' order, then load them; StateError if they do not fit."""
     if len(values) != len(average.shadow):
         raise StateError(f"has {len(values)} averages for {len(average.shadow)} parameters")
     pairs = zip(values, average.shadow, strict=True)

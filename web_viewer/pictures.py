@@ -46,7 +46,7 @@ def coarse_size(size: int, seconds: float, full: int) -> int:
 
 
 def levels(coarse: int, request: Request, quick_steps: int) -> list[tuple[int, int]]:
-    """Return (size, samples per ray) of the pictures, each twice the size of the last."""
+    """Return (size, samples per ray) of the pictures; each is twice as large as the last."""
     full, quick = request.image_size, min(quick_steps, request.num_steps)
     sizes = [min(coarse, full)]
     while 2 * sizes[-1] < full:
