@@ -136,15 +136,12 @@ class Checkpoints:
     def film(self, opened: Opened, request: Request) -> Film:
         """Return the object's conditioning (1, F); UsageError for a fit of another generator."""
         if request.fit:
-            return self._fitted(opened, request.fit)
+            if request.fit not in opened.fits:
+                (shown,) = viewing.fitted_objects(opened.saved, [self.fits[request.fit]])
+                opened.fits[request.fit] = shown.film
+            return opened.fits[request.fit]
         seeds = [request.seed, request.seed if request.to_seed is None else request.to_seed]
         start, end = viewing.objects_of_seeds(
             opened.saved, seeds, psi=request.psi, mean=opened.mean
         )
         return start.film.lerp(end.film, request.mix)
-
-    def _fitted(self, opened: Opened, name: str) -> Film:
-        if name not in opened.fits:
-            (shown,) = viewing.fitted_objects(opened.saved, [self.fits[name]])
-            opened.fits[name] = shown.film
-        return opened.fits[name]
