@@ -134,12 +134,14 @@ def exports(content: Mapping[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]
     """Return kind and content of each of the files with networks of a state, by name."""
     about = {key: content[key] for key in ("curriculum_name", "curriculum", "step", "versions")}
     raw = content["generator"]
-    found = {"generator.pth": ("generator", {**about, "state": raw})}
+    found = {
+        "generator.pth": ("generator", {**about, "state": raw}),
+        "discriminator.pth": ("discriminator", {**about, "state": content["discriminator"]}),
+    }
     for file, average in zip(AVERAGE_FILES, content["averages"], strict=True):
         averaged = dict(zip(raw, average["shadow"], strict=True))  # a generator has no buffers
         found[file] = ("generator", {**about, "state": averaged})
-    critic = {**about, "state": content["discriminator"]}
-    return {**found, "discriminator.pth": ("discriminator", critic)}
+    return found
 
 
 def save_snapshot(
