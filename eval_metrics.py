@@ -26,7 +26,6 @@ from image_io.files import describe_skipped
 from metrics import features, inception, real_images, record, report, samples
 from metrics.inception import NUM_FEATURES, NUM_LOGITS, Weights
 from metrics.real_images import RealSet
-from metrics.report import ConsistencyOptions
 from metrics.samples import SampleOptions
 from rendering import viewing
 from system import flags
@@ -81,7 +80,6 @@ def build_parser() -> flags.ArgumentParser:
     add("--num_processes", type=flags.positive_int, help="default: one per visible CUDA device")
     add("--port", type=flags.port_number, default=processes.ANY_PORT, help="rendezvous port "
         "of the processes; 0 is any free one")  # fmt: skip
-    viewing.add_field_flags(parser)
     return parser
 
 
@@ -170,13 +168,8 @@ def measure_images(place: Place, job: Job) -> int:
 def _written_image(
     saved: SavedGenerator, sampling: SampleOptions, args: argparse.Namespace, number: int
 ) -> Tensor:
-    """Render the image with this number, write it to a file, and return the decoded file.
-
-    It is (3, H, W) uint8. So the metrics include the JPEG loss of the published protocol.
-    """
-    image = samples.sample_image(
-        saved.generator, number, sampling, points_per_chunk=viewing.chunk_size(saved, args)
-    )
+    """Write the image of a number to a file and return the decoded file, (3, H, W) uint8."""
+    image = samples.sample_image(saved.generator, number, sampling)
     content = real_images.encoded(png.to_uint8(image).numpy(), args.protocol)
     real_images.put(real_images.file_path(args.output_dir, number, args.protocol), content)
     return real_images.decoded(content)
@@ -185,15 +178,11 @@ def _written_image(
 def measure_consistency(saved: SavedGenerator, args: argparse.Namespace) -> None:
     """Measure 3D consistency; write, plot and print it."""
     output_folder(args.output_dir)
-    options = ConsistencyOptions(
-        num_objects=args.num_objects,
-        image_size=args.consistency_size,
-        points_per_chunk=viewing.chunk_size(saved, args),
-    )
-    found = report.measure(saved, _sampling(saved, args, args.consistency_size), options)
+    sampling = _sampling(saved, args, args.consistency_size)
+    found = report.measure(saved, sampling, args.num_objects)
     title = f"{saved.curriculum.name} at step {saved.step}"
     report.save_plot(args.output_dir / "consistency.png", found["by_yaw"], title)
-    _print_consistency(found, options)
+    _print_consistency(found)
     _write(saved, args, {"consistency": found})
 
 
@@ -237,9 +226,10 @@ def _print_images(figures: dict[str, float], job: Job) -> None:
         print(f"  The real images were made by the {made.get('protocol')} protocol.")
 
 
-def _print_consistency(found: dict[str, Any], options: ConsistencyOptions) -> None:
-    angles = ", ".join(f"{offset:+g}" for offset in options.yaw_offsets)
-    print(f"3D consistency of {options.num_objects} objects, turned by {angles} radians: mean")
+def _print_consistency(found: dict[str, Any]) -> None:
+    settings = found["settings"]
+    angles = ", ".join(f"{offset:+g}" for offset in settings["yaw_offsets"])
+    print(f"3D consistency of {settings['num_objects']} objects, turned by {angles} radians: mean")
     for name, text in CONSISTENCY_ROWS:
         value = found["mean"][name]
         print(f"  {text:32} {'-' if value is None else f'{value:.4g}'}")

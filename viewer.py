@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from checkpoint_io.checkpoints import SavedGenerator
+from generators.trajectories import Camera
 from rendering import viewing
 from system import flags
 from system.errors import UsageError
@@ -22,7 +23,7 @@ from system.files import output_folder
 from web_viewer import address
 from web_viewer.checkpoints import Checkpoints
 from web_viewer.pictures import save_picture
-from web_viewer.request import Eye, Request, add_request, from_args, usual_eye
+from web_viewer.request import Request, add_request, from_args
 
 EXTRA = "requirements.txt"
 
@@ -54,15 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         curriculum=saved.curriculum if args.curriculum or args.curriculum_file else None,
         fits={shown.name: path for shown, path in zip(fits, args.fit, strict=True)},
         precision=args.precision,
+        max_points=saved.generator.points_per_chunk,
     )
     request = from_args(args, saved, source.newest, fits)
-    eyes = {shown.name: Eye(*shown.camera) for shown in fits}
     if args.save_picture:
-        points = viewing.chunk_size(saved, args)
-        path = save_picture(source, request, args.output_dir, lambda _: None, points)
-        print(path)
+        print(save_picture(source, request, args.output_dir, lambda _: None))
         return 0
-    _serve(source, request, saved, eyes, args)
+    _serve(source, request, saved, {shown.name: shown.camera for shown in fits}, args)
     return 0
 
 
@@ -70,7 +69,7 @@ def _serve(
     source: Checkpoints,
     request: Request,
     saved: SavedGenerator,
-    fit_eyes: dict[str, Eye],
+    fit_cameras: dict[str, Camera],
     args: argparse.Namespace,
 ) -> None:
     """Serve pages until Ctrl-C."""
@@ -82,15 +81,13 @@ def _serve(
             f"the page needs {error.name}; install it with: pip install -r {EXTRA}"
         ) from error
     port = address.free_port(args.host, args.port)
-    output_dir = output_folder(args.output_dir)
     shared = Shared(
         source=source,
         start=request,
-        usual=usual_eye(saved),
-        fit_eyes=fit_eyes,
-        output_dir=output_dir,
+        usual=viewing.usual_camera(saved),
+        fit_cameras=fit_cameras,
+        output_dir=output_folder(args.output_dir),
         options=_repeated_options(args),
-        max_points=viewing.chunk_size(saved, args),
         saver=ThreadPoolExecutor(1, thread_name_prefix="saver"),
     )
     server = Server(shared, PoseMap(saved.curriculum.poses()), args.host, port)

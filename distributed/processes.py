@@ -57,15 +57,9 @@ class Place:
 def plan(device: str, num_processes: int | None, environ: Mapping[str, str]) -> tuple[Place, ...]:
     """Return the places of the ranks to start here, or this process's own place under torchrun.
 
-    One per visible CUDA device, or one on the CPU, unless num_processes says otherwise.
-
-    Args:
-        device: the text of --device.
-        num_processes: the value of --num_processes, None where it was not given.
-        environ: the environment, for the variables that torchrun sets.
-
-    Raises:
-        UsageError: no such device, more processes than devices, or half a torchrun environment.
+    One per visible CUDA device, or one on the CPU, unless --num_processes (None where not given)
+    says otherwise. device is the text of --device; environ has the variables that torchrun sets.
+    Raises UsageError for no such device, more processes than devices, or half of these variables.
     """
     if "RANK" in environ and "WORLD_SIZE" in environ:
         return (_joined_place(device, num_processes, environ),)
@@ -94,8 +88,7 @@ def plan(device: str, num_processes: int | None, environ: Mapping[str, str]) -> 
 def _joined_place(device: str, num_processes: int | None, environ: Mapping[str, str]) -> Place:
     """Return the place that torchrun's environment gives this process.
 
-    A process that sees one CUDA device takes it, whatever its local rank: SLURM can show each task
-    a device of its own.
+    A process that sees one CUDA device takes it, whatever its local rank, as under SLURM.
     """
     missing = [name for name in TORCHRUN_VARIABLES if name not in environ]
     if missing:
@@ -104,7 +97,7 @@ def _joined_place(device: str, num_processes: int | None, environ: Mapping[str, 
             "start with torchrun, or unset them"
         )
     try:
-        rank, world_size, local_rank = (int(environ[name]) for name in TORCHRUN_VARIABLES[:3])
+        ranks = {name.lower(): int(environ[name]) for name in TORCHRUN_VARIABLES[:3]}
         local_world_size = int(environ.get("LOCAL_WORLD_SIZE", "1"))
     except ValueError as error:
         raise UsageError(f"torchrun's environment is damaged: {error}") from error
@@ -114,40 +107,26 @@ def _joined_place(device: str, num_processes: int | None, environ: Mapping[str, 
         )
     own = resolve_device(device)
     if own.type == "cuda" and device in ("auto", "cuda"):
-        own = resolve_device(f"cuda:{local_rank if torch.cuda.device_count() > 1 else 0}")
+        index = ranks["local_rank"] if torch.cuda.device_count() > 1 else 0
+        own = resolve_device(f"cuda:{index}")
     elif own.type != "cpu" and local_world_size > 1:
         raise UsageError(f"--device {device} is one device for {local_world_size} processes")
-    return Place(
-        device=own,
-        rank=rank,
-        world_size=world_size,
-        local_rank=local_rank,
-        local_world_size=local_world_size,
-    )
+    return Place(device=own, local_world_size=local_world_size, **ranks)
 
 
 def launch(
-    worker: Worker[Payload],
-    payload: Payload,
-    places: tuple[Place, ...],
-    *,
-    port: int = ANY_PORT,
+    worker: Worker[Payload], payload: Payload, places: tuple[Place, ...], *, port: int = ANY_PORT
 ) -> int:
     """Run worker(place, payload) at every place and return its exit code.
 
     A single place runs in this process. Several run in processes of their own, which meet at port
-    on this machine; worker must then be a module-level function, payload picklable.
+    on this machine (0 takes any free one; torchrun has its own); worker must then be a module-level
+    function, payload picklable.
 
     If a rank fails, the others are ended and its failure is printed: a traceback (one line if a
     disk failed) with exit code 1, or the signal n that ended it with exit code 128 + n. Otherwise
     the first code other than 0 that a rank returns is the exit code. The first of the STOP_SIGNALS
     is passed on to the ranks as SIGTERM, for their StopSignal.
-
-    Args:
-        worker: the function that each rank runs; its exit code should be the same on all.
-        payload: the second argument of worker.
-        places: from `plan`.
-        port: rendezvous port on this machine; 0 takes any free one. torchrun has its own.
 
     Raises:
         UsageError: port is taken, or a rank raised it.

@@ -96,11 +96,7 @@ class Outcome:
 
 
 def supervise(processes: Sequence[BaseProcess], receivers: Sequence[Any], stop: StopSignal) -> int:
-    """Wait until all ranks have ended; once one has failed, end the others.
-
-    Returns:
-        The exit code of the run. Prints the first failure, not its consequences.
-    """
+    """Wait until all ranks have ended; after a failure end the others and print it."""
     reports: list[Outcome | None] = [None] * len(processes)
     cause: int | None = None  # the first rank to fail
     deadline = float("inf")
@@ -146,11 +142,8 @@ def _verdict(
 ) -> int:
     """Return the exit code of a run whose ranks have ended; print the cause of a failure.
 
-    Args:
-        exit_codes: of the ranks' processes, negative for a signal.
-        reports: of the ranks; None where a rank died before it could report.
-        cause: the first rank to fail, None where none has.
-        stop: of this process.
+    exit_codes are negative for a signal; reports are None where a rank died before it could report;
+    cause is the first rank to fail, None where none has.
     """
     silent = {i: code for i, code in enumerate(exit_codes) if code and reports[i] is None}
     if silent and stop.requested and set(silent.values()) == {-signal.SIGTERM}:

@@ -135,11 +135,10 @@ def render(names: Iterable[str]) -> Iterable[tuple[str, bytes]]:
 def _run(command: str, folder: Path) -> None:
     """Run a command line that writes into folder."""
     module, *words = shlex.split(command)
-    target = ["--output", str(folder / "run.png")]
-    if module != "plot_run.py":
-        target = ["--output_dir", str(folder)]
-    code = importlib.import_module(module.removesuffix(".py")).main([*words, *target])
-    if code:
+    words += ["--output_dir", str(folder)]
+    if module == "plot_run.py":
+        words[-2:] = ["--output", str(folder / "run.png")]
+    if code := importlib.import_module(module.removesuffix(".py")).main(words):
         raise RuntimeError(f"{command}: exit code {code}")
 
 
@@ -153,11 +152,7 @@ def hash_of_demo() -> str:
 
 
 def take_over(run: Path) -> None:
-    """Copy a run's networks, log, last preview and most of its options.json into assets/demo.
-
-    Raises:
-        UsageError: a file of the run is missing or damaged.
-    """
+    """Copy a run's networks, log, last preview, options into assets/demo; UsageError if damaged."""
     for name in NETWORKS:
         checkpoints.load_generator(run / name, ema="none")  # raises UsageError if it is damaged
     previews = sorted(run.glob(f"*{PREVIEW_ENDING}"))

@@ -278,9 +278,7 @@ def render_rays(
     all, or in a bounded scene those that hit it, for which the host waits for a CUDA device.
     """
     near, far = depth_range(rays, options)
-    if (
-        options.scene_radius is not None and hits is None
-    ):  # in any image, as angles of view may differ
+    if options.scene_radius is not None and hits is None:  # in any image: angles of view differ
         hits = (far > near).any(dim=0).nonzero()[:, 0]
     if hits is None:
         return _render_hits(field, rays, None, options, rng=rng)

@@ -68,8 +68,6 @@ def features_of(
 ) -> Tensor | None:
     """Compute features (N, D) of images 0..N-1 together with all ranks, which all return them.
 
-    They return None where one of them was asked to stop meanwhile.
-
     Args:
         image_of: returns the image of a number; called for this rank's share only.
         total: N.
@@ -77,7 +75,7 @@ def features_of(
         width: D.
         place: this rank.
         title: of the progress bar.
-        is_stopped: returns whether this rank was asked to stop.
+        is_stopped: returns whether this rank was asked to stop; if one was, all return None.
     """
     features = torch.zeros(total, width)
     count = sum(len(block) for block in blocks_of(total, place))
@@ -116,12 +114,14 @@ def real_features(
     They are cached in cache_dir under the hashes of images and network.
     """
     path = cache_dir / f"{real.fingerprint[:32]}-{weights.sha256[:16]}.pth"
-    if not collectives.agree_to_stop(not path.is_file() if place.is_main else False):
-        return (
-            _known_features(path, len(real))
-            if place.is_main
-            else torch.zeros(len(real), NUM_FEATURES)
-        )
+    is_cached = not collectives.agree_to_stop(not path.is_file() if place.is_main else False)
+    features = torch.zeros(len(real), NUM_FEATURES)
+    if is_cached and place.is_main:
+        known = checkpoints.read(path, "features")
+        with checkpoints.complaints(path):
+            return tensor_entry(known, "features", tuple(features.shape))
+    if is_cached:
+        return features
     found = features_of(
         real.image, len(real), network, NUM_FEATURES + NUM_LOGITS, place, title="real images"
     )
@@ -130,12 +130,6 @@ def real_features(
     if place.is_main:
         checkpoints.save(path, "features", {"features": features.clone()})
     return features
-
-
-def _known_features(path: Path, count: int) -> Tensor:
-    content = checkpoints.read(path, "features")
-    with checkpoints.complaints(path):
-        return tensor_entry(content, "features", (count, NUM_FEATURES))
 
 
 def too_few(num_generated: int, num_real: int) -> dict[str, str]:
@@ -152,14 +146,10 @@ def too_few(num_generated: int, num_real: int) -> dict[str, str]:
 def image_metrics(generated: Tensor, real: Tensor) -> dict[str, float]:
     """Compute FID, KID, IS, precision and recall by torch-fidelity's own functions.
 
-    Args:
-        generated: (N, NUM_FEATURES + NUM_LOGITS) of generated images.
-        real: (M, NUM_FEATURES) of real ones.
-
-    Returns:
-        fid; kid_mean and kid_std over subsets of at most KID_SUBSET_SIZE images (not times 100);
-        is_mean and is_std over splits; precision and recall in the same feature space. Those for
-        which there are too few images are left out.
+    generated (N, NUM_FEATURES + NUM_LOGITS), real (M, NUM_FEATURES). Returns fid; kid_mean and
+    kid_std over subsets of at most KID_SUBSET_SIZE images (not times 100); is_mean and is_std over
+    splits; precision and recall in the same feature space. Those for which there are too few images
+    are left out.
     """
     inception.fidelity()
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc

@@ -41,14 +41,7 @@ def about(saved: SavedGenerator, *, seed: int, psi: float) -> dict[str, Any]:
 def image_settings(
     real: RealSet, weights: Weights, sampling: SampleOptions, protocol: Protocol
 ) -> dict[str, Any]:
-    """Return the settings of the generated images, which decide the image metrics.
-
-    Args:
-        real: the real images.
-        weights: of the Inception network.
-        sampling: how the images are generated.
-        protocol: how they are encoded.
-    """
+    """Return what decides the image metrics."""
     return {
         "num_real": len(real),
         "image_size": sampling.render.image_size,

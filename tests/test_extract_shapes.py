@@ -51,7 +51,7 @@ def a_ball(monkeypatch):
         average="ema",
         path="generator.pth",
     )
-    monkeypatch.setattr(viewing, "open_generator", lambda args: saved)
+    monkeypatch.setattr(viewing.checkpoints, "load_generator", lambda *_, **__: saved)
     return saved
 
 

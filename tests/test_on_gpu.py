@@ -223,10 +223,7 @@ def shown(device, precision, *, size=64):
         for thing in viewing.objects_to_show(saved, args)
         for yaw in (0.0, 0.5)
     ]
-    views = filming.views(
-        saved, shots, viewing.render_options(saved, args), batch_size=1,
-        points_per_chunk=viewing.chunk_size(saved, args),
-    )  # fmt: skip
+    views = filming.views(saved, shots, viewing.render_options(saved, args))
     return [view.images.cpu() for view in views]
 
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from one_view import look
-from viewer_visits import EYE, MANY, POSES, request_of, shared_of, source_of
+from viewer_visits import EYE, POSES, request_of, shared_of, source_of
 
 import viewer
 from generators.cameras import Poses, camera_rotations, cast_rays
+from generators.trajectories import Camera
 from rendering import viewing
 from siren.fused import cpu as fused_cpu
 from system.errors import UsageError
@@ -21,9 +22,8 @@ from web_viewer.request import (
     MAX_ASPECT,
     SHOWS,
     WIDEST,
-    Eye,
+    camera_from,
     distance_of,
-    eye_from,
     render_options,
 )
 
@@ -32,17 +32,17 @@ from web_viewer.request import (
 
 def test_a_page_camera_at_distance_one_is_ours():
     place = camera_rotations(Poses(torch.tensor([1.3]), torch.tensor([1.1])))[0, :, 2]
-    eye = eye_from(place.tolist(), (0, 0, 0), 12.0)
-    assert eye[:3] == pytest.approx((1.3, 1.1, 12.0), abs=1e-5)
-    assert eye.target == (0, 0, 0)
+    camera = camera_from(place.tolist(), (0, 0, 0), 12.0)
+    assert camera[:3] == pytest.approx((1.3, 1.1, 12.0), abs=1e-5)
+    assert camera.target == (0, 0, 0)
 
 
 @pytest.mark.parametrize("distance", [0.3, 1.0, 2.5])
 def test_zooming_keeps_the_size_that_the_page_gives_the_target(distance):
-    eye = eye_from((distance, 0.0, 0.0), (0.0, 0.0, 0.0), 30.0)
-    seen = math.tan(math.radians(eye.fov_degrees) / 2)  # half of what ours sees, at distance 1
+    camera = camera_from((distance, 0.0, 0.0), (0.0, 0.0, 0.0), 30.0)
+    seen = math.tan(math.radians(camera.fov_degrees) / 2)  # half of what ours sees, at distance 1
     assert seen == pytest.approx(distance * math.tan(math.radians(15)))
-    assert distance_of(eye, 30.0) == pytest.approx(distance)
+    assert distance_of(camera, 30.0) == pytest.approx(distance)
 
 
 def test_a_camera_that_looks_at_the_origin_has_the_rays_of_training():
@@ -57,7 +57,7 @@ def test_a_shifted_target_shifts_the_camera_and_the_depths(tiny_run):
     axis = EYE.placed()[1][0, :, 2]  # towards the camera
     moved = EYE._replace(target=tuple((0.2 * axis).tolist()))
     assert moved.distance() == pytest.approx(1.2)
-    usual, found = (render_options(saved, request_of(eye=eye), 5) for eye in (EYE, moved))
+    usual, found = (render_options(saved, request_of(camera=camera), 5) for camera in (EYE, moved))
     assert (usual.near, usual.far) == pytest.approx((0.88, 1.12))
     assert (found.near, found.far) == pytest.approx((1.08, 1.32))
 
@@ -67,15 +67,15 @@ def test_a_shifted_target_shifts_the_camera_and_the_depths(tiny_run):
 )
 def test_a_camera_nowhere_is_refused(place, target):
     with pytest.raises(UsageError):
-        eye_from(place, target, 12.0)
+        camera_from(place, target, 12.0)
 
 
 def test_extreme_cameras_are_brought_back():
-    eye = eye_from((0.0, 1e9, 0.0), (7.0, -7.0, 0.0), 30.0)
-    assert eye.fov_degrees == WIDEST
-    assert eye.target == (0.5, -0.5, 0.0)
-    words = ["--pitch", eye.pitch, "--yaw", eye.yaw, "--fov", eye.fov_degrees]
-    words += ["--target", *eye.target, "--aspect", MAX_ASPECT]
+    camera = camera_from((0.0, 1e9, 0.0), (7.0, -7.0, 0.0), 30.0)
+    assert camera.fov_degrees == WIDEST
+    assert camera.target == (0.5, -0.5, 0.0)
+    words = ["--pitch", camera.pitch, "--yaw", camera.yaw, "--fov", camera.fov_degrees]
+    words += ["--target", *camera.target, "--aspect", MAX_ASPECT]
     viewer.build_parser().parse_args(["generator.pth", *map(str, words)])  # within the limits
 
 
@@ -113,8 +113,8 @@ def test_a_picture_is_the_render_of_the_commands(tiny_run):
     wanted = request_of(seed=3, psi=0.6, num_steps=8, image_size=9)
     options = replace(saved.curriculum.preview_render(saved.step, 9), num_steps=8)
     film = viewing.objects_of_seeds(saved, [3], psi=0.6)[0].film
-    view = look(saved, film, 1.3, 1.1, options, points_per_chunk=MANY)
-    found = finished_picture(source, wanted, max_points=MANY).float()
+    view = look(saved, film, 1.3, 1.1, options)
+    found = finished_picture(source, wanted).float()
     torch.testing.assert_close(found, (view.images[0] + 1) * 127.5, atol=0.51, rtol=0)
 
 
@@ -122,10 +122,7 @@ def test_every_kind_of_picture_is_another(tiny_run):
     source = source_of(tiny_run)
     siren = source.open("generator.pth", "ema").saved.generator.siren
     siren.final_layer.bias.fill_(5)  # nothing is transparent, so that there is a surface
-    found = [
-        finished_picture(source, request_of(show=show, aspect=1.5), max_points=MANY)
-        for show in SHOWS
-    ]
+    found = [finished_picture(source, request_of(show=show, aspect=1.5)) for show in SHOWS]
     assert all(picture.shape == (3, 8, 12) for picture in found)
     assert all(
         not torch.equal(one, other) for index, one in enumerate(found) for other in found[:index]
@@ -150,7 +147,7 @@ def test_mixing_goes_from_one_seed_to_the_other(tiny_run):
 
 def test_the_map_knows_the_training_cameras():
     pose_map = PoseMap(POSES)
-    middle = Eye(math.pi / 2, math.pi / 2, 12.0)
+    middle = Camera(math.pi / 2, math.pi / 2, 12.0)
     assert pose_map.is_familiar(middle)
     assert "as in training" in pose_map.svg(middle)
     behind = middle._replace(yaw=-math.pi / 2)
@@ -196,6 +193,6 @@ def test_the_precision_of_the_command_is_that_of_every_checkpoint(tiny_run, monk
         precision="fast",
     )
     request = request_of(aspect=1.5)
-    exact = finished_picture(source_of(tiny_run), request, max_points=MANY)
+    exact = finished_picture(source_of(tiny_run), request)
     assert rough.open("generator.pth", "ema").saved.generator.field_dtype == torch.bfloat16
-    assert not torch.equal(finished_picture(rough, request, max_points=MANY), exact)
+    assert not torch.equal(finished_picture(rough, request), exact)
