@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+import own_modules  # noqa: F401
 from checkpoint_io.checkpoints import SavedGenerator
 from generators.trajectories import SceneObject
 from generators.volumetric_rendering import RenderOptions

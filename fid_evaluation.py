@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+import own_modules  # noqa: F401
 import curriculums
 import datasets
 from datasets import DatasetOptions

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import own_modules  # noqa: F401
 from system import flags
 from system.errors import UsageError, nearest_path
 from system.files import output_folder, replaced

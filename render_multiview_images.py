@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+import own_modules  # noqa: F401
 from checkpoint_io.checkpoints import SavedGenerator
 from generators.trajectories import SceneObject
 from generators.volumetric_rendering import RenderOptions

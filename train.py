@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import own_modules  # noqa: F401
 import curriculums
 from config.curriculum import Curriculum
 from distributed import processes
@@ -27,7 +28,15 @@ from training.start import resolve
 
 def build_parser() -> flags.ArgumentParser:
     """Return a parser of all flags of this command."""
-    parser = flags.ArgumentParser(description="Train a 3D-aware generator from a folder of photos.")
+    parser = flags.ArgumentParser(
+        description="Train a 3D-aware generator from a folder of photos.",
+        owners={
+            "": "--curriculum",
+            "--resume": "--output_dir",
+            "--dry_run": "--output_dir",
+            "--list_curricula": "--curriculum_file",
+        },
+    )
     add = parser.add_argument
     add("--curriculum", help="name of a curriculum; see --list_curricula")
     add("--curriculum_file", type=Path, help="Python file with curriculum dicts of your own")
@@ -76,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the flags, check all inputs, then train in one or several processes."""
     args = build_parser().parse_args(argv)
     if args.list_curricula:
-        print(dry_run.curricula_table())
+        print(dry_run.curricula_table(args.curriculum_file))
         return 0
     typed = _curriculum(args)
     places = processes.plan(args.device, args.num_processes, os.environ)

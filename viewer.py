@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import own_modules  # noqa: F401
 from checkpoint_io.checkpoints import SavedGenerator
 from rendering import viewing
 from system import flags

@@ -8,11 +8,12 @@ import os
 import re
 import select
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import torch
 
+from own_modules import put_back
 from system.errors import UsageError, nearest
 
 T = TypeVar("T")
@@ -55,6 +56,8 @@ def run(main: Callable[[Sequence[str] | None], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPT_EXIT_CODE
+    finally:
+        put_back()
     return code
 
 
@@ -110,14 +113,21 @@ class ArgumentParser(argparse.ArgumentParser):
     """An argparse parser that raises its errors as UsageError and names the nearest flag.
 
     Flags can't be abbreviated: `--seed` must not silently mean `--seeds`.
+
+    Args:
+        description: of the command.
+        owners: flags that take no value, and the flag that a word behind each was meant for; at ""
+            the flag that a single plain word was meant for, if that flag was not typed.
     """
 
-    def __init__(self, description: str) -> None:
+    def __init__(self, description: str, owners: Mapping[str, str] | None = None) -> None:
         super().__init__(
             description=description,
             allow_abbrev=False,
             formatter_class=_HelpFormatter,
         )
+        self._owners = owners or {}
+        self._typed: list[str] = []
         self._negative_number_matcher = re.compile(r"-\.?\d")  # so that -1e-3 is a value too
 
     def parse_known_args(  # type: ignore[override]  # argparse overloads it by the namespace's type
@@ -125,10 +135,14 @@ class ArgumentParser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:
         """Parse like argparse, but report a mistyped flag before a missing argument.
 
+        "~" at the start of a value is the home folder, also in --flag=~/x, which shells leave as
+        it is.
+
         Raises:
             UsageError: args can't be understood.
         """
-        typed = list(sys.argv[1:] if args is None else args)
+        typed = [_expanded(text) for text in (sys.argv[1:] if args is None else args)]
+        self._typed = typed
         for text in typed[: typed.index("--") if "--" in typed else None]:
             self._refuse_unknown_flag(text)
         return super().parse_known_args(typed, namespace)
@@ -148,13 +162,30 @@ class ArgumentParser(argparse.ArgumentParser):
         If the shell has expanded a pattern to many superfluous words, the message names a few.
         """
         message = re.sub(r"\bargument (?=-)", "", message)
+        valued = re.fullmatch(r"(--\w+): ignored explicit argument '(.*)'", message)
+        if valued:
+            raise UsageError(self._misplaced(valued[2], valued[1]))
         found, _, words = message.partition("unrecognized arguments: ")
         if words and not found:
             extra = words.split(" ")
-            more = f" and {len(extra) - MAX_EXTRA} more" if len(extra) > MAX_EXTRA else ""
-            message = f"too many words: {' '.join(extra[:MAX_EXTRA])}{more}; a pattern such as "
-            message += "'photos/*.png' must stand in quotes"
+            message = self._misplaced(extra[0], self._before(extra[0])) or _too_many(extra)
         raise UsageError(message)
+
+    def _before(self, word: str) -> str:
+        """Return the flag or value that was typed in front of word, or ""."""
+        at = self._typed.index(word) if word in self._typed else 0
+        return self._typed[at - 1] if at else ""
+
+    def _misplaced(self, word: str, before: str) -> str:
+        """Explain a word that belongs to another flag than the one before it, or return ""."""
+        action = self._option_string_actions.get(before)
+        if action is not None and action.nargs == 0:
+            owner = self._owners.get(before)
+            return f"{before} takes no value{f'; write {before} {owner} {word}' if owner else ''}"
+        owner = self._owners.get("")
+        if owner is None or owner in self._typed or not word.isidentifier():
+            return ""
+        return f"{word!r} needs a flag: {owner} {word}"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Check a choice like argparse, but name the nearest choice in the error."""
@@ -163,6 +194,20 @@ class ArgumentParser(argparse.ArgumentParser):
             hint = nearest(str(value), choices)
             text = f"{value!r} is none of {', '.join(choices)}.{hint}"
             raise argparse.ArgumentError(action, text)
+
+
+def _expanded(text: str) -> str:
+    """Return text with the home folder for a "~" at the start of a value."""
+    flag, value = re.fullmatch(r"(--?\w+=)?(.*)", text, re.DOTALL).groups("")
+    return flag + os.path.expanduser(value)
+
+
+def _too_many(extra: Sequence[str]) -> str:
+    more = f" and {len(extra) - MAX_EXTRA} more" if len(extra) > MAX_EXTRA else ""
+    return (
+        f"too many words: {' '.join(extra[:MAX_EXTRA])}{more}; a pattern such as 'photos/*.png' "
+        "must stand in quotes"
+    )
 
 
 def _number(text: str, kind: Callable[[str], T], is_valid: Callable[[T], bool], wanted: str) -> T:
