@@ -16,7 +16,6 @@ from own_modules import ROOT, is_from
 from config.curriculum import Curriculum, build
 from config.schema import keys_set_twice
 from system.errors import UsageError, choose, nearest_path
-from system.flags import Screen
 
 PAPER_LATITUDES = math.pi / 4 * 85 / 90  # CARLA's cameras: upper hemisphere minus 5 degrees
 
@@ -269,10 +268,10 @@ def load(name: str, *, file: Path | None = None, overrides: Sequence[str] = ()) 
     if twice and known not in PRESETS:
         print(f"note: curriculum {known} sets {', '.join(twice)} in a stage and for the whole; the "
               "stage's value is taken (the published code takes the other)",
-              file=Screen())  # fmt: skip
+              file=sys.stderr)  # fmt: skip
     built = build(known, source, overrides)
     if built.settings.instance_noise > 0:
-        print("note: instance_noise has no effect, as in the published code", file=Screen())
+        print("note: instance_noise has no effect, as in the published code", file=sys.stderr)
     return built
 
 

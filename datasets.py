@@ -12,7 +12,8 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Generator, Sequence
+import sys
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,13 +27,13 @@ from torch import Tensor
 import generators.cameras
 import scenes
 from config.schema import DatasetKind
-from image_io import decoding
+from image_io import cache, decoding
 from image_io.cache import Block, cached
 from image_io.decoding import Crop, Framing, Pixels, Resize, decode_all
 from image_io.files import HOW_TO_GIVE, Listing, Skipped, find_pictures, opened, printable
+from image_io.fingerprint import fingerprint
 from scenes.toy_car_images import toy_car_images
 from system.errors import UsageError, choose
-from system.flags import Screen
 
 KINDS: tuple[DatasetKind, ...] = get_args(DatasetKind)
 
@@ -183,7 +184,7 @@ def open_images(
     Args:
         options: of the dataset.
         image_size: H = W.
-        cache_dir: holds N * 3 * H * W bytes per size; runs may share it.
+        cache_dir: holds N * 3 * H * W bytes per size; runs and users may share it.
         listing: the result of find_images; None calls it.
         skipped_file: written with all unreadable files, if any, one per line with the reason. Give
             it to one process only.
@@ -193,8 +194,8 @@ def open_images(
         UsageError: no pictures, more than 1 in 100 unreadable, or cache_dir cannot be written.
     """
     listing = listing or find_images(options)
-    framing = Framing(image_size=image_size, crop=options.crop, resize=options.resize)
-    key = _key(options, listing, framing)
+    framing = _framing(options, image_size)
+    key = _key(options, listing, framing, cache_dir)
 
     small: list[str] = []
     entry = cached(
@@ -209,6 +210,7 @@ def open_images(
         image_size=image_size,
         show_progress=show_progress,
         small=small,
+        source=listing.source,
     )
     skipped = listing.skipped + entry.skipped
     _report(skipped, listing, skipped_file, show_progress)
@@ -222,7 +224,23 @@ def open_images(
     )
 
 
-def _key(options: DatasetOptions, listing: Listing, framing: Framing) -> str:
+def drop_unused_caches(
+    options: DatasetOptions, image_sizes: Iterable[int], *, listing: Listing, cache_dir: Path
+) -> str:
+    """Remove what cache_dir holds of the dataset, except what a process or these sizes use.
+
+    Returns one line that says what was removed.
+    """
+    framings = [_framing(options, size) for size in image_sizes]
+    keys = {_key(options, listing, framing, cache_dir) for framing in framings}
+    return cache.drop_unused(cache_dir, listing.source, keys)
+
+
+def _framing(options: DatasetOptions, image_size: int) -> Framing:
+    return Framing(image_size=image_size, crop=options.crop, resize=options.resize)
+
+
+def _key(options: DatasetOptions, listing: Listing, framing: Framing, cache_dir: Path) -> str:
     """Return a cache key of everything the pixels depend on, without the files' folder."""
     digest = hashlib.sha256(json.dumps([decoding.VERSION, asdict(framing)]).encode())
     if options.kind == "ToyCars":
@@ -231,8 +249,7 @@ def _key(options: DatasetOptions, listing: Listing, framing: Framing) -> str:
         for source in [cameras, *sorted(Path(scenes.__path__[0]).glob("*.py"))]:
             digest.update(source.read_bytes())
     else:
-        for line in zip(listing.names, listing.stamps, strict=True):
-            digest.update(json.dumps(line).encode())
+        digest.update(fingerprint(listing, cache_dir).encode())
     return digest.hexdigest()[:32]
 
 
@@ -281,7 +298,7 @@ def _report(
     _refuse_many(skipped, listing, skipped_file)
     _write_skipped(skipped, skipped_file)
     if skipped and is_printed:
-        print(f"left out: {_describe(skipped, listing, skipped_file)}", file=Screen())
+        print(f"left out: {_describe(skipped, listing, skipped_file)}", file=sys.stderr)
 
 
 def _describe(skipped: Sequence[Skipped], listing: Listing, skipped_file: Path | None) -> str:

@@ -11,8 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 import own_modules  # noqa: F401
 import curriculums
 import datasets
@@ -24,6 +22,7 @@ from metrics.real_images import Choice
 from system import flags
 from system.errors import UsageError
 from system.files import output_folder
+from system.screen import progress_bar
 
 
 def build_parser() -> flags.ArgumentParser:
@@ -91,7 +90,7 @@ def _write(
         done += 1
     skipped: list[Skipped] = []
     number = done
-    with tqdm(total=total, initial=done, unit="image") as bar:
+    with progress_bar(total, "image", initial=done) as bar:
         for block in real_images.chosen_images(choice, listing, skip=done):
             for item in block:
                 if isinstance(item, Skipped):

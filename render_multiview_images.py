@@ -85,7 +85,7 @@ def _cells(
     shown: SceneObject,
     options: RenderOptions,
     args: argparse.Namespace,
-    bar: "tqdm[None]",
+    bar: "tqdm[int]",
 ) -> Iterator[Tensor]:
     """Yield uint8 pictures (3, H, W) of one object, row by row."""
     for pitch in args.pitches:

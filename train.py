@@ -19,6 +19,7 @@ from distributed import processes
 from metrics import inception
 from system import flags
 from system.errors import UsageError
+from system.files import offer_for_temporary_files
 from training import dry_run
 from training.loop import train
 from training.memory import require_memory
@@ -45,6 +46,8 @@ def build_parser() -> flags.ArgumentParser:
         "STEP.KEY=VALUE for a stage; repeatable")  # fmt: skip
     add("--dataset_path", help="folder, glob or .zip of pictures")
     add("--cache_dir", type=Path, help="folder of decoded pictures; default: OUTPUT_DIR/cache")
+    add("--drop_unused_caches", action="store_true", help="remove decoded pictures of the same "
+        "--dataset_path that no run uses")  # fmt: skip
     add("--output_dir", type=Path, default=Path("out"), help="folder of the run")
     add("--load_dir", type=_folder_or_none, help="resume from the run in this folder, ours or a "
         "published one; '' is none")  # fmt: skip
@@ -103,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(dry_run.report(start.curriculum, places, start.listing, end))
         return 0
     require_memory(start.curriculum, places)
+    offer_for_temporary_files(args.output_dir)
     return processes.launch(train, (options, start), places, port=args.port)
 
 
@@ -132,6 +136,7 @@ def _options(args: argparse.Namespace, command: list[str]) -> TrainOptions:
         load_dir=args.load_dir,
         is_resumed=args.resume,
         cache_dir=args.cache_dir or args.output_dir / "cache",
+        drops_caches=args.drop_unused_caches,
         seed=args.seed,
         n_epochs=args.n_epochs,
         max_steps=args.max_steps,

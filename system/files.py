@@ -7,9 +7,10 @@ import re
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from system.errors import UsageError
 
@@ -120,7 +121,23 @@ def output_folder(path: Path, *, flag: str = "--output_dir") -> Path:
         raise UsageError(f"{flag} {path}: cannot be made ({error.strerror})") from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise UsageError(f"{flag} {path}: cannot be written")
+    offer_for_temporary_files(path)
     return path
+
+
+def offer_for_temporary_files(folder: Path) -> None:
+    """Let this process and those that it starts write temporary files into folder if need be.
+
+    PyTorch and matplotlib ask for a place when they are imported, even if they then write nothing.
+
+    Raises:
+        OSError: folder is needed and cannot be made.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:  # none of the usual places can be written
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ["TMPDIR"] = str(folder.absolute())
 
 
 @contextlib.contextmanager
@@ -177,7 +194,7 @@ def _hold(path: Path, on_wait: Callable[[str], object]) -> tuple[IO[str], bool]:
     """Open the file at path and lock it; return it, and whether the disk supports locks."""
     while True:
         with contextlib.ExitStack() as stack:
-            file = stack.enter_context(path.open("a+"))
+            file = stack.enter_context(_open_lock(path))
             try:
                 _flock(file, on_wait)
             except OSError:
@@ -188,6 +205,30 @@ def _hold(path: Path, on_wait: Callable[[str], object]) -> tuple[IO[str], bool]:
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     stack.pop_all()
                     return file, True
+
+
+def _open_lock(path: Path) -> IO[str]:
+    """Open a lock file, which another user may have made: it can be locked without writing."""
+    try:
+        return path.open("a+")
+    except PermissionError:
+        with contextlib.suppress(OSError):
+            return path.open()
+        raise
+
+
+def try_lock(file: IO[Any], *, is_shared: bool) -> bool | None:
+    """Lock a file until its last descriptor is closed; a memory map of it holds one.
+
+    Returns False if another process has locked it, and None if the disk supports no locks.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def _flock(file: IO[str], on_wait: Callable[[str], object]) -> None:

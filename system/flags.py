@@ -1,12 +1,10 @@
 """Argument parser, argparse types and flags that the commands share, and how to run a command."""
 
 import argparse
-import contextlib
 import errno
 import math
 import os
 import re
-import select
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -15,6 +13,7 @@ import torch
 
 from own_modules import put_back
 from system.errors import UsageError, nearest
+from system.screen import STDOUT_NAME, safe_streams
 
 T = TypeVar("T")
 
@@ -37,46 +36,32 @@ def run(main: Callable[[Sequence[str] | None], int]) -> int:
     """Run main on the process's own arguments and return the exit code.
 
     A UsageError prints one line on stderr and exits with 2, a full or broken disk one line and 1,
-    Ctrl-C one line and 130. A closed pipe (`| head`) ends the command silently. Any other error is
-    a bug of this project and keeps its traceback.
+    Ctrl-C one line and 130. A closed pipe (`| head`) ends the command silently. Closed standard
+    streams change nothing. Any other error is a bug of this project and keeps its traceback.
     """
-    try:
-        code = main(None)
-        sys.stdout.flush()
-    except UsageError as error:
-        print(f"error: {str(error).strip()}".replace("\n", " "), file=sys.stderr)
-        return USAGE_EXIT_CODE
-    except OSError as error:
-        if isinstance(error, BrokenPipeError) and _is_stdout_gone():
-            return BROKEN_PIPE_EXIT_CODE
-        if not is_of_disk(error):
-            raise
-        print(f"error: {disk_complaint(error)}", file=sys.stderr)
-        return USAGE_EXIT_CODE if error.errno in NAME_ERRORS else DISK_EXIT_CODE
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPT_EXIT_CODE
-    finally:
-        put_back()
+    with safe_streams():
+        try:
+            code = main(None)
+            sys.stdout.flush()
+        except UsageError as error:
+            print(f"error: {str(error).strip()}".replace("\n", " "), file=sys.stderr)
+            return USAGE_EXIT_CODE
+        except OSError as error:
+            if error.filename == STDOUT_NAME:
+                # Otherwise the interpreter reports an error when it flushes stdout at exit.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+                if isinstance(error, BrokenPipeError):
+                    return BROKEN_PIPE_EXIT_CODE
+            if not is_of_disk(error):
+                raise
+            print(f"error: {disk_complaint(error)}", file=sys.stderr)
+            return USAGE_EXIT_CODE if error.errno in NAME_ERRORS else DISK_EXIT_CODE
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPT_EXIT_CODE
+        finally:
+            put_back()
     return code
-
-
-class Screen:
-    """stderr that ignores a full disk and a closed pipe, for the progress of long work."""
-
-    def write(self, text: str) -> int:
-        """Write text to stderr; returns its length."""
-        with contextlib.suppress(OSError):
-            sys.stderr.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush stderr."""
-        with contextlib.suppress(OSError):
-            sys.stderr.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stderr, name)
 
 
 def is_of_disk(error: OSError) -> bool:
@@ -87,17 +72,6 @@ def is_of_disk(error: OSError) -> bool:
 def disk_complaint(error: OSError) -> str:
     """Return one line that describes an error for which is_of_disk is true."""
     return f"cannot write {error.filename} ({error.strerror})"
-
-
-def _is_stdout_gone() -> bool:
-    """Return whether the pipe of stdout is closed; if so, discard the rest of the output."""
-    poll = select.poll()
-    poll.register(STDOUT, select.POLLOUT)
-    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
-        return False
-    # Otherwise the interpreter reports an error when it flushes stdout at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
-    return True
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -198,8 +172,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def _expanded(text: str) -> str:
     """Return text with the home folder for a "~" at the start of a value."""
-    flag, value = re.fullmatch(r"(--?\w+=)?(.*)", text, re.DOTALL).groups("")
-    return flag + os.path.expanduser(value)
+    flag, equals, value = text.partition("=") if text.startswith("-") else ("", "", text)
+    return flag + equals + os.path.expanduser(value)
 
 
 def _too_many(extra: Sequence[str]) -> str:

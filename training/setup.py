@@ -2,6 +2,7 @@
 
 import json
 import platform
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,6 @@ from distributed import collectives
 from distributed.processes import Place
 from system.errors import UsageError
 from system.files import remove_drafts, replaced
-from system.flags import Screen
 from training import state
 from training.adversarial import AdversarialGame
 from training.options import TrainOptions, dataset_options
@@ -102,7 +102,7 @@ def set_up(place: Place, options: TrainOptions, start: Start) -> Setup:
     _require_same_images(images)
     if place.is_main:
         for note in _notes(place, start, images):
-            print(f"note: {note}", file=Screen())
+            print(f"note: {note}", file=sys.stderr)
         _print_changes(start, images)
         _begin_folder(place, options, start, game, progress, images)
     return Setup(curriculum=start.curriculum, game=game, progress=progress, images=images)
@@ -160,7 +160,7 @@ def _print_changes(start: Start, images: dict[int, ImageSet]) -> None:
     if start.seed != start.seed_before:
         found.append(f"seed {start.seed_before} -> {start.seed}")
     if found:
-        print(f"changed since the last save: {', '.join(found)}", file=Screen())
+        print(f"changed since the last save: {', '.join(found)}", file=sys.stderr)
 
 
 def _require_same_images(images: dict[int, ImageSet]) -> None:
@@ -190,6 +190,10 @@ def _open_all(place: Place, options: TrainOptions, start: Start) -> dict[int, Im
     sizes |= {stage.img_size for first, stage in curriculum.stages if first >= start.step}
     if not place.is_main:
         collectives.wait_for_all()  # the main process decodes, with a progress bar
+    elif options.drops_caches:
+        data, cache_dir = dataset_options(curriculum), options.cache_dir
+        found = datasets.drop_unused_caches(data, sizes, listing=start.listing, cache_dir=cache_dir)
+        print(found, file=sys.stderr)
     images = {
         size: datasets.open_images(
             dataset_options(curriculum),
