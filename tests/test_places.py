@@ -1,8 +1,10 @@
-"""Commands work with closed or broken standard streams; progress bars are short in log files."""
+"""Commands work with closed or broken standard streams, in log files, with one writable folder."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from faults import state_of, tiny_arguments, wait_for
 from test_disk_commands import COMMANDS, contents, place, run  # noqa: F401  # place is a fixture
 
 from system import screen
+from system.files import output_folder
 
 ROOT = Path(__file__).parent.parent
 ALL = [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)]
@@ -105,6 +108,44 @@ def test_training_with_closed_streams(tmp_path, num_processes, closed):
     )
     assert done.returncode == 0
     assert state_of(tmp_path / "out")["step"] == 3
+
+
+def no_place(*_):
+    raise FileNotFoundError("No usable temporary directory found")
+
+
+def test_the_output_folder_serves_for_temporary_files_if_there_is_no_other_place(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    output_folder(tmp_path / "out")
+    assert os.environ["TMPDIR"] == "/tmp"
+    monkeypatch.setattr(tempfile, "gettempdir", no_place)
+    monkeypatch.chdir(tmp_path)
+    output_folder(Path("out"))
+    assert os.environ["TMPDIR"] == str(tmp_path / "out")
+
+
+READ_ONLY = """
+mount --make-rprivate / && mount --bind "$0" /mnt && mount -o remount,ro,bind / && cd / && exec "$@"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train.py", "plot_run.py"])
+def test_only_the_output_folder_can_be_written(tmp_path, name):
+    (tmp_path / "rw").mkdir()
+    words = [ROOT / name, *tiny_arguments(tmp_path), "--max_steps", "2", "--num_processes", "2",
+             "--cache_dir", "/mnt/cache", "--output_dir", "/mnt/out"]  # fmt: skip
+    if name == "plot_run.py":
+        words = [ROOT / name, ROOT / "assets" / "demo", "--output", "/mnt/out/run.png"]
+    alone = ["unshare", "--mount", "bash", "-c", READ_ONLY, tmp_path / "rw"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"]).returncode:
+        pytest.skip("only root may make folders read-only for one process")
+    environment = {key: value for key, value in os.environ.items() if key != "TMPDIR"}
+    done = subprocess.run([*alone, sys.executable, *words], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "rw" / "out").is_dir()
 
 
 @pytest.mark.parametrize("seconds", [0.0, 30.0])
