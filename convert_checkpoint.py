@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+import own_modules  # noqa: F401
 import curriculums
 from checkpoint_io import checkpoints, published_run
 from checkpoint_io.checkpoints import Average

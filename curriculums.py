@@ -4,16 +4,18 @@ Presets are plain dicts in the published schema; `config/schema.py` lists every 
 range and default. Write your own in the same form and give it with --curriculum_file.
 """
 
+import contextlib
 import math
 import runpy
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from own_modules import ROOT, is_from
 from config.curriculum import Curriculum, build
 from config.schema import keys_set_twice
 from system.errors import UsageError, choose, nearest_path
-from system.flags import Screen
 
 PAPER_LATITUDES = math.pi / 4 * 85 / 90  # CARLA's cameras: upper hemisphere minus 5 degrees
 
@@ -247,37 +249,62 @@ PRESETS: dict[str, dict[str | int, Any]] = {
 
 
 def load(name: str, *, file: Path | None = None, overrides: Sequence[str] = ()) -> Curriculum:
-    """Return the curriculum with this name (in any case), from the presets or a user's file.
+    """Return the curriculum with this name, from the presets or a user's file.
+
+    Upper and lower case are the same unless two names differ in nothing else.
 
     If the file sets a key in a stage and for the whole, a note on stderr says which value is used.
 
     Raises:
         UsageError: no such name or file, or the dict does not follow the schema.
     """
-    table = PRESETS if file is None else _curricula_of(file)
-    by_folded = {key.casefold(): key for key in table}
-    known = by_folded.get(name.casefold(), name)
+    table = table_of(file)
+    alike = [key for key in table if key.casefold() == name.casefold()]
+    if name not in table and len(alike) > 1:
+        raise UsageError(f"curriculum {name!r} may be {' or '.join(alike)}: write one of them")
+    known = name if name in table or not alike else alike[0]
     source = choose("curriculum", known, table)
     built = build(known, source, overrides)
     twice = keys_set_twice(source)
     if twice and source is not PRESETS.get(known):
         print(f"note: curriculum {known} sets {', '.join(twice)} in a stage and for the whole; the "
               "stage's value is taken (the published code takes the other)",
-              file=Screen())  # fmt: skip
+              file=sys.stderr)  # fmt: skip
     if any(stage.settings.instance_noise > 0 for _, stage in built.stages):
-        print("note: instance_noise has no effect, as in the published code", file=Screen())
+        print("note: instance_noise has no effect, as in the published code", file=sys.stderr)
     return built
 
 
-def _curricula_of(file: Path) -> dict[str, dict[str | int, Any]]:
-    """Return all dicts with a stage 0 that a user's Python file defines, and the presets."""
+def table_of(file: Path | None) -> dict[str, dict[str | int, Any]]:
+    """Return the presets, and all dicts with a stage 0 that a user's Python file defines.
+
+    Raises:
+        UsageError: there is no such file, it cannot be run, or it defines no such dict.
+    """
+    if file is None:
+        return PRESETS
     if not file.is_file():
         raise UsageError(f"--curriculum_file {file}: no such file.{nearest_path(file)}")
     try:
-        names = runpy.run_path(str(file))
-    except Exception as error:
+        with _importable(file.resolve().parent):
+            names = runpy.run_path(str(file))
+    except (Exception, SystemExit) as error:
         raise UsageError(f"--curriculum_file {file}: {type(error).__name__}: {error}") from error
     own = {k: v for k, v in names.items() if isinstance(v, dict) and 0 in v and k[0] != "_"}
     if not own:
         raise UsageError(f"--curriculum_file {file}: defines no dict with a stage 0")
     return {**PRESETS, **own}
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let code import the files of folder, and forget these modules at the end."""
+    before, path = set(sys.modules), list(sys.path)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name in set(sys.modules) - before:
+            if folder != ROOT and is_from(folder, name, sys.modules[name]):
+                del sys.modules[name]

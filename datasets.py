@@ -12,7 +12,8 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Generator, Sequence
+import sys
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch import Tensor
 import generators.cameras
 import scenes
 from config.schema import DatasetKind
-from image_io import decoding
+from image_io import cache, decoding
 from image_io.cache import Block, CacheEntry, cached
 from image_io.decoding import Crop, Framing, Pixels, Resize, decode_all
 from image_io.files import (
@@ -38,9 +39,9 @@ from image_io.files import (
     opened,
     printable,
 )
+from image_io.fingerprint import fingerprint
 from scenes.toy_car_images import toy_car_images
 from system.errors import UsageError, choose
-from system.flags import Screen
 
 KINDS: tuple[DatasetKind, ...] = get_args(DatasetKind)
 
@@ -212,7 +213,7 @@ def open_images(
     Args:
         options: of the dataset.
         image_size: H = W.
-        cache_dir: holds N * 3 * H * W bytes per size; runs may share it.
+        cache_dir: holds N * 3 * H * W bytes per size; runs and users may share it.
         listing: the result of find_images; None calls it.
         skipped_file: written with all unreadable files, if any, one per line with the reason. Give
             it to one process only.
@@ -222,22 +223,23 @@ def open_images(
         UsageError: no pictures, more than 1 in 100 unreadable, or cache_dir cannot be written.
     """
     listing = listing or find_images(options)
-    framing = Framing(image_size=image_size, crop=options.crop, resize=options.resize)
-    entry = _entry(options, listing, framing, cache_dir, skipped_file, show_progress)
-    to_mirror = None
-    if options.flip and options.is_shrunk_last:
-        mirrored = replace(framing, from_right=True)
-        other = _entry(options, listing, mirrored, cache_dir, skipped_file, show_progress)
-        if other.skipped != entry.skipped:  # the disk failed in between
+    framings = _framings(options, image_size)
+    entries = [
+        _entry(options, listing, framing, cache_dir, skipped_file, show_progress)
+        for framing in framings
+    ]
+    entry, to_mirror = entries[0], None
+    if len(entries) == 2:
+        if entries[1].skipped != entry.skipped:  # the disk failed in between
             raise UsageError(f"two readings of the pictures differ; delete '{cache_dir}'")
-        to_mirror = other.pixels
+        to_mirror = entries[1].pixels
     skipped = listing.skipped + entry.skipped
     _report(skipped, listing, skipped_file, show_progress)
     return ImageSet(
         pixels=entry.pixels,
         options=options,
         skipped=skipped,
-        fingerprint=_key(options, listing, framing),
+        fingerprint=_key(options, listing, framings[0], cache_dir),
         checksum=entry.checksum,
         num_small=entry.num_small,
         to_mirror=to_mirror,
@@ -256,7 +258,7 @@ def _entry(
     small: list[str] = []
     return cached(
         cache_dir,
-        _key(options, listing, framing),
+        _key(options, listing, framing, cache_dir),
         lambda: (
             _rendered(options, framing.image_size)
             if options.kind == "ToyCars"
@@ -266,10 +268,33 @@ def _entry(
         image_size=framing.image_size,
         show_progress=show_progress,
         small=small,
+        source=listing.source,
     )
 
 
-def _key(options: DatasetOptions, listing: Listing, framing: Framing) -> str:
+def drop_unused_caches(
+    options: DatasetOptions, image_sizes: Iterable[int], *, listing: Listing, cache_dir: Path
+) -> str:
+    """Remove what cache_dir holds of the dataset, except what a process or these sizes use.
+
+    Returns one line that says what was removed.
+    """
+    keys = {
+        _key(options, listing, framing, cache_dir)
+        for size in image_sizes
+        for framing in _framings(options, size)
+    }
+    return cache.drop_unused(cache_dir, listing.source, keys)
+
+
+def _framings(options: DatasetOptions, image_size: int) -> list[Framing]:
+    """Return the framing, and a second one where pictures are mirrored before they shrink."""
+    framing = Framing(image_size=image_size, crop=options.crop, resize=options.resize)
+    is_mirrored_first = options.flip and options.is_shrunk_last
+    return [framing, replace(framing, from_right=True)] if is_mirrored_first else [framing]
+
+
+def _key(options: DatasetOptions, listing: Listing, framing: Framing, cache_dir: Path) -> str:
     """Return a cache key of everything the pixels depend on, without the files' folder."""
     digest = hashlib.sha256(json.dumps([decoding.VERSION, asdict(framing)]).encode())
     if options.kind == "ToyCars":
@@ -278,8 +303,7 @@ def _key(options: DatasetOptions, listing: Listing, framing: Framing) -> str:
         for source in [cameras, *sorted(Path(scenes.__path__[0]).glob("*.py"))]:
             digest.update(source.read_bytes())
     else:
-        for line in zip(listing.names, listing.stamps, strict=True):
-            digest.update(json.dumps(line).encode())
+        digest.update(fingerprint(listing, cache_dir).encode())
     return digest.hexdigest()[:32]
 
 
@@ -328,7 +352,7 @@ def _report(
     _refuse_many(skipped, listing, skipped_file)
     _write_skipped(skipped, skipped_file)
     if skipped and is_printed:
-        print(f"left out: {_describe(skipped, listing, skipped_file)}", file=Screen())
+        print(f"left out: {_describe(skipped, listing, skipped_file)}", file=sys.stderr)
 
 
 def _describe(skipped: Sequence[Skipped], listing: Listing, skipped_file: Path | None) -> str:

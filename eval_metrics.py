@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+import own_modules  # noqa: F401
 from checkpoint_io.checkpoints import SavedGenerator
 from distributed import processes
 from distributed.processes import Place

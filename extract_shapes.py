@@ -12,8 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
+import own_modules  # noqa: F401
 from checkpoint_io.checkpoints import SavedGenerator
 from generators.trajectories import SceneObject
 from generators.volumetric_rendering import RenderOptions
@@ -23,6 +22,7 @@ from rendering import viewing
 from system import flags
 from system.errors import nearest
 from system.files import filled_folder
+from system.screen import progress_bar
 
 FORMATS = ("mrc", *mesh_files.MESH_FORMATS)
 FARTHEST = 1e6  # scene units: cameras are at distance 1, and float32 is coarse far out
@@ -92,7 +92,7 @@ def _extract(
 ) -> None:
     """Extract one object, show the progress, and write its files."""
     poses = saved.curriculum.poses()
-    with tqdm(desc=thing.name, unit="point", unit_scale=True) as bar:
+    with progress_bar(None, "point", thing.name, is_scaled=True) as bar:
 
         def progress(done: int, needed: int) -> None:
             bar.total = needed

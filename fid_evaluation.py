@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+import own_modules  # noqa: F401
 import curriculums
 import datasets
 from datasets import DatasetOptions
@@ -25,6 +24,7 @@ from metrics.real_images import Choice, Protocol
 from system import flags
 from system.errors import UsageError
 from system.files import filled_folder
+from system.screen import progress_bar
 
 
 def build_parser() -> flags.ArgumentParser:
@@ -98,7 +98,7 @@ def _write(
     while done < total and paths[done].is_file():
         done += 1
     skipped, count = list(listing.skipped), done
-    with tqdm(total=total, initial=done, unit="image") as bar:
+    with progress_bar(total, "image", initial=done) as bar:
         blocks = real_images.chosen_images(choice, listing, skip=done)
         for path, item in zip(paths[done:], itertools.chain.from_iterable(blocks), strict=True):
             bar.update()

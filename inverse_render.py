@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+import own_modules  # noqa: F401
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
 from generators import inversion
@@ -32,6 +32,7 @@ from rendering import filming, photos, viewing
 from system import flags
 from system.errors import UsageError
 from system.files import filled_folder
+from system.screen import progress_bar
 
 VIEW_OFFSETS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # radians of yaw around the photo's camera
 DEFAULTS = FitOptions()
@@ -156,7 +157,7 @@ def _fitted(
         fits_fov=args.fov is None,
     )
     done: dict[str, int] = {}
-    with tqdm(total=args.candidates + fit.latent_steps + fit.film_steps, unit="step") as bar:
+    with progress_bar(args.candidates + fit.latent_steps + fit.film_steps, "step") as bar:
 
         def report(name: str, count: int, loss: float) -> None:
             bar.set_postfix_str(f"{name}, loss {loss:.5f}", refresh=False)

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import own_modules
 import curriculums
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import Average, SavedGenerator
@@ -33,6 +34,8 @@ from system.errors import UsageError, choose
 __all__ = ["Film", "Poses", "SavedGenerator", "Shape", "UsageError", "View", "density", "film",
            "load", "mean_film", "mesh", "render", "sample_poses", "save_mesh",
            "save_picture"]  # fmt: skip
+
+own_modules.put_back()  # a program that imports pigan keeps its own modules
 
 
 def load(

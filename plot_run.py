@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import own_modules  # noqa: F401
+from image_io.plots import plotted
 from system import flags
 from system.errors import UsageError, nearest_path
-from system.files import output_folder, replaced
+from system.files import output_folder
 
 LOG_FILE, PICTURE = "log.jsonl", "run.png"
 ROUGH_SHARE = 200  # points per curve; more log entries are averaged in groups
@@ -120,35 +122,26 @@ def stage_starts(entries: Sequence[Entry]) -> dict[int, int]:
 
 def _draw(entries: Sequence[Entry], title: str, path: Path) -> None:
     """Draw the panels one below the other, over the same steps."""
-    import matplotlib  # here, because it loads slowly and usage errors do not need it
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     panels = [panel for panel in PANELS if any(len(curve(entries, name)[0]) for name in panel[1])]
-    figure, axes = pyplot.subplots(
-        len(panels), 1, figsize=(9, 2.2 * len(panels)), sharex=True, squeeze=False, dpi=100
-    )
-    for axis, (name, curves, is_logarithmic) in zip(axes[:, 0], panels, strict=True):
-        for key, label in curves.items():
-            steps, values = curve(entries, key)
-            if len(steps) and np.any(values != 0):
-                axis.plot(steps, values, label=label, linewidth=1.2)
-        for step, size in stage_starts(entries).items():
-            axis.axvline(step, color="0.8", linewidth=1, zorder=0)
-            if axis is axes[0, 0]:
-                axis.annotate(f" {size} px", (step, 1), xycoords=("data", "axes fraction"),
-                              va="bottom", fontsize=8)  # fmt: skip
-        axis.set_ylabel(name, fontsize=8)
-        axis.set_yscale("log" if is_logarithmic else "linear")
-        axis.legend(fontsize=7, ncols=4, loc="best", frameon=False)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[-1, 0].set_xlabel("step")
-    figure.suptitle(title)
-    figure.tight_layout()
-    with replaced(path) as file:
-        figure.savefig(file, format="png", metadata={"Software": None})
-    pyplot.close(figure)
+    height = 2.2 * len(panels)
+    with plotted(path, len(panels), 1, figsize=(9, height), dpi=100) as (figure, axes):
+        for axis, (name, curves, is_logarithmic) in zip(axes[:, 0], panels, strict=True):
+            for key, label in curves.items():
+                steps, values = curve(entries, key)
+                if len(steps) and np.any(values != 0):
+                    axis.plot(steps, values, label=label, linewidth=1.2)
+            for step, size in stage_starts(entries).items():
+                axis.axvline(step, color="0.8", linewidth=1, zorder=0)
+                if axis is axes[0, 0]:
+                    axis.annotate(f" {size} px", (step, 1), xycoords=("data", "axes fraction"),
+                                  va="bottom", fontsize=8)  # fmt: skip
+            axis.set_ylabel(name, fontsize=8)
+            axis.set_yscale("log" if is_logarithmic else "linear")
+            axis.legend(fontsize=7, ncols=4, loc="best", frameon=False)
+            axis.spines[["top", "right"]].set_visible(False)
+        axes[-1, 0].set_xlabel("step")
+        figure.suptitle(title)
+        figure.tight_layout()
 
 
 if __name__ == "__main__":

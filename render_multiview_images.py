@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+import own_modules  # noqa: F401
 from checkpoint_io.checkpoints import SavedGenerator
 from generators.trajectories import SceneObject
 from generators.volumetric_rendering import RenderOptions
@@ -84,7 +85,7 @@ def _cells(
     shown: SceneObject,
     options: RenderOptions,
     args: argparse.Namespace,
-    bar: "tqdm[None]",
+    bar: "tqdm[int]",
 ) -> Iterator[Tensor]:
     """Yield uint8 pictures (3, H, W) of one object, row by row."""
     for pitch in args.pitches:

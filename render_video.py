@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import own_modules  # noqa: F401
 from generators.trajectories import TRAJECTORIES
 from image_io import video
 from rendering import filming, viewing

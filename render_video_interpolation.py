@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import own_modules  # noqa: F401
 from generators.trajectories import INTERPOLATION_TRAJECTORIES, Camera, SceneObject
 from image_io import video
 from rendering import filming, viewing

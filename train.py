@@ -12,12 +12,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import own_modules  # noqa: F401
 import curriculums
 from config.curriculum import Curriculum
 from distributed import processes
 from metrics import inception
 from system import flags
 from system.errors import UsageError
+from system.files import offer_for_temporary_files
 from training import dry_run
 from training.loop import train
 from training.memory import require_memory
@@ -27,7 +29,15 @@ from training.start import resolve
 
 def build_parser() -> flags.ArgumentParser:
     """Return a parser of all flags of this command."""
-    parser = flags.ArgumentParser(description="Train a 3D-aware generator from a folder of photos.")
+    parser = flags.ArgumentParser(
+        description="Train a 3D-aware generator from a folder of photos.",
+        owners={
+            "": "--curriculum",
+            "--resume": "--output_dir",
+            "--dry_run": "--output_dir",
+            "--list_curricula": "--curriculum_file",
+        },
+    )
     add = parser.add_argument
     add("--curriculum", help="name of a curriculum; see --list_curricula")
     add("--curriculum_file", type=Path, help="Python file with curriculum dicts of your own")
@@ -36,6 +46,8 @@ def build_parser() -> flags.ArgumentParser:
         "STEP.KEY=VALUE for a stage; repeatable")  # fmt: skip
     add("--dataset_path", help="folder, glob or .zip of pictures")
     add("--cache_dir", type=Path, help="folder of decoded pictures; default: OUTPUT_DIR/cache")
+    add("--drop_unused_caches", action="store_true", help="remove decoded pictures of the same "
+        "--dataset_path that no run uses")  # fmt: skip
     add("--output_dir", type=Path, default=Path("out"), help="folder of the run")
     add("--load_dir", type=_folder_or_none, help="resume from the run in this folder, ours or a "
         "published one; '' is none")  # fmt: skip
@@ -77,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the flags, check all inputs, then train in one or several processes."""
     args = build_parser().parse_args(argv)
     if args.list_curricula:
-        print(dry_run.curricula_table())
+        print(dry_run.curricula_table(args.curriculum_file))
         return 0
     typed = _curriculum(args)
     places = processes.plan(args.device, args.num_processes, os.environ)
@@ -95,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             n_epochs=args.n_epochs,
         )
         print(dry_run.report(start.curriculum, places, start.listing, end), flush=True)
+    offer_for_temporary_files(args.output_dir)
     code = processes.launch(train, (options, start), places, port=args.port)
     if args.dry_run:  # after all else, so that the pictures are shown in any case
         require_memory(start.curriculum, places)
@@ -127,6 +140,7 @@ def _options(args: argparse.Namespace, command: list[str]) -> TrainOptions:
         load_dir=args.load_dir,
         is_resumed=args.resume,
         cache_dir=args.cache_dir or args.output_dir / "cache",
+        drops_caches=args.drop_unused_caches,
         seed=args.seed,
         n_epochs=args.n_epochs,
         max_steps=args.max_steps,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import own_modules  # noqa: F401
 from checkpoint_io.checkpoints import SavedGenerator
 from generators.trajectories import Camera
 from rendering import viewing

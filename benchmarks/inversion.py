@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from benchmarks.bench import psnr
 from benchmarks.table import Table
@@ -32,6 +31,7 @@ from generators.volumetric_rendering import RenderOptions
 from scenes.rendering import CarViews, render_cars
 from scenes.toy_car_images import toy_car_scenes
 from siren.film import Film
+from system.screen import progress_bar
 
 HELD_OUT = 1_000_000  # number of the first car; training sees the first thousands
 OFFSETS = (-0.5, -0.25, 0.25, 0.5)  # radians of yaw from the fitted view
@@ -137,8 +137,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     saved = checkpoints.load_generator(args.generator)
     options = saved.curriculum.preview_render(saved.step, args.image_size)
-    own = [own_render(saved, options, i) for i in tqdm(range(args.num_latents), unit="latent")]
-    cars = [held_out_car(saved, options, i) for i in tqdm(range(args.num_cars), unit="car")]
+    own = [own_render(saved, options, i) for i in progress_bar(args.num_latents, "latent")]
+    cars = [held_out_car(saved, options, i) for i in progress_bar(args.num_cars, "car")]
     for car, error in zip(cars, about_shared_turn([car[YAW] for car in cars]), strict=True):
         car[YAW] = error
     columns = ["median (quartiles)", f"{len(own)} own renders", f"{len(cars)} held-out toy cars"]

@@ -27,7 +27,6 @@ from config.curriculum import Curriculum
 from config.stage import EMA_DECAYS, generator_groups
 from generators.generators import ImplicitGenerator3d
 from system.errors import UsageError
-from system.flags import Screen
 
 GENERATOR_FILE, DISCRIMINATOR_FILE = "generator.pth", "discriminator.pth"
 AVERAGE_FILES = ("ema.pth", "ema2.pth")
@@ -174,7 +173,7 @@ def note_changes(source: Path, curriculum: Curriculum, own: Curriculum) -> None:
     ]
     if changes:
         print(f"{source}: its networks differ from those of curriculum {curriculum.name}; "
-              f"taken from the files: {', '.join(changes)}", file=Screen())  # fmt: skip
+              f"taken from the files: {', '.join(changes)}", file=sys.stderr)  # fmt: skip
 
 
 def _content(name: str, root: Any) -> Any:

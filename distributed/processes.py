@@ -27,6 +27,7 @@ from distributed.supervision import Outcome, StopSignal, ignored_interrupts, sup
 from system import flags, machine
 from system.errors import UsageError
 from system.flags import DISK_EXIT_CODE, INTERRUPT_EXIT_CODE, USAGE_EXIT_CODE, resolve_device
+from system.screen import safe_streams
 
 Payload = TypeVar("Payload")
 Worker = Callable[["Place", Payload], int]
@@ -252,9 +253,10 @@ def _rank_main(
     loopback = {"lo", "lo0"}.intersection(name for _, name in socket.if_nameindex())
     if loopback:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback.pop())
-    outcome = _outcome(worker, payload, places[rank], port)
-    senders[rank].send(outcome)
-    _end_at_once(0 if outcome.kind == "returned" else outcome.code)
+    with safe_streams():
+        outcome = _outcome(worker, payload, places[rank], port)
+        senders[rank].send(outcome)
+        _end_at_once(0 if outcome.kind == "returned" else outcome.code)
 
 
 def _end_with_parent() -> None:

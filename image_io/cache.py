@@ -3,12 +3,13 @@
 Legend: N images, H = W = image_size. The entry of a key is a folder of that name in the cache:
 
     pixels.u8    N * 3 * H * W bytes
-    meta.json    N, H, a checksum of the pixels, the files that were skipped, and how many were
-                 too small
+    meta.json    N, H, a checksum of the pixels, the files that were skipped, how many were too
+                 small, and the folder or .zip that the images are from
 
 It is written under another name and renamed when complete, so it is there whole or not at all. A
 lock, which the system drops when its process dies, lets one process do the work while the others
-wait. On a file system without locks the work may be done twice, with the same result.
+wait. On a file system without locks the work may be done twice, with the same result. A second,
+shared lock on the pixels tells which entries are in use.
 """
 
 import contextlib
@@ -19,18 +20,19 @@ import secrets
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
+import torch
 
 from image_io.decoding import Pixels
 from image_io.files import Skipped, printable
 from system.errors import UsageError
-from system.files import locked
-from system.flags import Screen
+from system.files import locked, try_lock
+from system.machine import require_memory
+from system.screen import progress_bar
 
 PIXELS_FILE, META_FILE = "pixels.u8", "meta.json"
 
@@ -60,6 +62,7 @@ def cached(
     image_size: int,
     show_progress: bool,
     small: Sequence[str] = (),
+    source: str = "",
 ) -> CacheEntry:
     """Return the entry of key; make it from blocks if it is not there.
 
@@ -72,9 +75,11 @@ def cached(
         image_size: H = W.
         show_progress: show a bar with rate and time left on stderr.
         small: the names of pictures that are too small, once blocks has given all.
+        source: folder or .zip that the images are from.
 
     Raises:
-        UsageError: cache_dir cannot be written or lacks room.
+        UsageError: cache_dir cannot be written or lacks room, or its file system maps no files and
+            the images do not fit into memory.
     """
     entry = cache_dir / key
     found = _read(entry, image_size)
@@ -82,46 +87,67 @@ def cached(
         return found
     with _disk_errors(cache_dir):
         entry.parent.mkdir(parents=True, exist_ok=True)  # before there is a bar on the screen
-        with tqdm(
-            total=num_images,
-            desc=f"caching at {image_size} px",
-            unit="img",
-            disable=not show_progress,
-            file=Screen(),
-            mininterval=0.2 if sys.stderr.isatty() else 10,  # seconds; a log gets few lines
+        with progress_bar(
+            num_images, "img", f"caching at {image_size} px", is_shown=show_progress
         ) as bar:
-            return _make(entry, blocks, image_size, bar, small)
+            made = _make(entry, blocks, image_size, bar, small, source)
+    if show_progress:
+        total = sum(path.stat().st_size for path in cache_dir.glob(f"*/{PIXELS_FILE}"))
+        print(f"image cache: {_size(made.pixels.nbytes)} for {len(made.pixels)} pictures at "
+              f"{image_size} px; all of '{printable(str(cache_dir))}': {_size(total)}",
+              file=sys.stderr)  # fmt: skip
+    return made
 
 
 def _make(
-    entry: Path, blocks: MakeBlocks, image_size: int, bar: Any, small: Sequence[str]
+    entry: Path,
+    blocks: MakeBlocks,
+    image_size: int,
+    bar: Any,
+    small: Sequence[str],
+    source: str,
 ) -> CacheEntry:
     """Return the entry, written by this process or by one that was faster."""
 
     def tell(_: str) -> None:
         if not bar.disable:
-            print("another process is writing the image cache; waiting", file=Screen())
+            print("another process is writing the image cache; waiting", file=sys.stderr)
 
-    with locked(entry.with_name(f"{entry.name}.lock"), tell) as is_alone:
+    try:
+        with locked(entry.with_name(f"{entry.name}.lock"), tell) as is_alone:
+            found = _read(entry, image_size)
+            if found is not None:
+                bar.update(bar.total)
+                return found
+            if is_alone:
+                leftovers = entry.parent.glob(f"{entry.name}.tmp-*")  # their processes were killed
+                for leftover in leftovers:
+                    shutil.rmtree(leftover, ignore_errors=True)
+                if entry.exists():  # damaged
+                    shutil.rmtree(entry)
+            _require_room(entry.parent, bar.total * 3 * image_size**2)
+            with contextlib.closing(blocks()) as made:
+                return _write(entry, made, image_size, bar, small, source)
+    except PermissionError:  # the folder of another user, who may have written the entry now
         found = _read(entry, image_size)
-        if found is not None:
-            bar.update(bar.total)
-            return found
-        if is_alone:
-            for leftover in entry.parent.glob(f"{entry.name}.tmp-*"):  # its process was killed
-                shutil.rmtree(leftover, ignore_errors=True)
-        _require_room(entry.parent, bar.total * 3 * image_size**2)
-        with contextlib.closing(blocks()) as made:
-            return _write(entry, made, image_size, bar, small)
+        if found is None:
+            raise
+        return found
 
 
 def _write(
-    entry: Path, blocks: Iterable[Block], image_size: int, bar: Any, small: Sequence[str]
+    entry: Path,
+    blocks: Iterable[Block],
+    image_size: int,
+    bar: Any,
+    small: Sequence[str],
+    source: str,
 ) -> CacheEntry:
     """Write the entry under another name, then rename it."""
     draft = entry.with_name(f"{entry.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     draft.mkdir()
     try:
+        _require_readable(draft, bar.total * 3 * image_size**2)
         count, checksum, skipped = 0, 0, []
         with _synced(draft / PIXELS_FILE) as file:
             for block in blocks:
@@ -140,6 +166,7 @@ def _write(
             "checksum": checksum,
             "skipped": skipped,
             "small": len(small),
+            "source": _path(source),
         }
         with _synced(draft / META_FILE) as file:
             file.write(json.dumps(meta, indent=1).encode())
@@ -150,8 +177,6 @@ def _write(
 
 def _publish(draft: Path, entry: Path, image_size: int) -> CacheEntry:
     """Rename draft to entry, unless another process was first."""
-    if entry.exists() and _read(entry, image_size) is None:
-        shutil.rmtree(entry)  # damaged
     try:
         draft.rename(entry)
     except OSError:  # a folder with files is not replaced
@@ -173,12 +198,78 @@ def _read(entry: Path, image_size: int) -> CacheEntry | None:
         num_small = int(meta.get("small", 0))  # entries of earlier versions don't say
         path = entry / PIXELS_FILE
         is_whole = path.stat().st_size == math.prod(shape)
-        pixels = np.memmap(path, np.uint8, "r", shape=shape) if is_whole else None
+        pixels = _open_pixels(path, shape) if is_whole else None
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
     if pixels is None:
         return None
-    return CacheEntry(np.asarray(pixels), skipped, checksum, num_small)
+    return CacheEntry(pixels, skipped, checksum, num_small)
+
+
+def _open_pixels(path: Path, shape: tuple[int, ...]) -> Pixels | None:
+    """Return the bytes of a file as a read-only array; None while another process removes it."""
+    pixels = _mapped(path, shape)
+    if pixels is None:
+        pixels = np.fromfile(path, np.uint8).reshape(shape)
+    elif not pixels.size:
+        return None
+    pixels.flags.writeable = False
+    return pixels
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> Pixels | None:
+    """Map a file into memory, privately if the file system shares no maps; None if it maps none.
+
+    The shared lock lasts as long as the array. An empty array means that the file is being removed.
+    """
+    with path.open("rb") as file:
+        if try_lock(file, is_shared=True) is False:
+            return np.empty(0, np.uint8)
+        for mode in ("r", "c"):
+            with contextlib.suppress(OSError):
+                return np.asarray(np.memmap(file, np.uint8, mode, shape=shape))
+    return None
+
+
+def _require_readable(draft: Path, num_bytes: int) -> None:
+    """Check that the pixels will fit into memory, if they cannot be mapped, before decoding them.
+
+    Raises:
+        UsageError: they will not.
+    """
+    probe = draft / PIXELS_FILE
+    probe.write_bytes(b"x")
+    if _mapped(probe, (1,)) is None:
+        what = f"'{printable(str(draft.parent))}' is on a file system that maps no files; reading"
+        require_memory(f"{what} the image cache instead", num_bytes, torch.device("cpu"))
+
+
+def drop_unused(cache_dir: Path, source: str, kept: Collection[str]) -> str:
+    """Remove the entries made from source whose keys are not kept and which no process uses.
+
+    Where the file system has no locks nothing is removed. Returns a line that says what was.
+    """
+    num_removed = num_bytes = 0
+    for path in cache_dir.glob(f"*/{PIXELS_FILE}"):
+        entry = path.parent
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), path.open("rb") as file:
+            is_same = json.loads((entry / META_FILE).read_text("utf-8"))["source"] == _path(source)
+            if not is_same or entry.name in kept or not try_lock(file, is_shared=False):
+                continue
+            size = path.stat().st_size
+            doomed = entry.with_name(f"{entry.name}.tmp-{os.getpid()}")
+            entry.rename(doomed)
+            shutil.rmtree(doomed)
+            num_removed, num_bytes = num_removed + 1, num_bytes + size
+    return f"image cache: removed {num_removed} unused entries, {_size(num_bytes)}"
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def _path(source: str) -> str:
+    return os.path.realpath(source) if os.path.exists(source) else source
 
 
 @contextlib.contextmanager

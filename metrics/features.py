@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from checkpoint_io import checkpoints
 from checkpoint_io.network_state import tensor_entry
@@ -25,6 +24,7 @@ from image_io.decoding import Pixels
 from metrics import inception
 from metrics.inception import NUM_FEATURES, NUM_LOGITS, Network, Weights
 from metrics.real_images import RealSet
+from system.screen import progress_bar
 
 BLOCK = 32  # images in a batch of the network
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # torch-fidelity's defaults, as in the published script
@@ -79,7 +79,7 @@ def features_of(
     """
     features = torch.zeros(total, width)
     count = sum(len(block) for block in blocks_of(total, place))
-    with tqdm(total=count, unit="image", desc=title, leave=False, disable=not place.is_main) as bar:
+    with progress_bar(count, "image", title, is_left=False, is_shown=place.is_main) as bar:
         for block in blocks_of(total, place):
             if is_stopped():
                 break
@@ -99,7 +99,7 @@ def features_of_stream(
 ) -> Tensor:
     """Compute features (N, D) of a stream of images (3, H, W) uint8, about total of them."""
     parts = []
-    with tqdm(total=total, unit="image", desc=title, leave=False) as bar:
+    with progress_bar(total, "image", title, is_left=False) as bar:
         while block := list(itertools.islice(images, BLOCK)):
             parts.append(network(torch.from_numpy(np.stack(block))).cpu())
             bar.update(len(block))

@@ -7,6 +7,7 @@ needed for training or rendering.
 import contextlib
 import hashlib
 import importlib
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -79,7 +80,9 @@ def _cached_or_downloaded() -> Path:
     try:
         urllib.request.urlopen(URL, timeout=CONNECT_SECONDS).close()
         folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(URL, str(path), hash_prefix=HASH_PREFIX)
+        # Its progress bar would fill a log file.
+        is_shown = sys.stderr.isatty()
+        torch.hub.download_url_to_file(URL, str(path), HASH_PREFIX, progress=is_shown)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise Unavailable(
             f"the Inception network cannot be downloaded ({error}); fetch {FILE_NAMES[0]} "

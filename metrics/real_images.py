@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from datasets import DatasetOptions
 from image_io import decoding
@@ -36,6 +35,7 @@ from scenes.toy_car_images import toy_car_images
 from system.errors import UsageError
 from system.files import replaced
 from system.outputs import OUTPUTS_FILE, list_outputs
+from system.screen import progress_bar
 
 Protocol = Literal["clean", "published"]
 PROTOCOLS: tuple[Protocol, ...] = ("clean", "published")
@@ -264,10 +264,11 @@ def _checked(listing: Listing) -> dict[str, Any]:
     digest = hashlib.sha256(str(decoding.VERSION).encode())
     unreadable = []
     smallest = Framing(image_size=1, crop="none", resize="nearest")
-    with opened(listing) as open_file:
+    bar = progress_bar(listing.count, "image", "reading real images", is_left=False)
+    with opened(listing) as open_file, bar:
         items = itertools.chain.from_iterable(decode_all(open_file, listing.names, smallest))
-        bar = tqdm(items, "reading real images", listing.count, leave=False, unit="image")
-        for name, item in zip(listing.names, bar, strict=True):
+        for name, item in zip(listing.names, items, strict=True):
+            bar.update()
             if isinstance(item, Skipped):
                 unreadable.append((name, item.reason))
                 continue

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
@@ -19,13 +18,14 @@ from generators.cameras import Poses
 from generators.generators import ImplicitGenerator3d
 from geometry.density_grid import Cube
 from geometry.mesh_extraction import take_shape
+from image_io.plots import plotted
 from metrics import consistency, samples
 from metrics.consistency import Agreement
 from metrics.mesh_sanity import MeshSanity, mesh_sanity
 from metrics.samples import SampleOptions
 from metrics.surfaces import Surface, surface
 from system.errors import UsageError
-from system.files import replaced
+from system.screen import progress_bar
 
 YAW_OFFSETS = (-0.5, -0.375, -0.25, -0.125, 0.125, 0.25, 0.375, 0.5)  # radians
 POSE_IMAGES = 256
@@ -44,7 +44,7 @@ def measure(saved: SavedGenerator, sampling: SampleOptions, num_objects: int) ->
     render = replace(sampling.render, num_steps=2 * sampling.render.num_steps)
     fine = replace(sampling, render=render)
     rows, half_transparent, shapes = [], [], []  # a row per object and offset
-    for index in tqdm(range(num_objects), unit="object", desc="consistency"):
+    for index in progress_bar(num_objects, "object", "consistency"):
         found, half = _measure_object(saved.generator, fine, index)
         rows += found
         half_transparent.append(half)
@@ -145,7 +145,7 @@ def _pose_accuracy(saved: SavedGenerator, sampling: SampleOptions) -> dict[str, 
     size = saved.curriculum.stage_settings(saved.step - 1).img_size
     own = replace(sampling, render=replace(sampling.render, image_size=size))
     pitch_errors, yaw_errors = [], []
-    for index in tqdm(range(POSE_IMAGES), unit="image", desc="poses"):
+    for index in progress_bar(POSE_IMAGES, "image", "poses"):
         image = samples.sample_image(saved.generator, index, own)
         guess = critic(image[None], alpha=1.0).pose
         if guess is None:
@@ -165,29 +165,21 @@ def _pose_accuracy(saved: SavedGenerator, sampling: SampleOptions) -> dict[str, 
 
 def save_plot(path: Path, by_yaw: Sequence[Mapping[str, Any]], title: str) -> None:
     """Write a PNG that plots the figures against the turn of the camera: mean and quartiles."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     degrees = [math.degrees(entry["yaw_offset"]) for entry in by_yaw]
-    figure, axes = pyplot.subplots(2, 2, figsize=(9, 6.5), sharex=True, layout="constrained")
-    for axis, (name, heading, unit) in zip(axes.flat, PANELS, strict=True):
-        known = [i for i, entry in enumerate(by_yaw) if entry[name] is not None]
-        x = [degrees[i] for i in known]
-        bands = [by_yaw[i][f"{name}_quartiles"] for i in known]
-        low, high = ([band[end] for band in bands] for end in (0, 1))
-        axis.fill_between(x, low, high, alpha=0.25, linewidth=0)
-        axis.plot(x, [by_yaw[i][name] for i in known], marker="o", markersize=4)
-        axis.set_title(heading, fontsize=11)
-        axis.set_ylabel(unit, fontsize=9)
-        axis.grid(alpha=0.3)
-    axes[0, 1].set_ylim(bottom=0)
-    axes[1, 0].set_ylim(0, 102)
-    axes[1, 1].set_ylim(0, max(0.01, axes[1, 1].get_ylim()[1]))
-    for axis in axes[1]:
-        axis.set_xlabel("turn of the camera, degrees of yaw", fontsize=9)
-    figure.suptitle(f"{title}: mean and quartiles over the objects", fontsize=12)
-    with replaced(path) as file:
-        figure.savefig(file, format="png", dpi=110)
-    pyplot.close(figure)
+    with plotted(path, 2, 2, figsize=(9, 6.5), layout="constrained", dpi=110) as (figure, axes):
+        for axis, (name, heading, unit) in zip(axes.flat, PANELS, strict=True):
+            known = [i for i, entry in enumerate(by_yaw) if entry[name] is not None]
+            x = [degrees[i] for i in known]
+            bands = [by_yaw[i][f"{name}_quartiles"] for i in known]
+            low, high = ([band[end] for band in bands] for end in (0, 1))
+            axis.fill_between(x, low, high, alpha=0.25, linewidth=0)
+            axis.plot(x, [by_yaw[i][name] for i in known], marker="o", markersize=4)
+            axis.set_title(heading, fontsize=11)
+            axis.set_ylabel(unit, fontsize=9)
+            axis.grid(alpha=0.3)
+        axes[0, 1].set_ylim(bottom=0)
+        axes[1, 0].set_ylim(0, 102)
+        axes[1, 1].set_ylim(0, max(0.01, axes[1, 1].get_ylim()[1]))
+        for axis in axes[1]:
+            axis.set_xlabel("turn of the camera, degrees of yaw", fontsize=9)
+        figure.suptitle(f"{title}: mean and quartiles over the objects", fontsize=12)

@@ -20,6 +20,7 @@ from image_io import png, video
 from siren.film import Film
 from system import flags
 from system.errors import UsageError, nearest, nearest_path
+from system.screen import progress_bar
 
 NUM_FRAMES = 36  # as published
 MAX_FRAMES, MAX_BATCH = 100_000, 1000
@@ -143,7 +144,7 @@ def views(
     options: RenderOptions,
     *,
     batch_size: int = 1,
-    bar: "tqdm[None] | None" = None,
+    bar: "tqdm[int] | None" = None,
 ) -> Iterator[View]:
     """Render shots, batch_size at a time, without randomness; bar counts the rays."""
     report = bar.update if bar is not None else lambda num_rays: None
@@ -159,9 +160,9 @@ def views(
         )
 
 
-def progress(num_views: int, options: RenderOptions) -> "tqdm[None]":
+def progress(num_views: int, options: RenderOptions) -> "tqdm[int]":
     """Make a bar that counts the rays of all views: it moves within a large picture too."""
-    return tqdm(total=num_views * options.image_size**2, unit="ray", unit_scale=True)
+    return progress_bar(num_views * options.image_size**2, "ray", is_scaled=True)
 
 
 def pictures(view: View, options: RenderOptions, *, depth_map: bool) -> tuple[Tensor, ...]:
@@ -178,7 +179,7 @@ def frames(
     shots: Sequence[SceneObject],
     options: RenderOptions,
     args: argparse.Namespace,
-    bar: "tqdm[None]",
+    bar: "tqdm[int]",
 ) -> Iterator[Tensor]:
     """Yield uint8 frames (3, H, W or 2 W), rendered as they are asked for; bar counts the rays."""
     for view in views(saved, shots, options, batch_size=args.batch_size, bar=bar):

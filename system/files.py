@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -161,7 +162,23 @@ def output_folder(path: Path, *, flag: str = "--output_dir") -> Path:
         raise UsageError(f"{flag} {path}: cannot be made ({error.strerror})") from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise UsageError(f"{flag} {path}: cannot be written")
+    offer_for_temporary_files(path)
     return path
+
+
+def offer_for_temporary_files(folder: Path) -> None:
+    """Let this process and those that it starts write temporary files into folder if need be.
+
+    PyTorch and matplotlib ask for a place when they are imported, even if they then write nothing.
+
+    Raises:
+        OSError: folder is needed and cannot be made.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:  # none of the usual places can be written
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ["TMPDIR"] = str(folder.absolute())
 
 
 @contextlib.contextmanager
@@ -222,7 +239,7 @@ def _hold(path: Path, on_wait: Callable[[str], object]) -> tuple[IO[str], bool]:
     has_waited = False
     while True:
         with contextlib.ExitStack() as stack:
-            file = stack.enter_context(path.open("a+", encoding="utf-8"))
+            file = stack.enter_context(_open_lock(path))
             try:
                 while not _try_lock(file):
                     if not has_waited:
@@ -239,6 +256,16 @@ def _hold(path: Path, on_wait: Callable[[str], object]) -> tuple[IO[str], bool]:
                 if is_same or fcntl is None:  # Windows removes no open file
                     stack.pop_all()
                     return file, True
+
+
+def _open_lock(path: Path) -> IO[str]:
+    """Open a lock file, which another user may have made: it can be locked without writing."""
+    try:
+        return path.open("a+", encoding="utf-8")
+    except PermissionError:
+        with contextlib.suppress(OSError):
+            return path.open(encoding="utf-8")
+        raise
 
 
 def _try_lock(file: IO[str]) -> bool:
@@ -259,3 +286,20 @@ def _try_lock(file: IO[str]) -> bool:
     else:
         raise OSError("the system supports no locks")
     return False
+
+
+def try_lock(file: IO[Any], *, is_shared: bool) -> bool | None:
+    """Lock a file until its last descriptor is closed; a memory map of it holds one.
+
+    Returns False if another process has locked it, and None if the disk or the system supports no
+    such locks.
+    """
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True

@@ -1,19 +1,19 @@
 """Argument parser, argparse types and flags that the commands share, and how to run a command."""
 
 import argparse
-import contextlib
 import errno
 import math
 import os
 import re
-import select
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import torch
 
+from own_modules import put_back
 from system.errors import UsageError, nearest
+from system.screen import STDOUT_NAME, safe_streams
 
 T = TypeVar("T")
 
@@ -38,44 +38,32 @@ def run(main: Callable[[Sequence[str] | None], int]) -> int:
     """Run main on the process's own arguments and return the exit code.
 
     A UsageError prints one line on stderr and exits with 2, a full or broken disk one line and 1,
-    Ctrl-C one line and 130. A closed pipe (`| head`) ends the command silently. Any other error is
-    a bug of this project and keeps its traceback.
+    Ctrl-C one line and 130. A closed pipe (`| head`) ends the command silently. Closed standard
+    streams change nothing. Any other error is a bug of this project and keeps its traceback.
     """
-    try:
-        code = main(None)
-        sys.stdout.flush()
-    except UsageError as error:
-        print(f"error: {str(error).strip()}".replace("\n", " "), file=sys.stderr)
-        return USAGE_EXIT_CODE
-    except OSError as error:
-        if error.errno in PIPE_ERRORS and error.filename is None and _is_stdout_gone():
-            return BROKEN_PIPE_EXIT_CODE
-        if not is_of_disk(error):
-            raise
-        print(f"error: {disk_complaint(error)}", file=sys.stderr)
-        return USAGE_EXIT_CODE if error.errno in NAME_ERRORS else DISK_EXIT_CODE
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPT_EXIT_CODE
+    with safe_streams():
+        try:
+            code = main(None)
+            sys.stdout.flush()
+        except UsageError as error:
+            print(f"error: {str(error).strip()}".replace("\n", " "), file=sys.stderr)
+            return USAGE_EXIT_CODE
+        except OSError as error:
+            if error.filename == STDOUT_NAME:
+                # Otherwise the interpreter reports an error when it flushes stdout at exit.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+                if error.errno in PIPE_ERRORS:
+                    return BROKEN_PIPE_EXIT_CODE
+            if not is_of_disk(error):
+                raise
+            print(f"error: {disk_complaint(error)}", file=sys.stderr)
+            return USAGE_EXIT_CODE if error.errno in NAME_ERRORS else DISK_EXIT_CODE
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPT_EXIT_CODE
+        finally:
+            put_back()
     return code
-
-
-class Screen:
-    """stderr that ignores a full disk and a closed pipe, for the progress of long work."""
-
-    def write(self, text: str) -> int:
-        """Write text to stderr; returns its length."""
-        with contextlib.suppress(OSError):
-            sys.stderr.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush stderr."""
-        with contextlib.suppress(OSError):
-            sys.stderr.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stderr, name)
 
 
 def is_of_disk(error: OSError) -> bool:
@@ -86,18 +74,6 @@ def is_of_disk(error: OSError) -> bool:
 def disk_complaint(error: OSError) -> str:
     """Return one line that describes an error for which is_of_disk is true."""
     return f"cannot write {error.filename} ({error.strerror})"
-
-
-def _is_stdout_gone() -> bool:
-    """Return whether the pipe of stdout is closed; if so, discard the rest of the output."""
-    if sys.platform != "win32":  # which has no poll
-        poll = select.poll()
-        poll.register(STDOUT, select.POLLOUT)
-        if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
-            return False
-    # Otherwise the interpreter reports an error when it flushes stdout at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
-    return True
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -113,14 +89,21 @@ class ArgumentParser(argparse.ArgumentParser):
     """An argparse parser that raises its errors as UsageError and names the nearest flag.
 
     Flags can't be abbreviated: `--seed` must not silently mean `--seeds`.
+
+    Args:
+        description: of the command.
+        owners: flags that take no value, and the flag that a word behind each was meant for; at ""
+            the flag that a single plain word was meant for, if that flag was not typed.
     """
 
-    def __init__(self, description: str) -> None:
+    def __init__(self, description: str, owners: Mapping[str, str] | None = None) -> None:
         super().__init__(
             description=description,
             allow_abbrev=False,
             formatter_class=_HelpFormatter,
         )
+        self._owners = owners or {}
+        self._typed: list[str] = []
         self._negative_number_matcher = re.compile(r"-\.?\d")  # so that -1e-3 is a value too
 
     def parse_known_args(  # type: ignore[override]  # argparse overloads it by the namespace's type
@@ -128,10 +111,14 @@ class ArgumentParser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:
         """Parse like argparse, but report a mistyped flag before a missing argument.
 
+        "~" at the start of a value is the home folder, also in --flag=~/x, which shells leave as
+        it is.
+
         Raises:
             UsageError: args can't be understood.
         """
-        typed = list(sys.argv[1:] if args is None else args)
+        typed = [_expanded(text) for text in (sys.argv[1:] if args is None else args)]
+        self._typed = typed
         for text in typed[: typed.index("--") if "--" in typed else None]:
             self._refuse_unknown_flag(text)
         return super().parse_known_args(typed, namespace)
@@ -151,13 +138,30 @@ class ArgumentParser(argparse.ArgumentParser):
         If the shell has expanded a pattern to many superfluous words, the message names a few.
         """
         message = re.sub(r"\bargument (?=-)", "", message)
+        valued = re.fullmatch(r"(--\w+): ignored explicit argument '(.*)'", message)
+        if valued:
+            raise UsageError(self._misplaced(valued[2], valued[1]))
         found, _, words = message.partition("unrecognized arguments: ")
         if words and not found:
             extra = words.split(" ")
-            more = f" and {len(extra) - MAX_EXTRA} more" if len(extra) > MAX_EXTRA else ""
-            message = f"too many words: {' '.join(extra[:MAX_EXTRA])}{more}; a pattern such as "
-            message += "'photos/*.png' must stand in quotes"
+            message = self._misplaced(extra[0], self._before(extra[0])) or _too_many(extra)
         raise UsageError(message)
+
+    def _before(self, word: str) -> str:
+        """Return the flag or value that was typed in front of word, or ""."""
+        at = self._typed.index(word) if word in self._typed else 0
+        return self._typed[at - 1] if at else ""
+
+    def _misplaced(self, word: str, before: str) -> str:
+        """Explain a word that belongs to another flag than the one before it, or return ""."""
+        action = self._option_string_actions.get(before)
+        if action is not None and action.nargs == 0:
+            owner = self._owners.get(before)
+            return f"{before} takes no value{f'; write {before} {owner} {word}' if owner else ''}"
+        owner = self._owners.get("")
+        if owner is None or owner in self._typed or not word.isidentifier():
+            return ""
+        return f"{word!r} needs a flag: {owner} {word}"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Check a choice like argparse, but name the nearest choice in the error."""
@@ -166,6 +170,20 @@ class ArgumentParser(argparse.ArgumentParser):
             hint = nearest(str(value), choices)
             text = f"{value!r} is none of {', '.join(choices)}.{hint}"
             raise argparse.ArgumentError(action, text)
+
+
+def _expanded(text: str) -> str:
+    """Return text with the home folder for a "~" at the start of a value."""
+    flag, equals, value = text.partition("=") if text.startswith("-") else ("", "", text)
+    return flag + equals + os.path.expanduser(value)
+
+
+def _too_many(extra: Sequence[str]) -> str:
+    more = f" and {len(extra) - MAX_EXTRA} more" if len(extra) > MAX_EXTRA else ""
+    return (
+        f"too many words: {' '.join(extra[:MAX_EXTRA])}{more}; a pattern such as 'photos/*.png' "
+        "must stand in quotes"
+    )
 
 
 def _number(text: str, kind: Callable[[str], T], is_valid: Callable[[T], bool], wanted: str) -> T:

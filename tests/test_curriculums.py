@@ -1,11 +1,13 @@
 """Curricula: published figures, strict parsing, schedules at hand-picked steps."""
 
 import math
+import sys
 
 import pytest
 import torch
 
 import curriculums
+import train
 from generators.cameras import sample_poses
 from system.errors import UsageError
 
@@ -144,6 +146,43 @@ def test_a_users_file(tmp_path):
             curriculums.load("Mine", file=file)
     with pytest.raises(UsageError, match="no such file"):
         curriculums.load("Mine", file=tmp_path / "other.py")
+
+
+def test_a_users_file_imports_its_neighbours_and_no_file_sees_those_of_another(tmp_path):
+    for angle in (20, 30):
+        folder = tmp_path / str(angle)
+        folder.mkdir()
+        (folder / "angles.py").write_text(f"FOV = {angle}")
+        file = folder / "mine.py"
+        file.write_text("import angles\nfrom curriculums import Demo\n"
+                        "Mine = {**Demo, 'fov': angles.FOV}\n")  # fmt: skip
+        assert curriculums.load("Mine", file=file).settings.fov == angle
+    assert "angles" not in sys.modules
+    assert str(folder) not in sys.path
+
+
+def test_an_exact_name_wins_over_another_case(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("from curriculums import CelebA\ncelebA = {**CelebA, 'fov': 20}\n")
+    found = [curriculums.load(name, file=file).settings.fov for name in ("CelebA", "celebA")]
+    assert found == [12, 20]
+    with pytest.raises(UsageError, match="'celeba' may be CelebA or celebA"):
+        curriculums.load("celeba", file=file)
+
+
+def test_a_users_file_that_ends_the_program_is_named(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("raise SystemExit('bye')")
+    with pytest.raises(UsageError, match=r"mine\.py: SystemExit: bye"):
+        curriculums.load("Mine", file=file)
+
+
+def test_the_list_names_a_users_curricula_too(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text("from curriculums import Demo\nMine = {**Demo}\n")
+    assert train.main(["--list_curricula", "--curriculum_file", str(file)]) == 0
+    lines = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["name", *curriculums.PRESETS, "Mine"]
 
 
 def test_the_end_and_what_follows_it():

@@ -1,6 +1,8 @@
 import itertools
 import os
+import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,6 +137,39 @@ def test_the_cache_follows_content_and_framing_but_not_place_or_flip(tmp_path):
     renamed = open_at(folder, tmp_path)
     assert levels(renamed) == [0, 2, 200]
     assert len({*prints, changed.fingerprint, renamed.fingerprint}) == 7
+
+
+def test_the_cache_of_a_copy_and_of_a_picture_that_was_edited(tmp_path, count_decoded):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for index in range(3):
+        Image.new("L", (300, 300), index).save(folder / f"{index}.png", compress_level=0)
+    open_at(folder, tmp_path)
+    copy = Path(shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile))
+    assert levels(open_at(copy, tmp_path)) == [0, 1, 2]
+    assert len(count_decoded) == 3
+    Image.new("L", (300, 300), 9).save(copy / "1.png", compress_level=0)  # of the same size
+    assert levels(open_at(copy, tmp_path)) == [0, 9, 2]
+    assert len(count_decoded) == 6
+
+
+def test_the_cache_of_others_is_kept_and_that_of_earlier_contents_removed(tmp_path):
+    folders = [write_pictures(tmp_path / f"{count}", count) for count in (3, 4)]
+    options = [dataset_options("Images", str(folder)) for folder in folders]
+    used = open_images(options[0], 4, cache_dir=tmp_path / "cache", show_progress=False)
+    for size, own in [(8, options[0]), (16, options[0]), (8, options[1])]:
+        open_images(own, size, cache_dir=tmp_path / "cache", show_progress=False)
+
+    def drop(sizes):
+        listing = find_images(options[0])
+        return datasets.drop_unused_caches(
+            options[0], sizes, listing=listing, cache_dir=tmp_path / "cache"
+        )
+
+    assert drop([16]) == "image cache: removed 1 unused entries, 0.0 MB"
+    del used
+    assert drop([16]) == "image cache: removed 1 unused entries, 0.0 MB"
+    assert len(list((tmp_path / "cache").glob("*/pixels.u8"))) == 2
 
 
 def test_folder_glob_and_zip_give_the_same_images(tmp_path):

@@ -10,6 +10,7 @@ from faults import entries_of, fill, state_of, tiny_arguments
 import train
 from checkpoint_io import checkpoints
 from image_io import png
+from system import flags
 from system.errors import UsageError
 from training import log, snapshots, state
 
@@ -111,6 +112,6 @@ def test_a_screen_that_cannot_be_written_does_not_stop_a_run(tmp_path, small_dis
     fill(small_disk)
     with (small_disk / "screen.txt").open("w", buffering=1) as screen:
         monkeypatch.setattr("sys.stderr", screen)
-        assert trained(tmp_path, tmp_path / "out", 12) == 0
+        assert flags.run(lambda _: trained(tmp_path, tmp_path / "out", 12)) == 0
         monkeypatch.undo()
         (small_disk / "filler").unlink()  # lets Python close the file

@@ -15,8 +15,12 @@ ROOT = Path(__file__).parent.parent
 
 
 def parser():
-    result = flags.ArgumentParser(description="Test.")
+    owners = {"": "--preset", "--dry": "--output_dir"}
+    result = flags.ArgumentParser(description="Test.", owners=owners)
     result.add_argument("path", nargs="?")
+    result.add_argument("--preset")
+    for flag in ("--dry", "--wet"):
+        result.add_argument(flag, action="store_true")
     result.add_argument("--output_dir")
     result.add_argument("--batch_size", type=flags.positive_int, default=4)
     result.add_argument("--keep", type=flags.non_negative_int)
@@ -69,7 +73,12 @@ class TestParser:
             (["--psi", "1.5"], "must be a number from 0 to 1, not '1.5'"),
             (["--port", "70000"], "must be a port from 0 to 65535, not '70000'"),
             (["--output_dir"], "--output_dir: expected one argument"),
-            (["a", "b"], "too many words: b; a pattern"),
+            (["a", "b.png"], "too many words: b.png; a pattern"),
+            (["a", "b", "--preset", "c"], "too many words: b; a pattern"),
+            (["a", "b"], "'b' needs a flag: --preset b"),
+            (["a", "--dry", "run/b"], "--dry takes no value; write --dry --output_dir run/b"),
+            (["--dry=run/b"], "--dry takes no value; write --dry --output_dir run/b"),
+            (["a", "--wet", "b"], "--wet takes no value"),
         ],
     )
     def test_complaint_is_one_line_that_helps(self, typed, message):
@@ -88,6 +97,12 @@ class TestParser:
         args = parser().parse_args(["--offset", "-1e-3", "-n5", "--", "--odd-name"])
         assert (args.offset, args.n, args.path) == (-1e-3, 5, "--odd-name")
         assert parser().parse_args(["--output_dir=--x"]).output_dir == "--x"
+
+    @pytest.mark.parametrize("typed", [["--output_dir=~/x"], ["--output_dir", "~/x"], ["~/x"]])
+    def test_the_home_folder(self, typed, monkeypatch):
+        monkeypatch.setenv("HOME", "/home/somebody")
+        args = parser().parse_args(typed)
+        assert (args.output_dir or args.path) == "/home/somebody/x"
 
     def test_numbers(self):
         typed = "--batch_size 8 --keep 0 --rate 2e-4 --psi 0.7 --port 0".split()

@@ -1,9 +1,11 @@
+import contextlib
 import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -15,7 +17,7 @@ from faults import wait_for
 from image_io import cache
 from image_io.cache import cached
 from image_io.files import Skipped
-from system import files
+from system import files, machine, screen
 from system.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -157,13 +159,92 @@ def test_a_disk_that_fills_up_is_named_and_left_clean(tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
-def test_a_bar_shows_rate_and_time_left(tmp_path, capsys):
+def no_maps(monkeypatch, *modes):
+    plain = np.memmap
+
+    def memmap(file, dtype, mode, **options):
+        if mode in modes:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        return plain(file, dtype, mode, **options)
+
+    monkeypatch.setattr(cache.np, "memmap", memmap)
+
+
+@pytest.mark.parametrize("modes", ["r", "rc"])
+def test_a_file_system_without_maps(tmp_path, monkeypatch, modes):
+    no_maps(monkeypatch, *modes)
+    for make in [blocks_of(squares([1, 2, 3])), forbidden]:
+        pixels = open_cache(tmp_path, make).pixels
+        assert pixels[:, 0, 0, 0].tolist() == [1, 2, 3]
+        assert not pixels.flags.writeable
+
+
+def test_without_maps_too_little_memory_is_seen_before_the_work(tmp_path, monkeypatch):
+    no_maps(monkeypatch, "r", "c")
+    monkeypatch.setattr(machine, "memory_bytes", lambda device: 100)
+    with pytest.raises(UsageError, match="maps no files; reading the image cache.*memory"):
+        open_cache(tmp_path, forbidden)
+    assert names(tmp_path) == []
+
+
+@contextlib.contextmanager
+def another_user():
+    """Act on files as a user without rights."""
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.fixture
+def shared():
+    """Make a folder that other users can reach, which the temporary folder of pytest is not."""
+    if os.name != "posix" or os.geteuid() != 0:
+        pytest.skip("only root can act as another user")
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o1777])
+def test_another_user_waits_for_the_work_and_reads_it(shared, mode):
+    worker = start(shared, "owner", num_blocks=10)
+    assert wait_for((shared / "owner.started").exists, worker)
+    os.chmod(shared / "cache", mode)
+    with another_user():
+        pixels = open_cache(shared / "cache", forbidden, num_images=10).pixels
+    assert pixels[:, 0, 0, 0].tolist() == list(range(10))
+    worker.communicate(timeout=60)
+    with another_user():
+        open_cache(shared / "cache", forbidden)
+        if mode == 0o755:
+            with pytest.raises(UsageError, match="Permission denied.*--cache_dir"):
+                open_cache(shared / "cache", forbidden, "other")
+
+
+def test_the_lock_of_another_user_who_was_killed(shared):
+    worker = start(shared, "owner", num_blocks=1000)
+    assert wait_for((shared / "owner.started").exists, worker)
+    os.chmod(shared / "cache", 0o1777)
+    worker.kill()
+    worker.communicate()
+    assert (shared / "cache" / "key.lock").exists()
+    with another_user():
+        assert len(open_cache(shared / "cache", blocks_of(squares([1, 2, 3]))).pixels) == 3
+
+
+def test_a_bar_shows_rate_and_time_left(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(screen, "LOG_SECONDS", 0.0)
     make = blocks_of(squares([1, 2]), squares([3]))
     cached(tmp_path, "key", make, num_images=3, image_size=4, show_progress=True)
     shown = capsys.readouterr().err
     assert "caching at 4 px: 100%" in shown
     assert "3/3 [00:00<00:00" in shown
     assert "img/s]" in shown
+    assert f"image cache: 0.0 MB for 3 pictures at 4 px; all of '{tmp_path}': 0.0 MB" in shown
 
 
 WORKER = """

@@ -18,6 +18,7 @@ from checkpoint_io import checkpoints
 from generators.trajectories import TRAJECTORIES, Camera, SceneObject
 from image_io import png
 from rendering import filming, viewing
+from system import screen
 from system.errors import UsageError
 
 SMALL = ("--image_size", "10", "--ray_step_multiplier", "1", "--device", "cpu")
@@ -252,9 +253,10 @@ def test_the_usual_camera_of_a_seed_is_the_middle_of_the_curriculum(tiny_run):
         (render_video_interpolation, 6, ["--num_frames", "3"]),
     ],
 )
-def test_the_bar_counts_all_rays(command, capsys, module, num_views, texts):
+def test_the_bar_counts_all_rays(command, monkeypatch, capsys, module, num_views, texts):
+    monkeypatch.setattr(screen, "LOG_SECONDS", 0.0)
     command(module, "--seeds", "0", "1", "--max_batch_size", "120", *texts)
-    last = capsys.readouterr().err.split("\r")[-1]
+    last = capsys.readouterr().err.splitlines()[-1]
     assert "100%" in last
     assert f"{num_views * 100}/{num_views * 100} " in last
 

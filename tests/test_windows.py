@@ -51,7 +51,8 @@ def test_commands_need_nothing_that_windows_lacks(tmp_path):
     assert "supports no locks" in done.stderr
     assert "memory_bytes" not in (run / "log.jsonl").read_text()
     assert (run / "views" / "sheet.png").stat().st_size
-    assert {path.suffix for path in (run / "shapes").iterdir()} == {"", ".glb", ".stl", ".mrc", ".png"}
+    written = {path.suffix for path in (run / "shapes").iterdir()}
+    assert written == {"", ".glb", ".stl", ".mrc", ".png"}
 
 
 @pytest.mark.parametrize("name", [*elsewhere.LINUX_ONLY, *elsewhere.NOT_ON_WINDOWS])

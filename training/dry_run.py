@@ -1,11 +1,12 @@
 """Text of --list_curricula and --dry_run."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from torch import nn
 
 import curriculums
-from config.curriculum import Curriculum, Ending
+from config.curriculum import Curriculum, Ending, build
 from config.schema import StageSettings
 from distributed.processes import Place
 from image_io.files import Listing
@@ -24,11 +25,11 @@ def _table(rows: Iterable[Iterable[object]]) -> str:
     )
 
 
-def curricula_table() -> str:
-    """Return a table of the presets: name, data, networks, sizes and length."""
+def curricula_table(file: Path | None = None) -> str:
+    """Return a table of the presets and a user's curricula: name, data, networks, sizes, length."""
     rows: list[list[object]] = [["name", "data", "field", "discriminator", "sizes", "steps"]]
-    for name in curriculums.PRESETS:
-        curriculum = curriculums.load(name)
+    for name, source in curriculums.table_of(file).items():
+        curriculum = build(name, source)
         settings = curriculum.settings
         sizes = dict.fromkeys(stage.img_size for _, stage in curriculum.stages)
         rows.append(

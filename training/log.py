@@ -18,18 +18,15 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary
-from tqdm import tqdm
 
 from config.stage import Stage
 from image_io import png
 from system.files import json_bytes, replaced
-from system.flags import Screen
 from system.machine import peak_memory_bytes
+from system.screen import progress_bar
 
 LOG_FILE, BOARD = "log.jsonl", "writing TensorBoard's files"
 LOG_INTERVAL = 10  # steps; reading the loss terms waits for a CUDA device
-BAR_SECONDS = 0.5  # between redraws on a terminal
-QUIET_SECONDS = 30.0  # between redraws in a log file
 SHORT_NAMES = {"d_real": "D real", "d_fake": "D fake", "d_r1": "R1", "g_fake": "G"}
 
 
@@ -134,18 +131,7 @@ class RunLog:
     ) -> None:
         self.folder, self.device = folder, device
         self.failing: set[str] = set()
-        seconds = BAR_SECONDS if sys.stderr.isatty() else QUIET_SECONDS
-        self.screen: Any = Screen()
-        self.bar = tqdm(
-            total=last_step,
-            initial=first_step,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=seconds,
-            maxinterval=seconds,
-            smoothing=0.05,
-            file=self.screen,
-        )
+        self.bar = progress_bar(last_step, "step", initial=first_step)
         self.file = JsonLines(folder / LOG_FILE, first_step)
         self.board = Board(folder / "tensorboard", first_step)
         self.reset_clock()
@@ -160,7 +146,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
-        self.bar.write(text, file=self.screen)
+        self.bar.write(text, file=sys.stderr)
 
     def attempt(self, what: str, action: Callable[[], object]) -> bool:
         """Run action and return whether it succeeded; print only the first of repeated OSErrors."""

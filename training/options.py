@@ -40,6 +40,7 @@ class TrainOptions:
     names_pictures: the command names a dataset path; otherwise a resumed run keeps its own.
     load_dir: folder of the run to continue in output_dir; None if there is none.
     is_resumed: continue the run in output_dir if there is one.
+    drops_caches: remove what cache_dir holds of the same pictures and no run uses.
     seed: None takes the seed of the resumed run, or 0.
     n_epochs, max_steps: None for no limit.
     set_step: number of steps to count as done; None takes the resumed run's.
@@ -55,6 +56,7 @@ class TrainOptions:
     load_dir: Path | None
     is_resumed: bool
     cache_dir: Path
+    drops_caches: bool
     seed: int | None
     n_epochs: int | None
     max_steps: int | None

@@ -1,6 +1,7 @@
 """Setup of a training run before its first step: networks, state, real images, options.json."""
 
 import platform
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,6 @@ from image_io import png, survey
 from siren.fused import arithmetic
 from system.errors import UsageError
 from system.files import json_bytes, remove_drafts, replaced
-from system.flags import Screen
 from training import state
 from training.adversarial import AdversarialGame
 from training.options import TrainOptions, dataset_options
@@ -106,7 +106,7 @@ def set_up(place: Place, options: TrainOptions, start: Start) -> Setup:
     _require_same_images(images)
     if place.is_main:
         for note in _notes(place, start, images):
-            print(f"note: {note}", file=Screen())
+            print(f"note: {note}", file=sys.stderr)
         _print_changes(start, images)
         try:
             _show_pictures(options.output_dir / DATASET_PICTURE, start, images)
@@ -150,7 +150,7 @@ def _show_pictures(path: Path, start: Start, images: dict[int, ImageSet]) -> Non
     ]
     png.save_png(path, survey.sheet(found.pixels, lines))
     for line in [*lines, f"the first {shown} are shown in {path}"]:
-        print(f"dataset: {line}", file=Screen())
+        print(f"dataset: {line}", file=sys.stderr)
 
 
 def _notes(place: Place, start: Start, images: dict[int, ImageSet]) -> list[str]:
@@ -187,7 +187,7 @@ def _print_changes(start: Start, images: dict[int, ImageSet]) -> None:
     if start.seed != start.seed_before:
         found.append(f"seed {start.seed_before} -> {start.seed}")
     if found:
-        print(f"changed since the last save: {', '.join(found)}", file=Screen())
+        print(f"changed since the last save: {', '.join(found)}", file=sys.stderr)
 
 
 def _require_same_images(images: dict[int, ImageSet]) -> None:
@@ -217,6 +217,10 @@ def _open_all(place: Place, options: TrainOptions, start: Start) -> dict[int, Im
     sizes |= {stage.img_size for first, stage in curriculum.stages if first >= start.step}
     if not place.is_main:
         collectives.wait_for_all()  # the main process decodes, with a progress bar
+    elif options.drops_caches:
+        data, cache_dir = dataset_options(curriculum), options.cache_dir
+        found = datasets.drop_unused_caches(data, sizes, listing=start.listing, cache_dir=cache_dir)
+        print(found, file=sys.stderr)
     images = {
         size: datasets.open_images(
             dataset_options(curriculum),

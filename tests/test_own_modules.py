@@ -1,0 +1,54 @@
+"""Commands and pigan work where others have loaded modules of the same names, and keep those."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# As in a notebook: %run puts the command's folder first on the path.
+NOTEBOOK = f"""
+import runpy, sys, types
+names = ("datasets", "datasets.load", "config", "system")
+theirs = {{name: types.ModuleType(name) for name in names}}
+sys.modules.update(theirs)
+sys.path.insert(IN_FRONT, {str(ROOT)!r})
+for _ in range(2):
+    TRY
+    assert all(sys.modules[name] is module for name, module in theirs.items())
+"""
+COMMAND = f"""
+    sys.argv = ["train.py", "--list_curricula"]
+    try:
+        runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
+    except SystemExit as end:
+        assert end.code == 0
+"""
+LIBRARY = f"""
+    import pigan
+    saved = pigan.load({str(ROOT / "assets/demo/generator.pth")!r})
+    assert pigan.render(saved, pigan.film(saved, seed=0), image_size=4).images.shape[-1] == 4
+"""
+
+
+@pytest.mark.parametrize(
+    ("in_front", "work"), [("0", COMMAND), ("0", LIBRARY), ("len(sys.path)", LIBRARY)]
+)
+def test_modules_of_others_are_set_aside_and_put_back(tmp_path, in_front, work):
+    for name in ("curriculums", "datasets", "config", "geometry"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('a module of somebody else')")
+    code = NOTEBOOK.replace("IN_FRONT", in_front).replace("    TRY", work)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_a_command_started_as_a_module_from_a_folder_with_such_names(tmp_path):
+    (tmp_path / "curriculums.py").write_text("raise RuntimeError('a module of somebody else')")
+    done = subprocess.run(
+        [sys.executable, "-m", "train", "--list_curricula"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"CelebA128" in done.stdout
