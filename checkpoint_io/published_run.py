@@ -4,6 +4,7 @@ The optimizers' numbers are positions among the parameters of their network, in 
 order. Rates, betas and the implementation of Adam are never taken from the files.
 """
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
