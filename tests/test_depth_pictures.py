@@ -1,6 +1,7 @@
 """Depth does not depend on opacity, and a color means the same depth in every picture."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,9 +35,7 @@ def seen(density, options, air=0.0):
 @pytest.mark.parametrize("background", ["white", "last_sample"])
 @pytest.mark.parametrize("air", [0.0, 1e-6])  # a breath of it stops all light at the last sample
 def test_depth_of_a_sphere_is_the_distance_to_it(background, air):
-    options = RenderOptions(
-        image_size=SIZE, fov_degrees=15, near=0.8, far=1.2, num_steps=64, background=background
-    )
+    options = replace(OPTIONS, background=background)
     rays, view = seen(1e5, options, air)
     depths = surface_depths(view, options).flatten()
     closest = -(rays.origins * rays.directions).sum(-1)[0]
