@@ -44,6 +44,14 @@ def exact(field, inputs, upstream):
     return results(field.double(), double, upstream.double(), is_fast=False)
 
 
+def assert_is_as_exact_as_the_reference(field, *case):
+    true = exact(field, *case)
+    field.float()
+    fast, plain = results(field, *case), results(field, *case, is_fast=False)
+    for error, usual in zip(relative_errors(fast, true), relative_errors(plain, true), strict=True):
+        assert error < 3 * usual + 2e-6
+
+
 @pytest.mark.parametrize(
     ("name", "width", "points"),
     [
@@ -55,10 +63,7 @@ def exact(field, inputs, upstream):
     ],
 )
 def test_float32_is_as_exact_as_the_reference(name, width, points):
-    case = setting(name, width=width, points=points)
-    fast, plain, true = results(*case), results(*case, is_fast=False), exact(*case)
-    for error, usual in zip(relative_errors(fast, true), relative_errors(plain, true), strict=True):
-        assert error < 3 * usual + 2e-6
+    assert_is_as_exact_as_the_reference(*setting(name, width=width, points=points))
 
 
 def test_strong_modulation_as_of_a_trained_mapping_network_stays_exact():
@@ -66,13 +71,7 @@ def test_strong_modulation_as_of_a_trained_mapping_network_stays_exact():
     with torch.no_grad():
         field.mapping_network.network[-1].weight.mul_(8)
         field.final_layer.weight.mul_(50)
-    true = exact(field, inputs, upstream)
-    case = (field.float(), inputs, upstream)
-    errors = relative_errors(results(*case), true)
-    for error, usual in zip(
-        errors, relative_errors(results(*case, is_fast=False), true), strict=True
-    ):
-        assert error < 3 * usual + 2e-6
+    assert_is_as_exact_as_the_reference(field, inputs, upstream)
 
 
 @pytest.mark.parametrize("is_wide", [False, True])
@@ -116,12 +115,8 @@ def test_bfloat16_at_the_published_size_is_as_exact_as_documented():
     torch.manual_seed(0)
     field = SPATIALSIRENBASELINE(z_dim=256)
     rng = torch.Generator().manual_seed(0)
-    direction = torch.tensor([[[0.0, 0.0, -1.0]]])
-    inputs = (
-        torch.rand(1, 1024, 3, generator=rng) * 0.2 - 0.1,
-        direction,
-        torch.randn(1, 256, generator=rng),
-    )
+    points = torch.rand(1, 1024, 3, generator=rng) * 0.2 - 0.1
+    inputs = points, torch.tensor([[[0.0, 0.0, -1.0]]]), torch.randn(1, 256, generator=rng)
     upstream = torch.randn(1, 1024, 4, generator=rng)
     output, *gradients = exact(field, inputs, upstream)
     rough, *rough_gradients = results(field.float(), inputs, upstream, is_rounded=True)
