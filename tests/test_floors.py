@@ -139,16 +139,3 @@ def test_files_that_reach_outside_exist():
 )
 def test_a_breach_is_caught(path, source):
     assert len(breaches(path, source)) == 1
-
-
-@pytest.mark.parametrize(
-    ("path", "source"),
-    [
-        ("train.py", "import datasets, training.losses, os\nprint(open('x'))"),
-        ("training/losses.py", "from metrics import samples\nfrom discriminators import blocks"),
-        ("siren/film.py", "import torch\ntorch.nn.Parameter(torch.randn(3) * 0.1)"),
-        ("training/losses.py", "import torch\ntorch.randn(3, generator=rng)"),
-    ],
-)
-def test_what_the_rules_allow(path, source):
-    assert breaches(path, source) == []
