@@ -73,12 +73,10 @@ class TestSphereTracing:
         near, far = torch.full_like(offsets, near), torch.full_like(offsets, far)
         return trace(lambda _: lambda p: p.norm(dim=-1) - 0.2, rays, near, far)
 
-    def test_depths_of_a_sphere_match_the_closed_form(self):
+    def test_depths_of_a_sphere_match_the_closed_form_and_rays_beside_it_miss(self):
         offsets = torch.linspace(0, 0.199, 100)
         expected = 1 - (0.2**2 - offsets**2).sqrt()
         torch.testing.assert_close(self.sphere_depths(offsets), expected, atol=1e-4, rtol=0)
-
-    def test_rays_beside_a_sphere_miss_it(self):
         assert self.sphere_depths(torch.linspace(0.2002, 0.4, 50)).isinf().all()
 
     def test_a_thin_plate_has_no_holes(self):
@@ -109,16 +107,6 @@ class TestSignedDistance:
         b = a + scales * random_points(64, 400, 3)
         change = (signed_distance(cars, a) - signed_distance(cars, b)).abs()
         assert (change <= (a - b).norm(dim=-1) * 1.0001 + 1e-6).all()
-
-    def test_never_exceeds_the_distance_to_the_nearest_surface_point_found(self):
-        cars, rays, depths = pictured_depths(8, size=48)
-        points = random_points(8, 100, 4)
-        claimed = signed_distance(cars, points)
-        for car in range(8):
-            hit = depths[car].isfinite()
-            surface = rays.origins[car, hit] + depths[car, hit, None] * rays.directions[car, hit]
-            nearest = torch.cdist(points[car], surface).amin(1)
-            assert (claimed[car].clamp(min=0) <= nearest + 2e-4).all()
 
     def test_cars_fit_in_their_box_and_their_box_in_the_sphere(self):
         cars = sample_cars(500, 6)
@@ -191,14 +179,6 @@ class TestPictures:
         images = toy_car_images(range(100), 32, seed=3).images
         for edge in (images[:, :, 0], images[:, :, -1], images[..., 0], images[..., -1]):
             assert (edge == 255).all()
-
-    def test_mirrored_cameras_see_mirrored_depths(self):
-        cars, poses = toy_car_scenes(range(8), seed=4)
-        depths = render_cars(cars, poses, 24, FOV_DEGREES).depths
-        mirrored = render_cars(cars, Poses(poses.pitch, -poses.yaw), 24, FOV_DEGREES).depths
-        difference = depths - mirrored.flip(-1)
-        assert (depths.isinf() == mirrored.flip(-1).isinf()).float().mean() > 0.999
-        assert (difference.nan_to_num().abs() < 1e-3).float().mean() > 0.999
 
     def test_a_car_from_the_side_is_as_long_and_high_as_it_is(self):
         cars = sample_cars(6, 13)
