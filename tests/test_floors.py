@@ -28,22 +28,17 @@ MATHEMATICS = {
 }
 # Files of these folders that read or write files, show progress or start threads.
 REACH_OUTSIDE = {
-    "siren/fused/cores.py",
-    "siren/fused/cuda.py",
-    *(f"config/{name}.py" for name in ("curriculum", "schema")),
-    *(f"geometry/{name}.py" for name in ("mesh_extraction", "mesh_files")),
-    *(
-        f"metrics/{name}.py"
-        for name in ("features", "inception", "real_images", "record", "report")
-    ),
-    *(
-        f"training/{name}.py"
-        for name in (
-            *("dry_run", "fid", "log", "loop", "options", "setup"),
-            *("snapshots", "start", "state"),
-        )
-    ),
-}
+    f"{folder}/{name}.py"
+    for folder, names in {
+        "siren/fused": ("cores", "cuda"),
+        "config": ("curriculum", "schema"),
+        "geometry": ("mesh_extraction", "mesh_files"),
+        "metrics": ("features", "inception", "real_images", "record", "report"),
+        "training": ("dry_run", "fid", "log", "loop", "options", "setup", "snapshots", "start",
+                     "state"),
+    }.items()
+    for name in names
+}  # fmt: skip
 OUTER_MODULES = {
     *("argparse", "glob", "importlib", "io", "logging", "os", "pathlib", "pickle", "random"),
     *("shutil", "signal", "socket", "subprocess", "sys", "tempfile", "threading", "tqdm"),
