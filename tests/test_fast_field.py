@@ -170,42 +170,22 @@ def library(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_library_gives_the_fields_numbers_and_gradients(library, dtype, monkeypatch):
-    case = setting(width=64, layers=3, points=130, rays=2, batch=2)
+@pytest.mark.parametrize(("points", "rays"), [(130, 2), (0, 1)])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float32, 5e-6), (torch.float64, 1e-13), (torch.bfloat16, 0.06)]
+)
+def test_every_library_gives_the_fields_numbers_and_gradients(
+    library, dtype, bound, points, rays, monkeypatch
+):
+    field, inputs, upstream = setting(width=64, layers=3, points=points, rays=rays, batch=2)
     monkeypatch.setattr(cpu, "WIDE", 64)
-    true = exact(*case)
-    case[0].float()
-    found = results(*case, is_rounded=dtype == torch.bfloat16)
-    bound = 5e-6 if dtype == torch.float32 else 0.06
+    true = exact(field, inputs, upstream)
+    if dtype == torch.float64:
+        inputs = [t.double() for t in inputs]
+    else:
+        field.float()
+    found = results(field, inputs, upstream, is_rounded=dtype == torch.bfloat16)
     assert max(relative_errors(found, true)) < bound
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_every_library_multiplies_matrices_with_holes_and_of_none(library, dtype):
-    rng = torch.Generator().manual_seed(0)
-    x, weight, bias, many, factor = (
-        torch.randn(shape, generator=rng, dtype=torch.float64)
-        for shape in [(6, 9), (4, 11), (4,), (6, 4), (6, 4)]
-    )
-    x, weight, factor = (matrix.to(dtype) for matrix in (x[:, 2:7], weight[:, ::2][:, :5], factor))
-    exact_type = torch.float32 if dtype == torch.bfloat16 else dtype  # of biases
-    bias, many = bias.to(exact_type), many.to(exact_type)
-    plain = x.double() @ weight.double().t()
-    rounding = {torch.float32: 2e-6, torch.float64: 1e-14, torch.bfloat16: 0.02}[dtype]
-
-    def assert_is(found, expected):
-        assert found.dtype == dtype
-        torch.testing.assert_close(found.double(), expected, atol=rounding, rtol=rounding)
-
-    assert_is(arithmetic.product(x, weight), plain)
-    assert_is(arithmetic.product(x, weight, bias), plain + bias.double())
-    assert_is(arithmetic.product(x, weight, many), plain + many.double())
-    assert_is(arithmetic.product_times(x, weight, factor), plain * factor.double())
-    assert_is(arithmetic.outer_product(x, factor), x.double().t() @ factor.double())
-    assert arithmetic.product(x[:0], weight, bias).shape == (0, 4)
-    assert arithmetic.product_times(x[:0], weight, factor[:0]).shape == (0, 4)
-    assert torch.equal(arithmetic.outer_product(x[:0], factor[:0]), factor.new_zeros(5, 4))
 
 
 def test_sine_and_cosine_far_from_zero(library):
