@@ -28,17 +28,7 @@ def opened(tiny_run):
     return viewing.open_generator(args), args
 
 
-def test_the_latent_is_the_published_one(opened):
-    saved, _ = opened
-    torch.manual_seed(3)
-    film = saved.generator.mapping(torch.randn((1, 6)))
-    whole = viewing.objects_of_seeds(saved, [3], psi=1.0)[0].film
-    torch.testing.assert_close(whole.frequencies, film.frequencies)
-    none = viewing.objects_of_seeds(saved, [3], psi=0.0)[0].film
-    torch.testing.assert_close(none.phase_shifts, viewing.mean_film(saved).phase_shifts)
-
-
-def test_psi_beyond_one_exaggerates_and_is_told(tiny_run, capsys):
+def test_psi_beyond_one_exaggerates_with_a_note(tiny_run, capsys):
     args = parse(tiny_run / "generator.pth", "--seeds", "3", "--psi", "1.5")
     saved = viewing.open_generator(args)
     (shown,) = viewing.objects_to_show(saved, args)
