@@ -166,7 +166,7 @@ def test_color_that_follows_the_viewing_direction_is_caught():
     assert painted[3] > painted[2]
 
 
-def test_color_change_is_the_field_s_own_where_it_is_known():
+def test_color_change_equals_that_of_a_known_field():
     def field(points, directions):
         towards = per_point(points, directions)
         return torch.cat([(0.5 + 0.1 * towards[..., :1]).expand_as(points), solid(points)], dim=-1)
@@ -187,7 +187,7 @@ def test_a_locked_field_is_shown_one_direction_and_cannot_change():
     assert change(painted_by_direction, locked).tolist() == [0.0] * 4
 
 
-def test_where_nothing_is_seen_there_is_no_figure():
+def test_empty_space_has_no_figures():
     def empty(points, directions):
         return torch.cat([points, torch.full_like(points[..., :1], -1.0)], dim=-1)
 
@@ -202,10 +202,11 @@ def test_half_transparent_counts_what_lies_strictly_between():
 
 
 @pytest.mark.parametrize("share", [1.0, 0.005])  # solid; 3 of 4 parts of the light stopped
-def test_depth_of_a_surface_is_the_same_before_every_background(share):
+@pytest.mark.parametrize("air", [0.0, 1e-6])
+def test_depth_of_a_surface_is_the_same_before_every_background(share, air):
     def field(points, directions):
         inside = share * solid(points) * (points.norm(dim=-1, keepdim=True) < RADIUS)
-        return torch.cat([texture(points), inside + 1e-6], dim=-1)  # the faintest air
+        return torch.cat([texture(points), inside + air], dim=-1)
 
     depths = {}
     for background in ("black", "white", "last_sample"):

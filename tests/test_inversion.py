@@ -113,7 +113,7 @@ def test_a_known_angle_of_view_stays(saved):
     assert float(guess.fov_degrees) == pytest.approx(options.fov_degrees)
 
 
-def test_half_of_the_candidates_stand_where_the_camera_is_believed(saved):
+def test_half_of_the_candidates_are_near_the_guessed_camera(saved):
     image, options = render_of(saved, 5)
     believed = Poses(torch.tensor([0.4]), torch.tensor([-2.0]))  # far from where cameras stand
     fit = replace(QUICK, num_starts=64)
@@ -199,7 +199,7 @@ def test_a_soft_mask_keeps_its_greys(tmp_path):
         (mask_of(((200, 0, 0), (0, 0, 200)), "RGB"), "holds 2 colors"),
     ],
 )
-def test_what_is_no_mask_is_refused_by_what_is_wrong(tmp_path, image, text):
+def test_pictures_that_are_no_masks_are_refused_with_the_reason(tmp_path, image, text):
     image.save(tmp_path / "mask.png")
     with pytest.raises(UsageError, match=text):
         photos.read_mask(tmp_path / "mask.png")
@@ -250,7 +250,7 @@ def test_the_command_writes_a_fit_that_the_others_take(
     assert [(folder / name).read_bytes() for name in names] == before
 
 
-def test_a_single_color_explains_nothing_and_a_poor_fit_is_called_so(
+def test_a_fit_no_better_than_a_single_color_is_called_poor(
     tiny_run, tmp_path, capsys, monkeypatch
 ):
     image = torch.linspace(-1, 1, 64).view(1, 8, 8).expand(3, 8, 8)
