@@ -61,7 +61,7 @@ def frames_of(folder):
         (render_video_interpolation, {*COMMON, *OF_VIDEOS}),
     ],
 )
-def test_flags_are_those_that_people_know(module, expected):
+def test_every_render_command_has_its_flags(module, expected):
     actions = module.build_parser()._actions
     known = {text for action in actions for text in action.option_strings}
     assert known == {*expected, "-h", "--help"}
@@ -80,7 +80,7 @@ def test_a_grid_has_a_column_for_each_yaw_and_rows_for_pitches_and_depths(comman
     assert np.array_equal(whole[20:30, 20:], alone)
 
 
-def test_a_seed_is_the_same_whatever_stands_beside_it(command):
+def test_a_seed_gives_the_same_picture_whatever_other_seeds_are_asked_for(command):
     one = command(render_multiview_images, "--seeds", "2", "0")
     other = command(render_multiview_images, "--seeds", "0-3", folder="other")
     for name in ("grid_0.png", "grid_2.png"):

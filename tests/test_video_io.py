@@ -157,7 +157,7 @@ def test_too_many_frames_per_second_are_refused(tmp_path, kind, fps):
     video.check(tmp_path / "a", kind, fps - 1, 3)
 
 
-def test_what_is_in_the_way_is_said(tmp_path):
+def test_a_file_or_folder_in_the_place_of_a_video_is_named(tmp_path):
     (tmp_path / "0.mp4").mkdir()
     (tmp_path / "1").write_text("mine")
     for name, kind in (("0", "mp4"), ("1", "frames")):

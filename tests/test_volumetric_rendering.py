@@ -293,7 +293,7 @@ def test_a_thin_haze_does_not_become_a_wall_at_the_end_of_a_bounded_scene():
 
 
 @pytest.mark.parametrize("size", [5, 16])
-def test_the_rays_that_hit_are_known_without_looking_at_them(size):
+def test_the_rays_that_hit_are_the_same_for_every_camera(size):
     bounded = options(image_size=size, scene_radius=0.07)
     rays = rays_of(size)
     hits = rays_that_hit(bounded)
