@@ -78,8 +78,10 @@ def test_the_same_images_are_perfect():
     assert (figures["precision"], figures["recall"]) == (1, 1)
 
 
-def test_evaluation_says_what_decides_its_figures(small_network, tiny_run, reals, tmp_path, capsys):
-    weights, _ = small_network
+def test_evaluation_says_what_decides_its_figures_and_reads_the_real_images_once(
+    small_network, tiny_run, reals, tmp_path, capsys, monkeypatch
+):
+    weights, seen = small_network
     found = evaluate(tiny_run, reals, weights, tmp_path / "temp")
     images, settings = found["images"], found["images"]["settings"]
     assert {"fid", "kid_mean", "kid_std", "is_mean", "is_std", "precision", "recall"} <= set(images)
@@ -96,6 +98,16 @@ def test_evaluation_says_what_decides_its_figures(small_network, tiny_run, reals
     assert "cannot be compared" in printed
     with Image.open(tmp_path / "temp" / "00039.png") as image:
         assert image.size == (8, 8)
+    assert sum(seen) == 50
+    with monkeypatch.context() as patched:
+        patched.setattr(real_images.RealSet, "content", lambda *_: pytest.fail("read again"))
+        second = evaluate(tiny_run, reals, weights, tmp_path / "temp")
+    assert sum(seen) == 90  # only the generated ones
+    assert second["images"] == images
+    (reals / "00003.png").write_bytes((reals / "00004.png").read_bytes())
+    third = evaluate(tiny_run, reals, weights, tmp_path / "temp")
+    assert sum(seen) == 140
+    assert third["images"]["fid"] != images["fid"]
 
 
 def test_ranks_take_whole_blocks_in_turn_and_together_all_images():
@@ -125,24 +137,6 @@ def test_an_image_depends_on_the_seed_and_its_number_alone(tiny_run):
     jittered = image(5, is_jittered=True)
     assert torch.equal(jittered, image(5, is_jittered=True))
     assert not torch.equal(jittered, image(5))
-
-
-def test_a_second_evaluation_does_not_read_the_real_images(
-    small_network, tiny_run, reals, tmp_path, monkeypatch
-):
-    weights, seen = small_network
-    first = evaluate(tiny_run, reals, weights, tmp_path / "temp")
-    assert sum(seen) == 50
-    with monkeypatch.context() as patched:
-        patched.setattr(real_images.RealSet, "content", lambda *_: pytest.fail("read again"))
-        second = evaluate(tiny_run, reals, weights, tmp_path / "temp")
-    assert sum(seen) == 90  # only the generated ones
-    assert first["images"] == second["images"]
-    changed = reals / "00003.png"
-    changed.write_bytes((reals / "00004.png").read_bytes())
-    third = evaluate(tiny_run, reals, weights, tmp_path / "temp")
-    assert sum(seen) == 140
-    assert third["images"]["fid"] != first["images"]["fid"]
 
 
 def test_nothing_in_the_output_folder_is_deleted(small_network, tiny_run, reals, tmp_path):
