@@ -188,6 +188,13 @@ def test_every_library_gives_the_fields_numbers_and_gradients(
     assert max(relative_errors(found, true)) < bound
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_library_multiplies_matrices_without_rows(library, dtype):
+    x, y, weight = (torch.zeros(rows, n, dtype=dtype) for rows, n in ((0, 5), (0, 4), (4, 5)))
+    assert arithmetic.product(x, weight).shape == arithmetic.product_times(x, weight, y).shape
+    assert torch.equal(arithmetic.outer_product(x, y), torch.zeros(5, 4, dtype=dtype))
+
+
 def test_sine_and_cosine_far_from_zero(library):
     x = torch.tensor([[-1e6, -300.0, 0.0], [7e4, 1e5, 3e5]])
     sine, cosine = torch.empty_like(x), torch.empty_like(x)
