@@ -142,8 +142,8 @@ def test_ten_bad_updates_in_a_row_end_the_run(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_tells_how_to_go_on(tmp_path, signum):
-    out = tmp_path / "out"
-    process = faults.start([*faults.tiny_arguments(tmp_path), "--output_dir", out])
+    out, words = tmp_path / "out", faults.tiny_arguments(tmp_path)
+    process = faults.start([*words, "--output_dir", out], program=faults.ROOT / "train.py")
     faults.wait_for(lambda: faults.entries_of(out), process)
     process.send_signal(signum)
     code, message = faults.finish(process)
