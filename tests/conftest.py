@@ -104,23 +104,31 @@ TINY = {
 }
 
 
+def save_network(path, network, of, kind="generator"):
+    """Save a network of a curriculum, as a run of 6 steps does."""
+    content = {"curriculum_name": of.name, "curriculum": dict(of.source), "step": 6,
+               "versions": {}, "state": network.state_dict()}  # fmt: skip
+    checkpoints.save(path, kind, content)
+
+
 @pytest.fixture
 def tiny_run(tmp_path):
     """Make a folder of different generator.pth, ema.pth and ema2.pth of a tiny curriculum."""
-    tiny = curriculum.build("Tiny", TINY)
+    wanted = curriculum.build("Tiny", TINY)
     folder = tmp_path / "tiny_run"
     for name in ("generator", "ema", "ema2"):
-        state = tiny.build_generator().state_dict()
-        state["siren.final_layer.bias"].zero_()  # some of the space is empty, and not all of it
-        content = {
-            "curriculum_name": "Tiny",
-            "curriculum": dict(tiny.source),
-            "step": 6,
-            "versions": {},
-            "state": state,
-        }
-        checkpoints.save(folder / f"{name}.pth", "generator", content)
+        network = wanted.build_generator()
+        network.siren.final_layer.bias.data.zero_()  # some of the space is empty, not all of it
+        save_network(folder / f"{name}.pth", network, wanted)
     return folder
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Write a curriculum of two stages of three steps; return train.py's flags for it."""
+    from faults import tiny_arguments
+
+    return tiny_arguments(tmp_path, more="Tiny[6] = {}\n")
 
 
 @pytest.fixture

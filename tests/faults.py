@@ -29,23 +29,23 @@ Tiny |= {
 """
 
 
-def tiny_arguments(folder, stage2=3):
-    """Return the flags of the tiny curriculum, which has no end, and of its cache."""
+def tiny_arguments(folder, stage2=3, more=""):
+    """Return the flags of the tiny curriculum, which has no end unless more sets one."""
     file = folder / "tiny.py"
-    file.write_text(TINY.replace("STAGE2", str(stage2)))
+    file.write_text(TINY.replace("STAGE2", str(stage2)) + more)
     return ["--curriculum_file", str(file), "--curriculum", "Tiny", "--cache_dir",
             str(folder / "cache"), "--device", "cpu", "--port", "0"]  # fmt: skip
 
 
-def start(arguments, faults=None, *, before=(), launcher=(), **variables):
-    """Start the command as a process in its own process group.
+def start(arguments, faults=None, *, before=(), launcher=(), program=FAULTY, **variables):
+    """Start the command, or another program, as a process in its own process group.
 
-    before and launcher: words before Python and before the command; variables: of the environment.
+    before and launcher: words before Python and before the program; variables: of the environment.
     """
     environment = {**os.environ, "FAULTS": json.dumps(faults or {}), "PYTHONPATH": str(ROOT),
                    "OMP_NUM_THREADS": "1", **variables}  # fmt: skip
     return subprocess.Popen(
-        [*before, sys.executable, *launcher, str(FAULTY), *map(str, arguments)],
+        [*before, sys.executable, *launcher, str(program), *map(str, arguments)],
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
@@ -70,19 +70,30 @@ def run(arguments, faults=None, seconds=120):
     return finish(start(arguments, faults), seconds)
 
 
+def complete(arguments, faults=None, seconds=120):
+    """Run the command, which must succeed."""
+    code, error = run(arguments, faults, seconds)
+    assert code == 0, error
+
+
 def state_of(folder):
     return torch.load(folder / "training_state.pth", weights_only=True)
 
 
 def entries_of(folder):
-    """Return the entries of log.jsonl without an incomplete last line."""
+    """Return the entries of log.jsonl, if it exists, without an incomplete last line."""
     entries = []
-    for line in (folder / "log.jsonl").read_text().splitlines():
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            pass
+    if (folder / "log.jsonl").exists():
+        for line in (folder / "log.jsonl").read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                entries.append(json.loads(line))
     return entries
+
+
+def fids(folder):
+    """Return the FID of each step in fid.txt."""
+    lines = (folder / "fid.txt").read_text().splitlines()
+    return {int(step): float(value) for step, value in (line.split(":") for line in lines)}
 
 
 def wait_for(is_so, process=None, seconds=60):
@@ -111,15 +122,18 @@ def differences(first, second, where=""):
     return [] if first == second else [where]
 
 
+def assert_same_state(run, other):
+    """Check that two runs ended with the same state, bit for bit."""
+    assert differences(state_of(run), state_of(other)) == []
+
+
 def fill(disk, spare=0):
     """Fill the disk except for spare bytes."""
     with (disk / "filler").open("wb", buffering=0) as file:
         for size in (4096, 1):
-            try:
+            with contextlib.suppress(OSError):
                 while True:
                     file.write(bytes(size))
-            except OSError:
-                pass
         file.truncate(file.tell() - spare)
 
 

@@ -8,6 +8,7 @@ seconds} shortens the timeout of training steps, and {"pause": seconds} slows do
 FID, and on rank 1 the first step of each stage.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -68,35 +69,30 @@ def spoil(game, place):
         game.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
 
     def faulty_step(real, stage):
-        for kind, number in (("hang", signal.SIGSTOP), ("die", signal.SIGKILL)):
-            rank, when, *_ = FAULTS.get(kind, (-1, -1))
-            if (rank, when) == (place.rank, stage.step):
-                os.kill(os.getpid(), number)
-        rank, when, *_ = FAULTS.get("sleep", (-1, -1))
-        if (rank, when) == (place.rank, stage.step):
-            time.sleep(600)
+        for kind, act in {
+            "hang": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+            "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
+            "sleep": lambda: time.sleep(600),
+        }.items():
+            if FAULTS.get(kind) == [place.rank, stage.step]:
+                act()
         rank, when, what = FAULTS.get("nan", (-1, -1, ""))
         if rank != place.rank or stage.step < when:
             return step(real, stage)
-        if what == "image":
-            return step(real * float("nan"), stage)
-        if what == "loss":
-            logistic = losses.logistic
-            losses.logistic = lambda *args, **kwargs: logistic(*args, **kwargs) + float("inf")
-            try:
-                return step(real, stage)
-            finally:
-                losses.logistic = logistic
-        if what == "scaler":
-            game.scaler._scale.fill_(float("nan"))
+        with contextlib.ExitStack() as undo:
+            if what == "image":
+                real = real * float("nan")
+            elif what == "loss":
+                undo.callback(setattr, losses, "logistic", losses.logistic)
+                plain = losses.logistic
+                losses.logistic = lambda *args, **kwargs: plain(*args, **kwargs) + float("inf")
+            elif what == "scaler":
+                game.scaler._scale.fill_(float("nan"))
+            else:
+                assert what == "gradient"
+                weight = next(game.generator.parameters())
+                undo.callback(weight.register_hook(lambda g: g * float("nan")).remove)
             return step(real, stage)
-        assert what == "gradient"
-        weight = next(game.generator.parameters())
-        handle = weight.register_hook(lambda gradient: gradient * float("nan"))
-        try:
-            return step(real, stage)
-        finally:
-            handle.remove()
 
     game.step = faulty_step
     return game

@@ -1,15 +1,26 @@
-"""Tables of benchmarks, and times read from a run's log."""
+"""The benchmarks: their tables, the textbook baseline, and the GPU's sections run on the CPU."""
 
+import collections
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from documented import ROOT
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import cpu, demo, inversion, table, view
-from benchmarks.bench import median_seconds
+import curriculums
+from benchmarks import cpu, demo, gpu, gpu_checks, inversion, table, view
+from benchmarks.bench import Bench, Sizes, median_seconds
 from benchmarks.table import Table
+from benchmarks.textbook import TextbookGame, twin_of
+from config.stage import OptimizerOptions, Precision
+from siren.fused import cpu as fused_cpu
+from siren.siren import TALLSIREN, EmbeddingPiGAN128
 from system.errors import UsageError
+from training.adversarial import AdversarialGame
 
 
 def log(folder, entries):
@@ -132,3 +143,114 @@ def test_every_part_of_the_cpu_benchmark_gives_its_table(tmp_path, monkeypatch):
     assert all(rate > 0 for _, rate in rates["rows"])
     assert sizes["rows"][0][:3] == [8, "3 + 3", 2]
     assert [row[0] for row in profiles["rows"]] == list(cpu.VARIANTS)
+
+
+TINY_SIZES = Sizes(
+    matrices=(16,),
+    checked_points=7,
+    objects=2,
+    field_points=24,
+    overrides=("0.img_size=4", "0.batch_size=4", "hidden_dim=8", "num_layers=2",
+               "discriminator_width=8"),
+    larger=("0.img_size=8",),
+    picture=8,
+    picture_steps=3,
+    picture_chunk=64,
+    repeats=2,
+)  # fmt: skip
+
+
+def test_every_section_runs(capsys, monkeypatch):
+    loose = {torch.bfloat16: (0.1, 1.0)}  # the reference under autocast
+    monkeypatch.setattr(gpu_checks, "TOLERANCE", loose)
+    monkeypatch.setattr(EmbeddingPiGAN128, "embedding_shape", (32, 5, 0.1))
+    bench = gpu.measure(torch.device("cpu"), TINY_SIZES)
+    capsys.readouterr()
+    assert bench.failures == []
+    assert bench.results["training step, ratio"] > 0
+    assert bench.results["picture, dB against float32"] > 20
+    assert bench.results["picture, skipping, images/s"] > 0
+    assert bench.results["waits for the device in a step"] == []
+
+
+def test_failures_are_counted_and_the_rest_goes_on_even_if_memory_cannot_be_freed(
+    capsys, monkeypatch
+):
+    def fail(*_):
+        raise RuntimeError("device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", fail)
+    bench = Bench(torch.device("cuda"), TINY_SIZES)
+    bench.section("Something", fail)
+    bench.section("The next", lambda _: None)
+    assert bench.failures == ["Something", "The next"]
+    printed = capsys.readouterr().out
+    assert "FAILED: Something" in printed
+    assert printed.count("FAILED") == 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("how", [["benchmarks/gpu.py"], ["-m", "benchmarks.gpu"]])
+def test_without_a_device_one_line_says_so(how, tmp_path):
+    done = subprocess.run(
+        [sys.executable, *how, "--output_dir", tmp_path / "results"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("no CUDA device: nothing was measured")
+    assert not (tmp_path / "results").exists()
+
+
+TINY = ["hidden_dim=8", "num_layers=2", "mapping_hidden_dim=8", "latent_dim=4", "0.num_steps=3",
+        "discriminator_width=8", "0.img_size=8", "0.batch_size=4", "0.batch_split=2",
+        "r1_interval=2", "density_noise_steps=0", "fade_steps=0", "grad_clip=1e9"]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("name", ["Demo", "CelebA"])
+def test_the_textbook_step_has_the_terms_and_gradients_of_ours(name, step):
+    curriculum = curriculums.load(name, overrides=TINY)
+    real = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    results = []
+    for kind in (AdversarialGame, TextbookGame):
+        torch.manual_seed(0)
+        networks = curriculum.build_generator(), curriculum.build_discriminator()
+        game = kind(*networks, OptimizerOptions(), Precision(), seed=0)
+        terms = game.step(real, curriculum.at(step))
+        grown = [p.grad for network in networks for p in network.parameters() if p.grad is not None]
+        results.append((terms, grown))
+    (terms, ours), (textbook_terms, textbook) = results
+    assert set(terms) == set(textbook_terms)
+    for key, value in textbook_terms.items():
+        torch.testing.assert_close(terms[key], value, rtol=1e-4, atol=1e-6)
+    assert len(ours) == len(textbook)
+    for one, other in zip(ours, textbook, strict=True):
+        assert (one - other).norm() <= 2e-3 * other.norm() + 1e-6
+
+
+def test_the_textbook_field_modulates_in_half_precision_as_the_published_code():
+    field = twin_of(TALLSIREN(z_dim=4, hidden_dim=8, num_layers=2, mapping_hidden_dim=8))
+    film = field.mapping_network(torch.randn(1, 4))
+    taken = collections.Counter()
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.sin.default:
+                taken[args[0].dtype] += 1
+            return func(*args, **(kwargs or {}))
+
+    points, directions = torch.rand(1, 5, 3), torch.rand(1, 1, 3)
+    with Record(), torch.autocast("cpu", dtype=torch.bfloat16):
+        field(points, directions, film)
+    assert taken == {torch.bfloat16: 3}
+    with Record():
+        field(points, directions, film)
+    assert taken == {torch.bfloat16: 3, torch.float32: 3}
+
+
+def test_fast_pictures_of_the_shipped_generator_agree_with_exact_ones(monkeypatch):
+    left_out = view.measure_trained(size=32)["psnr_db"]
+    assert left_out > 100  # its field is narrow: only empty space is left out
+    monkeypatch.setattr(fused_cpu, "WIDE", 1)
+    assert 45 < view.measure_trained(size=32)["psnr_db"] < left_out  # and rounded like wide ones

@@ -44,13 +44,10 @@ def test_a_probe_tells_empty_from_full_space(name):
 def test_a_probe_counts_half_a_space_as_half():
     curriculum, generator = small("CelebA")
 
-    def field(film):
-        def evaluate(points, directions):
-            return torch.where(points[..., :1] > 0, 1e4, -1e4).expand(*points.shape[:2], 4)
+    def field(points, directions):
+        return torch.where(points[..., :1] > 0, 1e4, -1e4).expand(*points.shape[:2], 4)
 
-        return evaluate
-
-    generator.field = lambda film, points_per_chunk=None: field(film)
+    generator.field = lambda film, points_per_chunk=None: field
     found = probed(curriculum, generator, torch.randn(4, 8))
     assert found.empty == pytest.approx(0.5, abs=0.01)
     assert found.full == pytest.approx(0.5, abs=0.01)
@@ -76,12 +73,11 @@ def told(watch, steps, probe):
         (GOOD._replace(deviation=1e-5), "alike"),
     ],
 )
-def test_a_sign_that_lasts_is_told_and_not_too_often(probe, word):
+def test_a_lasting_sign_is_reported_and_not_too_often(probe, word):
     watch = CollapseWatch()
     assert told(watch, range(100, 3000, 100), GOOD) == []
     lines = told(watch, range(3000, 9001, 100), probe)
-    patience = next(v for k, v in collapse.PATIENCE.items() if k == word)
-    first = 3000 + patience
+    first = 3000 + collapse.PATIENCE[word]
     assert [step for step, _ in lines] == list(range(first, 9001, collapse.REPEAT_STEPS))
     assert all(word in line and "\n" not in line for _, line in lines)
     assert told(watch, [9100], GOOD) == []
@@ -94,7 +90,7 @@ def losses(watch, steps, **means):
     return [(step, line) for step in steps for line in watch.losses(step, terms, stage)]
 
 
-def test_a_discriminator_at_zero_and_heads_that_diverge_are_told():
+def test_a_discriminator_at_zero_and_heads_that_diverge_are_reported():
     steps = range(10, 1001, 10)
     assert losses(CollapseWatch(), steps) == []
     ((step, line),) = losses(CollapseWatch(), steps, d_real=1e-4, d_fake=1e-3)

@@ -19,7 +19,7 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-def test_every_part_is_worked_off_once_by_a_thread_that_uses_one_core(threads):
+def test_every_part_is_done_once_by_a_thread_that_uses_one_core(threads):
     def work(parts):
         return parts, torch.get_num_threads(), threading.get_ident(), torch.is_grad_enabled()
 
@@ -42,7 +42,7 @@ def test_what_was_made_in_inference_mode_can_be_filled(threads):
     assert array.tolist() == list(range(8))
 
 
-def test_few_parts_are_worked_off_by_who_asks(threads):
+def test_few_parts_are_done_by_the_calling_thread(threads):
     def work(parts):
         return parts, torch.get_num_threads(), threading.get_ident()
 
@@ -50,7 +50,7 @@ def test_few_parts_are_worked_off_by_who_asks(threads):
     assert cores.spread(work, parts) == [(parts, threads, threading.get_ident())]
 
 
-def test_an_error_of_one_part_reaches_who_asks_and_the_next_work_is_done(threads):
+def test_an_error_of_one_part_reaches_the_caller_and_later_work_is_done(threads):
     def work(parts):
         if 1 in parts:
             raise ValueError("part 1")

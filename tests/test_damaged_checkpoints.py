@@ -46,23 +46,14 @@ BY_EACH_COMMAND = 720  # the sound file among them
 SMALL = {**TINY, "dataset": "ToyCars", "num_images": 4, "density_scale": 1.0}
 
 
-def game_of(wanted):
-    return AdversarialGame(
-        wanted.build_generator(),
-        wanted.build_discriminator(),
-        wanted.optimizer_options(),
-        Precision(),
-        seed=0,
-    )
-
-
 class Lab:
     """A folder of valid files, and for each of them the readers that use it."""
 
     def __init__(self, folder):
         self.wanted = curriculum.build("Small", SMALL)
         self.folder, self.ours, self.published = folder, folder / "ours", folder / "published"
-        game = game_of(self.wanted)
+        networks = self.wanted.build_generator(), self.wanted.build_discriminator()
+        game = AdversarialGame(*networks, self.wanted.optimizer_options(), Precision(), seed=0)
         state.save_state(self.ours, game, self.wanted, Progress(step=2, images_seen=6))
         saved = self.load(self.ours / "generator.pth")
         film = saved.generator.mapping(torch.randn(1, saved.generator.z_dim))

@@ -4,10 +4,10 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from documented import ROOT
 
 from discriminators.convolutions import CoordConv
 from discriminators.discriminators import DISCRIMINATORS
@@ -35,27 +35,20 @@ def expected_names(name):
 
 
 @pytest.mark.parametrize("name", DISCRIMINATORS)
-def test_state_dict_names_and_order(name):
+def test_state_dict_names_order_and_shapes(name):
     network = DISCRIMINATORS[name]()
-    assert list(network.state_dict()) == expected_names(name)
+    shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    assert list(shapes) == expected_names(name)
     assert [key for key, _ in network.named_parameters()] == expected_names(name)
-
-
-@pytest.mark.parametrize("name", DISCRIMINATORS)
-def test_shapes(name):
-    shapes = {key: tuple(value.shape) for key, value in DISCRIMINATORS[name]().state_dict().items()}
     first, second = (16, 32) if is_progressive(name) else (32, 64)
-    extra = 0 if name == "StridedDiscriminator" else 2
-    conv = "" if name == "StridedDiscriminator" else ".conv"
+    extra, conv = (0, "") if name == "StridedDiscriminator" else (2, ".conv")
     assert shapes[f"layers.0.network.0{conv}.weight"] == (second, first + extra, 3, 3)
     assert shapes[f"layers.0.network.2{conv}.weight"] == (second, second + extra, 3, 3)
     assert shapes["layers.0.proj.weight"] == (second, first, 1, 1)
     assert shapes["fromRGB.0.model.0.weight"] == (first, 3, 1, 1)
-    outputs = 259 if "Encoder" in name else 1
-    assert shapes["final_layer.weight"] == (outputs, 400, 2, 2)
+    assert shapes["final_layer.weight"] == (259 if "Encoder" in name else 1, 400, 2, 2)
     if name in ("StridedDiscriminator", "CCSDiscriminator"):  # linear, 2 in and 400 out
-        assert shapes["pose_layer.weight"] == (400, 2)
-        assert shapes["pose_layer.bias"] == (400,)
+        assert (shapes["pose_layer.weight"], shapes["pose_layer.bias"]) == ((400, 2), (400,))
 
 
 @pytest.mark.parametrize("name", DISCRIMINATORS)
@@ -153,11 +146,7 @@ for width in 1, 4:
 def test_the_narrowest_discriminator_trains_by_avx2_instructions(name):
     # oneDNN's AVX2 kernel of a strided 1x1 convolution's gradient writes beyond its buffer under
     # 8 channels. That would crash this process, so another one runs it.
-    run = subprocess.run(
-        [sys.executable, "-c", ONE_STEP, name],
-        cwd=Path(__file__).parent.parent,
-        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
-        capture_output=True,
-        text=True,
-    )
+    avx2 = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    command = [sys.executable, "-c", ONE_STEP, name]
+    run = subprocess.run(command, cwd=ROOT, env=avx2, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

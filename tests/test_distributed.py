@@ -6,30 +6,23 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import rank_workers
 import torch
-from faults import wait_for
+from faults import ROOT, finish, start, wait_for
 
 from distributed import collectives, processes, supervision
 from distributed.processes import Place
 from distributed.supervision import StopSignal
 from system.errors import UsageError
 
-ROOT = Path(__file__).parent.parent
 TWO = processes.plan("cpu", 2, {})
-TORCHRUN = {
-    "RANK": "5",
-    "WORLD_SIZE": "8",
-    "LOCAL_RANK": "1",
-    "LOCAL_WORLD_SIZE": "4",
-    "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "29500",
-}
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # fmt: skip
 
 
 def place_with_cuda(monkeypatch, count):
@@ -38,45 +31,31 @@ def place_with_cuda(monkeypatch, count):
 
 
 class TestPlan:
-    def test_without_cuda_one_process(self, monkeypatch):
-        place_with_cuda(monkeypatch, 0)
-        assert processes.plan("auto", None, {}) == (Place(device=torch.device("cpu")),)
-
-    def test_as_many_on_the_cpu_as_asked(self):
-        places = processes.plan("cpu", 3, {})
-        found = [(p.rank, p.local_rank, p.world_size) for p in places]
-        assert found == [(0, 0, 3), (1, 1, 3), (2, 2, 3)]
-        assert [p.is_main for p in places] == [True, False, False]
-
-    @pytest.mark.parametrize("device", ["auto", "cuda"])
-    def test_one_process_per_visible_cuda_device(self, monkeypatch, device):
-        place_with_cuda(monkeypatch, 4)
-        devices = [place.device for place in processes.plan(device, None, {})]
-        assert devices == [torch.device("cuda", index) for index in range(4)]
-        assert len(processes.plan(device, 2, {})) == 2
-
-    def test_one_named_cuda_device(self, monkeypatch):
-        place_with_cuda(monkeypatch, 4)
-        assert processes.plan("cuda:2", None, {}) == (Place(device=torch.device("cuda", 2)),)
-        with pytest.raises(UsageError, match="--device cuda:2 is a single device"):
-            processes.plan("cuda:2", 2, {})
-
-    def test_more_processes_than_devices(self, monkeypatch):
-        place_with_cuda(monkeypatch, 2)
-        with pytest.raises(UsageError, match="--num_processes 3: there are only 2 visible CUDA"):
-            processes.plan("auto", 3, {})
+    @pytest.mark.parametrize(
+        ("count", "device", "num_processes", "expected"),
+        [
+            (0, "auto", None, ["cpu"]),
+            (0, "cpu", 3, ["cpu"] * 3),
+            (4, "auto", None, ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]),
+            (4, "cuda", 2, ["cuda:0", "cuda:1"]),
+            (4, "cuda:2", None, ["cuda:2"]),
+        ],
+    )
+    def test_as_many_as_asked_or_one_per_device(
+        self, monkeypatch, count, device, num_processes, expected
+    ):
+        place_with_cuda(monkeypatch, count)
+        places = processes.plan(device, num_processes, {})
+        assert [str(place.device) for place in places] == expected
+        ranks = [(p.rank, p.local_rank, p.world_size, p.local_world_size) for p in places]
+        assert ranks == [(i, i, len(places), len(places)) for i in range(len(places))]
+        assert [place.is_main for place in places] == [i == 0 for i in range(len(places))]
 
     def test_torchrun(self, monkeypatch):
         place_with_cuda(monkeypatch, 4)
-        assert processes.plan("auto", None, TORCHRUN) == (
-            Place(
-                device=torch.device("cuda", 1),
-                rank=5,
-                world_size=8,
-                local_rank=1,
-                local_world_size=4,
-            ),
-        )
+        device = torch.device("cuda", 1)
+        expected = Place(device=device, rank=5, world_size=8, local_rank=1, local_world_size=4)
+        assert processes.plan("auto", None, TORCHRUN) == (expected,)
         assert processes.plan("cpu", 4, TORCHRUN)[0].device == torch.device("cpu")
 
     def test_a_task_that_sees_one_device_takes_it(self, monkeypatch):
@@ -86,30 +65,33 @@ class TestPlan:
         assert (place.local_rank, place.device) == (1, torch.device("cuda", 0))
 
     @pytest.mark.parametrize(
-        ("changes", "num_processes", "message"),
+        ("environ", "device", "num_processes", "message"),
         [
-            ({"MASTER_PORT": None}, None, "but MASTER_PORT is not"),
-            ({"RANK": "first"}, None, "torchrun's environment is damaged"),
-            ({}, 2, "--num_processes 2: torchrun has started 4 here"),
-            ({"LOCAL_RANK": "4"}, None, "cuda:4: the devices here are cuda:0 to cuda:3"),
+            ({}, "cuda:2", 2, "--device cuda:2 is a single device"),
+            ({}, "auto", 5, "--num_processes 5: there are only 4 visible CUDA"),
+            (TORCHRUN | {"MASTER_PORT": None}, "auto", None, "but MASTER_PORT is not"),
+            (TORCHRUN | {"RANK": "first"}, "auto", None, "torchrun's environment is damaged"),
+            (TORCHRUN, "auto", 2, "--num_processes 2: torchrun has started 4 here"),
+            (TORCHRUN | {"LOCAL_RANK": "4"}, "auto", None,
+             "cuda:4: the devices here are cuda:0 to cuda:3"),
         ],
-    )
-    def test_torchrun_gone_wrong(self, monkeypatch, changes, num_processes, message):
+    )  # fmt: skip
+    def test_what_cannot_be_is_refused(self, monkeypatch, environ, device, num_processes, message):
         place_with_cuda(monkeypatch, 4)
-        environ = {k: v for k, v in {**TORCHRUN, **changes}.items() if v is not None}
+        present = {key: value for key, value in environ.items() if value is not None}
         with pytest.raises(UsageError, match=message):
-            processes.plan("auto", num_processes, environ)
+            processes.plan(device, num_processes, present)
 
 
 class TestOneProcess:
-    def test_runs_here_and_passes_everything_on(self):
+    def test_work_runs_in_this_process_and_its_result_or_error_is_passed_on(self):
         (place,) = processes.plan("cpu", None, {})
         here = os.getpid()
         assert processes.launch(lambda *_: 3 * (os.getpid() == here), None, (place,)) == 3
         with pytest.raises(ZeroDivisionError):
             processes.launch(lambda *_: 1 // 0, None, (place,))
 
-    def test_alone_nothing_changes(self):
+    def test_collective_operations_change_nothing_in_one_process(self):
         tensor = torch.arange(3.0)
         collectives.average([tensor])
         collectives.broadcast_state([tensor])
@@ -132,7 +114,7 @@ def two_places(monkeypatch, device):
 
 class TestTwoProcesses:
     @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-    def test_what_travels(self, tmp_path, monkeypatch, device):
+    def test_tensors_and_flags_are_exchanged_between_ranks(self, tmp_path, monkeypatch, device):
         places = two_places(monkeypatch, device)
         assert processes.launch(rank_workers.exchange, tmp_path, places) == 7
         first, second = (
@@ -173,7 +155,7 @@ class TestTwoProcesses:
         assert time.monotonic() - start < 200
         assert capfd.readouterr().err.count("Traceback") == 1
 
-    def test_usage_error_stays_one(self, capfd):
+    def test_a_usage_error_of_a_rank_is_raised_as_one(self, capfd):
         with pytest.raises(UsageError, match="^no pictures in 'cats'$"):
             processes.launch(rank_workers.fail, "usage", TWO)
         assert capfd.readouterr().err == ""
@@ -201,7 +183,7 @@ class TestTwoProcesses:
 
 
 class TestPort:
-    def test_taken(self, monkeypatch):
+    def test_a_taken_port_is_refused(self, monkeypatch):
         monkeypatch.setattr(processes, "start_processes", None)  # no process may be started
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
@@ -211,21 +193,10 @@ class TestPort:
 
 def started(work, count, folder):
     """Start a command in its own process group and wait until all its ranks work."""
-    process = subprocess.Popen(
-        [sys.executable, rank_workers.__file__, work, str(count), folder],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    process = start([work, count, folder], program=rank_workers.__file__)
     is_at_work = lambda: len(list(folder.glob("*.started"))) == max(1, count)  # noqa: E731
-    assert wait_for(is_at_work, process), process.stderr.read().decode()
+    assert wait_for(is_at_work, process), process.stderr.read()
     return process
-
-
-def ended(process):
-    """Wait some seconds for a process; return its exit code and stderr."""
-    error = process.communicate(timeout=30)[1].decode()
-    return process.returncode, error
 
 
 class TestSignals:
@@ -237,28 +208,28 @@ class TestSignals:
     def test_a_signal_stops_all_ranks_after_the_same_step(self, tmp_path, send):
         process = started("step_until_stopped", 2, tmp_path)
         send(process)
-        assert ended(process) == (0, "")
+        assert finish(process, 30) == (0, "")
         first, second = ((tmp_path / f"{rank}.steps").read_text() for rank in (0, 1))
         assert first == second
 
     def test_before_the_loop_ctrl_c_ends_at_once(self, tmp_path):
         process = started("wait_outside_of_stop_signal", 2, tmp_path)
         process.send_signal(signal.SIGINT)
-        assert ended(process) == (130, "interrupted\n")
+        assert finish(process, 30) == (130, "interrupted\n")
 
     def test_ranks_do_not_outlive_a_killed_parent(self, tmp_path):
         process = started("step_until_stopped", 2, tmp_path)
         pids = [int((tmp_path / f"{rank}.pid").read_text()) for rank in (0, 1)]
         process.kill()
-        ended(process)
+        finish(process, 30)
         wait_for(lambda: not any(is_running(pid) for pid in pids), seconds=10)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("number", supervision.STOP_SIGNALS)
-    def test_one_process(self, tmp_path, number):
+    def test_every_stop_signal_ends_a_run_of_one_process(self, tmp_path, number):
         process = started("step_until_stopped", 0, tmp_path)
         process.send_signal(number)
-        assert ended(process) == (0, "")
+        assert finish(process, 30) == (0, "")
 
 
 def is_running(pid):
@@ -272,7 +243,7 @@ def is_running(pid):
 
 class TestStopSignal:
     @pytest.mark.parametrize("number", supervision.STOP_SIGNALS)
-    def test_first_only_asks(self, number):
+    def test_the_first_signal_only_requests_a_stop(self, number):
         before = signal.getsignal(number)
         with StopSignal() as stop:
             assert not stop.requested
@@ -281,7 +252,7 @@ class TestStopSignal:
             assert (stop.requested, stop.signum) == (True, number)
         assert signal.getsignal(number) is before
 
-    def test_second_ctrl_c_ends(self, monkeypatch):
+    def test_a_second_ctrl_c_ends_the_process(self, monkeypatch):
         monkeypatch.setattr(supervision, "REPEAT_SECONDS", -1.0)
         with StopSignal() as stop:
             signal.raise_signal(signal.SIGTERM)
@@ -290,7 +261,7 @@ class TestStopSignal:
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
 
-    def test_ignored_stays_ignored(self):
+    def test_an_ignored_signal_stays_ignored(self):
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             with StopSignal() as stop:
@@ -299,17 +270,13 @@ class TestStopSignal:
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def test_in_a_thread_it_does_nothing(self):
-        heard = []
-
+    def test_in_a_thread_signals_are_not_handled(self):
         def work():
             with StopSignal() as stop:
-                heard.append(stop.requested)
+                return stop.requested
 
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-        assert heard == [False]
+        with ThreadPoolExecutor() as threads:
+            assert threads.submit(work).result() is False
 
 
 COUNT_FAULTS = """
@@ -325,7 +292,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is asked, and Linux counts")
-def test_freed_memory_is_not_found_again_page_by_page():
+def test_freed_memory_is_used_again_without_page_faults():
     output = subprocess.run(
         [sys.executable, "-c", COUNT_FAULTS], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
@@ -337,13 +304,9 @@ def test_freed_memory_is_not_found_again_page_by_page():
 
 @pytest.mark.slow
 def test_torchrun(tmp_path):
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    process = subprocess.run(
-        [sys.executable, *command, rank_workers.__file__, "exchange", "0", tmp_path],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 1, process.stderr  # torchrun's, as both ranks returned 7
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    words, program = ["exchange", "0", tmp_path], rank_workers.__file__
+    code, error = finish(start(words, launcher=launcher, program=program))
+    assert code == 1, error  # torchrun's, as both ranks returned 7
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
     assert first["terms"] == second["terms"] == {"a": 15, "b": 1.5}

@@ -10,7 +10,7 @@ import documented
 import numpy as np
 import published_files
 import pytest
-from documented import ROOT, Line
+from documented import ROOT
 from PIL import Image
 
 import curriculums
@@ -90,17 +90,6 @@ def test_the_lines_are_found():
     assert set(COMMANDS) <= {line.command()[0] for line in LINES if line.command()}
 
 
-def test_a_wrong_line_is_noticed():
-    with pytest.raises(Exception, match="unknown flag --sed"):
-        test_a_documented_line_is_understood(
-            Line("here", ("python", "render_video.py", "generator.pth", "--sed", "1"))
-        )
-    with pytest.raises(Exception, match="gen_lr is a key of stages"):
-        test_a_documented_line_is_understood(
-            Line("here", ("python", "train.py", "--curriculum", "CelebA", "--set", "gen_lr=1"))
-        )
-
-
 def test_flags_named_in_a_sentence_exist_and_every_flag_is_described():
     known = set().union(*(flags_of(module) for module in COMMANDS))
     for document in documented.DOCUMENTS:
@@ -110,15 +99,7 @@ def test_flags_named_in_a_sentence_exist_and_every_flag_is_described():
                 unknown = set(re.findall(r"(?<![\w-])--[a-z_]+", code)) - known
                 assert not unknown, (document, code)
     described = documented.text_of("docs/commands.md")
-    commands = set(COMMANDS)
-    wanted = set().union(*(flags_of(module) for module in commands)) - {"--help"}
-    assert not {flag for flag in wanted if not re.search(rf"{flag}\b", described)}
-
-
-def picture(path, seed):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), np.uint8)
-    Image.fromarray(pixels).save(path)
+    assert {flag for flag in known if not re.search(rf"{flag}\b", described)} <= {"--help"}
 
 
 @pytest.fixture
@@ -130,8 +111,10 @@ def place(tiny_run, tmp_path, monkeypatch):
         shutil.copy(ROOT / "assets" / "demo" / "log.jsonl", folder / name)
     for name in PUBLISHED:
         published_files.write_run(folder / name, critic="CCSEncoderDiscriminator")
-    for seed, name in enumerate(PHOTOS):
-        picture(folder / name, seed)
+    rng = np.random.default_rng(0)
+    for name in PHOTOS:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(folder / name)
     with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
         archive.write(folder / "car.jpg", "car.jpg")
     (folder / "my_way.csv").write_text("pitch,yaw\n1.5,1.5\n1.4,1.6\n")

@@ -42,7 +42,7 @@ def test_equals_the_matrix_square_root(count):
     assert frechet_distance(other, one) == pytest.approx(expected, rel=1e-6)
 
 
-def test_statistics_are_numpy_s():
+def test_means_and_covariances_equal_those_of_numpy():
     features = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
     gaussian = fitted_gaussian(features)
     np.testing.assert_allclose(gaussian.mean, features.double().numpy().mean(0))

@@ -7,7 +7,7 @@ import pytest
 from conftest import TINY as PLAIN
 from faults import state_of
 from PIL import Image
-from test_train import TINY, run, tiny  # noqa: F401 (a fixture)
+from test_train import run
 
 from config import curriculum
 from siren.fused import arithmetic
@@ -35,7 +35,7 @@ def changed(capsys):
 
 
 @pytest.fixture
-def on_photos(tiny, tmp_path, capsys):  # noqa: F811
+def on_photos(tiny, tmp_path, capsys):
     """Make a run of one step on five photos."""
     path = photos(tmp_path / "photos", 5)
     assert run(tiny, tmp_path / "out", "--dataset_path", path, "--max_steps", "1") == 0
@@ -43,7 +43,7 @@ def on_photos(tiny, tmp_path, capsys):  # noqa: F811
     return path
 
 
-def test_a_run_goes_on_with_its_own_pictures(tiny, on_photos, tmp_path, capsys):  # noqa: F811
+def test_a_run_goes_on_with_its_own_pictures(tiny, on_photos, tmp_path, capsys):
     before = options_of(tmp_path / "out")
     assert before["images"]["4"]["count"] == 5
     assert run(tiny, tmp_path / "out", "--resume", "--max_steps", "2") == 0
@@ -56,7 +56,7 @@ def test_a_run_goes_on_with_its_own_pictures(tiny, on_photos, tmp_path, capsys):
         assert options["images"] == before["images"]
 
 
-def test_other_pictures_are_told(tiny, on_photos, tmp_path, capsys):  # noqa: F811
+def test_other_pictures_are_reported(tiny, on_photos, tmp_path, capsys):
     other = photos(tmp_path / "other", 4)
     words = ["--resume", "--max_steps", "2", "--dataset_path", other]
     assert run(tiny, tmp_path / "out", *words) == 0
@@ -68,7 +68,7 @@ def test_other_pictures_are_told(tiny, on_photos, tmp_path, capsys):  # noqa: F8
     assert changed(capsys) == ["changed since the last save: the pictures themselves"]
 
 
-def test_pictures_that_are_gone_are_one_clear_error(tiny, on_photos, tmp_path):  # noqa: F811
+def test_pictures_that_are_gone_are_one_clear_error(tiny, on_photos, tmp_path):
     (tmp_path / "photos").rename(tmp_path / "pictures")
     with pytest.raises(UsageError, match="that the run learned from before: no folder.*photos.*"
                        "give --dataset_path"):  # fmt: skip
@@ -79,7 +79,7 @@ def test_pictures_that_are_gone_are_one_clear_error(tiny, on_photos, tmp_path): 
     assert state_of(tmp_path / "out")["curriculum"]["dataset_path"] == new
 
 
-def test_changed_keys_are_one_line(tiny, tmp_path, capsys):  # noqa: F811
+def test_changed_keys_are_one_line(tiny, tmp_path, capsys):
     words = ["--set", "fov=12", "--set", "0.batch_size=2"]
     run(tiny, tmp_path / "out", "--max_steps", "1", *words)
     assert not changed(capsys)
@@ -102,21 +102,19 @@ def test_stages_and_the_end_are_compared():
 
 def test_another_curriculum_keeps_the_pictures_that_it_names():
     before = curriculum.build("A", {**PLAIN, "dataset_path": "a"})
-    for name, own, expected in (
-        ("A", None, "a"),
-        ("A", "b", "a"),
-        ("B", None, "a"),
-        ("B", "b", "b"),
-    ):
+    for (name, own), expected in {
+        ("A", None): "a", ("A", "b"): "a", ("B", None): "a", ("B", "b"): "b",
+    }.items():  # fmt: skip
         now = curriculum.build(name, {**PLAIN, "dataset_path": own})
         assert start.with_pictures_of(now, before).settings.dataset_path == expected
     bare = curriculum.build("A", PLAIN)
     assert start.with_pictures_of(before, bare) is before
 
 
-def test_another_curriculum_is_named_where_scales_differ(tiny, tmp_path):  # noqa: F811
+def test_another_curriculum_is_named_where_scales_differ(tiny, tmp_path):
     run(tiny, tmp_path / "out", "--max_steps", "1")
-    (tmp_path / "tiny.py").write_text(TINY + "Other = {**Tiny, 'box_side': 0.3}\n")
+    with (tmp_path / "tiny.py").open("a") as file:
+        file.write("Other = {**Tiny, 'box_side': 0.3}\n")
     with pytest.raises(UsageError, match="resume with --curriculum Tiny, with which"):
         run(tiny, tmp_path / "out", "--resume", "--curriculum", "Other")
     with pytest.raises(UsageError, match="resume with --set box_side=0.5"):
@@ -144,18 +142,15 @@ STAGES = {
 )
 def test_the_earliest_limit_ends_a_run(stages, first, images, limits, expected):
     plain = {key: value for key, value in PLAIN.items() if not isinstance(key, int)}
+    max_steps, n_epochs = limits
     found = curriculum.build("Tiny", {**plain, **STAGES[stages]}).ending(
-        first_step=first,
-        num_images=images,
-        world_size=1,
-        max_steps=limits[0],
-        n_epochs=limits[1],
+        first_step=first, num_images=images, world_size=1, max_steps=max_steps, n_epochs=n_epochs
     )
     assert found == expected
     assert found.is_reached(10**9) == (expected[0] is not None)
 
 
-def test_the_last_line_and_a_dry_run_say_what_ends_a_run(tiny, tmp_path, capsys):  # noqa: F811
+def test_the_last_line_and_a_dry_run_say_what_ends_a_run(tiny, tmp_path, capsys):
     words = ["--n_epochs", "1"]
     assert run(tiny, tmp_path / "out", "--dry_run", *words) == 0
     assert "ends at step 3: --n_epochs 1 over 7 pictures\n" in capsys.readouterr().out
@@ -171,7 +166,7 @@ def test_the_last_line_and_a_dry_run_say_what_ends_a_run(tiny, tmp_path, capsys)
     assert "finished at step 6 (the end of the schedule): " in capsys.readouterr().err
 
 
-def test_small_pictures_and_few_pictures_are_noted(tiny, tmp_path, capsys):  # noqa: F811
+def test_small_pictures_and_few_pictures_are_noted(tiny, tmp_path, capsys):
     path = photos(tmp_path / "photos", 5)
     Image.new("RGB", (20, 7)).save(tmp_path / "photos" / "small.png")
     words = ["--dataset_path", path, "--max_steps", "1"]

@@ -10,7 +10,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import NUM_FEATURES, TINY, WIDTH, needs_libraries
+from conftest import NUM_FEATURES, TINY, WIDTH, needs_libraries, save_network
 from PIL import Image
 
 import eval_metrics
@@ -47,19 +47,16 @@ def test_figures_are_the_library_s_own(tmp_path):
     generated = torch.randn(60, WIDTH, generator=rng)
     real = torch.randn(50, NUM_FEATURES, generator=rng) + 0.2
     figures = quality.image_metrics(generated, real)
-    statistics = [
-        fid_features_to_statistics(part)
-        for part in (generated[:, :NUM_FEATURES].double(), real.double())
-    ]
+    parts = generated[:, :NUM_FEATURES], real
+    statistics = [fid_features_to_statistics(part.double()) for part in parts]
     library = fid_statistics_to_metric(*statistics, verbose=False)
     assert figures["fid"] == pytest.approx(library["frechet_inception_distance"], rel=1e-9)
-    ours = frechet_distance(*map(fitted_gaussian, (generated[:, :NUM_FEATURES], real)))
+    ours = frechet_distance(*map(fitted_gaussian, parts))
     assert ours == pytest.approx(figures["fid"], rel=1e-4)  # another way to the same number
     logits = generated[:, NUM_FEATURES:].contiguous()
     assert figures["is_mean"] == isc_features_to_metric(logits)["inception_score_mean"]
-    assert figures["kid_mean"] == pytest.approx(
-        unbiased_kid(generated[:, :NUM_FEATURES], real), rel=0.2
-    )
+    kid = unbiased_kid(*parts)
+    assert figures["kid_mean"] == pytest.approx(kid, rel=0.2)
     assert 0 <= figures["precision"] <= 1
     assert 0 <= figures["recall"] <= 1
 
@@ -67,10 +64,10 @@ def test_figures_are_the_library_s_own(tmp_path):
 def unbiased_kid(one, other):
     """The estimator with all images at once (Binkowski et al. 2018, equation 4)."""
     kernel = lambda a, b: (a.double() @ b.double().T / a.shape[1] + 1) ** 3  # noqa: E731
-    same = [
+    same = sum(
         (kernel(x, x).sum() - kernel(x, x).trace()) / (len(x) * (len(x) - 1)) for x in (one, other)
-    ]
-    return float(same[0] + same[1] - 2 * kernel(one, other).mean())
+    )
+    return float(same - 2 * kernel(one, other).mean())
 
 
 def test_the_same_images_are_perfect():
@@ -115,8 +112,10 @@ def test_a_few_images_are_measured_as_far_as_they_go(
         evaluate(tiny_run, reals, weights, tmp_path / "temp", "--num_images", "1")
 
 
-def test_evaluation_says_what_decides_its_figures(small_network, tiny_run, reals, tmp_path, capsys):
-    weights, _ = small_network
+def test_evaluation_says_what_decides_its_figures_and_reads_the_real_images_once(
+    small_network, tiny_run, reals, tmp_path, capsys, monkeypatch
+):
+    weights, seen = small_network
     found = evaluate(tiny_run, reals, weights, tmp_path / "temp")
     images, settings = found["images"], found["images"]["settings"]
     assert {"fid", "kid_mean", "kid_std", "is_mean", "is_std", "precision", "recall"} <= set(images)
@@ -133,6 +132,16 @@ def test_evaluation_says_what_decides_its_figures(small_network, tiny_run, reals
     assert "cannot be compared" in printed
     with Image.open(tmp_path / "temp" / "00039.png") as image:
         assert image.size == (8, 8)
+    assert sum(seen) == 50
+    with monkeypatch.context() as patched:
+        patched.setattr(real_images, "decode_all", lambda *_: pytest.fail("read again"))
+        second = evaluate(tiny_run, reals, weights, tmp_path / "temp")
+    assert sum(seen) == 90  # only the generated ones
+    assert second["images"] == images
+    (reals / "00003.png").write_bytes((reals / "00004.png").read_bytes())
+    third = evaluate(tiny_run, reals, weights, tmp_path / "temp")
+    assert sum(seen) == 140
+    assert third["images"]["fid"] != images["fid"]
 
 
 def test_ranks_take_whole_blocks_in_turn_and_together_all_images():
@@ -162,24 +171,6 @@ def test_an_image_depends_on_the_seed_and_its_number_alone(tiny_run):
     jittered = image(5, is_jittered=True)
     assert torch.equal(jittered, image(5, is_jittered=True))
     assert not torch.equal(jittered, image(5))
-
-
-def test_a_second_evaluation_does_not_read_the_real_images(
-    small_network, tiny_run, reals, tmp_path, monkeypatch
-):
-    weights, seen = small_network
-    first = evaluate(tiny_run, reals, weights, tmp_path / "temp")
-    assert sum(seen) == 50
-    with monkeypatch.context() as patched:
-        patched.setattr(real_images, "decode_all", lambda *_: pytest.fail("read again"))
-        second = evaluate(tiny_run, reals, weights, tmp_path / "temp")
-    assert sum(seen) == 90  # only the generated ones
-    assert first["images"] == second["images"]
-    changed = reals / "00003.png"
-    changed.write_bytes((reals / "00004.png").read_bytes())
-    third = evaluate(tiny_run, reals, weights, tmp_path / "temp")
-    assert sum(seen) == 140
-    assert third["images"]["fid"] != first["images"]["fid"]
 
 
 def test_nothing_in_the_output_folder_is_deleted(small_network, tiny_run, reals, tmp_path):
@@ -380,16 +371,15 @@ def test_a_damaged_real_image_is_left_out_and_named(
 # 3D quality
 
 
+def consistency(generator, out, *words):
+    command = [str(generator), "--consistency", "--device", "cpu", "--output_dir", str(out)]
+    assert eval_metrics.main([*command, *words]) == 0
+    return json.loads((out / "metrics.json").read_text())["consistency"]
+
+
 def test_consistency_needs_no_real_images(tiny_run, tmp_path, capsys):
-    out = tmp_path / "temp"
-    assert (
-        eval_metrics.main(
-            [str(tiny_run / "generator.pth"), "--consistency", "--num_objects", "2", "--device"]
-            + ["cpu", "--consistency_size", "12", "--output_dir", str(out)]
-        )
-        == 0
-    )
-    found = json.loads((out / "metrics.json").read_text())["consistency"]
+    out, words = tmp_path / "temp", ["--num_objects", "2", "--consistency_size", "12"]
+    found = consistency(tiny_run / "generator.pth", out, *words)
     assert [entry["yaw_offset"] for entry in found["by_yaw"]][:2] == [-0.5, -0.375]
     assert found["pose"] is None  # its discriminator learned no poses
     assert found["mean"]["half_transparent"] > 0
@@ -402,37 +392,21 @@ def test_a_pose_head_is_asked_about_known_cameras(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "POSE_IMAGES", 12)
     source = {**TINY, "discriminator": "CCSEncoderDiscriminator", "pos_lambda": 15}
     posed = curriculum.build("Posed", source)
-    critic, generator = posed.build_discriminator(), posed.build_generator()
+    critic = posed.build_discriminator()
     with torch.no_grad():  # a head that always says pitch 1.5, yaw 1.2
         critic.final_layer.weight.zero_()
         critic.final_layer.bias[-2:] = torch.tensor([1.5, 1.2])
-    about = {"curriculum_name": "Posed", "curriculum": source, "step": 6, "versions": {}}
-    for name, kind, network in (
-        ("05--ema", "generator", generator),
-        ("05--discriminator", "discriminator", critic),
-    ):
-        state = {**about, "state": network.state_dict()}
-        checkpoints.save(tmp_path / f"{name}.pth", kind, state)
-    out = tmp_path / "temp"
-    eval_metrics.main(
-        [str(tmp_path / "05--ema.pth"), "--consistency", "--num_objects", "1", "--device", "cpu"]
-        + ["--consistency_size", "8", "--output_dir", str(out)]
-    )
-    found = json.loads((out / "metrics.json").read_text())["consistency"]["pose"]
-    drawn = [
-        samples.sample_scene(
-            index,
-            posed.settings.latent_dim,
-            samples.SampleOptions(
-                seed=0,
-                poses=posed.evaluation_poses(),
-                latent_kind="gaussian",
-                render=posed.evaluation_render(0),
-            ),
-        )[1]
-        for index in range(12)
-    ]
-    yaw = torch.cat([pose.yaw for pose in drawn]).double()
+    save_network(tmp_path / "05--ema.pth", posed.build_generator(), posed)
+    save_network(tmp_path / "05--discriminator.pth", critic, posed, "discriminator")
+    words = ["--num_objects", "1", "--consistency_size", "8"]
+    found = consistency(tmp_path / "05--ema.pth", tmp_path / "temp", *words)["pose"]
+    options = samples.SampleOptions(
+        seed=0, poses=posed.evaluation_poses(), latent_kind="gaussian",
+        render=posed.evaluation_render(0),
+    )  # fmt: skip
+    latent_dim = posed.settings.latent_dim
+    drawn = [samples.sample_scene(index, latent_dim, options)[1].yaw for index in range(12)]
+    yaw = torch.cat(drawn).double()
     expected = float((yaw - 1.2).abs().rad2deg().mean())
     assert found["yaw_error_degrees"] == pytest.approx(expected, rel=1e-4)
     assert found["images"] == 12

@@ -4,18 +4,8 @@ import random
 import signal
 import time
 
+import faults
 import pytest
-from faults import (
-    differences,
-    entries_of,
-    finish,
-    kill,
-    run,
-    start,
-    state_of,
-    tiny_arguments,
-    wait_for,
-)
 
 from checkpoint_io import checkpoints
 
@@ -25,9 +15,7 @@ NETWORK_FILES = {"generator.pth": "generator", "ema.pth": "generator", "ema2.pth
 
 def announced(folder):
     """Return the last step that the log reports as saved."""
-    if not (folder / "log.jsonl").exists():
-        return 0
-    return max((e["step"] for e in entries_of(folder) if e.get("saved")), default=0)
+    return max((e["step"] for e in faults.entries_of(folder) if e.get("saved")), default=0)
 
 
 def is_saving(folder):
@@ -46,67 +34,67 @@ def check_files(folder):
         assert {p.name for p in snapshot.iterdir()} == {*NETWORK_FILES, "training_state.pth"}
 
 
-def torture(tmp_path, processes, kills, rng):
+def kill_again_and_again(tmp_path, processes, kills, rng):
     """Kill a run again and again; (kills while saving, steps at which it was found, its folder)."""
     count = ["--num_processes", str(processes)]
-    tiny = [*tiny_arguments(tmp_path), *count, "--state_seconds", "0.05", "--keep", "1",
+    tiny = [*faults.tiny_arguments(tmp_path), *count, "--state_seconds", "0.05", "--keep", "1",
             "--sample_interval", "1000000", "--model_save_interval", "7"]  # fmt: skip
     out = tmp_path / "out"
     kills_while_saving, found = 0, []
     for number in range(kills):
         way = ["--load_dir", out] if number % 2 and (out / "training_state.pth").exists() else []
-        before = announced(out) if out.exists() else 0
-        process = start([*tiny, "--output_dir", out, *(way or ["--resume"])], {"slow": 0.02})
-        wait_for(lambda log=out / "log.jsonl": log.exists(), process)
+        before = announced(out)
+        process = faults.start([*tiny, "--output_dir", out, *(way or ["--resume"])], {"slow": 0.02})
+        faults.wait_for(lambda log=out / "log.jsonl": log.exists(), process)
         if number % 5 == 4:  # anywhere, the start included
             time.sleep(rng.uniform(0, 1.5))
         else:
             seen = announced(out)
-            wait_for(lambda seen=seen: announced(out) > seen, process)  # it continues
-            wait_for(lambda: is_saving(out), process)
+            faults.wait_for(lambda seen=seen: announced(out) > seen, process)  # it continues
+            faults.wait_for(lambda: is_saving(out), process)
             time.sleep(rng.uniform(0, 0.15))
         kills_while_saving += is_saving(out)
-        kill(process)
+        faults.kill(process)
         check_files(out)
         assert announced(out) >= before
         found.append(announced(out))
-    last = state_of(out)["step"] + 2  # a state that is whole may be newer than what was announced
-    code, error = run([*tiny, "--output_dir", out, "--resume", "--max_steps", last])
-    assert code == 0, error
-    code, error = run([*tiny, "--output_dir", tmp_path / "whole", "--max_steps", last])
-    assert code == 0, error
-    assert differences(state_of(out), state_of(tmp_path / "whole")) == []
+    last = (
+        faults.state_of(out)["step"] + 2
+    )  # a state that is whole may be newer than what was announced
+    faults.complete([*tiny, "--output_dir", out, "--resume", "--max_steps", last])
+    faults.complete([*tiny, "--output_dir", tmp_path / "whole", "--max_steps", last])
+    faults.assert_same_state(out, tmp_path / "whole")
     assert not is_saving(out)  # no half-written files remain
-    steps = [entry["step"] for entry in entries_of(out) if "d_real" in entry]
+    steps = [entry["step"] for entry in faults.entries_of(out) if "d_real" in entry]
     assert steps == sorted(set(steps))  # no step is logged twice
     return kills_while_saving, found
 
 
 def test_two_kills(tmp_path, counted):
-    while_saving, found = torture(tmp_path, 1, 2, random.Random(0))
+    while_saving, found = kill_again_and_again(tmp_path, 1, 2, random.Random(0))
     counted(f"2 kills, {while_saving} while saving, at steps {found}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_thirty_kills(tmp_path, processes, counted):
-    while_saving, found = torture(tmp_path, processes, 30, random.Random(processes))
+    while_saving, found = kill_again_and_again(tmp_path, processes, 30, random.Random(processes))
     counted(f"{processes} processes: 30 kills, {while_saving} while saving, at steps {found}")
     assert while_saving >= 10
 
 
 @pytest.mark.slow
 def test_a_preempted_torchrun_job_goes_on_by_the_same_command(tmp_path, counted):
-    tiny = [*tiny_arguments(tmp_path), "--output_dir", tmp_path / "out", "--resume"]
+    tiny = [*faults.tiny_arguments(tmp_path), "--output_dir", tmp_path / "out", "--resume"]
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     log, size, steps = tmp_path / "out" / "log.jsonl", 0, []
     for _ in range(2):
-        process = start(tiny, launcher=torchrun)
-        wait_for(lambda size=size: log.exists() and log.stat().st_size > size + 99, process)
+        process = faults.start(tiny, launcher=torchrun)
+        faults.wait_for(lambda size=size: log.exists() and log.stat().st_size > size + 99, process)
         process.send_signal(signal.SIGTERM)
-        _, error = finish(process)
+        _, error = faults.finish(process)
         size = log.stat().st_size
-        steps.append(state_of(tmp_path / "out")["step"])
+        steps.append(faults.state_of(tmp_path / "out")["step"])
         assert f"saved at step {steps[-1]}" in error
     assert steps[0] < steps[1]
     counted(f"torchrun was preempted at steps {steps}")

@@ -180,7 +180,7 @@ def test_rays_beside_a_ball_are_left_out():
     assert (closest[hits] < 0.1 + 2 * math.sqrt(3) * found.side / 24).all()
 
 
-def test_where_nearly_everything_is_full_nothing_is_looked_up():
+def test_nearly_full_space_is_not_looked_up():
     render = options(image_size=32, scene_radius=None)
     found = find_occupancy(lambda points: points[:, 0] + 0.26, render, torch.device("cpu"))
     assert found.is_full

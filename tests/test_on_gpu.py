@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from faults import fids
 from test_distributed import two_places
 
 import curriculums
@@ -122,7 +123,7 @@ def networks(game):
         ("CelebA128", "fp16"),
     ],
 )
-def test_a_training_step_is_that_of_the_cpu(name, precision, counted):
+def test_a_training_step_equals_that_of_the_cpu(name, precision, counted):
     curriculum = curriculum_for(name, precision)
     stage = curriculum.at(0)
     size = stage.render.image_size
@@ -178,11 +179,6 @@ def numbers(state, network):
     return torch.cat([value.flatten().double() for value in state[network].values()])
 
 
-def fids(folder):
-    lines = (folder / "fid.txt").read_text().splitlines()
-    return {int(step): float(value) for step, value in (line.split(":") for line in lines)}
-
-
 def test_two_and_two_steps_are_close_to_four(weights, tmp_path):
     whole = run(tmp_path / "whole", weights, "--max_steps", "4")
     half = run(tmp_path / "parts", weights, "--max_steps", "2")
@@ -232,7 +228,7 @@ def decibels(found, expected):
     return -10 * math.log10(float(error.clamp(min=1e-20)))
 
 
-def test_pictures_are_those_of_the_cpu(counted):
+def test_pictures_equal_those_of_the_cpu(counted):
     expected = shown("cpu", "exact")
     assert torch.cat(expected).std() > 0.1  # there is something to see
     exact, fast = (decibels(shown(DEVICE, how), expected) for how in ("exact", "fast"))

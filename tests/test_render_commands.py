@@ -29,6 +29,11 @@ OF_VIDEOS = ["--format", "--fps", "--num_frames", "--trajectory"]
 
 
 @pytest.fixture
+def saved(tiny_run):
+    return checkpoints.load_generator(tiny_run / "generator.pth")
+
+
+@pytest.fixture
 def command(tiny_run, tmp_path):
     """Return a function that runs a command on the tiny generator and returns its output folder."""
 
@@ -57,16 +62,18 @@ def frames_of(folder):
         (render_video_interpolation, {*COMMON, *OF_VIDEOS}),
     ],
 )
-def test_flags_are_those_that_people_know(module, expected):
+def test_every_render_command_has_its_flags(module, expected):
     actions = module.build_parser()._actions
     known = {text for action in actions for text in action.option_strings}
     assert known == {*expected, "-h", "--help"}
 
 
-def test_a_grid_has_a_column_for_each_yaw_and_rows_for_pitches_and_depths(command):
+def test_a_grid_has_a_column_for_each_yaw_and_rows_for_pitches_and_depths(command, capsys):
     folder = command(render_multiview_images, "--seeds", "3", "--pitches", "0", "0.2",
                      "--yaws", "-0.5", "0", "0.5", "--depth_map")  # fmt: skip
-    assert {path.name for path in folder.iterdir()} == {"grid_3.png", "sheet.png", ".pigan_outputs"}
+    names = ["grid_3.png", "sheet.png"]
+    assert sorted(path.name for path in folder.iterdir()) == [".pigan_outputs", *names]
+    assert capsys.readouterr().out.split() == [str(folder / name) for name in names]
     whole = picture(folder / "grid_3.png")
     assert whole.shape == (40, 30, 3)
     alone = picture(command(render_multiview_images, "--seeds", "3", "--pitches", "0.2",
@@ -74,7 +81,7 @@ def test_a_grid_has_a_column_for_each_yaw_and_rows_for_pitches_and_depths(comman
     assert np.array_equal(whole[20:30, 20:], alone)
 
 
-def test_a_seed_is_the_same_whatever_stands_beside_it(command):
+def test_a_seed_gives_the_same_picture_whatever_other_seeds_are_asked_for(command):
     one = command(render_multiview_images, "--seeds", "2", "0")
     other = command(render_multiview_images, "--seeds", "0-3", folder="other")
     for name in ("grid_0.png", "grid_2.png"):
@@ -82,10 +89,9 @@ def test_a_seed_is_the_same_whatever_stands_beside_it(command):
     assert (one / "grid_0.png").read_bytes() != (one / "grid_2.png").read_bytes()
 
 
-def test_pictures_are_the_generators_without_a_stretch(command, tiny_run):
+def test_pictures_are_the_generators_without_a_stretch(command, saved):
     shown = picture(command(render_multiview_images, "--seeds", "1", "--yaws", "0.25")
                     / "grid_1.png")  # fmt: skip
-    saved = checkpoints.load_generator(tiny_run / "ema.pth")
     film = viewing.objects_of_seeds(saved, [1], psi=0.7)[0].film
     options = saved.curriculum.preview_render(0, 10)
     pitch, yaw = saved.curriculum.poses().center()
@@ -120,14 +126,19 @@ def test_long_labels_are_cut_and_large_pictures_shrunk():
     assert sheet.shape[2] < 500
 
 
-def test_mp4_has_as_many_frames_as_asked_for(command):
-    folder = command(render_video, "--seeds", "0", "5", "--num_frames", "4", "--fps", "7",
+@pytest.mark.parametrize(
+    ("module", "names", "count"),
+    [(render_video, ["0.mp4", "5.mp4"], 4), (render_video_interpolation, ["interp.mp4"], 8)],
+)
+def test_mp4_has_as_many_frames_as_asked_for(command, capsys, module, names, count):
+    folder = command(module, "--seeds", "0", "5", "--num_frames", "4", "--fps", "7",
                      "--depth_map")  # fmt: skip
-    assert sorted(path.name for path in folder.iterdir()) == ["0.mp4", "5.mp4"]
-    with av.open(str(folder / "5.mp4")) as file:
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert capsys.readouterr().out.split() == [str(folder / name) for name in names]
+    with av.open(str(folder / names[-1])) as file:
         stream = file.streams.video[0]
         assert (stream.average_rate, stream.width, stream.height) == (7, 20, 10)
-        assert len(list(file.decode(stream))) == 4
+        assert len(list(file.decode(stream))) == count
 
 
 def test_a_video_begins_again_without_a_jump(command):
@@ -150,31 +161,25 @@ def test_a_static_camera_gives_identical_frames(command, tmp_path):
     assert max(np.abs(frame - played[0]).max() for frame in played) <= 2
 
 
-def test_frames_at_once_are_the_same_frames(command):
-    texts = ["--seeds", "0", "--num_frames", "5", "--format", "frames"]
-    one = frames_of(command(render_video, *texts) / "0")
-    three = frames_of(command(render_video, *texts, "--batch_size", "3", folder="three") / "0")
-    assert max(np.abs(a - b).max() for a, b in zip(one, three, strict=True)) <= 1
+@pytest.mark.parametrize(
+    ("more", "is_same"),
+    [
+        (("--batch_size", "3"), True),
+        (("--max_batch_size", "40"), True),
+        (("--lock_view_dependence",), False),
+    ],
+)
+def test_frames_at_once_and_memory_do_not_change_pictures_and_locked_views_do(
+    command, more, is_same
+):
+    texts = ["--seeds", "0", "--num_frames", "5", "--trajectory", "around", "--format", "frames"]
+    usual = frames_of(command(render_video, *texts) / "0")
+    found = frames_of(command(render_video, *texts, *more, folder="other") / "0")
+    largest = max(np.abs(a - b).max() for a, b in zip(usual, found, strict=True))
+    assert (largest <= 1) == is_same
 
 
-def test_the_memory_ceiling_does_not_change_the_pictures(command):
-    texts = ["--seeds", "0", "--yaws", "0"]
-    whole = picture(command(render_multiview_images, *texts) / "grid_0.png").astype(int)
-    parts = picture(command(render_multiview_images, *texts, "--max_batch_size", "40",
-                            folder="parts") / "grid_0.png")  # fmt: skip
-    assert np.abs(whole - parts).max() <= 1
-
-
-def test_locked_views_differ(command):
-    texts = ["--seeds", "0", "--yaws", "0.5"]
-    free = picture(command(render_multiview_images, *texts) / "grid_0.png")
-    locked = picture(command(render_multiview_images, *texts, "--lock_view_dependence",
-                             folder="locked") / "grid_0.png")  # fmt: skip
-    assert not np.array_equal(free, locked)
-
-
-def test_interpolation_passes_all_objects_and_returns(tiny_run):
-    saved = checkpoints.load_generator(tiny_run / "generator.pth")
+def test_interpolation_passes_all_objects_and_returns(saved):
     objects = viewing.objects_of_seeds(saved, [4, 7, 9], psi=0.7)
     way = [Camera(1.0, i, 12.0) for i in range(5)]
     shots = render_video_interpolation.morph(objects, [way] * 3)
@@ -187,40 +192,28 @@ def test_interpolation_passes_all_objects_and_returns(tiny_run):
     torch.testing.assert_close(steps, steps[:, :1].expand(3, 5))  # constant, the last one too
 
 
-def test_interpolation_writes_one_video(command):
-    folder = command(render_video_interpolation, "--seeds", "0", "1", "2", "--num_frames", "3")
-    assert [path.name for path in folder.iterdir()] == ["interp.mp4"]
-    with av.open(str(folder / "interp.mp4")) as file:
-        assert len(list(file.decode(video=0))) == 9
-
-
-def save_fit(path, tiny_run, yaw=2.0):
-    saved = checkpoints.load_generator(tiny_run / "generator.pth")
+def save_fit(path, saved):
     film = viewing.objects_of_seeds(saved, [8], psi=1.0)[0].film
-    fit = SceneObject("cat", film, Camera(1.3, yaw, 15.0))
     path.parent.mkdir(exist_ok=True)
-    checkpoints.save_fit(path, fit, saved)
+    checkpoints.save_fit(path, SceneObject("cat", film, Camera(1.3, 2.0, 15.0)), saved)
     return path
 
 
-def test_a_fit_is_seen_from_its_own_camera(command, tiny_run, tmp_path):
-    fit = save_fit(tmp_path / "car_fit" / "fit.pth", tiny_run)
+def test_a_fit_is_seen_from_its_own_camera(command, saved, tmp_path):
+    fit = save_fit(tmp_path / "car_fit" / "fit.pth", saved)
     folder = command(render_multiview_images, "--fit", fit, "--yaws", "0")
     shown = picture(folder / "grid_car_fit.png").astype(int)
     video = command(render_video, "--fit", fit, "--trajectory", "around", "--format", "frames",
                     "--num_frames", "2")  # fmt: skip
     assert np.abs(shown - picture(video / "car_fit" / "0000.png")).max() <= 1
-    saved = checkpoints.load_generator(tiny_run / "generator.pth")
-    shot = checkpoints.load_fit(fit, saved)
-    options = saved.curriculum.preview_render(0, 10)
+    shot, options = checkpoints.load_fit(fit, saved), saved.curriculum.preview_render(0, 10)
     (view,) = filming.views(saved, [shot], options)
     expected = png.to_uint8(view.images)[0].permute(1, 2, 0).numpy()
     assert np.abs(shown - expected).max() <= 1
 
 
-def test_two_fits_of_one_name_are_refused(command, tiny_run, tmp_path):
-    one = save_fit(tmp_path / "a" / "car.pth", tiny_run)
-    other = save_fit(tmp_path / "b" / "car.pth", tiny_run)
+def test_two_fits_of_one_name_are_refused(command, saved, tmp_path):
+    one, other = (save_fit(tmp_path / name / "car.pth", saved) for name in "ab")
     with pytest.raises(UsageError, match="another fit is called car too"):
         command(render_video, "--fit", one, other)
     assert not (tmp_path / "out").exists()
@@ -239,8 +232,7 @@ def test_a_zoom_beyond_half_a_turn_is_refused():
         filming.cameras(args, TRAJECTORIES, [Camera(1.0, 1.0, 170.0)])
 
 
-def test_the_usual_camera_of_a_seed_is_the_middle_of_the_curriculum(tiny_run):
-    saved = checkpoints.load_generator(tiny_run / "generator.pth")
+def test_the_usual_camera_of_a_seed_is_the_middle_of_the_curriculum(saved):
     (shown,) = viewing.objects_of_seeds(saved, [0], psi=0.7)
     assert shown.camera[:3] == pytest.approx((math.pi / 2, math.pi / 2, 12.0))
 
@@ -267,16 +259,6 @@ def test_without_a_trajectory_the_camera_stays_where_training_looked_from(name, 
     assert filming.usual_trajectory(saved) == way
 
 
-def test_the_paths_are_printed(command, capsys):
-    folder = command(render_multiview_images, "--seeds", "0", "--yaws", "0")
-    names = ["grid_0.png", "sheet.png"]
-    assert capsys.readouterr().out.split() == [str(folder / name) for name in names]
-    folder = command(render_video, "--seeds", "0", "1", "--num_frames", "1")
-    assert capsys.readouterr().out.split() == [str(folder / f"{seed}.mp4") for seed in (0, 1)]
-    folder = command(render_video_interpolation, "--seeds", "0", "1", "--num_frames", "1")
-    assert capsys.readouterr().out.split() == [str(folder / "interp.mp4")]
-
-
 def test_an_interrupted_command_leaves_no_empty_folder(command, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
@@ -295,10 +277,11 @@ def test_an_interrupted_command_leaves_no_empty_folder(command, tmp_path, monkey
         assert (tmp_path / folder).is_dir()
 
 
-def test_an_average_that_was_asked_for_must_be_there(command, tiny_run, tmp_path):
+def test_an_average_that_was_asked_for_must_be_there(command, tiny_run, capsys):
     (tiny_run / "ema2.pth").unlink()
     with pytest.raises(UsageError, match="has no ema2.pth beside it; in that folder are ema.pth, "
                        "generator.pth"):  # fmt: skip
         command(render_multiview_images, "--ema", "ema2")
     (tiny_run / "ema.pth").unlink()
     command(render_multiview_images, "--seeds", "0", "--yaws", "0")
+    assert "no ema.pth beside it; using the raw parameters" in capsys.readouterr().err

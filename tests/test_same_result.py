@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 from conftest import needs_libraries
-from faults import run, tiny_arguments
+from faults import complete, tiny_arguments
+from test_image_quality import evaluate
 
 import eval_metrics
 import extract_shapes
@@ -40,11 +41,9 @@ def test_training_and_previews(tmp_path, processes, counted):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         out = tmp_path / name / "out"
-        arguments = [*tiny_arguments(tmp_path), "--output_dir", out, "--max_steps", "12",
-                     "--sample_interval", "6", "--model_save_interval", "6",
-                     "--num_processes", processes]  # fmt: skip
-        code, error = run(arguments)
-        assert code == 0, error
+        words = ["--sample_interval", "6", "--model_save_interval", "6", "--max_steps", "12",
+                 "--output_dir", out, "--num_processes", processes]  # fmt: skip
+        complete([*tiny_arguments(tmp_path), *words])
         found.append(contents(out))
     differing = [name for name in found[0] if found[0][name] != found[1].get(name)]
     assert set(found[0]) == set(found[1])
@@ -84,13 +83,8 @@ def test_renders_frames_meshes_and_3d_figures(
 
 def measured(tiny_run, folder, weights, *more):
     """Run an evaluation with a new cache; return its files."""
-    arguments = [
-        *(str(tiny_run / "generator.pth"), "--device", "cpu", "--num_images", "40"),
-        *("--real_image_dir", str(tiny_run.parent / "reals"), "--output_dir", str(folder)),
-        *("--inception_weights", str(weights), "--any_inception_weights"),
-        *("--cache_dir", str(folder / "features"), *more),
-    ]
-    assert eval_metrics.main(arguments) == 0
+    more = ["--cache_dir", str(folder / "features"), *more]
+    evaluate(tiny_run, tiny_run.parent / "reals", weights, folder, *more)
     return contents(folder)
 
 

@@ -49,5 +49,5 @@ def test_cameras_in_front_see_less_than_half_of_a_ball():
     assert front.main_share == 1
 
 
-def test_nothing_is_nothing():
+def test_an_empty_mesh_has_no_pieces_and_no_holes():
     assert sanity(lambda points: torch.full(points.shape[:1], -1.0)) == MeshSanity(0, 0, 0, 0)

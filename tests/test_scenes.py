@@ -67,18 +67,16 @@ def dense_march(cars, rays, spacing):
 
 
 class TestSphereTracing:
-    def sphere_depths(self, offsets, radius=0.2):
+    def sphere_depths(self, offsets, near=0.5, far=1.5):
         origins = torch.stack([offsets, torch.zeros_like(offsets), -torch.ones_like(offsets)], -1)
         rays = Rays(origins, torch.tensor([0.0, 0.0, 1.0]).expand_as(origins))
-        near, far = torch.full_like(offsets, 0.5), torch.full_like(offsets, 1.5)
-        return trace(lambda _: lambda p: p.norm(dim=-1) - radius, rays, near, far)
+        near, far = torch.full_like(offsets, near), torch.full_like(offsets, far)
+        return trace(lambda _: lambda p: p.norm(dim=-1) - 0.2, rays, near, far)
 
-    def test_depths_of_a_sphere_match_the_closed_form(self):
+    def test_depths_of_a_sphere_match_the_closed_form_and_rays_beside_it_miss(self):
         offsets = torch.linspace(0, 0.199, 100)
         expected = 1 - (0.2**2 - offsets**2).sqrt()
         torch.testing.assert_close(self.sphere_depths(offsets), expected, atol=1e-4, rtol=0)
-
-    def test_rays_beside_a_sphere_miss_it(self):
         assert self.sphere_depths(torch.linspace(0.2002, 0.4, 50)).isinf().all()
 
     def test_a_thin_plate_has_no_holes(self):
@@ -87,25 +85,18 @@ class TestSphereTracing:
         target = torch.stack([x.flip(0), torch.zeros_like(x), torch.zeros_like(x)], -1)
         directions = torch.nn.functional.normalize(target - origins, dim=-1)
         near, far = torch.full_like(x, 0.5), torch.full_like(x, 1.5)
-        plate = 1e-3
-        depths = trace(
-            lambda _: lambda p: p[:, 2].abs() - plate, Rays(origins, directions), near, far
-        )
-        torch.testing.assert_close(depths, (1 - plate) / directions[:, 2], atol=1e-4, rtol=0)
+        rays = Rays(origins, directions)
+        depths = trace(lambda _: lambda p: p[:, 2].abs() - 1e-3, rays, near, far)
+        torch.testing.assert_close(depths, (1 - 1e-3) / directions[:, 2], atol=1e-4, rtol=0)
 
     def test_depths_do_not_depend_on_the_other_rays(self):
         offsets = torch.linspace(0, 0.3, 97)
         alone = torch.cat([self.sphere_depths(part) for part in offsets.split(10)])
         assert torch.equal(self.sphere_depths(offsets), alone)
 
-    def test_rays_of_nan_miss(self):
+    def test_rays_of_nan_and_rays_that_end_before_they_begin_miss(self):
         assert self.sphere_depths(torch.tensor([math.nan])).isinf().all()
-
-    def test_far_before_near_misses(self):
-        origins = torch.tensor([[0.0, 0.0, -1.0]])
-        rays = Rays(origins, -origins)
-        one = torch.ones(1)
-        assert trace(lambda _: lambda p: p.norm(dim=-1) - 0.5, rays, one, 0.5 * one).isinf().all()
+        assert self.sphere_depths(torch.zeros(1), near=1.0, far=0.5).isinf().all()
 
 
 class TestSignedDistance:
@@ -116,16 +107,6 @@ class TestSignedDistance:
         b = a + scales * random_points(64, 400, 3)
         change = (signed_distance(cars, a) - signed_distance(cars, b)).abs()
         assert (change <= (a - b).norm(dim=-1) * 1.0001 + 1e-6).all()
-
-    def test_never_exceeds_the_distance_to_the_nearest_surface_point_found(self):
-        cars, rays, depths = pictured_depths(8, size=48)
-        points = random_points(8, 100, 4)
-        claimed = signed_distance(cars, points)
-        for car in range(8):
-            hit = depths[car].isfinite()
-            surface = rays.origins[car, hit] + depths[car, hit, None] * rays.directions[car, hit]
-            nearest = torch.cdist(points[car], surface).amin(1)
-            assert (claimed[car].clamp(min=0) <= nearest + 2e-4).all()
 
     def test_cars_fit_in_their_box_and_their_box_in_the_sphere(self):
         cars = sample_cars(500, 6)
@@ -151,10 +132,6 @@ class TestSignedDistance:
         roof_x = 0.5 * (car.cabin_front + car.cabin_rear)
         roof = torch.stack([roof_x, car.half_height, torch.zeros_like(roof_x)], -1)[:, None]
         assert (signed_distance(cars, roof).abs() < 0.01).all()
-
-    def test_center_is_inside(self):
-        cars = sample_cars(50, 12)
-        assert (signed_distance(cars, torch.zeros(50, 1, 3)) < 0).all()
 
     def test_normals_are_those_of_autograd(self):
         cars, rays, depths = pictured_depths(6)
@@ -202,14 +179,6 @@ class TestPictures:
         images = toy_car_images(range(100), 32, seed=3).images
         for edge in (images[:, :, 0], images[:, :, -1], images[..., 0], images[..., -1]):
             assert (edge == 255).all()
-
-    def test_mirrored_cameras_see_mirrored_depths(self):
-        cars, poses = toy_car_scenes(range(8), seed=4)
-        depths = render_cars(cars, poses, 24, FOV_DEGREES).depths
-        mirrored = render_cars(cars, Poses(poses.pitch, -poses.yaw), 24, FOV_DEGREES).depths
-        difference = depths - mirrored.flip(-1)
-        assert (depths.isinf() == mirrored.flip(-1).isinf()).float().mean() > 0.999
-        assert (difference.nan_to_num().abs() < 1e-3).float().mean() > 0.999
 
     def test_a_car_from_the_side_is_as_long_and_high_as_it_is(self):
         cars = sample_cars(6, 13)
@@ -265,11 +234,6 @@ class TestDataSet:
         monkeypatch.setattr("scenes.sphere_tracing.LANES", 100)
         assert torch.equal(whole, toy_car_images(range(6), 24, seed=7).images)
 
-    def test_global_random_state_is_untouched(self):
-        before = torch.get_rng_state()
-        toy_car_images(range(1), 8, seed=0)
-        assert torch.equal(before, torch.get_rng_state())
-
     def test_other_seeds_are_other_sets(self):
         a, b = (toy_car_scenes(range(50), seed=seed)[0].paint for seed in (0, 1))
         assert torch.cdist(a, b).amin() > 0
@@ -283,11 +247,6 @@ class TestDataSet:
         assert 2 * (car.half_length.max() - car.half_length.min()) > 0.05
         has_most = cars.paint.argmax(1).bincount(minlength=3)
         assert (has_most > 50).all()
-
-    def test_sampled_cars_are_the_same_whatever_the_count(self):
-        few, many = (sample_cars(count, 17) for count in (3, 40))
-        assert torch.equal(few.paint, many[:3].paint)
-        assert torch.equal(torch.stack(few.geometry), torch.stack(many[:3].geometry))
 
     def test_own_poses_cover_the_upper_hemisphere(self):
         _, poses = toy_car_scenes(range(1000), seed=9)

@@ -172,7 +172,7 @@ def test_the_fast_path_is_differentiable_once_and_says_so(path):
 
 @pytest.mark.parametrize("name", FIELDS)
 @pytest.mark.parametrize("num_points", [0, 1, 12])
-def test_density_alone_is_that_of_the_whole_field(name, num_points, monkeypatch):
+def test_density_alone_and_its_gradient_are_those_of_the_whole_field(name, num_points, monkeypatch):
     monkeypatch.setattr(cpu, "CHUNK_NUMBERS", 16 * 5)  # five points: chunks with a remainder
     monkeypatch.setattr(eager, "CHUNK_NUMBERS", 2 * 16 * 5)
     field = small(name, density_scale=3.0)
@@ -184,14 +184,8 @@ def test_density_alone_is_that_of_the_whole_field(name, num_points, monkeypatch)
         on_cuda = eager.density(field.folded(film), field.encode(points))
     torch.testing.assert_close(fast, whole.detach(), rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(on_cuda, whole.detach(), rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(field.density(points, film), whole, rtol=1e-12, atol=1e-12)
-
-
-def test_density_alone_is_differentiable_where_gradients_are_asked_for():
-    field = small()
-    points, directions, z = inputs(5, 1)
-    points.requires_grad_()
-    film = field.mapping_network(z)
-    (alone,) = torch.autograd.grad(field.density(points, film).sum(), points)
+    alone = field.density(points.requires_grad_(), film)
     whole = field.reference(field.encode(points), directions, film)[..., 3]
-    torch.testing.assert_close(alone, torch.autograd.grad(whole.sum(), points)[0])
+    torch.testing.assert_close(alone, whole, rtol=1e-12, atol=1e-12)
+    gradients = (torch.autograd.grad(density.sum(), points)[0] for density in (alone, whole))
+    torch.testing.assert_close(*gradients)

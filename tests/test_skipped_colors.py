@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from generators.cameras import Poses
-from generators.fields import TwofoldField
 from generators.generators import ImplicitGenerator3d
 from generators.volumetric_rendering import RenderOptions
 from siren.fused import cpu, cpu_forward
@@ -27,7 +26,7 @@ def generator(name="SPATIALSIRENBASELINE", *, bias=0.0, width=16, dtype=torch.fl
     return ImplicitGenerator3d(field).to(dtype)
 
 
-def objects(count, dtype=torch.float64):
+def latents_and_poses(count, dtype=torch.float64):
     rng = torch.Generator().manual_seed(1)
     angles = torch.linspace(0.5, 2, 2 * count, dtype=dtype).view(2, count)
     return torch.randn(count, 8, generator=rng, dtype=dtype), Poses(*angles)
@@ -36,7 +35,7 @@ def objects(count, dtype=torch.float64):
 def picture(network, options, *, skips, chunk=None, seed=3):
     """Return images, depths, opacities, and the gradient of a weighted sum of them."""
     network.zero_grad()
-    z, poses = objects(2)
+    z, poses = latents_and_poses(2)
     film = network.mapping(z)
     make = network.field
     if not skips:
@@ -112,7 +111,7 @@ def test_the_fast_field_skips_colors_of_clear_points_alone(points, bias, rays, m
     shape = (2, points if rays == "each" else 1, 3)
     at = (torch.rand(2, points, 3, generator=rng) * 0.2 - 0.1).double().requires_grad_()
     directions = torch.randn(shape, generator=rng).double().requires_grad_()
-    film = field.mapping_network(objects(2)[0])
+    film = field.mapping_network(latents_and_poses(2)[0])
     wanted = [at, directions, *field.parameters()]
     results = []
     for skips in (True, False):
@@ -133,7 +132,7 @@ def test_the_fast_field_skips_colors_of_clear_points_alone(points, bias, rays, m
 def test_float32_and_bfloat16_skip_alike(dtype):
     field = generator(width=64, dtype=torch.float32).siren
     at = torch.rand(1, 500, 3, generator=torch.Generator().manual_seed(0)) * 0.2 - 0.1
-    film = field.mapping_network(objects(1, torch.float32)[0])
+    film = field.mapping_network(latents_and_poses(1, torch.float32)[0])
     direction = torch.tensor([[[0.0, 0.0, -1.0]]])
     with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
         skipped, whole = (field(at, direction, film, skips_clear=s) for s in (True, False))
@@ -141,8 +140,3 @@ def test_float32_and_bfloat16_skip_alike(dtype):
     assert 0.1 < dense.float().mean() < cpu_forward.MANY
     torch.testing.assert_close(skipped[dense], whole[dense], rtol=1e-5, atol=1e-6)
     assert (skipped[..., :3][~dense] == 0).all()
-
-
-def test_a_twofold_field_is_a_field():
-    whole = TwofoldField(lambda points, _: points + 1, lambda points, _: points)
-    assert torch.equal(whole(torch.zeros(2), torch.zeros(2)), torch.ones(2))

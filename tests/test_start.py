@@ -7,7 +7,7 @@ import pytest
 import torch
 from faults import differences, state_of
 from test_going_on import photos
-from test_train import run, tiny  # noqa: F401 (a fixture)
+from test_train import run
 
 import curriculums
 import datasets
@@ -32,7 +32,7 @@ def counted_calls(monkeypatch, module, name):
     return calls
 
 
-def test_pictures_are_listed_and_the_state_is_read_once(tiny, tmp_path, monkeypatch):  # noqa: F811
+def test_pictures_are_listed_and_the_state_is_read_once(tiny, tmp_path, monkeypatch):
     words = ["--dataset_path", photos(tmp_path / "photos", 5)]  # a stage of 4 px and one of 8 px
     listed = counted_calls(monkeypatch, datasets, "find_pictures")
     read = counted_calls(monkeypatch, checkpoints, "read")
@@ -43,7 +43,7 @@ def test_pictures_are_listed_and_the_state_is_read_once(tiny, tmp_path, monkeypa
     assert len(listed) == 2
 
 
-def test_a_start_travels_to_processes_as_one_tensor(tiny, tmp_path):  # noqa: F811
+def test_a_start_travels_to_processes_as_one_tensor(tiny, tmp_path):
     run(tiny, tmp_path / "out", "--max_steps", "1")
     content = state_of(tmp_path / "out")
     trained = checkpoints.curriculum_of(tmp_path, content)
@@ -61,7 +61,7 @@ def test_a_start_travels_to_processes_as_one_tensor(tiny, tmp_path):  # noqa: F8
     assert differences(dict(second.content), dict(content)) == []
 
 
-def test_a_run_that_saves_between_start_and_lock_is_noticed(tiny, tmp_path, monkeypatch):  # noqa: F811
+def test_a_run_that_saves_between_start_and_lock_is_noticed(tiny, tmp_path, monkeypatch):
     run(tiny, tmp_path / "out", "--max_steps", "1")
     begin = start._start
 
@@ -78,7 +78,7 @@ def test_a_run_that_saves_between_start_and_lock_is_noticed(tiny, tmp_path, monk
     assert state_of(tmp_path / "out")["step"] == 2
 
 
-def test_a_machine_without_a_state_takes_the_newest_of_the_others(tiny, tmp_path, monkeypatch):  # noqa: F811
+def test_a_machine_without_a_state_takes_the_newest_of_the_others(tiny, tmp_path, monkeypatch):
     path = photos(tmp_path / "photos", 5)
     run(tiny, tmp_path / "other", "--max_steps", "1", "--seed", "4", "--dataset_path", path)
     content, sent = state_of(tmp_path / "other"), io.BytesIO()

@@ -2,16 +2,13 @@
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import faults
 import numpy as np
 import pytest
 import torch
-from faults import ROOT, differences, state_of
+from faults import assert_same_state, differences, state_of
 from PIL import Image
 
 import train
@@ -19,39 +16,34 @@ from checkpoint_io import checkpoints
 from system.errors import UsageError
 from training import setup
 
-ENDLESS = faults.TINY.replace("STAGE2", "3")
-TINY = ENDLESS + "Tiny[6] = {}\n"
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    file = tmp_path / "tiny.py"
-    file.write_text(TINY)
-    cache = tmp_path / "cache"
-    return ["--curriculum_file", str(file), "--curriculum", "Tiny", "--cache_dir", str(cache)]
+PREVIEWS = ("fixed", "tilted", "fixed_ema", "tilted_ema", "random")
 
 
 def run(tiny, output_dir, *more):
-    return train.main([*tiny, "--device", "cpu", "--output_dir", str(output_dir), *more])
+    return train.main([*tiny, "--output_dir", str(output_dir), *more])
 
 
 def test_a_run_writes_what_it_promises(tiny, tmp_path):
     out = tmp_path / "out"
-    assert (
-        run(tiny, out, "--sample_interval", "4", "--model_save_interval", "2", "--keep", "2") == 0
-    )
+    words = ["--sample_interval", "4", "--model_save_interval", "2", "--keep", "2"]
+    assert run(tiny, out, *words) == 0
     names = {path.name for path in out.iterdir()}
     assert {"training_state.pth", "generator.pth", "ema.pth", "ema2.pth", "discriminator.pth",
             "options.json", "log.jsonl", "tensorboard", "dataset.png"} <= names  # fmt: skip
-    previews = ("fixed", "tilted", "fixed_ema", "tilted_ema", "random")
     for step in ("000004", "000006"):
-        assert {f"{step}_{kind}.png" for kind in previews} <= names
+        assert {f"{step}_{kind}.png" for kind in PREVIEWS} <= names
     assert {name for name in names if name.startswith("snapshot")} == {
         "snapshot_00000004", "snapshot_00000006"}  # fmt: skip
     with Image.open(out / "000006_fixed_ema.png") as picture:
         assert picture.size == (20, 20)
     state = state_of(out)
     assert (state["step"], state["images_seen"]) == (6, 3 * 3 + 3 * 2)
+    raw, averaged = (checkpoints.read(out / f"{n}.pth", "generator") for n in ("generator", "ema2"))
+    critic = checkpoints.read(out / "discriminator.pth", "discriminator")
+    assert raw["curriculum"][0]["batch_size"] == 3
+    assert differences(dict(raw["state"]), dict(state["generator"])) == []
+    assert differences(list(averaged["state"].values()), state["averages"][1]["shadow"]) == []
+    assert differences(dict(critic["state"]), dict(state["discriminator"])) == []
     assert [path.name for path in out.glob(".*")] == [".pigan_outputs"]
     options = json.loads((out / "options.json").read_text())
     assert options["field"] == "folded"  # on the CPU in float32
@@ -61,51 +53,24 @@ def test_a_run_writes_what_it_promises(tiny, tmp_path):
 
 
 def test_two_and_two_steps_equal_four(tiny, tmp_path):
-    run(tiny, tmp_path / "whole", "--max_steps", "4", "--seed", "5")
+    previews = ["--sample_interval", "4"]
+    run(tiny, tmp_path / "whole", "--max_steps", "4", "--seed", "5", *previews)
     run(tiny, tmp_path / "parts", "--max_steps", "2", "--seed", "5")
-    run(tiny, tmp_path / "parts", "--max_steps", "4", "--resume")  # keeps its seed
-    assert differences(state_of(tmp_path / "whole"), state_of(tmp_path / "parts")) == []
+    run(tiny, tmp_path / "parts", "--max_steps", "4", "--resume", *previews)  # keeps its seed
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
+    for kind in PREVIEWS:
+        one, other = (tmp_path / name / f"000004_{kind}.png" for name in ("whole", "parts"))
+        assert one.read_bytes() == other.read_bytes()
     run(tiny, tmp_path / "moved", "--max_steps", "4", "--load_dir", str(tmp_path / "parts"))
     assert not (tmp_path / "moved").joinpath("generator.pth").exists()  # nothing was left to do
     run(tiny, tmp_path / "first", "--max_steps", "3", "--seed", "5")
     run(tiny, tmp_path / "moved", "--max_steps", "4", "--load_dir", str(tmp_path / "first"))
-    assert differences(state_of(tmp_path / "whole"), state_of(tmp_path / "moved")) == []
+    assert_same_state(tmp_path / "whole", tmp_path / "moved")
 
 
-def test_exports_are_networks_that_carry_their_curriculum(tiny, tmp_path):
-    run(tiny, tmp_path / "out", "--max_steps", "2")
-    state = state_of(tmp_path / "out")
-    raw = checkpoints.read(tmp_path / "out" / "generator.pth", "generator")
-    averaged = checkpoints.read(tmp_path / "out" / "ema2.pth", "generator")
-    assert raw["curriculum"][0]["batch_size"] == 3
-    assert differences(dict(raw["state"]), dict(state["generator"])) == []
-    assert differences(list(averaged["state"].values()), state["averages"][1]["shadow"]) == []
-    critic = checkpoints.read(tmp_path / "out" / "discriminator.pth", "discriminator")
-    assert differences(dict(critic["state"]), dict(state["discriminator"])) == []
-
-
-def test_previews_are_the_same_however_the_run_came_there(tiny, tmp_path):
-    run(tiny, tmp_path / "whole", "--sample_interval", "4", "--max_steps", "4")
-    run(tiny, tmp_path / "parts", "--sample_interval", "9", "--max_steps", "3")
-    run(tiny, tmp_path / "parts", "--sample_interval", "4", "--max_steps", "4", "--resume")
-    for kind in ("fixed", "tilted", "fixed_ema", "tilted_ema", "random"):
-        name = f"000004_{kind}.png"
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
-
-
-def test_an_output_folder_with_a_run_is_not_overwritten(tiny, tmp_path):
-    run(tiny, tmp_path / "out", "--max_steps", "1")
-    before = (tmp_path / "out" / "training_state.pth").read_bytes()
-    with pytest.raises(UsageError, match="holds a run already; use --resume"):
-        run(tiny, tmp_path / "out")
-    assert (tmp_path / "out" / "training_state.pth").read_bytes() == before
-
-
-def test_resume_starts_afresh_where_there_is_nothing_and_says_when_all_is_done(
-    tiny, tmp_path, capsys
-):
-    assert run(tiny, tmp_path / "out", "--resume", "--max_steps", "1") == 0
-    assert run(tiny, tmp_path / "out", "--resume", "--max_steps", "1") == 0
+def test_resume_starts_where_there_is_no_run_and_says_when_all_is_done(tiny, tmp_path, capsys):
+    for _ in range(2):
+        assert run(tiny, tmp_path / "out", "--resume", "--max_steps", "1") == 0
     assert "nothing to do" in capsys.readouterr().err
 
 
@@ -121,17 +86,18 @@ def test_a_mistyped_path_names_the_nearest_one(tiny, tmp_path):
             run(tiny, tmp_path / "out", flag, str(tmp_path / "photo"))
 
 
-def test_a_state_of_other_networks_or_no_state_is_refused(tiny, tmp_path):
+def test_a_run_is_not_overwritten_and_a_state_of_other_networks_or_no_state_is_refused(
+    tiny, tmp_path
+):
     run(tiny, tmp_path / "out", "--max_steps", "1")
-    with pytest.raises(
-        UsageError, match="it was trained with curriculum Tiny, whose networks must be"
-    ):
+    before = (tmp_path / "out" / "training_state.pth").read_bytes()
+    with pytest.raises(UsageError, match="holds a run already; use --resume"):
+        run(tiny, tmp_path / "out")
+    assert (tmp_path / "out" / "training_state.pth").read_bytes() == before
+    with pytest.raises(UsageError, match="trained with curriculum Tiny, whose networks must be"):
         run(tiny, tmp_path / "out", "--resume", "--set", "hidden_dim=9")
-    for content, complaint in (
-        (b"", "is empty"),
-        (b"<html>not found</html>", "is a web page"),
-        (b"PK\x03\x04 cut off", "is cut off"),
-    ):
+    complaints = {b"": "is empty", b"<html>": "is a web page", b"PK\x03\x04 cut off": "is cut off"}
+    for content, complaint in complaints.items():
         (tmp_path / "out" / "training_state.pth").write_bytes(content)
         with pytest.raises(UsageError, match=complaint):
             run(tiny, tmp_path / "out", "--resume")
@@ -220,8 +186,8 @@ def test_the_list_of_curricula(capsys):
     assert all(name in text for name in ("CelebA128", "CARLA", "Demo", "32 -> 64 -> 128"))
 
 
-def test_ten_bad_updates_in_a_row_end_the_run(tiny, tmp_path, capsys, monkeypatch):
-    (tmp_path / "tiny.py").write_text(ENDLESS)
+def test_ten_bad_updates_in_a_row_end_the_run(tmp_path, capsys, monkeypatch):
+    tiny = faults.tiny_arguments(tmp_path)
     run(tiny, tmp_path / "out", "--max_steps", "1")
     before = (tmp_path / "out" / "training_state.pth").read_bytes()
     build = setup.build_game
@@ -245,19 +211,13 @@ def test_ten_bad_updates_in_a_row_end_the_run(tiny, tmp_path, capsys, monkeypatc
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_tells_how_to_go_on(tiny, tmp_path, signum):
-    out = tmp_path / "out"
-    command = [sys.executable, str(ROOT / "train.py"), *tiny, "--output_dir", str(out)]
-    # An endless run: the last stage has no end.
-    (tmp_path / "tiny.py").write_text(ENDLESS)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    log = out / "log.jsonl"
-    deadline = time.monotonic() + 60
-    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+def test_a_signal_saves_and_tells_how_to_go_on(tmp_path, signum):
+    out, words = tmp_path / "out", faults.tiny_arguments(tmp_path)
+    process = faults.start([*words, "--output_dir", out], program=faults.ROOT / "train.py")
+    faults.wait_for(lambda: faults.entries_of(out), process)
     process.send_signal(signum)
-    _, message = process.communicate(timeout=60)
-    assert process.returncode == 128 + signum
+    code, message = faults.finish(process)
+    assert code == 128 + signum
     state = state_of(out)
     assert f"saved at step {state['step']}" in message
     assert "--resume" in message
@@ -265,15 +225,10 @@ def test_a_signal_saves_and_tells_how_to_go_on(tiny, tmp_path, signum):
 
 
 def test_two_processes_resume_exactly_and_stay_equal(tiny, tmp_path):
-    def command(folder, *more):
-        words = [sys.executable, str(ROOT / "train.py"), *tiny, "--output_dir", str(folder)]
-        words += ["--num_processes", "2", "--device", "cpu", "--port", "0", *more]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-
-    command(tmp_path / "whole", "--max_steps", "4")
-    command(tmp_path / "parts", "--max_steps", "2")
-    command(tmp_path / "parts", "--max_steps", "4", "--resume")
+    two = [*tiny, "--num_processes", "2", "--output_dir"]
+    faults.complete([*two, tmp_path / "whole", "--max_steps", "4"])
+    faults.complete([*two, tmp_path / "parts", "--max_steps", "2"])
+    faults.complete([*two, tmp_path / "parts", "--max_steps", "4", "--resume"])
     whole = state_of(tmp_path / "whole")
     assert differences(whole, state_of(tmp_path / "parts")) == []
     assert whole["images_seen"] == 2 * (3 * 3 + 2)

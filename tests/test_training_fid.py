@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from faults import differences, state_of
-from test_train import TINY, run
+from faults import assert_same_state, fids, state_of, tiny_arguments
+from test_train import run
 
 import datasets
 from checkpoint_io import checkpoints
@@ -20,21 +20,28 @@ from training import fid, options
 
 @pytest.fixture
 def tiny(tmp_path):
-    file = tmp_path / "tiny.py"
-    file.write_text(TINY + 'Tiny["clamp_mode"] = "softplus"\n')  # some density is visible
-    cache = tmp_path / "cache"
-    return ["--curriculum_file", str(file), "--curriculum", "Tiny", "--cache_dir", str(cache)]
+    more = 'Tiny[6], Tiny["clamp_mode"] = {}, "softplus"\n'  # some density is visible
+    return tiny_arguments(tmp_path, more=more)
 
 
-def fids(folder):
-    lines = (folder / "fid.txt").read_text().splitlines()
-    return {int(step): float(value) for step, value in (line.split(":") for line in lines)}
+def meter_of(place, folder, *, num_images=9, cache="cache"):
+    """Open the FID meter of the tiny curriculum for a rank."""
+    curriculum = load("Tiny", file=folder / "tiny.py")
+    wanted = options.FidOptions(interval=1, num_images=num_images, weights=folder / "weights.pth",
+                                takes_any_weights=True)  # fmt: skip
+    data = options.dataset_options(curriculum)
+    listing = datasets.find_images(data)
+    return fid.open_meter(place, wanted, curriculum, data, listing, folder / cache)[0]
+
+
+def place_of(rank, world_size=2):
+    return processes.Place(device=torch.device("cpu"), rank=rank, world_size=world_size)
 
 
 def test_a_run_with_fid_is_the_run_without(tiny, weights, tmp_path, capsys):
     run(tiny, tmp_path / "without", "--max_steps", "6")
     run(tiny, tmp_path / "with", "--max_steps", "6", "--eval_freq", "2", *weights)
-    assert differences(state_of(tmp_path / "without"), state_of(tmp_path / "with")) == []
+    assert_same_state(tmp_path / "without", tmp_path / "with")
     found = fids(tmp_path / "with")
     assert list(found) == [2, 4, 6]
     assert len(set(found.values())) == 3
@@ -46,6 +53,9 @@ def test_a_run_with_fid_is_the_run_without(tiny, weights, tmp_path, capsys):
     assert f"step 6: fid {found[6]:.2f}" in said
     best = checkpoints.read(tmp_path / "with" / "best" / "ema.pth", "generator")
     assert best["step"] == min(found, key=found.get)
+    run(tiny, tmp_path / "parts", "--max_steps", "3", "--eval_freq", "2", *weights)
+    run(tiny, tmp_path / "parts", "--resume", "--eval_freq", "2", *weights)
+    assert fids(tmp_path / "parts") == found
 
 
 def test_an_interval_of_0_turns_it_off(tiny, weights, tmp_path, monkeypatch):
@@ -53,14 +63,6 @@ def test_an_interval_of_0_turns_it_off(tiny, weights, tmp_path, monkeypatch):
     words = ["--max_steps", "1", "--eval_freq", "0", "--load_dir", "", *weights]
     assert run(tiny, tmp_path / "out", *words) == 0
     assert not (tmp_path / "out" / "fid.txt").exists()
-
-
-def test_a_resumed_run_measures_what_the_whole_one_does(tiny, weights, tmp_path):
-    flags = ["--eval_freq", "2", *weights]
-    run(tiny, tmp_path / "whole", *flags)
-    run(tiny, tmp_path / "parts", "--max_steps", "3", *flags)
-    run(tiny, tmp_path / "parts", "--resume", *flags)
-    assert fids(tmp_path / "whole") == fids(tmp_path / "parts")
 
 
 def test_the_figure_is_the_distance_to_the_data_set(tiny, weights, tmp_path):
@@ -113,7 +115,7 @@ def test_a_wrong_network_is_refused_before_training(tiny, tmp_path):
         run(tiny, tmp_path / "out", "--eval_freq", "1", "--inception_weights", str(path))
 
 
-def test_lines_of_a_future_that_was_left_are_dropped(tmp_path):
+def test_lines_after_the_step_of_a_resume_are_dropped(tmp_path):
     assert fid.note(tmp_path, 10, 5.0)
     assert not fid.note(tmp_path, 20, 6.0)
     assert fid.note(tmp_path, 30, 4.0)
@@ -123,24 +125,15 @@ def test_lines_of_a_future_that_was_left_are_dropped(tmp_path):
 
 def test_two_ranks_measure_what_one_does(tiny, weights, tmp_path):
     """Measures the untrained generator both times, because the trainings would differ."""
-    curriculum = load("Tiny", file=tmp_path / "tiny.py")
-    torch.manual_seed(0)
-    generator = curriculum.build_generator().eval()
-    alone = processes.Place(device=torch.device("cpu"))
-    wanted = options.FidOptions(interval=1, num_images=70, weights=tmp_path / "weights.pth",
-                                takes_any_weights=True)  # fmt: skip
-    data = options.dataset_options(curriculum)
-    listing = datasets.find_images(data)
-    meter, _ = fid.open_meter(alone, wanted, curriculum, data, listing, tmp_path / "cache")
+    generator = load("Tiny", file=tmp_path / "tiny.py").build_generator().eval()
+    alone = place_of(0, world_size=1)
+    meter = meter_of(alone, tmp_path, num_images=70)
     expected = meter.measure(generator, 1, alone, lambda: False)
     shares = []
-    for rank in range(2):
-        place = processes.Place(device=torch.device("cpu"), rank=rank, world_size=2)
-        kept = []
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(collectives, "add_up", kept.append)
-            meter.measure(generator, 1, place, lambda: False)
-        shares += kept
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(collectives, "add_up", shares.append)
+        for rank in range(2):
+            meter.measure(generator, 1, place_of(rank), lambda: False)
     assert shares[0][32:64].eq(0).all()
     assert shares[1][:32].eq(0).all()
     both = fitted_gaussian(shares[0] + shares[1])
@@ -149,21 +142,13 @@ def test_two_ranks_measure_what_one_does(tiny, weights, tmp_path):
 
 
 def test_a_machine_with_a_disk_of_its_own_gets_the_statistics(tiny, weights, tmp_path, monkeypatch):
-    curriculum = load("Tiny", file=tmp_path / "tiny.py")
-    wanted = options.FidOptions(interval=1, num_images=9, weights=tmp_path / "weights.pth",
-                                takes_any_weights=True)  # fmt: skip
-    data = options.dataset_options(curriculum)
-    listing = datasets.find_images(data)
-    main, other = (
-        processes.Place(device=torch.device("cpu"), rank=r, world_size=2) for r in (0, 1)
-    )
-    meter, _ = fid.open_meter(main, wanted, curriculum, data, listing, tmp_path / "cache")
+    meter = meter_of(place_of(0), tmp_path)
 
     def from_main(tensors):
         for tensor, value in zip(tensors, meter.real, strict=True):
             tensor.copy_(value)
 
     monkeypatch.setattr(collectives, "broadcast_state", from_main)
-    found, _ = fid.open_meter(other, wanted, curriculum, data, listing, tmp_path / "empty")
+    found = meter_of(place_of(1), tmp_path, cache="empty")
     assert all(torch.equal(*pair) for pair in zip(found.real, meter.real, strict=True))
     assert list((tmp_path / "empty").iterdir()) == []

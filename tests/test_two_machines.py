@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from faults import differences, run, start, state_of, tiny_arguments, wait_for
+from faults import assert_same_state, complete, start, state_of, tiny_arguments, wait_for
 
 PORT = 29_611
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
@@ -41,11 +41,10 @@ class Network:
     def plug(self, *, is_in):
         ip("-n", self.hosts[1], "link", "set", self.cables[1], "up" if is_in else "down")
 
-    def start(self, number, arguments, faults=None):
-        """torchrun on one of the hosts."""
+    def start(self, number, arguments):
+        """Start torchrun on one of the hosts."""
         return start(
             arguments,
-            faults,
             before=("ip", "netns", "exec", self.hosts[number]),
             launcher=("-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1",
                       f"--node_rank={number}", f"--master_addr={ADDRESSES[0]}",
@@ -76,28 +75,21 @@ def network():
         made.tear_down()
 
 
-def both(network, tmp_path, *more, faults=None):
+def both(network, tmp_path, *more):
     """Start training on both hosts, each with its own folder as its disk."""
-    return [
-        network.start(number, [*host_arguments(tmp_path, number), *more], faults)
-        for number in (0, 1)
-    ]
-
-
-def host_arguments(tmp_path, number):
-    disk = tmp_path / f"host{number}"
-    disk.mkdir(exist_ok=True)
-    return [*tiny_arguments(disk), "--output_dir", disk / "out", "--resume"]
+    hosts = []
+    for number in (0, 1):
+        disk = tmp_path / f"host{number}"
+        disk.mkdir(exist_ok=True)
+        words = [*tiny_arguments(disk), "--output_dir", disk / "out", "--resume", *more]
+        hosts.append(network.start(number, words))
+    return hosts
 
 
 def ended(processes):
     """Wait for the processes; return their exit codes and stderr."""
     errors = [process.communicate(timeout=150)[1] for process in processes]
     return [process.returncode for process in processes], errors
-
-
-def has_stopped(folder, error):
-    return f"in {folder}; run the same command with --resume" in error
 
 
 @pytest.mark.slow
@@ -122,16 +114,15 @@ def test_two_machines(network, tmp_path, fault, counted):
     seconds = time.monotonic() - began
     counted(f"{fault}: torchrun was over after {seconds:.0f} s")
     for number, error in zip(left, errors, strict=True):
-        assert has_stopped(outs[number], error)
+        assert f"in {outs[number]}; run the same command with --resume" in error
     steps = [state_of(outs[number])["step"] for number in left]
     network.plug(is_in=True)
     last = max(steps) + 3
     hosts = both(network, tmp_path, "--max_steps", last)
     codes, errors = ended(hosts)
     assert codes == [0, 0], errors
-    code, error = run([*tiny_arguments(tmp_path), "--num_processes", "2", "--max_steps", last,
-                       "--output_dir", tmp_path / "whole"])  # fmt: skip
-    assert code == 0, error
-    assert differences(state_of(outs[0]), state_of(tmp_path / "whole")) == []
+    words = ["--num_processes", "2", "--max_steps", last, "--output_dir", tmp_path / "whole"]
+    complete([*tiny_arguments(tmp_path), *words])
+    assert_same_state(outs[0], tmp_path / "whole")
     counted(f"{fault}: saved at {steps}, went on to {last}, as one machine with two processes does")
     assert seconds < 60

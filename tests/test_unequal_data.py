@@ -3,7 +3,7 @@
 import socket
 
 import pytest
-from faults import differences, run, start, state_of, tiny_arguments
+from faults import assert_same_state, complete, start, tiny_arguments
 from PIL import Image
 
 from training.start import first_other
@@ -49,7 +49,7 @@ def two_machines(folder, words, *of_each):
                      marks=pytest.mark.slow),
     ],
 )  # fmt: skip
-def test_what_differs_is_refused(tmp_path, own, told):
+def test_machines_with_other_data_or_flags_are_refused(tmp_path, own, told):
     pictures(tmp_path / "full", range(5))
     pictures(tmp_path / "fewer", range(4))
     pictures(tmp_path / "other", [0, 1, 2, 9, 4])
@@ -71,10 +71,9 @@ def test_the_same_pictures_in_other_places_are_taken(tmp_path):
     words = ["--max_steps", "6"]
     for code, error in two_machines(tmp_path, words, *paths):
         assert code == 0, error
-    code, error = run([*tiny_arguments(tmp_path), "--num_processes", "2", *words, *paths[0],
-                       "--output_dir", tmp_path / "whole"])  # fmt: skip
-    assert code == 0, error
-    assert differences(state_of(tmp_path / "host0" / "out"), state_of(tmp_path / "whole")) == []
+    words = ["--num_processes", "2", *words, *paths[0], "--output_dir", tmp_path / "whole"]
+    complete([*tiny_arguments(tmp_path), *words])
+    assert_same_state(tmp_path / "host0" / "out", tmp_path / "whole")
 
 
 def test_the_first_rank_that_differs_is_named():

@@ -28,17 +28,7 @@ def opened(tiny_run):
     return viewing.open_generator(args), args
 
 
-def test_the_latent_is_the_published_one(opened):
-    saved, _ = opened
-    torch.manual_seed(3)
-    film = saved.generator.mapping(torch.randn((1, 6)))
-    whole = viewing.objects_of_seeds(saved, [3], psi=1.0)[0].film
-    torch.testing.assert_close(whole.frequencies, film.frequencies)
-    none = viewing.objects_of_seeds(saved, [3], psi=0.0)[0].film
-    torch.testing.assert_close(none.phase_shifts, viewing.mean_film(saved).phase_shifts)
-
-
-def test_psi_beyond_one_exaggerates_and_is_told(tiny_run, capsys):
+def test_psi_beyond_one_exaggerates_with_a_note(tiny_run, capsys):
     args = parse(tiny_run / "generator.pth", "--seeds", "3", "--psi", "1.5")
     saved = viewing.open_generator(args)
     (shown,) = viewing.objects_to_show(saved, args)
@@ -50,14 +40,6 @@ def test_psi_beyond_one_exaggerates_and_is_told(tiny_run, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_options_are_the_curriculums_with_more_samples(opened):
-    saved, args = opened
-    options = viewing.render_options(saved, args)
-    assert (options.image_size, options.num_steps, options.fov_degrees) == (256, 8, 12)
-    assert options.background == "white"
-    assert not options.lock_view_dependence
-
-
 def test_rays_are_those_of_the_stage_that_was_trained_last(opened):
     saved, args = opened
     later = {**TINY[0], "num_steps": 9, "ray_start": 0.5}
@@ -67,17 +49,14 @@ def test_rays_are_those_of_the_stage_that_was_trained_last(opened):
         assert (options.near, options.num_steps) == (near, 8)  # steps are the first stage's
 
 
-def test_chunks_are_at_most_what_is_asked_for(opened):
+def test_options_are_the_curriculums_with_more_samples_and_chunks_as_asked_for(opened):
     saved, args = opened
+    options = viewing.render_options(saved, args)
+    assert (options.image_size, options.num_steps, options.fov_degrees) == (256, 8, 12)
+    assert (options.background, options.lock_view_dependence) == ("white", False)
     assert saved.generator.points_per_chunk == CPU_CHUNK
     args.max_batch_size = 100
     assert viewing.open_generator(args).generator.points_per_chunk == 100
-
-
-def test_a_missing_average_is_said(tiny_run, capsys):
-    (tiny_run / "ema.pth").unlink()
-    viewing.open_generator(parse(tiny_run / "generator.pth"))
-    assert "no ema.pth beside it; using the raw parameters" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
@@ -90,11 +69,10 @@ def test_fast_rounds_what_the_field_multiplies_and_the_picture_stays(
     args.precision = precision
     saved = viewing.open_generator(args)
     (thing,) = viewing.objects_of_seeds(exact, [0], psi=1.0)
-    pictures = [
-        look(
-            one, thing.film, 1.3, 1.6, viewing.render_options(one, args), points_per_chunk=500
-        ).images
-        for one in (exact, saved)
-    ]
-    error = (pictures[0] - pictures[1]).abs().max()
+    options = viewing.render_options(exact, args)
+    one, other = (
+        look(each, thing.film, 1.3, 1.6, options, points_per_chunk=500).images
+        for each in (exact, saved)
+    )
+    error = (one - other).abs().max()
     assert error == 0 if precision == "exact" else 0 < error < 0.02
