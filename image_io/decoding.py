@@ -142,7 +142,7 @@ def decode_picture(stream: IO[bytes], framing: Framing | None = None) -> Pixels:
     Raises:
         Exception: whatever Pillow says of a damaged file, or that the picture is too large.
     """
-    return _pixels(_over_white(_decode(stream, framing)[0]))
+    return _pixels(over_white(_decode(stream, framing)[0]))
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -161,13 +161,33 @@ def read_picture(path: Path) -> Image.Image:
         raise UsageError(f"{path}: cannot be read: {reason}") from error
 
 
+def read_photo(stream: IO[bytes], longer_side: int) -> Image.Image:
+    """Decode a whole photo: upright, sRGB, RGBA where it has transparency.
+
+    Args:
+        stream: the file's bytes, at the start. Animations give their first frame.
+        longer_side: a larger jpg may be decoded at a half, a quarter or an eighth of its size, as
+            long as its longer side keeps this many pixels.
+
+    Raises:
+        ValueError: the file is damaged, too large or no picture; the text fits one line.
+    """
+    try:
+        with _quiet_pillow():
+            return _decode(stream, None, longer_side)[0]
+    except Exception as error:  # damaged files make Pillow raise almost anything
+        raise ValueError(_reason(error)) from error
+
+
 def picture_head(stream: IO[bytes]) -> tuple[str, str]:
     """Return size and kind of a picture, such as ("178 x 218", "JPEG RGB"), without decoding it."""
     image = Image.open(stream, formats=formats())
     return f"{image.width} x {image.height}", f"{image.format} {image.mode}"
 
 
-def _decode(stream: IO[bytes], framing: Framing | None) -> tuple[Image.Image, bool]:
+def _decode(
+    stream: IO[bytes], framing: Framing | None, longer_side: int | None = None
+) -> tuple[Image.Image, bool]:
     """Decode an upright sRGB picture; return whether framing asks for more pixels than it has.
 
     Without a framing: RGB or RGBA of the file's own size, or half of it for a jpg of more than
@@ -179,14 +199,14 @@ def _decode(stream: IO[bytes], framing: Framing | None) -> tuple[Image.Image, bo
         box = left, top, right, bottom = crop_box(*image.size, framing.crop)
         wanted = max(framing.image_size, framing.crop if isinstance(framing.crop, int) else 0)
         is_small = min(right - left, bottom - top) < wanted
-    scale = _shrink_while_decoding(image, framing)
+    scale = _shrink_while_decoding(image, framing, longer_side)
     is_large = image.width * image.height > LARGE_PIXELS
     with _large_picture if is_large else contextlib.nullcontext():
         image.load()
         picture = to_srgb(image)
         if framing is not None:
             left, top, right, bottom = (side * scale for side in box)
-            picture = _resized(_over_white(picture), (left, top, right, bottom), framing)
+            picture = _resized(over_white(picture), (left, top, right, bottom), framing)
     orientation = _orientation(image)
     if orientation in _TURNS:  # last, where it costs least; centred crops do not mind
         picture = picture.transpose(_TURNS[orientation])
@@ -211,7 +231,9 @@ def _opened(stream: IO[bytes]) -> Image.Image:
     return image
 
 
-def _shrink_while_decoding(image: Image.Image, framing: Framing | None) -> float:
+def _shrink_while_decoding(
+    image: Image.Image, framing: Framing | None, longer_side: int | None
+) -> float:
     """Have a jpg decoded at 1/2, 1/4 or 1/8 of its size, where that loses nothing that is needed.
 
     It takes a fraction of the time. It is done where the antialiasing filter still has to shrink
@@ -224,6 +246,9 @@ def _shrink_while_decoding(image: Image.Image, framing: Framing | None) -> float
     if image.format not in JPEG_FORMATS:
         return 1.0
     least_width, least_height = width, height
+    if longer_side is not None:
+        share = min(1.0, longer_side / max(width, height))
+        least_width, least_height = int(share * width), int(share * height)
     if framing is not None and framing.resize != "nearest":
         left, top, right, bottom = crop_box(width, height, framing.crop)
         least_width = int(2 * framing.image_size * width / (right - left)) + 1
@@ -242,7 +267,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _over_white(image: Image.Image) -> Image.Image:
+def over_white(image: Image.Image) -> Image.Image:
     """Put an RGBA picture on white; an RGB one stays."""
     if image.mode == "RGB":
         return image

@@ -1,0 +1,114 @@
+"""What became of photos that were prepared: a csv, and a sheet of photos and pictures."""
+
+import csv
+import io
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageOps
+
+from image_io import png
+from image_io.decoding import over_white
+from image_io.placing import Square
+from system.files import replaced
+
+ROWS, PAIRS_PER_ROW, SIDE = 8, 3, 160  # of the sheet; SIDE in pixels
+COLUMNS = ("photo", "result", "reason", "picture", "x", "y", "side", "angle", "blur")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one face or object of a photo, or of a photo as a whole.
+
+    Attributes:
+        photo: its name.
+        reason: why it is dropped; empty if it is used.
+        square: the part of the photo, if one was found.
+        blur: of the picture, as photo_checks.blur measures it.
+        picture: the part of the photo that was cut out.
+        before: the photo, small, with the square drawn on it.
+    """
+
+    photo: str
+    reason: str = ""
+    square: Square | None = None
+    blur: float | None = None
+    picture: Image.Image | None = None
+    before: Image.Image | None = None
+
+
+@dataclass
+class Report:
+    """Rows of the csv, reasons, and a random choice of pairs for the sheet."""
+
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    pairs: list[tuple[Image.Image, Image.Image]] = field(default_factory=list)
+    used: int = 0
+    rng: random.Random = field(default_factory=lambda: random.Random(0))
+
+    def add(self, outcome: Outcome, name: str) -> None:
+        """Add an outcome; name is that of its picture in the .zip, empty if it is dropped."""
+        square = outcome.square
+        place = ("",) * 4 if square is None else (square.x, square.y, square.side, square.angle)
+        figures = [f"{value:.2f}" if value != "" else "" for value in place]
+        figures.append("" if outcome.blur is None else f"{outcome.blur:.2f}")
+        result = "used" if name else "dropped"
+        self.rows.append((outcome.photo, result, outcome.reason, name, *figures))
+        if not name:
+            self.reasons[outcome.reason.partition(":")[0]] += 1
+            return
+        self.used += 1
+        assert outcome.before is not None
+        assert outcome.picture is not None
+        pair = outcome.before, outcome.picture
+        slot = self.rng.randrange(self.used)  # each pair is as likely to stay as any other
+        if len(self.pairs) < ROWS * PAIRS_PER_ROW:
+            self.pairs.append(pair)
+        elif slot < len(self.pairs):
+            self.pairs[slot] = pair
+
+    def summary(self) -> str:
+        """Say how many pictures there are, and what was dropped for which reason."""
+        dropped = ", ".join(f"{reason}: {count}" for reason, count in self.reasons.most_common())
+        return f"{self.used} pictures; dropped: {dropped or 'none'}"
+
+
+def outlined(photo: Image.Image, square: Square) -> Image.Image:
+    """Return a small photo on grey with the square drawn on it."""
+    small = ImageOps.contain(over_white(photo), (SIDE, SIDE))
+    scale = small.width / photo.width
+    turn, half = np.radians(square.angle), square.side / 2
+    corners = []
+    for right, down in ((-half, -half), (half, -half), (half, half), (-half, half)):
+        x = square.x + np.cos(turn) * right - np.sin(turn) * down
+        y = square.y + np.sin(turn) * right + np.cos(turn) * down
+        corners.append((float(x * scale), float(y * scale)))
+    ImageDraw.Draw(small).line([*corners, corners[0], corners[1]], fill=(255, 0, 120), width=2)
+    return ImageOps.pad(small, (SIDE, SIDE), color=(128, 128, 128))
+
+
+def sheet(report: Report) -> torch.Tensor:
+    """Arrange pairs of photo and picture; returns uint8 (3, H, W)."""
+    side = (SIDE, SIDE)
+    pairs = [(before, over_white(after).resize(side)) for before, after in report.pairs]
+    pictures = [np.asarray(picture) for pair in pairs for picture in pair]
+    count = min(PAIRS_PER_ROW, len(pairs))
+    rows = -(-len(pairs) // count)
+    pictures += [np.full_like(pictures[0], 255)] * (2 * count * rows - len(pictures))
+    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    return png.contact_sheet(stacked, [""] * rows, ["photo", "picture"] * count)
+
+
+def write_csv(path: Path, report: Report) -> None:
+    """Write a row for each face or object that was found, and for each photo without one."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerows([COLUMNS, *report.rows])
+    with replaced(path) as file:
+        file.write(text.getvalue().encode())

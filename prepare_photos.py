@@ -1,0 +1,269 @@
+"""Make a dataset of a folder of photos: find, crop, align and check what they show.
+
+    python prepare_photos.py my_photos/ faces.zip --kind face
+
+Writes faces.zip (square png files), faces.csv (what became of each photo, and why), faces.png
+(photos before and after) and faces_curricula.py (a curriculum to start from). Changes no photo.
+"""
+
+import argparse
+import contextlib
+import io
+import sys
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import IO
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from image_io import faces, photo_checks, photo_report, placing, png
+from image_io.decoding import over_white, read_photo
+from image_io.files import Listing, find_pictures, opened, printable
+from image_io.photo_report import Outcome, Report, outlined
+from image_io.placing import NotFound, Square
+from system import flags, machine
+from system.errors import UsageError
+from system.files import replaced
+
+KINDS = ("face", "object", "crop")
+PHOTO_SIDE = 2048  # pixels of the longer side that a large jpg keeps when it is decoded
+MAX_OUTSIDE = 0.15  # share of a face's square that may lie outside of the photo
+MIN_SHARE = 0.5  # of the picture's size: a square of fewer pixels is dropped
+MARK = b"prepared by pi-GAN's prepare_photos.py"  # comment of the .zip
+
+CURRICULUM = '''"""A curriculum for {name}. Correct the cameras where your photos differ."""
+
+import math
+
+from curriculums import {base}, Demo
+
+Cameras = {{
+    "dataset": "Images",
+    "fov": {fov},  # angle of view in degrees; the camera is 1 from the middle of the object
+    "ray_start": {near},  # distances between which the object is
+    "ray_end": {far},
+{poses}
+{ground}
+}}
+
+Photos = {{**{base}, **Cameras}}  # for a GPU
+SmallPhotos = {{**Demo, **Cameras}}  # for a processor: small networks, 32 pixels
+'''
+AROUND_FRONT = """    "sample_dist": "gaussian",  # directions around the front, in radians
+    "h_mean": math.pi / 2,
+    "v_mean": math.pi / 2,
+    "h_stddev": 0.3,  # to the left and to the right
+    "v_stddev": 0.155,  # up and down"""
+ABOVE_GROUND = """    "sample_dist": "spherical_uniform",  # from all sides, level and from above"""
+FIELD_DECIDES = """    "white_back": False,
+    "eval_last_back": True,  # the last sample of a ray shows what is behind the object
+    "scene_radius": None,"""
+WHITE_GROUND = """    "white_back": True,  # transparent parts of pictures are white, too"""
+
+
+def build_parser() -> flags.ArgumentParser:
+    """Return a parser of all flags of this command."""
+    parser = flags.ArgumentParser(description="Make a dataset of a folder of photos.")
+    add = parser.add_argument
+    add("photos", help="folder, glob or .zip; they are not changed")
+    add("output", type=Path, help="the .zip to write")
+    add("--kind", choices=KINDS, required=True, help="face: upright faces, as large in the picture "
+        "as in CelebA; object: things on a plain or transparent ground; crop: the largest centred "
+        "square")  # fmt: skip
+    add("--size", type=flags.whole(16, 1024), default=256, help="pixels per side of the pictures")
+    add("--cascade", type=Path, help="faces of another kind, such as cats: a cascade of local "
+        "binary patterns in OpenCV's XML format; default: frontal faces of people")  # fmt: skip
+    add("--share", type=flags.number(0.1, 1), default=0.8, help="of the picture's side that the "
+        "longer side of an object takes")  # fmt: skip
+    add("--ground", choices=("white", "transparent"), default="white", help="behind objects")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare the photos, then write the pictures and their report."""
+    args = build_parser().parse_args(argv)
+    _require_output(args.output)
+    find = _finder(args)
+    listing = find_pictures(args.photos)
+    report = Report()
+    csv_path, sheet_path = args.output.with_suffix(".csv"), args.output.with_suffix(".png")
+    try:
+        with replaced(args.output) as file, zipfile.ZipFile(file, "w") as archive:
+            archive.comment = MARK
+            _write_pictures(archive, listing, find, args, report)
+            if report.used == 0:
+                raise UsageError(f"no photo can be used ({report.summary()}); see {csv_path}")
+    finally:
+        if report.rows:
+            photo_report.write_csv(csv_path, report)
+    png.save_png(sheet_path, photo_report.sheet(report))
+    _tell(args, listing, report)
+    return 0
+
+
+def _require_output(path: Path) -> None:
+    """Refuse an output that is no .zip, or one that this command did not write."""
+    if path.suffix.casefold() != ".zip":
+        raise UsageError(f"{path}: the output must be a .zip")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}")
+    if not path.exists():
+        return
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        if archive.comment == MARK:
+            return
+    raise UsageError(f"{path}: exists and was not written by this command; choose another name")
+
+
+Finder = Callable[[Image.Image], tuple[Image.Image, list[Square]]]
+
+
+def _finder(args: argparse.Namespace) -> Finder:
+    """Return what finds the squares of a photo, and the photo to cut them from."""
+    if args.kind == "face":
+        cascade = faces.open_cascade(args.cascade)
+
+        def find(photo: Image.Image) -> tuple[Image.Image, list[Square]]:
+            found = faces.find_faces(photo, cascade)
+            if not found:
+                raise NotFound("no face found")
+            return over_white(photo), found
+
+        return find
+    if args.cascade is not None:
+        raise UsageError("--cascade: is for --kind face")
+    if args.kind == "crop":
+        return lambda photo: (over_white(photo), [placing.centred(photo)])
+
+    def find_object(photo: Image.Image) -> tuple[Image.Image, list[Square]]:
+        cutout, square = placing.find_object(photo, args.share)
+        return cutout, [square]
+
+    return find_object
+
+
+def _write_pictures(
+    archive: zipfile.ZipFile,
+    listing: Listing,
+    find: Finder,
+    args: argparse.Namespace,
+    report: Report,
+) -> None:
+    """Write what is found into the archive, in the order of the photos, without near-duplicates."""
+    for skipped in listing.skipped:
+        report.add(Outcome(photo=skipped.name, reason=f"unreadable: {skipped.reason}"), "")
+    seen = photo_checks.Seen()
+    with opened(listing) as open_file, tqdm(total=listing.count, unit="photo") as bar:
+        for outcomes in _in_order(listing, lambda name: _outcomes(open_file, name, find, args)):
+            bar.update()
+            for outcome in outcomes:
+                picture, name = outcome.picture, f"{report.used:06d}.png"
+                if picture is None or outcome.reason:
+                    report.add(outcome, "")
+                    continue
+                twin = seen.twin(outcome.photo, picture)
+                if twin is not None:
+                    reason = f"nearly the same as another: {twin}"
+                    report.add(Outcome(photo=outcome.photo, reason=reason), "")
+                    continue
+                buffer = io.BytesIO()
+                picture.save(buffer, "PNG", compress_level=3)
+                archive.writestr(zipfile.ZipInfo(name), buffer.getvalue())
+                report.add(outcome, name)
+
+
+def _in_order(listing: Listing, work: Callable[[str], list[Outcome]]) -> Iterator[list[Outcome]]:
+    """Work on photos on all cores, a few at a time."""
+    pending: deque[Future[list[Outcome]]] = deque()
+    with ThreadPoolExecutor(machine.num_cores()) as pool:
+        try:
+            for name in listing.names:
+                pending.append(pool.submit(work, name))
+                if len(pending) > 2 * machine.num_cores():
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _outcomes(
+    open_file: Callable[[str], IO[bytes]], name: str, find: Finder, args: argparse.Namespace
+) -> list[Outcome]:
+    """Find and cut what a photo shows."""
+    shown = printable(name)
+    try:
+        with open_file(name) as stream:
+            photo = read_photo(stream, PHOTO_SIDE)
+    except (ValueError, OSError) as error:
+        return [Outcome(photo=shown, reason=f"unreadable: {error}")]
+    try:
+        source, squares = find(photo)
+    except NotFound as error:
+        return [Outcome(photo=shown, reason=str(error))]
+    return [_cut(shown, photo, source, square, args) for square in squares]
+
+
+def _cut(
+    name: str,
+    photo: Image.Image,
+    source: Image.Image,
+    square: Square,
+    args: argparse.Namespace,
+) -> Outcome:
+    """Cut a square out of source, which is the photo or its object alone, and check it."""
+    picture = placing.cut(source, square, args.size)
+    opaque = over_white(picture)
+    blur, outside = photo_checks.blur(opaque), placing.share_outside(photo, square)
+    reason = ""
+    if square.side < MIN_SHARE * args.size:
+        reason = f"small: {square.side:.0f} pixels for {args.size}"
+    elif args.kind == "face" and outside > MAX_OUTSIDE:
+        reason = f"cut off: {outside:.0%} of the face's square is outside of the photo"
+    elif blur > photo_checks.MAX_BLUR:
+        reason = f"blurred: {blur:.2f} (at most {photo_checks.MAX_BLUR:g})"
+    return Outcome(
+        photo=name,
+        reason=reason,
+        square=square,
+        blur=blur,
+        picture=picture if args.ground == "transparent" else opaque,
+        before=outlined(photo, square),
+    )
+
+
+def _tell(args: argparse.Namespace, listing: Listing, report: Report) -> None:
+    """Write the curriculum if there is none yet, and print what was made and what comes next."""
+    path = args.output.with_name(f"{args.output.stem}_curricula.py")
+    if not path.exists():
+        with replaced(path) as file:
+            file.write(_curriculum(args).encode())
+    if listing.left_out:
+        print(listing.left_out, file=sys.stderr)
+    print(f"{report.summary()}; {args.output.with_suffix('.csv')} tells of each photo")
+    print(f"look at {args.output.with_suffix('.png')} and correct the cameras in {path}; then:")
+    name = "Photos" if torch.cuda.is_available() else "SmallPhotos"
+    print(f"python train.py --curriculum_file {path} --curriculum {name} --dataset_path "
+          f"{args.output} --output_dir runs/{args.output.stem} --dry_run")  # fmt: skip
+
+
+def _curriculum(args: argparse.Namespace) -> str:
+    """Return a curriculum file with cameras that suit the kind of the pictures."""
+    if args.kind == "object":
+        return CURRICULUM.format(
+            name=args.output.name, base="CARLA", fov=30, near=0.7, far=1.3, poses=ABOVE_GROUND,
+            ground=WHITE_GROUND,
+        )  # fmt: skip
+    return CURRICULUM.format(
+        name=args.output.name, base="CelebA", fov=12, near=0.88, far=1.12, poses=AROUND_FRONT,
+        ground=FIELD_DECIDES,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main))
