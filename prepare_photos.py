@@ -19,8 +19,8 @@ from typing import IO
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
+import own_modules  # noqa: F401
 from image_io import faces, photo_checks, photo_report, placing, png
 from image_io.decoding import over_white, read_photo
 from image_io.files import Listing, find_pictures, opened, printable
@@ -29,6 +29,7 @@ from image_io.placing import NotFound, Square
 from system import flags, machine
 from system.errors import UsageError
 from system.files import replaced
+from system.screen import progress_bar
 
 KINDS = ("face", "object", "crop")
 PHOTO_SIDE = 2048  # pixels of the longer side that a large jpg keeps when it is decoded
@@ -158,7 +159,7 @@ def _write_pictures(
     for skipped in listing.skipped:
         report.add(Outcome(photo=skipped.name, reason=f"unreadable: {skipped.reason}"), "")
     seen = photo_checks.Seen()
-    with opened(listing) as open_file, tqdm(total=listing.count, unit="photo") as bar:
+    with opened(listing) as open_file, progress_bar(listing.count, "photo") as bar:
         for outcomes in _in_order(listing, lambda name: _outcomes(open_file, name, find, args)):
             bar.update()
             for outcome in outcomes:

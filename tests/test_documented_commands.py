@@ -36,6 +36,7 @@ TINY = {
     "--film_steps 1",
     "fid_evaluation": "--img_size 8",
     "eval_metrics": "--num_objects 1 --consistency_size 8 --device cpu",
+    "prepare_photos": "--kind crop --size 16",  # the photos of this test are noise
     "viewer": "--save_picture --image_size 8 --num_steps 4 --device cpu",
 }
 OURS = ("runs/demo", "assets/demo", "out")
@@ -148,6 +149,7 @@ DEFAULT = [
     ("fid_evaluation", "EvalImages/CelebA_real_images_8/00000.jpg"),
     ("convert_checkpoint", "converted/generator.pth"),
     ("train", "runs/celeba/generator.pth"),
+    ("prepare_photos", "faces.zip"),
 ]
 
 
