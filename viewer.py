@@ -39,6 +39,8 @@ def build_parser() -> flags.ArgumentParser:
         "machine only, 0.0.0.0 the whole network")  # fmt: skip
     add("--port", type=flags.port_number, help=f"default: {address.DEFAULT_PORTS[0]}, or "
         "the next one that is free; 0 takes any free one")  # fmt: skip
+    add("--allow_origin", type=address.origin_of, action="append", default=[], metavar="URL",
+        help="another address at which a proxy shows the page; repeatable")  # fmt: skip
     add("--output_dir", type=Path, default=Path("views"), help="the only folder to which the page "
         "saves")  # fmt: skip
     add("--save_picture", action="store_true", help="write the picture and open no page")
@@ -91,7 +93,7 @@ def _serve(
         options=_repeated_options(args),
         saver=ThreadPoolExecutor(1, thread_name_prefix="saver"),
     )
-    server = Server(shared, PoseMap(saved.curriculum.poses()), args.host, port)
+    server = Server(shared, PoseMap(saved.curriculum.poses()), args.host, port, args.allow_origin)
     address.announce(args.host, server.port, os.environ)
     try:
         while True:

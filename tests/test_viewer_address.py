@@ -1,5 +1,6 @@
 """The viewer's port, the address that it prints, and the pages that it refuses."""
 
+import argparse
 import contextlib
 import http.client
 import socket
@@ -13,6 +14,7 @@ from web_viewer import address, origins
 from web_viewer.page import PoseMap, Server
 
 NAME = socket.gethostname()
+PROXY = "https://x-8080.example.net"
 HANDSHAKE = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13",
              "Sec-WebSocket-Key": "MDEyMzQ1Njc4OWFiY2RlZg=="}  # fmt: skip
 
@@ -111,6 +113,36 @@ def test_which_requests_are_of_our_own_pages(host, origin, is_own):
     assert origins.is_own(host, origin, {"localhost", "gpu-box"}) == is_own
 
 
+@pytest.mark.parametrize(
+    ("host", "origin", "is_own"),
+    [
+        ("localhost:8080", "https://x-8080.example.org", True),  # only Host is replaced
+        ("x-8080.example.org", "https://x-8080.example.org", True),  # neither is
+        ("x-8080.example.org", None, True),
+        ("localhost:8080", "http://x-8080.example.org", False),
+        ("localhost:8080", "https://y-8080.example.org", False),
+        ("y-8080.example.org", "https://x-8080.example.org", False),
+    ],
+)
+def test_a_proxy_that_is_allowed(host, origin, is_own):
+    assert origins.is_own(host, origin, {"localhost"}, {"https://x-8080.example.org"}) == is_own
+
+
+@pytest.mark.parametrize(
+    ("text", "origin"),
+    [
+        ("https://Hub.example.org:443/user/ann/proxy/8080/", "https://hub.example.org"),
+        ("http://[::1]:8888", "http://[::1]:8888"),
+        *((text, None) for text in ("hub.example.org", "ftp://a", "https://", "https://a:b", "*")),
+    ],
+)
+def test_the_address_of_a_proxy(text, origin):
+    try:
+        assert address.origin_of(text) == origin
+    except argparse.ArgumentTypeError:
+        assert origin is None
+
+
 def test_a_network_server_knows_this_machines_name():
     assert origins.own_names("127.0.0.1") == {"127.0.0.1", "localhost"}
     assert origins.own_names("0.0.0.0") >= {NAME.casefold(), "localhost"}
@@ -126,11 +158,12 @@ def status_of(port, headers):
 
 
 def test_pages_of_other_sites_are_refused(tiny_run, tmp_path):
-    server = Server(shared_of(tiny_run, tmp_path), PoseMap(POSES), "127.0.0.1", 0)
+    server = Server(shared_of(tiny_run, tmp_path), PoseMap(POSES), "127.0.0.1", 0, [PROXY])
     try:
         own = f"127.0.0.1:{server.port}"
         assert status_of(server.port, {}) == (200, "SAMEORIGIN")
         assert status_of(server.port, {**HANDSHAKE, "Origin": f"http://{own}"})[0] == 101
+        assert status_of(server.port, {**HANDSHAKE, "Origin": PROXY})[0] == 101
         for extra in (HANDSHAKE, {}):
             for other in ({"Origin": "http://example.org"}, {"Host": "example.org"},
                           {"Host": "example.org", "Origin": "http://example.org"}):  # fmt: skip

@@ -1,5 +1,6 @@
 """Find a free port for the page, and print the address that a visitor types."""
 
+import argparse
 import contextlib
 import errno
 import ipaddress
@@ -7,11 +8,13 @@ import shlex
 import socket
 import sys
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 from system.errors import UsageError
 
 DEFAULT_PORTS = range(8080, 8180)
 TAKEN = (errno.EADDRINUSE, errno.EACCES)  # the second for ports that Windows reserves
+USUAL_PORTS = {"http": 80, "https": 443}
 WILDCARDS = ("0.0.0.0", "::")  # hosts that mean every address of this machine
 
 
@@ -80,6 +83,23 @@ def _is_of_this_machine(address: str) -> bool:
         probe.bind((address, 0))
         return True
     return False
+
+
+def origin_of(text: str) -> str:
+    """Return the origin, as browsers write it, of the address of a page.
+
+    Raises:
+        argparse.ArgumentTypeError: text is no such address; argparse adds the flag's name.
+    """
+    with contextlib.suppress(ValueError):
+        url = urlsplit(text.strip())
+        if url.scheme in USUAL_PORTS and url.hostname:
+            name = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+            is_usual = url.port in (None, USUAL_PORTS[url.scheme])
+            return f"{url.scheme}://{name}" + ("" if is_usual else f":{url.port}")
+    raise argparse.ArgumentTypeError(
+        f"must be an address such as https://example.org, not {text!r}"
+    )
 
 
 def is_address(host: str) -> bool:

@@ -31,24 +31,28 @@ def own_names(host: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def is_own(host: str | None, origin: str | None, names: Collection[str]) -> bool:
+def is_own(
+    host: str | None, origin: str | None, names: Collection[str], allowed: Collection[str] = ()
+) -> bool:
     """Return whether a request comes from a page of this server, or from no page.
 
     Args:
         host: the header Host, such as "localhost:8080".
         origin: the header Origin, such as "http://localhost:8080"; None where there is none.
         names: of this machine.
+        allowed: other origins under which a proxy shows the page. Some proxies replace only Host.
     """
+    names = {*names, *(urlsplit(other).hostname for other in allowed)}
     try:
         name = (urlsplit(f"//{host or ''}").hostname or "").rstrip(".")
         is_ours = name != "" and (name in names or is_address(name))
-        return is_ours and (origin is None or urlsplit(origin).netloc == host)
+        return is_ours and (origin is None or origin in allowed or urlsplit(origin).netloc == host)
     except ValueError:
         return False
 
 
 @contextlib.contextmanager
-def guarded(names: Collection[str]) -> Iterator[None]:
+def guarded(names: Collection[str], allowed: Collection[str] = ()) -> Iterator[None]:
     """Let the server that viser starts inside answer only requests for which is_own holds.
 
     viser starts it with websockets' serve, and passes on no check of its callers.
@@ -61,12 +65,13 @@ def guarded(names: Collection[str]) -> Iterator[None]:
     def guarded_serve(*args: Any, process_request: Answer, **options: Any) -> Any:
         def answer(connection: ServerConnection, request: Request) -> Response | None:
             headers = request.headers
-            if is_own(headers.get("Host"), headers.get("Origin"), names):
+            if is_own(headers.get("Host"), headers.get("Origin"), names, allowed):
                 response = process_request(connection, request)
                 if response is not None:  # a file, not the connection of a page
                     response.headers["X-Frame-Options"] = "SAMEORIGIN"
                 return response
-            text = f"The viewer is visited as {', '.join(sorted(names))}, or by its address.\n"
+            text = (f"The viewer is visited as {', '.join(sorted(names))}, or by its address; for "
+                    "others give --allow_origin URL.\n")  # fmt: skip
             return connection.respond(http.HTTPStatus.FORBIDDEN, text)
 
         calls.append(answer)

@@ -6,7 +6,7 @@ import html
 import io
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -91,11 +91,18 @@ class _LocalServer(viser.ViserServer):
 class Server:
     """Serves pages until stop is called; every visitor gets a separate session."""
 
-    def __init__(self, shared: Shared, pose_map: PoseMap, host: str, port: int) -> None:
+    def __init__(
+        self,
+        shared: Shared,
+        pose_map: PoseMap,
+        host: str,
+        port: int,
+        allowed_origins: Collection[str] = (),
+    ) -> None:
         self._shared, self._pose_map = shared, pose_map
         self._pages: dict[int, Page] = {}
         silent = contextlib.redirect_stdout(io.StringIO())  # viser's own greeting
-        with silent, origins.guarded(origins.own_names(host)):
+        with silent, origins.guarded(origins.own_names(host), allowed_origins):
             self._viser = _LocalServer(host=host, port=port, verbose=False)
         self.port = self._viser.get_port()
         gui, scene, camera = self._viser.gui, self._viser.scene, self._viser.initial_camera
