@@ -143,7 +143,9 @@ def find_images(options: DatasetOptions) -> Listing:
         names = tuple(f"toy car {index}" for index in range(options.num_images))
         return Listing(source="built-in toy cars", names=names, stamps=())
     if options.path is None:
-        raise UsageError(f"dataset {options.kind} needs pictures; {HOW_TO_GIVE}")
+        raise UsageError(
+            f"dataset {options.kind} needs pictures; give --dataset_path {HOW_TO_GIVE}"
+        )
     return find_pictures(options.path)
 
 

@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     _require_output(args.output)
     find = _finder(args)
-    listing = find_pictures(args.photos)
+    listing = find_pictures(args.photos, flag="")
     report = Report()
     csv_path, sheet_path = args.output.with_suffix(".csv"), args.output.with_suffix(".png")
     try:

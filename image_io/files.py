@@ -22,7 +22,7 @@ SYSTEM_FOLDERS = {  # of file servers, Windows and macOS: thumbnails, deleted fi
 }
 NUM_NAMED = 3  # names in a text, before "..."
 MAX_BYTES = 2**27  # a larger file or zip member is refused unread
-HOW_TO_GIVE = "give --dataset_path FOLDER, 'FOLDER/*.jpg' (in quotes) or FILE.zip"
+HOW_TO_GIVE = "FOLDER, 'FOLDER/*.jpg' (in quotes) or FILE.zip"
 
 Stamp = tuple[int, int]  # size and time of a file, size and checksum of a zip member
 
@@ -140,7 +140,9 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in different[:NUM_NAMED]) + more
 
 
-def find_pictures(path: str, *, takes_outputs: bool = False) -> Listing:
+def find_pictures(
+    path: str, *, takes_outputs: bool = False, flag: str = "--dataset_path "
+) -> Listing:
     """List the pictures that path leads to, except those that commands of this project wrote.
 
     Args:
@@ -149,11 +151,13 @@ def find_pictures(path: str, *, takes_outputs: bool = False) -> Listing:
             systems are left out), a .zip, or a glob in which one "**" stands for any number of
             folders. "~" is the home folder.
         takes_outputs: list pictures that commands wrote as well.
+        flag: under which path was typed, for errors; "" for one that is typed without a flag.
 
     Raises:
         UsageError: nothing is there, or no picture.
     """
     source = path = os.path.expanduser(path)
+    advice = f"give {flag}{HOW_TO_GIVE}"
     if os.path.isdir(path):
         found = _list_files(path, _walk(path), takes_outputs)
     elif os.path.isfile(path):
@@ -164,13 +168,13 @@ def find_pictures(path: str, *, takes_outputs: bool = False) -> Listing:
     else:
         where = path if os.path.isabs(path) else f"{path}' from '{os.getcwd()}"
         hint = printable(nearest_path(path))
-        raise UsageError(f"no folder, glob or .zip at '{printable(where)}'; {HOW_TO_GIVE}.{hint}")
+        raise UsageError(f"no folder, glob or .zip at '{printable(where)}'; {advice}.{hint}")
     left_out = found.left_out()
     if not found.stamps and not found.skipped:
         others = f"not used: {left_out}" if left_out else "it is empty"
         raise UsageError(
             f"no pictures at '{printable(path)}', in a folder's sub-folders either "
-            f"({others}); {HOW_TO_GIVE}"
+            f"({others}); {advice}"
         )
     names = tuple(sorted(found.stamps))
     return Listing(
@@ -296,7 +300,8 @@ def _open_zip(path: str) -> zipfile.ZipFile:
     except Exception as error:  # a damaged directory of contents fails in many ways
         reason = printable(str(error) or type(error).__name__)
         raise UsageError(
-            f"'{printable(path)}' is a file, but no .zip that can be read ({reason}); {HOW_TO_GIVE}"
+            f"'{printable(path)}' is a file, but no .zip that can be read ({reason}); give "
+            f"{HOW_TO_GIVE}"
         ) from error
 
 

@@ -235,7 +235,7 @@ def open_real_set(folder: Path, cache_dir: Path) -> RealSet:
     if not folder.is_dir():
         hint = "; fid_evaluation.py writes real images from a data set"
         raise UsageError(f"--real_image_dir {folder}: is no folder{hint}")
-    listing = find_pictures(str(folder), takes_outputs=True)
+    listing = find_pictures(str(folder), takes_outputs=True, flag="--real_image_dir ")
     key = json.dumps([decoding.VERSION, str(folder.resolve()), listing.names, listing.stamps])
     path = cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     known = read_json(path)

@@ -346,6 +346,9 @@ def test_real_images_of_several_sizes_are_refused(tmp_path):
         real.image(2)
     with pytest.raises(UsageError, match="is no folder"):
         real_images.open_real_set(tmp_path / "nowhere", tmp_path / "cache")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no pictures at .*; give --real_image_dir FOLDER"):
+        real_images.open_real_set(tmp_path / "empty", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG"])

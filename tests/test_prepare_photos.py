@@ -166,6 +166,8 @@ def test_only_its_own_output_is_replaced(portrait, folder, tmp_path):
                          (tmp_path / "no" / "a.zip", "there is no folder")):  # fmt: skip
         with pytest.raises(UsageError, match=text):
             prepare_photos.main([str(folder), str(output), *words])
+    with pytest.raises(UsageError, match="; give FOLDER, "):  # this command has no --dataset_path
+        prepare_photos.main([str(tmp_path / "nowhere"), str(tmp_path / "b.zip"), *words])
     with pytest.raises(UsageError, match="--cascade"):
         prepare_photos.main([str(folder), str(tmp_path / "b.zip"), "--kind", "face",
                              "--cascade", str(folder / "a.png")])  # fmt: skip
