@@ -19,12 +19,14 @@ for _ in range(2):
     TRY
     assert all(sys.modules[name] is module for name, module in theirs.items())
 """
+COMMANDS = [str(path) for path in ROOT.glob("*.py") if "build_parser" in path.read_text("utf-8")]
 COMMAND = f"""
-    sys.argv = ["train.py", "--list_curricula"]
-    try:
-        runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
-    except SystemExit as end:
-        assert end.code == 0
+    for command in {COMMANDS}:
+        sys.argv = [command, "--help"]
+        try:
+            runpy.run_path(command, run_name="__main__")
+        except SystemExit as end:
+            assert end.code == 0
 """
 LIBRARY = f"""
     import pigan

@@ -1,5 +1,6 @@
 """The commands where Python lacks what Windows lacks; tests/windows_site takes it away."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -62,3 +63,23 @@ def test_skipped_tests_are_there(name):
     assert all(f"class {part}:" in text or f"def {part}" in text for part in parts)
     assert elsewhere.reason_to_skip(name, "win32")
     assert not elsewhere.reason_to_skip(name, "linux")
+
+
+def definitions_in(node, name):
+    """Return the source of each test in a file or class by its name."""
+    found = {}
+    for inner in node.body:
+        title = f"{name}::{getattr(inner, 'name', '')}"
+        if isinstance(inner, ast.ClassDef):
+            found |= definitions_in(inner, title)
+        elif isinstance(inner, ast.FunctionDef) and inner.name.startswith("test_"):
+            found[title] = ast.unparse(inner)
+    return found
+
+
+def test_tests_that_windows_cannot_run_are_skipped_there():
+    calls = ("preexec_fn=", "os.fork(", "os.mkfifo(", "os.openpty(", "os.killpg(", ".symlink_to(")
+    for path in (ROOT / "tests").glob("test_*.py"):
+        for name, text in definitions_in(ast.parse(path.read_text("utf-8")), path.name).items():
+            cannot_run = any(call in text for call in calls)
+            assert not cannot_run or elsewhere.reason_to_skip(name, "win32"), name
