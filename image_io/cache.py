@@ -247,14 +247,17 @@ def _require_readable(draft: Path, num_bytes: int) -> None:
 def drop_unused(cache_dir: Path, source: str, kept: Collection[str]) -> str:
     """Remove the entries made from source whose keys are not kept and which no process uses.
 
-    Where the file system has no locks nothing is removed. Returns a line that says what was.
+    Where the file system has no locks nothing is removed, and never what another user has written.
+    Returns a line that says what was.
     """
     num_removed = num_bytes = 0
     for path in cache_dir.glob(f"*/{PIXELS_FILE}"):
         entry = path.parent
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError), path.open("rb") as file:
             is_same = json.loads((entry / META_FILE).read_text("utf-8"))["source"] == _path(source)
-            if not is_same or entry.name in kept or not try_lock(file, is_shared=False):
+            if not is_same or entry.name in kept or not os.access(entry, os.W_OK):
+                continue
+            if not try_lock(file, is_shared=False):
                 continue
             size = path.stat().st_size
             doomed = entry.with_name(f"{entry.name}.tmp-{os.getpid()}")

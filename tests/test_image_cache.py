@@ -190,13 +190,13 @@ def test_without_maps_too_little_memory_is_seen_before_the_work(tmp_path, monkey
 @contextlib.contextmanager
 def another_user():
     """Act on files as a user without rights."""
-    os.setegid(65534)
-    os.seteuid(65534)
+    os.setresgid(65534, 65534, 0)
+    os.setresuid(65534, 65534, 0)
     try:
         yield
     finally:
-        os.seteuid(0)
-        os.setegid(0)
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
 
 
 @pytest.fixture
@@ -234,6 +234,16 @@ def test_the_lock_of_another_user_who_was_killed(shared):
     assert (shared / "cache" / "key.lock").exists()
     with another_user():
         assert len(open_cache(shared / "cache", blocks_of(squares([1, 2, 3]))).pixels) == 3
+
+
+def test_what_another_user_has_written_is_not_dropped(shared):
+    made = cached(shared, "key", blocks_of(squares([1])), num_images=1, image_size=4,
+                  show_progress=False, source="photos").pixels.tolist()  # fmt: skip
+    os.chmod(shared, 0o777)
+    with another_user():
+        assert "removed 0 unused entries" in cache.drop_unused(shared, "photos", [])
+    assert open_cache(shared, forbidden, num_images=1).pixels.tolist() == made
+    assert cache.drop_unused(shared, "photos", []).startswith("image cache: removed 1 ")
 
 
 def test_a_bar_shows_rate_and_time_left(tmp_path, monkeypatch, capsys):
