@@ -58,7 +58,8 @@ def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
         # A new error, because some libraries' errors do not let their filename be changed.
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that cannot be written refuses this too
+            draft.unlink(missing_ok=True)
 
 
 def json_bytes(content: Any, *, indent: int | None = None) -> bytes:

@@ -3,6 +3,7 @@ continues if it can."""
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 from faults import entries_of, fill, state_of, tiny_arguments
@@ -12,6 +13,7 @@ from checkpoint_io import checkpoints
 from image_io import png
 from system import flags
 from system.errors import UsageError
+from system.files import replaced
 from training import log, snapshots, state
 
 FULL_FROM, FULL_UNTIL = 10, 20  # steps between which the disk is full
@@ -106,6 +108,17 @@ def test_a_broken_disk(tmp_path, monkeypatch, capsys, owner, function, told, cou
     assert state_of(tmp_path / "out")["step"] == 22
     assert checkpoints.read(tmp_path / "out" / "ema.pth", "generator")["step"] == 22
     assert not list((tmp_path / "out").glob(".*.tmp"))
+
+
+def test_a_read_only_disk_is_told_by_the_name_of_the_file(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "draft")
+
+    for function in ("open", "unlink"):  # even where there is no file
+        monkeypatch.setattr(Path, function, refuse)
+    with pytest.raises(OSError, match="file.zip") as caught, replaced(tmp_path / "file.zip"):
+        pass
+    assert caught.value.filename == str(tmp_path / "file.zip")
 
 
 def test_a_screen_that_cannot_be_written_does_not_stop_a_run(tmp_path, small_disk, monkeypatch):

@@ -148,6 +148,25 @@ def test_only_the_output_folder_can_be_written(tmp_path, name):
     assert (tmp_path / "rw" / "out").is_dir()
 
 
+LITTLE_SHARED_MEMORY = """
+mount --make-rprivate / && mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_resume_with_little_shared_memory(tmp_path):
+    alone = ["unshare", "--mount", "bash", "-c", LITTLE_SHARED_MEMORY, "-"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"]).returncode:
+        pytest.skip("only root may limit shared memory for one process")
+    words = [*tiny_arguments(tmp_path), "--output_dir", tmp_path / "out", "--num_processes", "2"]
+    assert run_python(ROOT / "train.py", *words, "--max_steps", "1").returncode == 0
+    more = [ROOT / "train.py", *words, "--resume", "--max_steps", "2"]
+    assert (tmp_path / "out" / "training_state.pth").stat().st_size > 2**16
+    done = subprocess.run([*alone, sys.executable, *more], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert state_of(tmp_path / "out")["step"] == 2
+
+
 @pytest.mark.parametrize("seconds", [0.0, 30.0])
 def test_a_bar_in_a_log_prints_lines_and_none_in_the_first_seconds(seconds, monkeypatch, capsys):
     monkeypatch.setattr(screen, "LOG_SECONDS", seconds)

@@ -3,6 +3,7 @@
 `resolve` works it out once, before any process is started; the processes only compare it.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,7 +51,8 @@ class Start:
     own_state: stamp of the training state in the output folder; None if there was none.
 
     Processes that are started with one get it as a single block of shared memory, because a pipe
-    would be filled while each of them still starts.
+    would be filled while each of them still starts. In containers with too little shared memory
+    (Docker gives 64 MB) they start one after the other, and read it from their pipes.
     """
 
     curriculum: Curriculum
@@ -68,11 +71,13 @@ class Start:
             names = [field.name for field in dataclasses.fields(self)]
             data = pickle.dumps({name: getattr(self, name) for name in names})
             self.packed = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        return _unpacked, (self.packed,)
+        with contextlib.suppress(RuntimeError):
+            return _unpacked, (self.packed.share_memory_(),)
+        return _unpacked, (self.packed.numpy(),)
 
 
-def _unpacked(packed: Tensor) -> Start:
-    return Start(**pickle.loads(packed.numpy().tobytes()))
+def _unpacked(packed: Any) -> Start:
+    return Start(**pickle.loads(np.asarray(packed).tobytes()))
 
 
 def resolve(typed: Curriculum, options: TrainOptions, place: Place) -> Start:
