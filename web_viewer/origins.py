@@ -42,7 +42,7 @@ def is_own(
         names: of this machine.
         allowed: other origins under which a proxy shows the page. Some proxies replace only Host.
     """
-    names = {*names, *(urlsplit(other).hostname for other in allowed)}
+    names = {*names, *(urlsplit(other).hostname or "" for other in allowed)}
     try:
         name = (urlsplit(f"//{host or ''}").hostname or "").rstrip(".")
         is_ours = name != "" and (name in names or is_address(name))
