@@ -1,8 +1,10 @@
 """Parsing of seeds, numbers, devices and mistyped flags; exit codes of commands."""
 
+import errno
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -197,6 +199,16 @@ class TestRun:
             process.stdout.close()
             assert process.stderr.read() == b""
         assert process.returncode == 141
+
+    def test_a_reader_that_went_away_on_windows(self, monkeypatch, capsys):
+        def gone(*_):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+        stdout = types.SimpleNamespace(write=gone, flush=gone, isatty=lambda: False)
+        monkeypatch.setattr(sys, "stdout", stdout)
+        monkeypatch.setattr(os, "dup2", lambda *_: None)
+        assert flags.run(lambda _: print("text")) == 141
+        assert capsys.readouterr().err == ""
 
 
 def chatter():
