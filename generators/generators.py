@@ -70,10 +70,13 @@ class ImplicitGenerator3d(nn.Module):
 
     def field(self, film: Film, *, points_per_chunk: int | None = None) -> TwofoldField:
         """Return the radiance field of the objects of film."""
+        prepared = self.siren.prepared(film)
 
         def evaluate(points: Tensor, directions: Tensor, *, skips_clear: bool = False) -> Tensor:
             with self._field_precision():
-                samples: Tensor = self.siren(points, directions, film, skips_clear=skips_clear)
+                samples: Tensor = self.siren(
+                    points, directions, film, prepared=prepared, skips_clear=skips_clear
+                )
             return at_least_float32(samples)  # the integral's tail overflows float16
 
         visible = partial(evaluate, skips_clear=True)
@@ -109,9 +112,10 @@ class ImplicitGenerator3d(nn.Module):
         @torch.no_grad()
         def evaluate(points: Tensor) -> Tensor:
             parts = points.to(film.frequencies)[None].split(points_per_chunk or len(points), dim=1)
+            prepared = self.siren.prepared(film)
             with self._field_precision():
-                found = torch.cat([self.siren.density(part, film)[0] for part in parts])
-            return at_least_float32(found).to(points.device)
+                found = [self.siren.density(part, film, prepared=prepared)[0] for part in parts]
+            return at_least_float32(torch.cat(found)).to(points.device)
 
         return evaluate
 

@@ -17,6 +17,7 @@ from discriminators.discriminators import PyramidDiscriminator
 from generators import generators
 from generators.volumetric_rendering import rays_that_hit
 from siren.fused import eager, fused_field, kernels, triton_field
+from siren.siren import FilmSiren
 from training import adversarial
 from training.adversarial import AdversarialGame
 
@@ -99,6 +100,8 @@ def patch_cuda_path(monkeypatch, path, dtype):
         "eager": lambda field, x, d, **_: eager.evaluate(field, x, d, dtype),
     }
     monkeypatch.setattr(fused_field, "is_supported", lambda encoded: True)
+    for name in ("prepared", "_fast"):
+        monkeypatch.setattr(FilmSiren, name, FilmSiren.joined)
     monkeypatch.setattr(fused_field, "evaluate", paths[path])
     render = generators.render_rays
 

@@ -161,9 +161,9 @@ def count_of(path, dtype, monkeypatch):
                 if path == "published":
                     output = field(points, directions, film)
                 elif path == "eager":
-                    output = eager.evaluate(field.folded(film), points, directions, dtype)
+                    output = eager.evaluate(field.joined(film), points, directions, dtype)
                 else:
-                    output = triton_field.evaluate(field.folded(film), points, directions, dtype)
+                    output = triton_field.evaluate(field.joined(film), points, directions, dtype)
                 if needs_gradients:
                     torch.autograd.grad(output.sum(), list(field.parameters()), allow_unused=True)
             found.append(count.work)

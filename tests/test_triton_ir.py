@@ -69,7 +69,7 @@ def test_the_loop_over_wide_layers_carries_both_pieces_and_the_next(compiled):
     case = field_tests.make_case("cpu", "TALLSIREN", 256, 2, 1, 1, 1)
     film = field_tests.film_of(case.field, case.latents)
     output = triton_field.evaluate(
-        case.field.folded(film), case.points, case.directions, torch.float16
+        case.field.joined(film), case.points, case.directions, torch.float16
     )
     output.sum().backward()
     for name, loops in (("forward_kernel", 1), ("backward_kernel", 2)):

@@ -68,7 +68,7 @@ def test_no_kernel_is_launched_another_way(module):
 def evaluate_and_differentiate(cls, wants):
     field = cls(z_dim=4, hidden_dim=64, num_layers=2)
     points, directions = torch.rand(2, 150, 3), torch.rand(2, 3, 3)
-    folded = field.folded(field.mapping_network(torch.randn(2, 4)))
+    folded = field.joined(field.mapping_network(torch.randn(2, 4)))
     encoded = field.encode(points).detach()
     for tensor, name in ((encoded, "points"), (directions, "directions")):
         tensor.requires_grad_(name in wants)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from siren.fused import launching
-from siren.fused.folded import FoldedField
+from siren.fused.folded import JoinedField
 
 WIDTHS = (64, 128, 256)  # widths of fields that the kernels take
 SMALLEST_HEAD = 1e-2  # head weights under this do not raise the scale of the gradients
@@ -36,40 +36,16 @@ class Inputs(NamedTuple):
     directions: Tensor
 
 
-def joined(field: FoldedField) -> tuple[Tensor, ...]:
-    """Return the field as six tensors.
-
-    First weight (B, H, in), direction weight (B, H, 3), inner weights (B, L, H, H), biases
-    (B, L + 1, H), heads (4, H) and their biases (4,): colors, then density.
-    """
-    return (
-        field.trunk_weights[0],
-        field.direction_weight,
-        torch.stack([*field.trunk_weights[1:], field.color_weight], dim=1),
-        torch.stack([*field.trunk_biases, field.color_bias], dim=1),
-        torch.cat([field.color_head[0], field.density_head[0]]),
-        torch.cat([field.color_head[1], field.density_head[1]]),
-    )
-
-
-def packed(
-    dtype: torch.dtype,
-    first: Tensor,
-    direction: Tensor,
-    inner: Tensor,
-    biases: Tensor,
-    heads: Tensor,
-    head_biases: Tensor,
-) -> Weights:
-    """Return the tensors of joined in the layout of the kernels."""
+def packed(dtype: torch.dtype, field: JoinedField) -> Weights:
+    """Return a field's weights in the layout of the kernels."""
     return Weights(
-        first[..., -3:].transpose(1, 2).float().contiguous(),
-        first[..., :-3].to(dtype).contiguous(),
-        direction.transpose(1, 2).float().contiguous(),
-        inner.to(dtype).contiguous(),
-        biases.float().contiguous(),
-        heads.float().contiguous(),
-        head_biases.float().contiguous(),
+        field.first[..., -3:].transpose(1, 2).float().contiguous(),
+        field.first[..., :-3].to(dtype).contiguous(),
+        field.direction.transpose(1, 2).float().contiguous(),
+        field.inner.to(dtype).contiguous(),
+        field.biases.float().contiguous(),
+        field.heads.float().contiguous(),
+        field.head_biases.float().contiguous(),
     )
 
 

@@ -87,7 +87,7 @@ def gradients(
     *,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, ...]:
-    """Return gradients of encoded (B, P, in), directions (B, G, 3) and the tensors of joined.
+    """Return gradients of encoded (B, P, in), directions (B, G, 3) and the tensors of JoinedField.
 
     Args:
         output: (B, P, 4), of the forward pass.
@@ -220,7 +220,7 @@ def _padded(x: Tensor) -> Tensor:
 
 
 def _of_weights(sums: _Sums, scale: Tensor) -> tuple[Tensor, ...]:
-    """Return gradients of all tensors of joined except the last, from sums without S."""
+    """Return gradients of all tensors of JoinedField except the last, from sums without S."""
     of_point = torch.stack([sums.first_beside[0, ..., part] for part in POINT]).sum(0)
     of_direction = torch.stack([sums.beside[-1, ..., part] for part in DIRECTION]).sum(0)
     biases = torch.cat([sums.first_beside[..., ONE], sums.beside[..., ONE]]).transpose(0, 1)
