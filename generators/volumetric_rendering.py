@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from generators import fast_rays
 from generators.cameras import Poses, Rays, cast_rays, moved
 from generators.fields import Field, TwofoldField
 
@@ -306,14 +307,65 @@ def _render_hits(
     depths = stratified_depths(rays, options, rng=rng)  # (B, R, S)
     samples = _coarse_samples(field, rays, depths, options)  # (B, R, S, 4)
     field = _visible(field, options)
-    if options.hierarchical:
-        with torch.no_grad():
-            density = activated_density(samples, options, rng=rng)
-            weights = compositing_weights(density, depths, end=end)
-            fine_depths = importance_depths(depths, weights, options.num_steps, rng=rng)
-        fine_samples = query(field, rays, fine_depths, lock_view_dependence=is_locked)
-        depths, samples = merge((fine_depths, fine_samples), (depths, samples))  # (B, R, 2S)
-    return composite(samples, depths, options, rng=rng, end=end)
+    if not options.hierarchical:
+        return _blend((depths, samples), None, options, rng=rng, end=end)
+    fine_depths = _fine_depths(samples, depths, options, rng=rng, end=end)
+    fine_samples = query(field, rays, fine_depths, lock_view_dependence=is_locked)
+    return _blend((fine_depths, fine_samples), (depths, samples), options, rng=rng, end=end)
+
+
+@torch.no_grad()
+def _fine_depths(
+    samples: Tensor,
+    depths: Tensor,
+    options: RenderOptions,
+    *,
+    rng: torch.Generator | None,
+    end: Tensor | None,
+) -> Tensor:
+    """Draw the fine depths (B, R, S) by the weights of coarse samples (B, R, S, 4)."""
+    count = options.num_steps
+    if not fast_rays.is_supported(samples):
+        density = activated_density(samples, options, rng=rng)
+        weights = compositing_weights(density, depths, end=end)
+        return importance_depths(depths, weights, count, rng=rng)
+    noise = quantiles = None
+    if rng is not None:
+        noise = _normal(depths.shape, depths, rng)
+        quantiles = _uniform((depths[..., 0].numel(), count), depths, rng)
+    return fast_rays.importance_depths(
+        samples, depths, count, _law(options), noise=noise, quantiles=quantiles
+    )
+
+
+def _blend(
+    first: tuple[Tensor, Tensor],
+    second: tuple[Tensor, Tensor] | None,
+    options: RenderOptions,
+    *,
+    rng: torch.Generator | None,
+    end: Tensor | None,
+) -> Rendering:
+    """Merge one or two sets of depths and samples, and blend them into pixels."""
+    if not fast_rays.is_supported(first[1]):
+        depths, samples = first if second is None else merge(first, second)  # (B, R, 2S)
+        return composite(samples, depths, options, rng=rng, end=end)
+    depths, order = first[0], None
+    if second is not None:
+        depths, order = torch.cat([depths, second[0]], dim=-1).sort(dim=-1)
+    noise = None if rng is None else _normal(depths.shape, depths, rng)
+    samples_of = (first[1],) if second is None else (first[1], second[1])
+    return Rendering(
+        *fast_rays.composite(samples_of, order, depths, _law(options), noise=noise, end=end)
+    )
+
+
+def _law(options: RenderOptions) -> fast_rays.Law:
+    return fast_rays.Law(
+        density_activation=options.density_activation,
+        background=options.background,
+        noise_scale=options.density_noise,
+    )
 
 
 def _visible(field: Field, options: RenderOptions) -> Field:

@@ -57,7 +57,7 @@ def missing_tool() -> str:
     return ""
 
 
-def _half_type(device: torch.device) -> torch.dtype | None:
+def half_type(device: torch.device) -> torch.dtype | None:
     """Return autocast's half precision if the GPU has matrix units for it, else None."""
     if not torch.is_autocast_enabled("cuda") or torch.version.hip is not None:
         return None
@@ -69,7 +69,7 @@ def _half_type(device: torch.device) -> torch.dtype | None:
 
 def choose(device: torch.device, width: int) -> Choice:
     """Choose the implementation for a field of this width on a device under current autocast."""
-    dtype = _half_type(device)
+    dtype = half_type(device)
     if dtype is None:
         return Choice(torch.float32)
     if width not in WIDTHS:

@@ -7,7 +7,8 @@ from siren.fused import cpu, cuda
 from siren.fused.folded import FoldedField, JoinedField
 
 __all__ = [
-    "FoldedField", "JoinedField", "density", "evaluate", "is_density_supported", "is_supported", "path_name",
+    "FoldedField", "JoinedField", "density", "evaluate", "is_density_supported", "is_supported",
+    "path_name",
 ]  # fmt: skip
 
 

@@ -96,7 +96,10 @@ class _FieldFunction(torch.autograd.Function):
         *folded: Tensor,
     ) -> Tensor:
         dtype, skips_clear = how
-        weights, inputs = packing.packed(dtype, JoinedField(*folded)), packing.inputs(encoded, directions, dtype)
+        weights, inputs = (
+            packing.packed(dtype, JoinedField(*folded)),
+            packing.inputs(encoded, directions, dtype),
+        )
         output = _forward(weights, inputs, is_density_only=False, skips_clear=skips_clear)
         ctx.save_for_backward(output, *inputs, *weights)
         ctx.dtypes = [t.dtype for t in (encoded, directions, *folded)]
