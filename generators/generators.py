@@ -134,7 +134,7 @@ class ImplicitGenerator3d(nn.Module):
 
         Args:
             film: conditioning of B objects.
-            poses: B camera poses; moved to the device of film.
+            poses: B camera poses, on the CPU or on the device of film.
             options: how rays become pixels.
             rng: stream of the draws per sample; None renders without randomness.
             points_per_chunk: the most points in one call of the field; None is all. It does not
@@ -143,9 +143,9 @@ class ImplicitGenerator3d(nn.Module):
             report: called with the number of rays rendered since the last call.
         """
         frequencies = film.frequencies
-        on_device = Poses(*(angle.to(frequencies) for angle in poses))
+        typed = Poses(*(angle.to(frequencies.dtype) for angle in poses))
         fov = options.fov_degrees if fov_degrees is None else fov_degrees.to(frequencies)
-        rays = cast_rays(on_device, options.image_size, fov)
+        rays = cast_rays(typed, options.image_size, fov, device=frequencies.device)
         shape = (options.image_size, options.image_size)
         field = self.field(film, points_per_chunk=points_per_chunk)
         if points_per_chunk is None or rng is not None:  # random draws are made for whole pictures

@@ -33,7 +33,7 @@ Terms = dict[str, Tensor]
 
 
 class Scenes(NamedTuple):
-    """Inputs of the generator: latents (B, L) and B camera poses."""
+    """Inputs of the generator: latents (B, L) on its device, and B camera poses on the CPU."""
 
     latents: Tensor
     poses: Poses
@@ -189,13 +189,10 @@ class AdversarialGame:
             raise
 
     def draw_scenes(self, count: int, stage: Stage, *, rng: torch.Generator) -> Scenes:
-        """Draw latents and poses of count images on the CPU, and move them to the device."""
+        """Draw latents and poses of count images on the CPU; move the latents to the device."""
         latents = sample_latents(count, self.generator.z_dim, kind=stage.latent_kind, rng=rng)
         poses = sample_poses(stage.poses, count, rng=rng)
-        return Scenes(
-            moved(latents, self.device),
-            Poses(*(moved(angle, self.device) for angle in poses)),
-        )
+        return Scenes(moved(latents, self.device), poses)
 
     def generate(self, scenes: Scenes, stage: Stage, *, rng: torch.Generator) -> Fakes:
         """Render scenes."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from discriminators.discriminators import PyramidDiscriminator, Verdict
 from discriminators.linearized import Watched
-from generators.cameras import Poses
+from generators.cameras import Poses, moved
 
 
 def logistic(logits: Tensor, *, is_real: bool) -> Tensor:
@@ -54,7 +54,8 @@ def identity(
     if verdict.latent is not None and z_lambda > 0:
         loss = loss + z_lambda * F.mse_loss(verdict.latent, latents)
     if verdict.pose is not None and pos_lambda > 0:
-        loss = loss + pos_lambda * F.mse_loss(verdict.pose, torch.stack(poses, dim=1))
+        target = moved(torch.stack(poses, dim=1), verdict.pose.device)
+        loss = loss + pos_lambda * F.mse_loss(verdict.pose, target)
     return loss
 
 
