@@ -84,7 +84,11 @@ def gradient_scale(upstream: Tensor, heads: Tensor) -> Tensor:
     if upstream.numel() == 0:
         return upstream.new_ones(len(upstream))
     largest = heads.abs().amax(dim=1).clamp(min=SMALLEST_HEAD)  # (4,)
-    entering = (upstream.abs() * largest).amax(dim=(1, 2))
+    return power_of_two((upstream.abs() * largest).amax(dim=(1, 2)))
+
+
+def power_of_two(entering: Tensor) -> Tensor:
+    """Return the power of two that brings numbers into [1/2, 1)."""
     exponent = torch.frexp(entering).exponent.clamp(min=-100)
     return torch.ldexp(torch.ones_like(entering), -exponent)
 
