@@ -42,7 +42,7 @@ class CoordConv(nn.Module):
         _, _, height, width = x.shape
         axes = {
             side: torch.linspace(-1, 1, side, device=x.device, dtype=x.dtype)
-            for side in (height, width)
+            for side in {height, width}
         }
         coordinates = torch.stack(
             [axes[height][:, None].expand(height, width), axes[width].expand(height, width)]

@@ -6,15 +6,18 @@ terms come with the published code.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from discriminators.discriminators import PyramidDiscriminator, Verdict
+from discriminators.discriminators import Verdict
 from discriminators.linearized import Watched
 from generators.cameras import Poses, moved
+
+Critic = Callable[..., Verdict]  # a discriminator: its arguments are those of its forward
 
 
 def logistic(logits: Tensor, *, is_real: bool) -> Tensor:
@@ -85,7 +88,7 @@ class PenalizedReals(NamedTuple):
 
 
 def penalized_reals(
-    discriminator: PyramidDiscriminator,
+    discriminator: Critic,
     real: Tensor,
     alpha: float,
     *,
@@ -97,7 +100,7 @@ def penalized_reals(
     Source of the penalty: Mescheder et al. 2018, equation 9; strength is its gamma / 2.
 
     Args:
-        discriminator: runs under the caller's autocast.
+        discriminator: a PyramidDiscriminator; runs under the caller's autocast.
         real: images (B, 3, H, W).
         alpha: share of the newest level.
         strength: factor on the mean squared gradient.

@@ -145,14 +145,17 @@ def _zero_sums(weights: Weights, num_rows: int) -> _Sums:
     num_objects, num_inner, width, _ = weights.inner.shape
     programs = num_objects * num_inner * math.ceil(width / 128)
     splits = max(1, min(PROGRAMS // programs, num_rows // ROWS))
-    zeros = functools.partial(weights.biases.new_zeros, dtype=torch.float32)
-    return _Sums(
-        zeros(splits, num_inner, num_objects, width, width),
-        zeros(splits, num_inner, num_objects, width, NARROW),
-        zeros(splits, 1, num_objects, width, NARROW),
-        zeros(splits, 1, num_objects, width, weights.features.shape[-1]),
-        zeros(splits, 2, num_objects, width, NARROW),
+    rest = (num_objects, width)
+    shapes = (
+        (splits, num_inner, *rest, width),
+        (splits, num_inner, *rest, NARROW),
+        (splits, 1, *rest, NARROW),
+        (splits, 1, *rest, weights.features.shape[-1]),
+        (splits, 2, *rest, NARROW),
     )
+    sizes = [math.prod(shape) for shape in shapes]
+    parts = weights.biases.new_zeros(sum(sizes)).split(sizes)  # one operation for all
+    return _Sums(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
 
 
 def _kept(weights: Weights, num_points: int) -> Tensor:
