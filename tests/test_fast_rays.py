@@ -65,7 +65,9 @@ def blended(sets, options, end, draws, dtype):
     first, second = [*sets, None][:2]
     found = rendering._blend(first, second, options, rng=draws, end=end)
     torch.manual_seed(1)
-    loss = sum((part * torch.randn(part.shape, dtype=torch.float64).to(part)).sum() for part in found)
+    loss = sum(
+        (part * torch.randn(part.shape, dtype=torch.float64).to(part)).sum() for part in found
+    )
     return [*found, *torch.autograd.grad(loss, [samples for _, samples in sets])]
 
 

@@ -82,7 +82,7 @@ def _store_rows(ptr, row, tile, is_wanted, COLUMNS: tl.constexpr):
 @triton.jit(do_not_specialize=["num_points", "num_directions", "total_rows"])
 def rows_kernel(
     points_ptr, features_ptr, directions_ptr, upstream_ptr, scale_ptr, number_ptr,
-    of_points_ptr, of_features_ptr, of_directions_ptr, of_upstream_ptr, beside_ptr, logits_ptr,
+    point_rows_ptr, feature_rows_ptr, direction_rows_ptr, upstream_rows_ptr, beside_ptr, logits_ptr,
     num_points, num_directions, total_rows,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
@@ -111,8 +111,8 @@ def rows_kernel(
         features = tl.load(
             features_ptr + address[:, None] * CHANNELS + columns, mask=is_needed[:, None], other=0.0
         )
-        _store_rows(of_features_ptr, row, features, is_needed, CHANNELS)
-        _store_rows(of_features_ptr, empty, tl.zeros_like(features), is_empty, CHANNELS)
+        _store_rows(feature_rows_ptr, row, features, is_needed, CHANNELS)
+        _store_rows(feature_rows_ptr, empty, tl.zeros_like(features), is_empty, CHANNELS)
 
     zeros = tl.zeros((BLOCK, 16), tl.float32)
     _store_rows(beside_ptr, empty, zeros.to(operand), is_empty, 16)
@@ -133,12 +133,12 @@ def rows_kernel(
     for channel in tl.static_range(4):
         address = upstream_ptr + (which * num_points + place) * 4 + channel
         value = tl.load(address, mask=is_needed, other=0.0) * scale
-        tl.store(of_upstream_ptr + row * 4 + channel, value, mask=is_needed)
+        tl.store(upstream_rows_ptr + row * 4 + channel, value, mask=is_needed)
         logits = _with_parts(logits, channel, 4, value, operand)
     _store_rows(logits_ptr, row, logits.to(operand), is_needed, 16)
-    tl.store(of_points_ptr + row * 3, x, mask=is_needed)
-    tl.store(of_points_ptr + row * 3 + 1, y, mask=is_needed)
-    tl.store(of_points_ptr + row * 3 + 2, z, mask=is_needed)
-    tl.store(of_directions_ptr + row * 3, u, mask=is_needed)
-    tl.store(of_directions_ptr + row * 3 + 1, v, mask=is_needed)
-    tl.store(of_directions_ptr + row * 3 + 2, w, mask=is_needed)
+    tl.store(point_rows_ptr + row * 3, x, mask=is_needed)
+    tl.store(point_rows_ptr + row * 3 + 1, y, mask=is_needed)
+    tl.store(point_rows_ptr + row * 3 + 2, z, mask=is_needed)
+    tl.store(direction_rows_ptr + row * 3, u, mask=is_needed)
+    tl.store(direction_rows_ptr + row * 3 + 1, v, mask=is_needed)
+    tl.store(direction_rows_ptr + row * 3 + 2, w, mask=is_needed)
