@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import gpu, gpu_checks
 from benchmarks.bench import Bench, Sizes
+from generators import fast_rays
 from siren.siren import EmbeddingPiGAN128
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +39,20 @@ def test_every_section_runs(capsys, monkeypatch):
     assert bench.results["picture, dB against float32"] > 20
     assert bench.results["picture, skipping, images/s"] > 0
     assert bench.results["waits for the device in a step"] == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton interprets no kernel")
+def test_a_wrong_kernel_of_rays_is_a_failure(capsys, monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    bench = Bench(torch.device("cpu"), TINY)
+    gpu_checks.check_rays(bench)
+    assert bench.results["rays"]["gradient"] < 1e-5
+    right = fast_rays.importance_depths
+    monkeypatch.setattr(
+        fast_rays, "importance_depths", lambda *args, **more: right(*args, **more) + 0.01
+    )
+    with pytest.raises(RuntimeError, match="errors of the rays' kernels are too large"):
+        gpu_checks.check_rays(bench)
 
 
 def test_a_failure_is_counted_and_the_rest_goes_on(capsys):
