@@ -230,5 +230,5 @@ def cast_rays(
     """
     shape = (image_size, image_size)
     device = device or poses.pitch.device
-    cameras = (moved(part, device) for part in (camera_origins(poses), camera_rotations(poses)))
-    return rays_from(*cameras, shape, fov_degrees)
+    origins = moved(camera_origins(poses), device)
+    return rays_from(origins, moved(camera_rotations(poses), device), shape, fov_degrees)

@@ -200,13 +200,14 @@ class FilmSiren(nn.Module):
     def joined(self, film: Film) -> fused_field.JoinedField:
         """Do as folded in a few operations on all layers, which CUDA starts one by one."""
         width = self.hidden_dim
-        first, *others = (layer.layer for layer in self.network)
-        color, head = self.color_layer_sine.layer, self.color_layer_linear[0]
+        layers = [module.layer for module in self.modules() if isinstance(module, FiLMLayer)]
+        first, *others, color = layers
+        head = self.color_layer_linear[0]
         assert isinstance(head, nn.Linear)  # for the type checker
         frequencies, phase_shifts = film.by_layer(width)  # (B, L + 1, H)
         of_direction, of_features = color.weight.split([3, width], dim=1)
         inner = torch.stack([*(layer.weight for layer in others), of_features])
-        biases = torch.stack([layer.bias for layer in (first, *others, color)])
+        biases = torch.stack([layer.bias for layer in layers])
         scale = self.density_scale
         return fused_field.JoinedField(
             first=frequencies[:, 0, :, None] * first.weight,
