@@ -6,7 +6,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from test_triton_field import device, relative_error  # noqa: F401 (a fixture)
+from test_triton_field import device, relative_error  # noqa: F401 (a fixture with mark.gpu)
 
 from generators import fast_rays
 from generators import volumetric_rendering as rendering
