@@ -67,6 +67,7 @@ lint: .venv/installed-dev  ## check style and types
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy .
+	$(VENV_PYTHON) -m mypy --platform win32 .
 
 bench: .venv/installed  ## measure the speed of this machine's processor
 	$(VENV_PYTHON) -m benchmarks.cpu

@@ -18,7 +18,7 @@ from torch import nn
 
 import curriculums
 from checkpoint_io import checkpoints, published_run
-from checkpoint_io.checkpoints import Average, SavedGenerator
+from checkpoint_io.checkpoints import Average
 from checkpoint_io.published_run import DISCRIMINATOR_FILE, GENERATOR_FILE
 from config.curriculum import Curriculum
 from system import flags
@@ -27,7 +27,7 @@ from system.files import output_folder
 from training import state as run_state
 from training.state import STATE_FILE, Progress
 
-AVERAGES: tuple[Average, ...] = ("ema", "ema2")
+FILE_NAMES: dict[Average, str] = {"none": GENERATOR_FILE, "ema": "ema.pth", "ema2": "ema2.pth"}
 # {file name: (kind, content)}
 Files = dict[str, tuple[str, dict[str, Any]]]
 
@@ -59,65 +59,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(f"{args.target}: holds {there[0]} already; give a new folder")
     folder = output_folder(args.target, flag="OUT")
     _write(folder, files)
-    _note_changes(args.source, curriculum, own)
+    published_run.note_changes(args.source, curriculum, own)
     print(f"in {folder}: {' '.join(files)}")
     return 0
 
 
-def _note_changes(source: Path, curriculum: Curriculum, own: Curriculum) -> None:
-    """Print on stderr how the networks of the files differ from those of the curriculum."""
-    changes = [
-        f"{key} {value} (not {getattr(curriculum.settings, key)})"
-        for key, value in own.source.items()
-        if value != curriculum.source.get(key)
-    ]
-    if changes:
-        print(f"{source}: its networks differ from those of curriculum {curriculum.name}; "
-              f"taken from the files: {', '.join(changes)}", file=sys.stderr)  # fmt: skip
-
-
 def _write(folder: Path, files: Files) -> None:
     """Write all files, or none if the disk fails; none of them exists before."""
-    written: list[Path] = []
     try:
         for name, (kind, content) in files.items():
             checkpoints.save(folder / name, kind, content)
-            written.append(folder / name)
     except OSError:
-        for path in written:
-            path.unlink()
+        for name in files:
+            (folder / name).unlink(missing_ok=True)
         raise
 
 
 def _of_run(source: Path, curriculum: Curriculum) -> tuple[Curriculum, Files]:
     """Return the curriculum of a whole run, its training state and its networks."""
-    curriculum = published_run.open_run(source).adapt(curriculum, keeps_classes=False)
-    state = run_state.read_state(source, curriculum)
-    about = run_state.about_run(curriculum, Progress(step=state["step"]))
-    files: Files = {
-        STATE_FILE: ("training_state", state),
-        GENERATOR_FILE: ("generator", {**about, "state": state["generator"]}),
-        DISCRIMINATOR_FILE: ("discriminator", {**about, "state": state["discriminator"]}),
-    }
-    for name, average in zip(run_state.AVERAGE_FILES, state["averages"], strict=True):
-        averaged = dict(zip(state["generator"], average["shadow"], strict=True))
-        files[name] = ("generator", {**about, "state": averaged})
-    return curriculum, files
+    run = published_run.open_run(source)
+    curriculum = run.adapt(curriculum, keeps_classes=False)
+    state = run_state.published_content(run, curriculum)
+    return curriculum, {STATE_FILE: ("training_state", state), **run_state.exports(state)}
 
 
 def _of_generator(source: Path, curriculum: Curriculum) -> tuple[Curriculum, Files]:
     """Return the curriculum of a generator, its network and the networks beside it."""
-    found: list[SavedGenerator] = []
-    average: Average
-    for average in ("none", *AVERAGES):
+    networks: dict[str, tuple[str, nn.Module]] = {}
+    for average, name in FILE_NAMES.items():
         saved = checkpoints.load_generator(source, ema=average, published_curriculum=curriculum)
         if not saved.is_published:
             raise UsageError(f"{source}: is in our format already")
-        found += [saved] if saved.average == average else []
-    networks: dict[str, tuple[str, nn.Module]] = {
-        _file_name(saved): ("generator", saved.generator) for saved in found
-    }
-    own, step = found[0].curriculum, found[-1].step
+        if saved.average == average:
+            networks[name] = ("generator", saved.generator)
+            own, step = saved.curriculum, saved.step
     critic = checkpoints.beside(source, DISCRIMINATOR_FILE)
     if critic.is_file():
         own, judge = checkpoints.load_discriminator(critic, own)
@@ -127,10 +102,6 @@ def _of_generator(source: Path, curriculum: Curriculum) -> tuple[Curriculum, Fil
         name: (kind, {**about, "state": network.state_dict()})
         for name, (kind, network) in networks.items()
     }
-
-
-def _file_name(saved: SavedGenerator) -> str:
-    return GENERATOR_FILE if saved.average == "none" else f"{saved.average}.pth"
 
 
 if __name__ == "__main__":

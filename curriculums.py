@@ -258,13 +258,13 @@ def load(name: str, *, file: Path | None = None, overrides: Sequence[str] = ()) 
     by_folded = {key.casefold(): key for key in table}
     known = by_folded.get(name.casefold(), name)
     source = choose("curriculum", known, table)
+    built = build(known, source, overrides)
     twice = keys_set_twice(source)
-    if twice and known not in PRESETS:
+    if twice and source is not PRESETS.get(known):
         print(f"note: curriculum {known} sets {', '.join(twice)} in a stage and for the whole; the "
               "stage's value is taken (the published code takes the other)",
               file=Screen())  # fmt: skip
-    built = build(known, source, overrides)
-    if built.settings.instance_noise > 0:
+    if any(stage.settings.instance_noise > 0 for _, stage in built.stages):
         print("note: instance_noise has no effect, as in the published code", file=Screen())
     return built
 

@@ -3,7 +3,7 @@
     options = dataset_options("CelebA", "img_align_celeba")
     images = open_images(options, 64, cache_dir=..., skipped_file=..., show_progress=True)
     indices = batch_indices(len(images), seed=0, images_seen=0, batch_size=56, rank=0, world_size=1)
-    real = training_images(images.batch(indices).to(device), flip=options.flip, rng=rng)
+    real = training_images(images.batch(indices, rng=rng).to(device))
 
 Legend: B images of a batch, N of the dataset, H = W = image_size.
 """
@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
@@ -27,9 +27,17 @@ import generators.cameras
 import scenes
 from config.schema import DatasetKind
 from image_io import decoding
-from image_io.cache import Block, cached
+from image_io.cache import Block, CacheEntry, cached
 from image_io.decoding import Crop, Framing, Pixels, Resize, decode_all
-from image_io.files import HOW_TO_GIVE, Listing, Skipped, find_pictures, opened, printable
+from image_io.files import (
+    HOW_TO_GIVE,
+    Listing,
+    Skipped,
+    describe_skipped,
+    find_pictures,
+    opened,
+    printable,
+)
 from scenes.toy_car_images import toy_car_images
 from system.errors import UsageError, choose
 from system.flags import Screen
@@ -38,7 +46,6 @@ KINDS: tuple[DatasetKind, ...] = get_args(DatasetKind)
 
 MAX_SKIPPED_PERCENT = 1  # more unreadable files than this, and a run does not start
 NUM_TOY_CARS = 4000
-NUM_NAMED = 3  # skipped files named on the screen
 RENDERED_AT_ONCE = 64  # toy cars per step of the progress bar
 
 _DEFAULTS: dict[str, tuple[Crop, bool]] = {  # crop, flip
@@ -85,6 +92,11 @@ class DatasetOptions:
             raise UsageError(f"resize {self.resize!r} is neither 'antialias' nor 'nearest'")
         if self.num_images < 1:
             raise UsageError(f"num_images {self.num_images} is not 1 or more")
+
+    @property
+    def is_shrunk_last(self) -> bool:
+        """Return whether mirrored images consist of other pixels, as in the published CelebA."""
+        return self.crop == "celeba" and self.resize == "nearest"
 
 
 def dataset_options(
@@ -145,6 +157,8 @@ class ImageSet:
         fingerprint: changes with the files, the framing and the size.
         checksum: of all pixels; does not depend on the folder of the pictures.
         num_small: pictures with fewer pixels than the size or the crop needs.
+        to_mirror: other pixels (N, 3, H, W) of the images, taken when they are mirrored. None where
+            these are the same.
     """
 
     pixels: Pixels
@@ -153,6 +167,7 @@ class ImageSet:
     fingerprint: str
     checksum: int
     num_small: int = 0
+    to_mirror: Pixels | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -162,9 +177,23 @@ class ImageSet:
         """Return the pixels per side."""
         return int(self.pixels.shape[-1])
 
-    def batch(self, indices: NDArray[np.int64] | Tensor) -> Tensor:
-        """Return a fresh (B, 3, H, W) uint8 tensor on the CPU; indices (B,) are in 0..N-1."""
-        return torch.from_numpy(self.pixels[np.asarray(indices)])
+    def batch(
+        self, indices: NDArray[np.int64] | Tensor, *, rng: torch.Generator | None = None
+    ) -> Tensor:
+        """Return a fresh (B, 3, H, W) uint8 tensor on the CPU.
+
+        Args:
+            indices: (B,), in 0..N-1.
+            rng: CPU stream that mirrors each image with probability 1/2 if the options say flip;
+                None mirrors none.
+        """
+        chosen = np.asarray(indices)
+        pixels = self.pixels[chosen]
+        if rng is not None and self.options.flip:
+            is_mirrored = (torch.rand(len(chosen), generator=rng) < 0.5).numpy()
+            source = self.pixels if self.to_mirror is None else self.to_mirror
+            pixels[is_mirrored] = source[chosen[is_mirrored], :, :, ::-1]
+        return torch.from_numpy(pixels)
 
 
 def open_images(
@@ -194,31 +223,49 @@ def open_images(
     """
     listing = listing or find_images(options)
     framing = Framing(image_size=image_size, crop=options.crop, resize=options.resize)
-    key = _key(options, listing, framing)
-
-    small: list[str] = []
-    entry = cached(
-        cache_dir,
-        key,
-        lambda: (
-            _rendered(options, image_size)
-            if options.kind == "ToyCars"
-            else _decoded(listing, framing, skipped_file, small)
-        ),
-        num_images=listing.count,
-        image_size=image_size,
-        show_progress=show_progress,
-        small=small,
-    )
+    entry = _entry(options, listing, framing, cache_dir, skipped_file, show_progress)
+    to_mirror = None
+    if options.flip and options.is_shrunk_last:
+        mirrored = replace(framing, from_right=True)
+        other = _entry(options, listing, mirrored, cache_dir, skipped_file, show_progress)
+        if other.skipped != entry.skipped:  # the disk failed in between
+            raise UsageError(f"two readings of the pictures differ; delete '{cache_dir}'")
+        to_mirror = other.pixels
     skipped = listing.skipped + entry.skipped
     _report(skipped, listing, skipped_file, show_progress)
     return ImageSet(
         pixels=entry.pixels,
         options=options,
         skipped=skipped,
-        fingerprint=key,
+        fingerprint=_key(options, listing, framing),
         checksum=entry.checksum,
         num_small=entry.num_small,
+        to_mirror=to_mirror,
+    )
+
+
+def _entry(
+    options: DatasetOptions,
+    listing: Listing,
+    framing: Framing,
+    cache_dir: Path,
+    skipped_file: Path | None,
+    show_progress: bool,
+) -> CacheEntry:
+    """Return the images in one framing from the cache; make them if it does not hold them."""
+    small: list[str] = []
+    return cached(
+        cache_dir,
+        _key(options, listing, framing),
+        lambda: (
+            _rendered(options, framing.image_size)
+            if options.kind == "ToyCars"
+            else _decoded(listing, framing, skipped_file, small)
+        ),
+        num_images=listing.count,
+        image_size=framing.image_size,
+        show_progress=show_progress,
+        small=small,
     )
 
 
@@ -287,11 +334,8 @@ def _report(
 def _describe(skipped: Sequence[Skipped], listing: Listing, skipped_file: Path | None) -> str:
     """Describe the skipped files: their number, the first names, and the file that lists them."""
     total = listing.count + len(listing.skipped)
-    some = ", ".join(f"'{name}' ({reason})" for name, reason in skipped[:NUM_NAMED])
-    more = ", ..." if len(skipped) > NUM_NAMED else ""
     where = f"; all are named in '{printable(str(skipped_file))}'" if skipped_file else ""
-    source = printable(listing.source)
-    return f"{len(skipped)} of {total} pictures in '{source}' cannot be read: {some}{more}{where}"
+    return f"{describe_skipped(skipped, total, listing.source)}{where}"
 
 
 def _write_skipped(skipped: Sequence[Skipped], path: Path | None) -> None:
@@ -301,7 +345,7 @@ def _write_skipped(skipped: Sequence[Skipped], path: Path | None) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text("".join(f"{name}\t{reason}\n" for name, reason in skipped))
+        draft.write_text("".join(f"{name}\t{reason}\n" for name, reason in skipped), "utf-8")
         draft.replace(path)
     except OSError as error:
         raise UsageError(f"cannot write '{printable(str(path))}': {error.strerror}") from error
@@ -356,16 +400,6 @@ def batch_indices(
     return np.concatenate(parts)
 
 
-def training_images(images: Tensor, *, flip: bool, rng: torch.Generator | None = None) -> Tensor:
-    """Return images (B, 3, H, W) as float32 in [-1, 1], on their device.
-
-    Args:
-        images: (B, 3, H, W) uint8.
-        flip: mirror each with probability 1/2.
-        rng: generator of the random flips, on any device; None flips no image.
-    """
-    if flip and rng is not None:
-        coins = torch.rand(len(images), 1, 1, 1, generator=rng, device=rng.device) < 0.5
-        mirrored = generators.cameras.moved(coins.flatten().nonzero()[:, 0], images.device)
-        images = images.index_copy(0, mirrored, images[mirrored].flip(-1))
+def training_images(images: Tensor) -> Tensor:
+    """Return images (B, 3, H, W), of type uint8, as float32 in [-1, 1] on their device."""
     return images.to(torch.float32).div_(127.5).sub_(1)

@@ -22,21 +22,25 @@ from checkpoint_io.checkpoints import SavedGenerator
 from distributed import processes
 from distributed.processes import Place
 from image_io import png
+from image_io.files import describe_skipped
 from metrics import features, inception, real_images, record, report, samples
 from metrics.inception import NUM_FEATURES, NUM_LOGITS, Weights
 from metrics.real_images import RealSet
-from metrics.report import ConsistencyOptions
 from metrics.samples import SampleOptions
 from rendering import viewing
 from system import flags
 from system.errors import UsageError
 from system.files import output_folder
+from system.outputs import list_outputs
 
 MAX_IMAGES = 1_000_000  # their features take 8 GiB
-COLUMNS = (  # lines of the table: key in metrics.json, name
-    ("fid", "FID"), ("kid_mean", "KID x 100"), ("is_mean", "IS"),
-    ("precision", "precision"), ("recall", "recall"),
-)  # fmt: skip
+LINES = (  # of the table: key in metrics.json, name, figures
+    ("fid", "FID", "{fid:.2f}"),
+    ("kid_mean", "KID x 100", "{kid_mean:.3f} +- {kid_std:.3f}"),
+    ("is_mean", "IS", "{is_mean:.2f} +- {is_std:.2f}"),
+    ("precision", "precision", "{precision:.3f}"),
+    ("recall", "recall", "{recall:.3f}"),
+)
 CONSISTENCY_ROWS = (
     ("psnr_db", "reprojection PSNR, dB"),
     ("l1", "reprojection L1"),
@@ -76,7 +80,6 @@ def build_parser() -> flags.ArgumentParser:
     add("--num_processes", type=flags.positive_int, help="default: one per visible CUDA device")
     add("--port", type=flags.port_number, default=processes.ANY_PORT, help="rendezvous port "
         "of the processes; 0 is any free one")  # fmt: skip
-    viewing.add_field_flags(parser)
     return parser
 
 
@@ -112,11 +115,19 @@ def find_job(args: argparse.Namespace) -> Job:
     """Find the real images and the Inception network before any process starts.
 
     Raises:
-        UsageError: one of them is missing, or a library that evaluates them.
+        UsageError: one of them is missing, a library that evaluates them, or a second image.
     """
-    real = real_images.open_real_set(args.real_image_dir)
     weights = inception.find_weights(args.inception_weights, takes_any=args.any_inception_weights)
     inception.fidelity()
+    real = real_images.open_real_set(args.real_image_dir, args.cache_dir)
+    if real.skipped:
+        total = len(real) + len(real.skipped)
+        text = describe_skipped(real.skipped, total, str(args.real_image_dir))
+        print(f"left out: {text}", file=sys.stderr)
+    lacking = features.too_few(args.num_images, len(real))
+    if lacking.keys() == features.LEAST.keys():
+        reasons = "; ".join(f"{name} {reason}" for name, reason in lacking.items())
+        raise UsageError(f"--num_images {args.num_images}, {len(real)} real images: {reasons}")
     return Job(args=args, real=real, weights=weights)
 
 
@@ -127,8 +138,11 @@ def measure_images(place: Place, job: Job) -> int:
     saved = viewing.open_generator(args)
     sampling = _sampling(saved, args, args.image_size or job.real.image_size)
     network = inception.fidelity_network(job.weights, place.device)
-    output_folder(args.output_dir)  # only now, when all inputs are known to exist
-    real, content = features.real_features(job.real, network, job.weights, args.cache_dir, place)
+    folder = output_folder(args.output_dir)  # only now, when all inputs are known to exist
+    if place.is_main:  # the order of the names does not depend on the number of processes
+        paths = [real_images.file_path(folder, i, args.protocol) for i in range(args.num_images)]
+        list_outputs(folder, [path.name for path in paths])
+    real = features.real_features(job.real, network, job.weights, args.cache_dir, place)
     generated = features.features_of(
         partial(_written_image, saved, sampling, args),
         args.num_images,
@@ -143,7 +157,7 @@ def measure_images(place: Place, job: Job) -> int:
     settings = {
         "protocol": args.protocol,
         "num_generated": args.num_images,
-        **record.image_settings(job.real, job.weights, sampling, args.protocol, content),
+        **record.image_settings(job.real, job.weights, sampling, args.protocol),
         **features.metric_settings(args.num_images, len(job.real)),
     }
     _write(saved, args, {"images": {**figures, "settings": settings}})
@@ -154,13 +168,8 @@ def measure_images(place: Place, job: Job) -> int:
 def _written_image(
     saved: SavedGenerator, sampling: SampleOptions, args: argparse.Namespace, number: int
 ) -> Tensor:
-    """Render the image with this number, write it to a file, and return the decoded file.
-
-    It is (3, H, W) uint8. So the metrics include the JPEG loss of the published protocol.
-    """
-    image = samples.sample_image(
-        saved.generator, number, sampling, points_per_chunk=viewing.chunk_size(saved, args)
-    )
+    """Write the image of a number to a file and return the decoded file, (3, H, W) uint8."""
+    image = samples.sample_image(saved.generator, number, sampling)
     content = real_images.encoded(png.to_uint8(image).numpy(), args.protocol)
     real_images.put(real_images.file_path(args.output_dir, number, args.protocol), content)
     return real_images.decoded(content)
@@ -169,15 +178,11 @@ def _written_image(
 def measure_consistency(saved: SavedGenerator, args: argparse.Namespace) -> None:
     """Measure 3D consistency; write, plot and print it."""
     output_folder(args.output_dir)
-    options = ConsistencyOptions(
-        num_objects=args.num_objects,
-        image_size=args.consistency_size,
-        points_per_chunk=viewing.chunk_size(saved, args),
-    )
-    found = report.measure(saved, _sampling(saved, args, args.consistency_size), options)
+    sampling = _sampling(saved, args, args.consistency_size)
+    found = report.measure(saved, sampling, args.num_objects)
     title = f"{saved.curriculum.name} at step {saved.step}"
     report.save_plot(args.output_dir / "consistency.png", found["by_yaw"], title)
-    _print_consistency(found, options)
+    _print_consistency(found)
     _write(saved, args, {"consistency": found})
 
 
@@ -206,17 +211,14 @@ def _write(saved: SavedGenerator, args: argparse.Namespace, part: dict[str, Any]
 def _print_images(figures: dict[str, float], job: Job) -> None:
     """Print the table of the image metrics, and warn if they cannot be compared."""
     args = job.args
-    texts = {
-        "fid": f"{figures['fid']:.2f}",
-        "kid_mean": f"{100 * figures['kid_mean']:.3f} +- {100 * figures['kid_std']:.3f}",
-        "is_mean": f"{figures['is_mean']:.2f} +- {figures['is_std']:.2f}",
-        "precision": f"{figures['precision']:.3f}",
-        "recall": f"{figures['recall']:.3f}",
-    }
+    scaled = {key: value * (100 if "kid" in key else 1) for key, value in figures.items()}
     print(f"{args.num_images} generated against {len(job.real)} real images, "
           f"{args.protocol} protocol")  # fmt: skip
-    for key, name in COLUMNS:
-        print(f"  {name:12} {texts[key]}")
+    for key, name, text in LINES:
+        if key in figures:
+            print(f"  {name:12} {text.format_map(scaled)}")
+    for name, reason in features.too_few(args.num_images, len(job.real)).items():
+        print(f"  {name} left out: {reason}")
     if not job.weights.is_official:
         print("  The network is not the published one: these figures cannot be compared.")
     made = job.real.made
@@ -224,9 +226,10 @@ def _print_images(figures: dict[str, float], job: Job) -> None:
         print(f"  The real images were made by the {made.get('protocol')} protocol.")
 
 
-def _print_consistency(found: dict[str, Any], options: ConsistencyOptions) -> None:
-    angles = ", ".join(f"{offset:+g}" for offset in options.yaw_offsets)
-    print(f"3D consistency of {options.num_objects} objects, turned by {angles} radians: mean")
+def _print_consistency(found: dict[str, Any]) -> None:
+    settings = found["settings"]
+    angles = ", ".join(f"{offset:+g}" for offset in settings["yaw_offsets"])
+    print(f"3D consistency of {settings['num_objects']} objects, turned by {angles} radians: mean")
     for name, text in CONSISTENCY_ROWS:
         value = found["mean"][name]
         print(f"  {text:32} {'-' if value is None else f'{value:.4g}'}")

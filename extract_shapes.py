@@ -4,12 +4,12 @@
 
 Writes shapes/SEED.mrc (the raw densities), shapes/SEED.glb (the mesh) and shapes/SEED.png (the
 mesh from several sides). Right-handed axes, y up, one scene unit is one meter: glTF's conventions.
+--scale 1000 --up z writes meshes in millimeters with z up, as programs for 3D printing expect.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,7 +19,6 @@ from generators.trajectories import SceneObject
 from generators.volumetric_rendering import RenderOptions
 from geometry import mesh_extraction, mesh_files
 from geometry.density_grid import Cube
-from geometry.mesh_extraction import Shape, Wanted
 from rendering import viewing
 from system import flags
 from system.errors import nearest
@@ -40,10 +39,13 @@ def build_parser() -> flags.ArgumentParser:
     add("--format", type=_formats, default=["mrc", "glb"], metavar="LIST",
         help=f"what to write, of {','.join(FORMATS)}")  # fmt: skip
     add("--voxel_resolution", type=flags.whole(8, 2048), default=256, help="voxels along each axis")
-    add("--cube_size", type=_size, help="side of the cube in scene units; default: "
-        "it contains all samples of the curriculum's rays")  # fmt: skip
-    add("--center", type=_place, nargs=3, default=[0.0, 0.0, 0.0], metavar=("X", "Y", "Z"),
-        help="of the cube")  # fmt: skip
+    add("--cube_size", type=flags.number(1 / FARTHEST, FARTHEST), help="side of the cube in scene "
+        "units; default: it contains all samples of the curriculum's rays")  # fmt: skip
+    add("--center", type=flags.number(-FARTHEST, FARTHEST), nargs=3, default=[0.0, 0.0, 0.0],
+        metavar=("X", "Y", "Z"), help="of the cube")  # fmt: skip
+    add("--scale", type=flags.number(1 / FARTHEST, FARTHEST), default=1.0, help="the mesh files' "
+        "units per scene unit")  # fmt: skip
+    add("--up", choices=["y", "z"], default="y", help="the mesh files' upward axis")
     add("--level", type=flags.finite_float, help="raw density of the surface; default: the "
         "one that matches the renders best")  # fmt: skip
     add("--dense", action="store_true", help="evaluate every voxel, not only those near the "
@@ -52,7 +54,6 @@ def build_parser() -> flags.ArgumentParser:
         "the largest")  # fmt: skip
     add("--visible_only", action="store_true", help="remove surfaces that no training camera "
         "sees, which leaves the mesh open there")  # fmt: skip
-    viewing.add_field_flags(parser)
     return parser
 
 
@@ -60,24 +61,9 @@ def _formats(text: str) -> list[str]:
     names = [name.strip().casefold() for name in text.split(",")]
     for name in names:
         if name not in FORMATS:
-            raise argparse.ArgumentTypeError(
-                f"{name!r} is none of {','.join(FORMATS)}.{nearest(name, FORMATS)}"
-            )
+            hint = nearest(name, FORMATS)
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {','.join(FORMATS)}.{hint}")
     return names
-
-
-def _size(text: str) -> float:
-    value = flags.positive_float(text)
-    if not 1 / FARTHEST <= value <= FARTHEST:
-        raise argparse.ArgumentTypeError(f"must be from {1 / FARTHEST:g} to {FARTHEST:g}")
-    return value
-
-
-def _place(text: str) -> float:
-    value = flags.finite_float(text)
-    if abs(value) > FARTHEST:
-        raise argparse.ArgumentTypeError(f"must be from {-FARTHEST:g} to {FARTHEST:g}")
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,10 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.seed is not None:
         args.seeds = [args.seed]
     saved = viewing.open_generator(args)
-    options = saved.curriculum.evaluation_render(saved.step)
-    options = replace(
-        options, lock_view_dependence=options.lock_view_dependence or args.lock_view_dependence
-    )
+    options = viewing.shape_options(saved, args.lock_view_dependence)
     side = args.cube_size or options.visible_side
     cube = Cube(center=tuple(args.center), side=side, resolution=args.voxel_resolution)
     things = viewing.objects_to_show(saved, args)
@@ -107,54 +90,29 @@ def _extract(
     args: argparse.Namespace,
     folder: Path,
 ) -> None:
-    """Extract one object and write its files."""
-    shape = _shape(saved, thing, cube, options, args)
-    for kind in args.format:
-        if kind == "mrc":
-            mesh_files.save_mrc(folder / f"{thing.name}.mrc", shape.values, cube)
-        else:
-            mesh_files.save_mesh(folder / f"{thing.name}.{kind}", shape.mesh)
-    mesh_extraction.save_preview(
-        folder / f"{thing.name}.png", shape.mesh, saved.curriculum.poses(), options
-    )
-    count = len(shape.mesh.triangles)
-    print(
-        f"{thing.name}: level {shape.level:.4g}, {count} triangles; in {folder}: "
-        + " ".join(f"{thing.name}.{name}" for name in [*args.format, "png"])
-    )
-
-
-def _shape(
-    saved: SavedGenerator,
-    thing: SceneObject,
-    cube: Cube,
-    options: RenderOptions,
-    args: argparse.Namespace,
-) -> Shape:
-    """Extract the shape of one object and show the progress."""
-    wanted = Wanted(
-        level=args.level,
-        is_dense=args.dense,
-        keeps_all=args.all_components,
-        visible_only=args.visible_only,
-    )
+    """Extract one object, show the progress, and write its files."""
+    poses = saved.curriculum.poses()
     with tqdm(desc=thing.name, unit="point", unit_scale=True) as bar:
 
         def progress(done: int, needed: int) -> None:
             bar.total = needed
             bar.update(done - bar.n)
 
-        return mesh_extraction.take_shape(
-            saved.generator,
-            thing.film,
-            cube,
-            options,
-            wanted,
-            name=thing.name,
-            poses=saved.curriculum.poses(),
-            points_per_chunk=viewing.chunk_size(saved, args),
-            progress=progress,
-        )
+        shape = mesh_extraction.take_shape(
+            saved.generator, thing.film, cube, options, poses,
+            iso_level=args.level, is_dense=args.dense, keeps_all=args.all_components,
+            visible_only=args.visible_only, name=thing.name, progress=progress,
+        )  # fmt: skip
+    for kind in args.format:
+        if kind == "mrc":
+            mesh_files.save_mrc(folder / f"{thing.name}.mrc", shape.values, cube)
+        else:
+            path = folder / f"{thing.name}.{kind}"
+            mesh_files.save_mesh(path, shape.mesh, scale=args.scale, up=args.up)
+    mesh_extraction.save_preview(folder / f"{thing.name}.png", shape.mesh, poses, options)
+    names = " ".join(f"{thing.name}.{kind}" for kind in [*args.format, "png"])
+    count = len(shape.mesh.triangles)
+    print(f"{thing.name}: level {shape.level:.4g}, {count} triangles; in {folder}: {names}")
 
 
 if __name__ == "__main__":

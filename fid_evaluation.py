@@ -7,9 +7,11 @@ continues where an interrupted one stopped.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -17,12 +19,12 @@ import curriculums
 import datasets
 from datasets import DatasetOptions
 from image_io.decoding import Resize
-from image_io.files import Listing, Skipped
+from image_io.files import Listing, Skipped, describe_skipped
 from metrics import real_images
-from metrics.real_images import Choice
+from metrics.real_images import Choice, Protocol
 from system import flags
 from system.errors import UsageError
-from system.files import output_folder
+from system.files import filled_folder
 
 
 def build_parser() -> flags.ArgumentParser:
@@ -52,15 +54,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         is_flipped=args.protocol == "published",
     )
     default = Path("EvalImages") / f"{options.kind}_real_images_{args.img_size}"
-    folder = output_folder(args.output_dir or default)
-    real_images.write_manifest(folder, real_images.manifest(choice, listing, args.protocol))
-    written, skipped = _write(folder, choice, listing, args)
+    folder = args.output_dir or default
+    with filled_folder(folder):
+        made = real_images.manifest(choice, listing, args.protocol)
+        real_images.require_same(folder, made)
+        written, skipped = _write(folder, choice, listing, args.protocol, made)
+    if listing.left_out:
+        print(listing.left_out, file=sys.stderr)
     if listing.count < args.num_imgs:
         print(f"there are only {listing.count} pictures in {listing.source}", file=sys.stderr)
     if skipped:
-        name, reason = skipped[0]
-        print(f"left out: {len(skipped)} unreadable pictures, first '{name}' ({reason})",
-              file=sys.stderr)  # fmt: skip
+        total = listing.count + len(listing.skipped)
+        text = describe_skipped(skipped, total, listing.source)
+        print(f"left out: {text}", file=sys.stderr)
     print(f"{written} real images of {args.img_size} x {args.img_size} pixels in {folder}")
     return 0
 
@@ -80,28 +86,33 @@ def _published_path(kind: str) -> str | None:
 
 
 def _write(
-    folder: Path, choice: Choice, listing: Listing, args: argparse.Namespace
+    folder: Path, choice: Choice, listing: Listing, protocol: Protocol, made: dict[str, Any]
 ) -> tuple[int, list[Skipped]]:
-    """Write the missing images; return the number of images, and the pictures left out."""
+    """Write the missing images; return the number of images, and the pictures left out.
+
+    Nothing is written before a picture could be read.
+    """
     total = len(choice.indices(listing.count))
-    paths = [real_images.file_path(folder, number, args.protocol) for number in range(total)]
+    paths = [real_images.file_path(folder, number, protocol) for number in range(total)]
     done = 0
     while done < total and paths[done].is_file():
         done += 1
-    skipped: list[Skipped] = []
-    number = done
+    skipped, count = list(listing.skipped), done
     with tqdm(total=total, initial=done, unit="image") as bar:
-        for block in real_images.chosen_images(choice, listing, skip=done):
-            for item in block:
-                if isinstance(item, Skipped):
-                    skipped.append(item)
-                elif not paths[number].is_file():
-                    real_images.put(paths[number], real_images.encoded(item, args.protocol))
-                number += 1
-            bar.update(len(block))
-    if len(skipped) == total:
-        raise UsageError(f"no picture in {listing.source} can be read: {skipped[0].reason}")
-    return total - len(skipped), skipped
+        blocks = real_images.chosen_images(choice, listing, skip=done)
+        for path, item in zip(paths[done:], itertools.chain.from_iterable(blocks), strict=True):
+            bar.update()
+            if isinstance(item, Skipped):
+                skipped.append(item)
+                continue
+            if count == 0:
+                real_images.begin(folder, made, paths)
+            count += 1
+            if not path.is_file():
+                real_images.put(path, real_images.encoded(item, protocol))
+    if count == 0:
+        raise UsageError(describe_skipped(skipped, len(skipped), listing.source))
+    return count, skipped
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def build_parser() -> flags.ArgumentParser:
     parser = flags.ArgumentParser(description="Fit an object and a camera to a photo.")
     viewing.add_generator(parser)
     add = parser.add_argument
-    add("photo", type=Path, help="jpg, png or webp; its alpha channel says where the object is")
+    add("photo", type=Path, help="a picture; its alpha channel says where the object is")
     add("--mask", type=Path, help="picture of the photo's size: white where the object is and "
         "black elsewhere, or a cut-out")  # fmt: skip
     add("--crop", default="center", help="none, center (the largest square), or pixels")
@@ -197,8 +197,7 @@ def _save_comparison(
     args: argparse.Namespace,
 ) -> float:
     """Write photo, fit and difference side by side; return the PSNR in dB, weighted."""
-    chunk = viewing.chunk_size(saved, args)
-    (view,) = filming.views(saved, [fit], options, batch_size=1, points_per_chunk=chunk)
+    (view,) = filming.views(saved, [fit], options)
     shown = view.images[0]
     difference = (shown - photo.image).abs() - 1  # 0 is black
     sheet = png.grid(torch.stack([photo.image, shown, difference]), 3)
@@ -222,10 +221,10 @@ def _save_views(
     path: Path, saved: SavedGenerator, fit: SceneObject, args: argparse.Namespace
 ) -> None:
     """Write views of the object from both sides of the photo's camera, with depths on request."""
-    options, chunk = viewing.render_options(saved, args), viewing.chunk_size(saved, args)
+    options = viewing.render_options(saved, args)
     shots = [fit.seen_from(fit.camera.turned(0, offset)) for offset in VIEW_OFFSETS]
     with filming.progress(len(shots), options) as bar:
-        views = filming.views(saved, shots, options, batch_size=1, points_per_chunk=chunk, bar=bar)
+        views = filming.views(saved, shots, options, bar=bar)
         columns = [
             torch.cat(filming.pictures(view, options, depth_map=args.depth_map), dim=2)
             for view in views

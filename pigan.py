@@ -21,11 +21,10 @@ import curriculums
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import Average, SavedGenerator
 from generators.cameras import Poses, sample_poses
-from generators.fields import CPU_CHUNK, CUDA_CHUNK
 from generators.generators import View
 from geometry import mesh_extraction, mesh_files
 from geometry.density_grid import Cube
-from geometry.mesh_extraction import Shape, Wanted
+from geometry.mesh_extraction import Shape
 from image_io import png
 from rendering.viewing import mean_film, objects_of_seeds
 from siren.film import Film
@@ -108,7 +107,7 @@ def render(
     middle_pitch, middle_yaw = curriculum.poses().center()
     pitches = torch.full((len(film),), middle_pitch + pitch)
     poses = Poses(pitch=pitches, yaw=torch.full((len(film),), middle_yaw + yaw))
-    return saved.generator.render(film, poses, options, points_per_chunk=_chunk(saved))
+    return saved.generator.render(film, poses, options)
 
 
 def density(saved: SavedGenerator, film: Film) -> Callable[[Tensor], Tensor]:
@@ -116,7 +115,7 @@ def density(saved: SavedGenerator, film: Film) -> Callable[[Tensor], Tensor]:
 
     Raw densities are those before clamp_mode: below zero is empty space under relu.
     """
-    return saved.generator.density(film, points_per_chunk=_chunk(saved))
+    return saved.generator.density(film)
 
 
 @torch.no_grad()
@@ -138,25 +137,13 @@ def mesh(
         UsageError: there is no surface at that level.
     """
     options = saved.curriculum.evaluation_render(saved.step)
-    return mesh_extraction.take_shape(
-        saved.generator,
-        film,
-        Cube(center=(0.0, 0.0, 0.0), side=options.visible_side, resolution=resolution),
-        options,
-        Wanted(level=level),
-        name="the object",
-        poses=saved.curriculum.poses(),
-        points_per_chunk=_chunk(saved),
-        progress=lambda done, needed: None,
-    )
+    cube = Cube(side=options.visible_side, resolution=resolution)
+    poses = saved.curriculum.poses()
+    return mesh_extraction.take_shape(saved.generator, film, cube, options, poses, iso_level=level)
 
 
 def save_mesh(path: Path | str, shape: Shape) -> None:
-    """Write the mesh of a shape in the format of path's suffix: .glb, .ply, .obj or .stl.
-
-    Raises:
-        UsageError: there is no such format.
-    """
+    """Write a shape's mesh as path's suffix says, .glb, .ply, .obj or .stl; else UsageError."""
     path = Path(path)
     choose("mesh format", path.suffix.removeprefix("."), mesh_files.MESH_FORMATS)
     mesh_files.save_mesh(path, shape.mesh)
@@ -166,9 +153,3 @@ def save_picture(path: Path | str, view: View) -> None:
     """Write the images of a view side by side as a png."""
     images = png.to_uint8(view.images)
     png.save_png(Path(path), png.grid(images, len(images)))
-
-
-def _chunk(saved: SavedGenerator) -> int:
-    """Return the points per call of the field that bound its memory."""
-    device = next(saved.generator.parameters()).device.type
-    return CUDA_CHUNK if device == "cuda" else CPU_CHUNK

@@ -25,31 +25,22 @@ ROUGH_SHARE = 200  # points per curve; more log entries are averaged in groups
 Entry = dict[str, Any]
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 
+LOSSES = {
+    "d_real": "discriminator, real",
+    "d_fake": "discriminator, fake",
+    "d_r1": "R1",
+    "d_identity": "discriminator, identity",
+    "g_fake": "generator",
+    "g_identity": "generator, identity",
+    "g_opacity": "half-transparency",
+}
+RATES = {"generator_lr": "generator", "discriminator_lr": "discriminator"}
+SCHEDULES = {"alpha": "fade-in", "density_noise": "density noise", "topk_share": "top-k share"}
 # Panels from the top: title, logged names with their labels, whether the axis is logarithmic.
 PANELS: tuple[tuple[str, dict[str, str], bool], ...] = (
-    (
-        "losses",
-        {
-            "d_real": "discriminator, real",
-            "d_fake": "discriminator, fake",
-            "d_r1": "R1",
-            "d_identity": "discriminator, identity",
-            "g_fake": "generator",
-            "g_identity": "generator, identity",
-            "g_opacity": "half-transparency",
-        },
-        False,
-    ),
-    (
-        "learning rates",
-        {"generator_lr": "generator", "discriminator_lr": "discriminator"},
-        True,
-    ),
-    (
-        "schedules",
-        {"alpha": "fade-in", "density_noise": "density noise", "topk_share": "top-k share"},
-        False,
-    ),
+    ("losses", LOSSES, False),
+    ("learning rates", RATES, True),
+    ("schedules", SCHEDULES, False),
     ("images per second", {"images_per_second": "all processes"}, False),
     ("quality (lower is better)", {"fid": "FID", "kid": "KID"}, False),
 )
@@ -77,13 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_log(folder: Path) -> list[Entry]:
-    """Read the entries of a run's log.jsonl, in the order of their steps.
+    """Read the entries of a run's log.jsonl, ordered by step; UsageError if there are none.
 
     If a killed and resumed run did a step twice, the last entry counts. A half-written line is
     skipped.
-
-    Raises:
-        UsageError: there is no log, or it is empty.
     """
     path = folder / LOG_FILE
     if not path.is_file():
@@ -111,13 +99,12 @@ def curve(entries: Sequence[Entry], name: str) -> Curve:
         if isinstance(entry.get(name), (int, float)) and math.isfinite(entry[name])
     ]
     steps, values = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
-    groups = np.array_split(np.arange(len(steps)), min(len(steps), ROUGH_SHARE) or 1)
     if not len(steps):
         return steps, values
-    return (
-        np.array([steps[group].mean() for group in groups]),
-        np.array([values[group].mean() for group in groups]),
-    )
+    count = min(len(steps), ROUGH_SHARE)
+    means = ([g.mean() for g in np.array_split(all_, count)] for all_ in (steps, values))
+    averaged_steps, averaged = map(np.array, means)
+    return averaged_steps, averaged
 
 
 def stage_starts(entries: Sequence[Entry]) -> dict[int, int]:

@@ -90,14 +90,7 @@ def _cells(
     for pitch in args.pitches:
         row = []
         shots = [shown.seen_from(shown.camera.turned(pitch, yaw)) for yaw in args.yaws]
-        for view in filming.views(
-            saved,
-            shots,
-            options,
-            batch_size=1,
-            points_per_chunk=viewing.chunk_size(saved, args),
-            bar=bar,
-        ):
+        for view in filming.views(saved, shots, options, bar=bar):
             row.append(filming.pictures(view, options, depth_map=args.depth_map))
         for kind in zip(*row, strict=True):
             yield from torch.cat(kind)

@@ -52,10 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def morph(objects: Sequence[SceneObject], ways: Sequence[Sequence[Camera]]) -> list[SceneObject]:
-    """Return shots from each object to the next and from the last to the first.
-
-    Conditioning and camera are interpolated linearly between two objects.
-    """
+    """Return shots from each object to the next, and from the last to the first, linearly."""
     shots = []
     for index, (start, way) in enumerate(zip(objects, ways, strict=True)):
         end, end_way = objects[(index + 1) % len(objects)], ways[(index + 1) % len(objects)]

@@ -64,7 +64,8 @@ def build_parser() -> flags.ArgumentParser:
     add("--num_processes", type=flags.positive_int, help="default: one per visible CUDA device")
     add("--port", type=flags.port_number, default=processes.ANY_PORT, help="rendezvous port "
         "of the processes; 0 is any free one")  # fmt: skip
-    add("--dry_run", action="store_true", help="check and print the run's settings, then stop")
+    add("--dry_run", action="store_true", help="start as training does, show settings and "
+        "pictures, and stop before the first step")  # fmt: skip
     return parser
 
 
@@ -82,8 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     places = processes.plan(args.device, args.num_processes, os.environ)
     _check_fid(args)
     options = _options(args, ["train.py", *(sys.argv[1:] if argv is None else argv)])
-    start = resolve(typed, options, places[0], is_dry_run=args.dry_run)
-    if args.dry_run:
+    start = resolve(typed, options, places[0])
+    if not args.dry_run:
+        require_memory(start.curriculum, places)
+    elif places[0].is_main:
         end = start.curriculum.ending(
             first_step=start.step,
             num_images=start.listing.count,
@@ -91,10 +94,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             max_steps=args.max_steps,
             n_epochs=args.n_epochs,
         )
-        print(dry_run.report(start.curriculum, places, start.listing, end))
-        return 0
-    require_memory(start.curriculum, places)
-    return processes.launch(train, (options, start), places, port=args.port)
+        print(dry_run.report(start.curriculum, places, start.listing, end), flush=True)
+    code = processes.launch(train, (options, start), places, port=args.port)
+    if args.dry_run:  # after all else, so that the pictures are shown in any case
+        require_memory(start.curriculum, places)
+    return code
 
 
 def _curriculum(args: argparse.Namespace) -> Curriculum:
@@ -137,6 +141,7 @@ def _options(args: argparse.Namespace, command: list[str]) -> TrainOptions:
             weights=args.inception_weights,
             takes_any_weights=args.any_inception_weights,
         ),
+        is_dry_run=args.dry_run,
         command=command,
     )
 

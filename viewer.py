@@ -7,8 +7,7 @@ the page shows the command line that writes its current picture.
 """
 
 import argparse
-import ipaddress
-import socket
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -16,13 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from checkpoint_io.checkpoints import SavedGenerator
+from generators.trajectories import Camera
 from rendering import viewing
 from system import flags
 from system.errors import UsageError
 from system.files import output_folder
+from web_viewer import address
 from web_viewer.checkpoints import Checkpoints
 from web_viewer.pictures import save_picture
-from web_viewer.request import Eye, Request, add_request, from_args, usual_eye
+from web_viewer.request import Request, add_request, from_args
 
 EXTRA = "requirements.txt"
 
@@ -35,7 +36,8 @@ def build_parser() -> flags.ArgumentParser:
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen at; the default serves this "
         "machine only, 0.0.0.0 the whole network")  # fmt: skip
-    add("--port", type=flags.port_number, default=0, help="0 takes a free one")
+    add("--port", type=flags.port_number, help=f"default: {address.DEFAULT_PORTS[0]}, or "
+        "the next one that is free; 0 takes any free one")  # fmt: skip
     add("--output_dir", type=Path, default=Path("views"), help="the only folder to which the page "
         "saves")  # fmt: skip
     add("--save_picture", action="store_true", help="write the picture and open no page")
@@ -53,15 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         curriculum=saved.curriculum if args.curriculum or args.curriculum_file else None,
         fits={shown.name: path for shown, path in zip(fits, args.fit, strict=True)},
         precision=args.precision,
+        max_points=saved.generator.points_per_chunk,
     )
     request = from_args(args, saved, source.newest, fits)
-    eyes = {shown.name: Eye(*shown.camera) for shown in fits}
     if args.save_picture:
-        points = viewing.chunk_size(saved, args)
-        path = save_picture(source, request, args.output_dir, lambda _: None, points)
-        print(path)
+        print(save_picture(source, request, args.output_dir, lambda _: None))
         return 0
-    _serve(source, request, saved, eyes, args)
+    _serve(source, request, saved, {shown.name: shown.camera for shown in fits}, args)
     return 0
 
 
@@ -69,7 +69,7 @@ def _serve(
     source: Checkpoints,
     request: Request,
     saved: SavedGenerator,
-    fit_eyes: dict[str, Eye],
+    fit_cameras: dict[str, Camera],
     args: argparse.Namespace,
 ) -> None:
     """Serve pages until Ctrl-C."""
@@ -80,20 +80,18 @@ def _serve(
         raise UsageError(
             f"the page needs {error.name}; install it with: pip install -r {EXTRA}"
         ) from error
-    _check_address(args.host, args.port)
-    output_dir = output_folder(args.output_dir)
+    port = address.free_port(args.host, args.port)
     shared = Shared(
         source=source,
         start=request,
-        usual=usual_eye(saved),
-        fit_eyes=fit_eyes,
-        output_dir=output_dir,
+        usual=viewing.usual_camera(saved),
+        fit_cameras=fit_cameras,
+        output_dir=output_folder(args.output_dir),
         options=_repeated_options(args),
-        max_points=viewing.chunk_size(saved, args),
         saver=ThreadPoolExecutor(1, thread_name_prefix="saver"),
     )
-    server = Server(shared, PoseMap(saved.curriculum.poses()), args.host, args.port)
-    _announce(args.host, server.port)
+    server = Server(shared, PoseMap(saved.curriculum.poses()), args.host, port)
+    address.announce(args.host, server.port, os.environ)
     try:
         while True:
             time.sleep(3600)
@@ -111,42 +109,6 @@ def _repeated_options(args: argparse.Namespace) -> list[str]:
         if value != default:
             words += [f"--{name}", str(value)]
     return [*words, "--output_dir", str(args.output_dir)]
-
-
-def _check_address(host: str, port: int) -> None:
-    """Check that a page can be served at an address.
-
-    Raises:
-        UsageError: the address is not of this machine, or in use.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        place = f"--host {host}" if port == 0 else f"--host {host} --port {port}"
-        raise UsageError(f"{place}: no page can be served there ({error.strerror})") from error
-
-
-def _announce(host: str, port: int) -> None:
-    """Print the address; warn if other machines can reach it."""
-    if not is_loopback(host):
-        print(
-            f"--host {host}: everybody who can reach this machine over the network can use this "
-            f"page. There is no password and no encryption: they can look at this run's "
-            "generators, keep this machine busy, and write pictures, videos and meshes into "
-            "--output_dir. They can neither read nor write other files.",
-            file=sys.stderr,
-        )
-    shown = f"[{host}]" if ":" in host else host
-    print(f"http://{shown}:{port}  (Ctrl-C ends it)", flush=True)
-
-
-def is_loopback(host: str) -> bool:
-    """Return True if an address can be reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 if __name__ == "__main__":

@@ -36,10 +36,7 @@ def median_seconds(
 
 
 def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Return the PSNR of images in [-1, 1], dB; 186 if they are equal.
-
-    That of metrics.consistency ends at 100, and ways to render the same picture agree better.
-    """
+    """Return the PSNR of images in [-1, 1], dB; 186 if they are equal."""
     return float(10 * torch.log10(4 / (one - other).square().mean().clamp(min=1e-18)))
 
 
@@ -77,10 +74,7 @@ class Bench:
         print(f"  {name:46} {text}", flush=True)
 
     def section(self, title: str, work: Callable[["Bench"], None]) -> None:
-        """Do work, then free cached memory; print and count a failure of either.
-
-        The rest of the run goes on.
-        """
+        """Do work, then free cached memory; print and count a failure of either and go on."""
         print(f"\n{title}  [{time.perf_counter() - self.start:.0f} s]", flush=True)
         self._attempt(title, lambda: work(self))
         if self.device.type == "cuda":  # after an error on the device this fails too

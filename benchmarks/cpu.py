@@ -51,8 +51,8 @@ Result = TypeVar("Result")
 class Case:
     """Evaluate one object's field at some points; with none, do a training step of a curriculum.
 
-    The generator of a step is fresh, with density nearly everywhere; or the trained one that the
-    repository ships; or emptied to as much empty space as one that was trained on heads.
+    The generator is fresh; the trained one that the repository ships; or emptied to as much empty
+    space as in one that was trained on heads.
     """
 
     curriculum: str
@@ -218,8 +218,8 @@ def image_rates(clock: str) -> list[tuple[str, float]]:
 
         def read() -> None:
             for start in range(0, NUM_IMAGES, BATCH):
-                batch = opened[0].batch(np.arange(start, start + BATCH))
-                datasets.training_images(batch, flip=True, rng=torch.Generator().manual_seed(0))
+                indices, rng = np.arange(start, start + BATCH), torch.Generator().manual_seed(0)
+                datasets.training_images(opened[0].batch(indices, rng=rng))
 
         decoding = median_seconds(decode, clock=clock, warmups=0, repeats=1)
         rates = NUM_IMAGES / decoding, NUM_IMAGES / median_seconds(read, clock=clock)
@@ -227,10 +227,7 @@ def image_rates(clock: str) -> list[tuple[str, float]]:
 
 
 def profile(variant: str) -> tuple[str, float, int, str]:
-    """Profile the step PROFILED: milliseconds, number of operations and the longest ones.
-
-    On one thread: the profiler names no operations of the threads that evaluate chunks of a field.
-    """
+    """Profile the step PROFILED on one thread: milliseconds, operations, the longest of them."""
     torch.set_num_threads(1)
     _prepare(variant)
     steps, count = step_work(CASES[PROFILED], variant)
@@ -251,11 +248,7 @@ def textbook_demo() -> dict[int, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the tables and save them.
-
-    Raises:
-        UsageError: --demo names something that exists.
-    """
+    """Measure, print the tables and save them; UsageError if the folder of --demo exists."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--demo", type=Path, metavar="RUN", help="train the demo there")

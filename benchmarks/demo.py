@@ -20,11 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def measure(run: Path, textbook: Callable[[], dict[int, float]]) -> Table:
-    """Train the demo into run and compare its speed with the textbook's; see compared.
-
-    Raises:
-        UsageError: run exists.
-    """
+    """Train the demo into a new folder and compare its speed with the textbook's."""
     if run.exists():
         raise UsageError(f"--demo {run} exists; the demo is trained into a new folder")
     end = curriculums.load("Demo").end

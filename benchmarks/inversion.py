@@ -63,7 +63,7 @@ def fit(saved: SavedGenerator, image: Tensor, options: RenderOptions) -> Guess:
 def look(saved: SavedGenerator, film: Film, poses: Poses, options: RenderOptions) -> View:
     """Render one view with twice the samples of training."""
     finer = replace(options, num_steps=2 * options.num_steps)
-    return saved.generator.render(film, poses, finer, points_per_chunk=2**17)
+    return saved.generator.render(film, poses, finer)
 
 
 def own_render(saved: SavedGenerator, options: RenderOptions, index: int) -> dict[str, float]:
@@ -85,11 +85,7 @@ def own_render(saved: SavedGenerator, options: RenderOptions, index: int) -> dic
 
 
 def held_out_car(saved: SavedGenerator, options: RenderOptions, index: int) -> dict[str, float]:
-    """Fit one view of a car; compare it and the views at OFFSETS with renders of the car.
-
-    The yaw error still includes the turn that all cars share. Turned views are means over OFFSETS;
-    the overlap is the share of the joint silhouette that both cover (opacity above 1/2).
-    """
+    """Fit one view of a car; compare it, and views at OFFSETS by their mean, with the car."""
     car, (pitch, yaw) = toy_car_scenes([HELD_OUT + index], seed=0, poses=saved.curriculum.poses())
 
     def truth(offset: float) -> CarViews:

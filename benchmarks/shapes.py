@@ -77,7 +77,7 @@ def trained(path: Path, seed: int) -> Subject:
     saved = checkpoints.load_generator(path)
     film = viewing.objects_of_seeds(saved, [seed], psi=0.5)[0].film
     options = saved.curriculum.evaluation_render(saved.step)
-    cube = Cube(center=(0, 0, 0), side=options.visible_side, resolution=COARSEST)
+    cube = Cube(side=options.visible_side, resolution=COARSEST)
     density = saved.generator.density(film)
     grid = DensityGrid(density, cube, radius=options.scene_radius, progress=lambda *_: None)
     lattice = level.Lattice(grid.evaluate_first(), cube.first, cube.spacing)
@@ -111,7 +111,7 @@ def textbook_seconds(subject: Subject, cube: Cube) -> float:
 
 def measure(subject: Subject, resolution: int) -> tuple[str, int, float, float, float, float]:
     """Return name, resolution, seconds (textbook, ours), ratio, percentage of voxels evaluated."""
-    cube = Cube(center=(0, 0, 0), side=subject.side, resolution=resolution)
+    cube = Cube(side=subject.side, resolution=resolution)
     grids: list[DensityGrid] = []
 
     def find() -> None:

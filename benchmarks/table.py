@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from system.files import json_bytes
+
 FOLDER = Path(__file__).parent / "results"
 DOCUMENT = Path(__file__).parent.parent / "docs" / "speed.md"
 MARKED = re.compile(r"(<!-- speed: begin .*?-->\n).*?(<!-- speed: end -->)", re.DOTALL)
@@ -42,7 +44,7 @@ def cell(value: object) -> str:
 def processor() -> str:
     """Return the name of the processor."""
     try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text("utf-8"))
     except OSError:
         found = None
     return found[1].strip() if found else platform.processor() or platform.machine()
@@ -59,7 +61,7 @@ def write(machine: str, tables: Sequence[Table], folder: Path, **more: object) -
     }
     path = folder / f"{content['date']}-{re.sub(r'[^A-Za-z0-9]+', '-', machine).strip('-')}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_bytes(json_bytes(content, indent=1) + b"\n")
     return path
 
 
@@ -73,7 +75,9 @@ def of_file(path: Path) -> str:
 def newest() -> list[Path]:
     """Return the newest result of each machine, by date."""
     by_date = sorted(FOLDER.glob("*.json"))
-    return sorted({json.loads(path.read_text())["machine"]: path for path in by_date}.values())
+    return sorted(
+        {json.loads(path.read_text("utf-8"))["machine"]: path for path in by_date}.values()
+    )
 
 
 def written(document: str, text: str) -> str:

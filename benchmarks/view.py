@@ -6,7 +6,7 @@ in trained ones, the density is lowered until two fifths of space have some, as 
 was trained on heads. `python -m benchmarks.view GENERATOR` prints this share of a generator.
 """
 
-import resource
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from generators.generators import ImplicitGenerator3d
 from generators.volumetric_rendering import RenderOptions
 from rendering import viewing
 from siren.film import Film
+from system import machine
 
 SIZE, STEPS = 256, 24
 TRAINED = Path(__file__).parent.parent / "assets" / "demo" / "generator.pth"
@@ -74,7 +75,7 @@ def rendered(
         images.append(generator.render(film, poses, options, points_per_chunk=CPU_CHUNK).images)
 
     seconds = median_seconds(render, clock=clock, warmups=0, repeats=1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = (machine.peak_memory_bytes(torch.device("cpu")) or math.nan) / 2**20
     return images[0], Cost(seconds, peak)
 
 

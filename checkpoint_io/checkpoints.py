@@ -25,6 +25,7 @@ from checkpoint_io.published import PublishedGenerator
 from config import curriculum as curricula
 from config.curriculum import Curriculum
 from discriminators.discriminators import PyramidDiscriminator
+from generators.fields import default_chunk
 from generators.generators import ImplicitGenerator3d
 from generators.trajectories import Camera, SceneObject
 from siren.film import Film
@@ -46,11 +47,7 @@ def save(path: Path, kind: str, content: Mapping[str, Any]) -> None:
 
 
 def read(path: Path, kind: str) -> dict[str, Any]:
-    """Return the content of a file of ours.
-
-    Raises:
-        UsageError: there is no such file, or it is not a whole file of this kind.
-    """
+    """Return the content of a file of ours; UsageError if it is no whole file of this kind."""
     return _own(path, safe_load.read(path), kind)
 
 
@@ -110,12 +107,12 @@ def load_generator(
             raw ones ("none"). Without such a file they are the raw ones; `average` says so.
         device: device of the generator.
         curriculum: the curriculum that the file must have been trained with; None takes any.
-        published_curriculum: the curriculum of a published file, which does not say its own, if
-            curriculum is None. Its networks are replaced by those of the file.
+        published_curriculum: if curriculum is None, that of a published file, whose networks
+            replace its own.
 
     Raises:
-        UsageError: the file cannot be read, holds no generator, was trained with another
-            curriculum, or is a published one and neither curriculum is given.
+        UsageError: the file cannot be read, was trained with another curriculum, or is a published
+            one and neither curriculum is given.
     """
     path = Path(path)
     file, average = averaged_file(path, ema)
@@ -124,6 +121,7 @@ def load_generator(
     build = _published_generator if is_published else _own_generator
     named = (curriculum or published_curriculum) if is_published else curriculum
     generator, own, step = build(file, root, named)
+    generator.points_per_chunk = default_chunk(torch.device(device))
     return SavedGenerator(
         generator=generator.to(device).eval().requires_grad_(False),
         curriculum=own,
@@ -151,11 +149,7 @@ def _own_generator(
 
 
 def curriculum_of(path: Path, content: Mapping[str, Any]) -> Curriculum:
-    """Return the curriculum in the content of a file of ours.
-
-    Raises:
-        UsageError: there is none, or this version does not understand it.
-    """
+    """Return the curriculum in a file of ours; UsageError if there is none that we understand."""
     with complaints(path):
         name, source = entry(content, "curriculum_name", str), entry(content, "curriculum", dict)
     try:
@@ -173,15 +167,14 @@ def _published_generator(
         raise UsageError(f"{file}: a published file does not say its curriculum; name it")
     with complaints(file):
         average = published.average_of(root)
-    if average is None:
-        found = _published_of(file, root)
+        raw = file if average is None else beside(file, "generator.pth")
+        if not raw.is_file():
+            raise StateError(f"is an average without names; {raw.name} must lie beside it")
+        found = _published_of(raw, root if average is None else safe_load.read(raw))
         state, step = found.parameters, found.step
-    else:
-        found = _published_beside(file)
-        with complaints(file):
+        if average is not None:
             state = found.averaged(average)
-        step = found.step if average.num_updates is None else average.num_updates
-    with complaints(file):
+            step = step if average.num_updates is None else average.num_updates
         adapted = found.adapt(curriculum)
         return network_state.build_generator(adapted, state), adapted, step
 
@@ -194,25 +187,13 @@ def _published_of(file: Path, root: Any) -> PublishedGenerator:
     return found
 
 
-def _published_beside(average: Path) -> PublishedGenerator:
-    """Return the generator beside an average, which stores parameters without names."""
-    generator = beside(average, "generator.pth")
-    if not generator.is_file():
-        raise UsageError(
-            f"{average}: is an average without names; {generator.name} must lie beside it"
-        )
-    return _published_of(generator, safe_load.read(generator))
-
-
 def load_discriminator(
     path: Path, curriculum: Curriculum
 ) -> tuple[Curriculum, PyramidDiscriminator]:
     """Load a discriminator, in evaluation mode on the CPU; return its curriculum as well.
 
     The curriculum is the given one; for a published file, with the discriminator of the file.
-
-    Raises:
-        UsageError: the file cannot be read, or holds no discriminator of the curriculum.
+    Raises UsageError if the file cannot be read, or holds no discriminator of the curriculum.
     """
     root = safe_load.read(path)
     with complaints(path):
@@ -225,10 +206,7 @@ def load_discriminator(
 
 
 def beside(path: Path, name: str) -> Path:
-    """Return the path of the file called name that belongs to a generator or its average.
-
-    Both `05--generator.pth` and `05--ema.pth` have `05--discriminator.pth` beside them.
-    """
+    """Return the file called name beside a generator or average, with the same `05--` before it."""
     return path.with_name(re.sub(r"(generator|ema2?)?\.pth$", "", path.name) + name)
 
 
@@ -245,25 +223,20 @@ def averaged_file(path: Path, ema: Average) -> tuple[Path, Average]:
 
 def save_fit(path: Path, fit: SceneObject, saved: SavedGenerator) -> None:
     """Write an object and a camera that were fitted to a photo, for the same generator alone."""
-    save(
-        path,
-        "fit",
-        {
-            "generator": fingerprint(saved.generator),
-            "frequencies": fit.film.frequencies.cpu(),
-            "phase_shifts": fit.film.phase_shifts.cpu(),
-            **fit.camera._asdict(),
-        },
-    )
+    content = {
+        "generator": fingerprint(saved.generator),
+        "frequencies": fit.film.frequencies.cpu(),
+        "phase_shifts": fit.film.phase_shifts.cpu(),
+        **dict(zip(("pitch", "yaw", "fov_degrees"), fit.camera[:3], strict=True)),
+    }
+    save(path, "fit", content)
 
 
 def load_fit(path: Path, saved: SavedGenerator) -> SceneObject:
     """Read what save_fit wrote, on the generator's device.
 
-    Its name is the file's, or the folder's where inverse_render.py called the file fit.pth.
-
-    Raises:
-        UsageError: the file cannot be read, or was fitted with another generator.
+    Its name is the file's, or the folder's where inverse_render.py called the file fit.pth. Raises
+    UsageError if the file cannot be read, or was fitted with another generator.
     """
     content = read(path, "fit")
     siren = saved.generator.siren

@@ -31,11 +31,7 @@ class StateError(ValueError):
 
 
 def entry(content: Mapping[Any, Any], key: str, kind: type[T] | tuple[type[T], ...]) -> T:
-    """Return the entry of that key.
-
-    Raises:
-        StateError: there is none, or it is of another type; a bool is no number.
-    """
+    """Return the entry of that key; StateError if none is of that type (a bool is no number)."""
     if key not in content:
         raise StateError(f"lacks {key!r}")
     value = content[key]
@@ -53,15 +49,9 @@ def count_entry(content: Mapping[Any, Any], key: str) -> int:
 
 
 def checked_tensor(name: str, value: object, shape: Sequence[int] | None) -> Tensor:
-    """Return a copy of a tensor in float32.
+    """Return a floating-point tensor in float32; a shape of None takes any.
 
-    Args:
-        name: of the tensor, for messages.
-        value: a tensor of a floating type.
-        shape: the shape that it must have; None takes any.
-
-    Raises:
-        StateError: value is no such tensor, or not all of its numbers are finite.
+    Raises StateError if value is no such tensor, or not all of its numbers are finite.
     """
     if not isinstance(value, Tensor):
         raise StateError(f"has no tensor as {shown(name)}")
@@ -78,11 +68,7 @@ def checked_tensor(name: str, value: object, shape: Sequence[int] | None) -> Ten
 
 
 def tensor_entry(content: Mapping[Any, Any], key: str, shape: Sequence[int]) -> Tensor:
-    """Return the entry of that key, a tensor of that shape and of any type.
-
-    Raises:
-        StateError: there is none, or it has another shape.
-    """
+    """Return the entry of that key, a tensor of any type; StateError if its shape is another."""
     value = entry(content, key, Tensor)
     if tuple(value.shape) != tuple(shape):
         raise StateError(f"has {key!r} of shape {list(value.shape)}, not {list(shape)}")
@@ -90,15 +76,16 @@ def tensor_entry(content: Mapping[Any, Any], key: str, shape: Sequence[int]) -> 
 
 
 def checked_state(module: nn.Module, state: object) -> dict[str, Tensor]:
-    """Return state as a state dict of module in float32; module may be on the device "meta".
+    """Return state as a float32 state dict of module, which may be on the device "meta".
 
-    Raises:
-        StateError: names, shapes or types do not fit, or numbers are not finite.
+    Raises StateError if names, shapes or types do not fit, or numbers are not finite.
     """
     if not isinstance(state, Mapping):
         raise StateError("holds no parameters")
     expected = {name: value.shape for name, value in module.state_dict().items()}
-    state = _with_linear_pose_layer(state, expected)
+    if getattr(state.get("pose_layer.weight"), "ndim", 0) == 4:  # of our older files, never used
+        unused = {n: torch.zeros(expected[n]) for n in expected if n.startswith("pose_layer.")}
+        state = {**state, **unused}
     missing = [name for name in expected if name not in state]
     extra = [str(name) for name in state if name not in expected]
     if missing or extra:
@@ -108,26 +95,8 @@ def checked_state(module: nn.Module, state: object) -> dict[str, Tensor]:
     return {name: checked_tensor(name, state[name], shape) for name, shape in expected.items()}
 
 
-def _with_linear_pose_layer(
-    state: Mapping[Any, Any], expected: Mapping[str, torch.Size]
-) -> Mapping[Any, Any]:
-    """Replace the pose_layer of our older files, which is a convolution, by zeros.
-
-    Nothing uses that layer: it has no gradient, and no optimizer has moments of it.
-    """
-    (width, _), old = expected.get("pose_layer.weight", (0, 0)), state.get("pose_layer.weight")
-    if not isinstance(old, Tensor) or tuple(old.shape) != (2, width, 2, 2):
-        return state
-    layer = {name: shape for name, shape in expected.items() if name.startswith("pose_layer.")}
-    return {**state, **{name: torch.zeros(shape) for name, shape in layer.items()}}
-
-
 def build_generator(curriculum: Curriculum, state: object) -> ImplicitGenerator3d:
-    """Build the curriculum's generator with the parameters of state, on the CPU.
-
-    Raises:
-        StateError: state does not fit the curriculum's networks.
-    """
+    """Build a generator from state, on the CPU; StateError if it does not fit the curriculum."""
     names = state if isinstance(state, Mapping) else {}
     count = sum(is_layer(name) for name in names)
     if count != (curriculum.settings.num_layers or PUBLISHED_NUM_LAYERS):  # before making so many
@@ -136,11 +105,7 @@ def build_generator(curriculum: Curriculum, state: object) -> ImplicitGenerator3
 
 
 def build_discriminator(curriculum: Curriculum, state: object) -> PyramidDiscriminator:
-    """Build the curriculum's discriminator with the parameters of state, on the CPU.
-
-    Raises:
-        StateError: state does not fit the curriculum's networks.
-    """
+    """Build a discriminator from state; StateError if it does not fit the curriculum."""
     return _filled(unfilled(curriculum.build_discriminator), state)
 
 
@@ -152,10 +117,7 @@ def is_layer(name: object) -> bool:
 
 
 class _NoStart(TorchFunctionMode):
-    """Skips the random initialization of parameters, which a file replaces anyway.
-
-    On the device "meta" PyTorch would import its compiler for it, which takes seconds.
-    """
+    """Skips random initialization, for which PyTorch would import its compiler (seconds)."""
 
     drawing = (Tensor.normal_, Tensor.uniform_, Tensor.mul, Tensor.mul_)
 
@@ -171,11 +133,7 @@ class _NoStart(TorchFunctionMode):
 
 
 def unfilled(make: Callable[[], Network]) -> Network:
-    """Build a network on the device "meta", where even absurd widths take no memory.
-
-    Raises:
-        StateError: its sizes are beyond 64 bits.
-    """
+    """Build a network on the device "meta", without memory; StateError if sizes exceed 64 bits."""
     try:
         with torch.device("meta"), _NoStart():
             return make()
@@ -194,10 +152,8 @@ Moments = dict[int, dict[str, Tensor]]  # by position: step (), exp_avg and exp_
 def checked_moments(state: object, parameters: Sequence[Tensor]) -> Moments:
     """Return Adam's moments from a state dict, by position among parameters.
 
-    Parameters of layers that were never used have none.
-
-    Raises:
-        StateError: state is no state dict of Adam, or one of other parameters.
+    Parameters of layers that were never used have none. Raises StateError if state is no state dict
+    of Adam, or one of other parameters.
     """
     if not isinstance(state, Mapping):
         raise StateError("holds no optimizer")
@@ -226,11 +182,7 @@ def _moments(index: int, values: dict[str, Any], parameter: Tensor) -> dict[str,
 
 
 def load_moments(optimizer: torch.optim.Optimizer, state: object) -> None:
-    """Load Adam's moments; rates, betas and the implementation stay those of optimizer.
-
-    Raises:
-        StateError: state is no state dict of Adam, or does not fit the parameters.
-    """
+    """Load Adam's moments, not its rates and betas; StateError if they do not fit."""
     parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     moments = checked_moments(state, parameters)
     for index, values in moments.items():
@@ -242,11 +194,7 @@ def load_moments(optimizer: torch.optim.Optimizer, state: object) -> None:
 
 
 def checked_scaler(state: object) -> dict[str, Any]:
-    """Return the loss scale and the steps since it changed; {} of a scaler that was off.
-
-    Raises:
-        StateError: state is no state dict of a scaler.
-    """
+    """Return the loss scale and its age, {} of a scaler that was off; StateError if damaged."""
     if not isinstance(state, Mapping):
         raise StateError("holds no scaler")
     if not state:
@@ -258,11 +206,7 @@ def checked_scaler(state: object) -> dict[str, Any]:
 
 
 def load_scaler(scaler: torch.amp.GradScaler, state: object) -> None:
-    """Load the loss scale and the steps since it changed; a scaler that is off stays so.
-
-    Raises:
-        StateError: state is no state dict of a scaler.
-    """
+    """Load the loss scale and its age, unless scaler is off; StateError as checked_scaler."""
     checked, own = checked_scaler(state), scaler.state_dict()  # {} where it is off
     if checked and own:
         scaler.load_state_dict({**own, **checked})

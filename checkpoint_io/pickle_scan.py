@@ -201,10 +201,7 @@ class Scan:
 
 
 def _check_tensor(storage: Any, offset: int, shape: tuple[int, ...], by: tuple[int, ...]) -> None:
-    """Refuse a tensor beyond its storage, which torch would enlarge; by is its strides.
-
-    A stride of 0 would make a huge tensor of a little storage.
-    """
+    """Refuse a tensor beyond its storage, or one that a stride (by) of 0 makes huge."""
     require(isinstance(storage, _Storage), "a tensor has no storage")
     require(len(shape) == len(by) <= MAX_DIMENSIONS, "a tensor's shape is malformed")
     require(all(type(n) is int and n >= 0 for n in (offset, *shape, *by)), "a size is no number")

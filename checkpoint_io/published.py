@@ -41,41 +41,31 @@ class PublishedGenerator:
     step: int
 
     def adapt(self, curriculum: Curriculum) -> Curriculum:
-        """Return the curriculum with this generator's networks in place of its own.
+        """Return the curriculum with this generator's networks.
 
-        Raises:
-            StateError: the parameters are not those of a field that this project has.
-            UsageError: a width is beyond the limits of a curriculum.
+        Raises StateError if this project has no such field, UsageError if a width is beyond the
+        limits.
         """
         shapes = {name: tuple(value.shape) for name, value in self.parameters.items()}
         mapping = _matrix(shapes, "siren.mapping_network.network.0.weight")
         layers = sum(is_layer(name) for name in shapes)
         width = _matrix(shapes, "siren.final_layer.weight")[1]
         kind = FIELDS[self.model]
+        usual_side, side = kind.default_box_side, self.box_side
+        is_usual = side is not None and usual_side is not None and math.isclose(side, usual_side)
         changes = {
             "model": self.model,
             "latent_dim": mapping[1],
             "mapping_hidden_dim": mapping[0],
             "hidden_dim": None if width == kind.default_hidden_dim else width,
             "num_layers": None if layers == PUBLISHED_NUM_LAYERS else layers,
-            "box_side": self._own_box_side(),
+            "box_side": None if is_usual else side,
             "density_scale": 1.0,
         }
         return _changed(curriculum, changes)
 
-    def _own_box_side(self) -> float | None:
-        """Return the side of the box, or None if it is the default of the class."""
-        usual = FIELDS[self.model].default_box_side
-        if self.box_side is None or (usual is not None and math.isclose(self.box_side, usual)):
-            return None
-        return self.box_side
-
     def averaged(self, average: "PublishedAverage") -> dict[str, Tensor]:
-        """Return the averages by the names of this generator's parameters.
-
-        Raises:
-            StateError: they belong to another generator.
-        """
+        """Return the averages by parameter name; StateError if they belong to another generator."""
         if len(average.shadow) != len(self.parameters):
             raise StateError(
                 f"holds {len(average.shadow)} averages for {len(self.parameters)} parameters"
@@ -102,12 +92,7 @@ class PublishedDiscriminator:
     parameters: dict[str, Tensor]
 
     def adapt(self, curriculum: Curriculum) -> Curriculum:
-        """Return the curriculum with this discriminator in place of its own.
-
-        Raises:
-            StateError: the parameters are not those of a discriminator that this project has.
-            UsageError: a width is beyond the limits of a curriculum.
-        """
+        """Return the curriculum with this discriminator; raises as PublishedGenerator.adapt."""
         shapes = {name: tuple(value.shape) for name, value in self.parameters.items()}
         outputs, width = _matrix(shapes, "final_layer.weight", dimensions=4)[:2]
         kind = DISCRIMINATORS[self.kind]
@@ -115,11 +100,9 @@ class PublishedDiscriminator:
         if kind.predicts_identity and outputs - ENCODER_OUTPUTS != latent_dim:
             guessed = outputs - ENCODER_OUTPUTS
             raise StateError(f"guesses latents of {guessed} numbers, they have {latent_dim}")
-        usual = min(PUBLISHED_WIDTH, kind.widths[-1])
-        return _changed(
-            curriculum,
-            {"discriminator": self.kind, "discriminator_width": None if width == usual else width},
-        )
+        own_width = None if width == min(PUBLISHED_WIDTH, kind.widths[-1]) else width
+        changes = {"discriminator": self.kind, "discriminator_width": own_width}
+        return _changed(curriculum, changes)
 
 
 def _matrix(
@@ -141,47 +124,35 @@ def _changed(curriculum: Curriculum, changes: dict[str, Any]) -> Curriculum:
 
 
 def generator_of(root: Any) -> PublishedGenerator | None:
-    """Return the published generator of a file, or None if the file holds something else.
-
-    Raises:
-        StateError: parts of the generator are missing or damaged.
-    """
+    """Return a file's published generator; None for another thing, StateError if it is damaged."""
     if not isinstance(root, Record) or root.short_name != GENERATOR:
         return None
     siren = _modules(root).get("siren")
     if siren is None or siren.short_name not in FIELDS:
         raise StateError(f"holds a {GENERATOR} without a field that is known")
-    usual = FIELDS[siren.short_name].default_box_side
     warp = _modules(siren).get("gridwarper")
-    if warp is None and usual is not None:
+    if warp is None and FIELDS[siren.short_name].default_box_side is not None:
         raise StateError(f"holds a {siren.short_name} without its gridwarper")
+    scale: Any = 1.0 if warp is None else warp.attributes.get("scale_factor")
+    if type(scale) not in (int, float) or not 0 < scale < math.inf:
+        raise StateError("has a gridwarper without a scale_factor above 0")
     return PublishedGenerator(
         model=siren.short_name,
         parameters=dict(_parameters(root)),
-        box_side=None if warp is None else 2 / _scale_factor(warp),
+        box_side=None if warp is None else 2 / float(scale),
         step=_count(root.attributes.get("step", 0), "step") or 0,
     )
 
 
 def discriminator_of(root: Any) -> PublishedDiscriminator | None:
-    """Return the published discriminator of a file, or None if the file holds something else.
-
-    Raises:
-        StateError: parts of the discriminator are missing or damaged.
-    """
+    """Return a file's published discriminator; None and StateError as generator_of."""
     if not isinstance(root, Record) or root.short_name not in DISCRIMINATORS:
         return None
     return PublishedDiscriminator(kind=root.short_name, parameters=dict(_parameters(root)))
 
 
 def average_of(root: Any) -> PublishedAverage | None:
-    """Return the published average of a file, which is an object or its state_dict().
-
-    None if the file holds something else.
-
-    Raises:
-        StateError: parts of the average are missing or damaged.
-    """
+    """Return a file's published average, an object or its state_dict(); else as generator_of."""
     if isinstance(root, Record) and root.short_name == AVERAGE:
         root = root.attributes
     elif not isinstance(root, dict) or "shadow_params" not in root:
@@ -189,28 +160,24 @@ def average_of(root: Any) -> PublishedAverage | None:
     shadow = root.get("shadow_params")
     if not isinstance(shadow, list) or not all(isinstance(value, Tensor) for value in shadow):
         raise StateError("holds averages that are no list of tensors")
-    return PublishedAverage(
-        shadow=shadow,
-        num_updates=_count(root.get("num_updates"), "num_updates"),
-    )
+    num_updates = _count(root.get("num_updates"), "num_updates")
+    return PublishedAverage(shadow=shadow, num_updates=num_updates)
 
 
 def describe(root: Any) -> str:
     """Say in a few words what a file holds, for a person who gave the wrong one."""
+    if isinstance(root, Record) and root.name.startswith("torch."):
+        return f"a {root.short_name} of PyTorch, which is no whole network"
     if isinstance(root, Record):
-        if root.name.startswith("torch."):
-            return f"a {root.short_name} of PyTorch, which is no whole network"
         return f"a published {root.short_name}"
-    if isinstance(root, Tensor):
-        return "a single tensor"
-    if isinstance(root, dict):
+    if isinstance(root, dict) and root:
         if isinstance(root.get("kind"), str) and isinstance(root.get("format"), str):
             return f"a {shown(root['kind'])}"
         if "shadow_params" in root:
             return "a published average"
-        keys = ", ".join(shown(str(key)) for key in list(root)[:3])
-        return f"a dict of {keys}, ..." if root else "an empty dict"
-    kinds = {list: "a list", tuple: "a list", str: "text", int: "a number", float: "a number"}
+        return f"a dict of {', '.join(shown(str(key)) for key in list(root)[:3])}, ..."
+    kinds: dict[type, str] = {dict: "an empty dict", list: "a list", tuple: "a list", str: "text"}
+    kinds |= {Tensor: "a single tensor", int: "a number", float: "a number"}
     return kinds.get(type(root), "nothing")
 
 
@@ -220,13 +187,6 @@ def _count(value: object, name: str) -> int | None:
     if type(value) is not int or value < 0:
         raise StateError(f"has a {type(value).__name__} as its {name}, or a negative number")
     return value
-
-
-def _scale_factor(warp: Record) -> float:
-    value: Any = warp.attributes.get("scale_factor")
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise StateError("has a gridwarper without a scale_factor above 0")
-    return float(value)
 
 
 def _modules(module: Record) -> dict[str, Record]:

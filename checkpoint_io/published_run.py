@@ -27,6 +27,7 @@ from config.curriculum import Curriculum
 from config.stage import EMA_DECAYS, generator_groups
 from generators.generators import ImplicitGenerator3d
 from system.errors import UsageError
+from system.flags import Screen
 
 GENERATOR_FILE, DISCRIMINATOR_FILE = "generator.pth", "discriminator.pth"
 AVERAGE_FILES = ("ema.pth", "ema2.pth")
@@ -41,7 +42,7 @@ class PublishedRun:
     folder: Path
     generator: PublishedGenerator
     discriminator: PublishedDiscriminator
-    averages: tuple[PublishedAverage, PublishedAverage]
+    averages: Sequence[PublishedAverage]
     generator_optimizer: Mapping[str, Any]
     discriminator_optimizer: Mapping[str, Any]
     scaler: Mapping[str, Any]
@@ -55,20 +56,12 @@ class PublishedRun:
     def adapt(self, curriculum: Curriculum, *, keeps_classes: bool = True) -> Curriculum:
         """Return the curriculum with the widths and box of this run's networks.
 
-        Args:
-            curriculum: of the cameras, and of all else that the files do not say.
-            keeps_classes: whether the networks' classes must be the curriculum's; otherwise they
-                are the run's too.
-
-        Raises:
-            UsageError: they are not, or a file fits none of the networks that we know.
+        keeps_classes: the networks' classes must be the curriculum's; otherwise they are the run's
+        too. Raises UsageError if they are not, or a file fits none of the networks that we know.
         """
         settings = curriculum.settings
-        pairs = (
-            (self.generator.model, settings.model),
-            (self.discriminator.kind, settings.discriminator),
-        )
-        for own, wanted in pairs:
+        classes = self.generator.model, self.discriminator.kind
+        for own, wanted in zip(classes, (settings.model, settings.discriminator), strict=True):
             if own != wanted and keeps_classes:
                 raise UsageError(
                     f"{self.folder}: was trained with {own}, curriculum {curriculum.name} has "
@@ -80,15 +73,10 @@ class PublishedRun:
             return self.discriminator.adapt(curriculum)
 
     def state(self, curriculum: Curriculum) -> dict[str, Any]:
-        """Return the content of a training_state.pth of this run, without its curriculum.
+        """Return this run as the content of a training_state.pth, without its curriculum.
 
-        Published files do not say the number of images seen; it starts at 0.
-
-        Args:
-            curriculum: the result of adapt.
-
-        Raises:
-            UsageError: a file does not fit the networks.
+        Published files do not say the number of images seen; it starts at 0. curriculum is the
+        result of adapt. Raises UsageError if a file does not fit the networks.
         """
         with complaints(self.folder / GENERATOR_FILE):
             generator = build_generator(curriculum, self.generator.parameters)
@@ -97,16 +85,11 @@ class PublishedRun:
         groups = generator_groups(generator, has_slow_mapping=curriculum.settings.unique_lr)
         with complaints(self.folder / "optimizer_G.pth"):
             order = [parameter for group, _ in groups for parameter in group]
-            of_generator = self._moments(
-                self.generator_optimizer, generator, self.generator.parameters, order
-            )
+            names: Iterable[str] = self.generator.parameters
+            of_generator = _moments(self.generator_optimizer, generator, names, order)
         with complaints(self.folder / "optimizer_D.pth"):
-            of_discriminator = self._moments(
-                self.discriminator_optimizer,
-                discriminator,
-                self.discriminator.parameters,
-                list(discriminator.parameters()),
-            )
+            order, names = list(discriminator.parameters()), self.discriminator.parameters
+            of_discriminator = _moments(self.discriminator_optimizer, discriminator, names, order)
         with complaints(self.folder / "scaler.pth"):
             scaler = checked_scaler(self.scaler)
         return {
@@ -114,60 +97,45 @@ class PublishedRun:
             "seed": 0,
             "generator": generator.state_dict(),
             "discriminator": discriminator.state_dict(),
-            "averages": [
-                {"decay": decay, **self._average(file, average, generator)}
-                for decay, file, average in zip(
-                    EMA_DECAYS, AVERAGE_FILES, self.averages, strict=True
-                )
-            ],
+            "averages": [self._average(index, generator) for index in range(len(EMA_DECAYS))],
             "generator_optimizer": of_generator,
             "discriminator_optimizer": of_discriminator,
             "scaler": scaler,
             "skipped": 0,
         }
 
-    def _average(
-        self, file: str, average: PublishedAverage, generator: ImplicitGenerator3d
-    ) -> dict[str, Any]:
-        with complaints(self.folder / file):
+    def _average(self, index: int, generator: ImplicitGenerator3d) -> dict[str, Any]:
+        average = self.averages[index]
+        with complaints(self.folder / AVERAGE_FILES[index]):
             by_name = self.generator.averaged(average)
         return {
+            "decay": EMA_DECAYS[index],
             "num_updates": self.step if average.num_updates is None else average.num_updates,
             "shadow": [by_name[name] for name, _ in generator.named_parameters()],
         }
 
-    def _moments(
-        self,
-        optimizer: Mapping[str, Any],
-        network: nn.Module,
-        names: Iterable[str],
-        order: Sequence[nn.Parameter],
-    ) -> dict[str, Any]:
-        """Return an optimizer's state dict with the parameters in the given order.
 
-        The file has all of them in one group, in the order of names. For a mapping network with its
-        own rate the published code made a second group, which is empty.
-        """
-        groups = entry(optimizer, "param_groups", list)
-        counts = [len(entry(group, "params", list)) for group in groups if isinstance(group, dict)]
-        own = dict(network.named_parameters())
-        published_order = [own[name] for name in names]
-        if sum(counts) != len(published_order):
-            raise StateError(
-                f"is of {sum(counts)} parameters, the network has {len(published_order)}"
-            )
-        moments = checked_moments(optimizer, published_order)
-        position = {id(parameter): index for index, parameter in enumerate(order)}
-        state = {position[id(published_order[index])]: m for index, m in moments.items()}
-        return {"state": state, "param_groups": []}
+def _moments(
+    optimizer: Mapping[str, Any],
+    network: nn.Module,
+    names: Iterable[str],
+    order: Sequence[nn.Parameter],
+) -> dict[str, Any]:
+    """Return the state dict of an optimizer of names, with parameters in the given order."""
+    groups = entry(optimizer, "param_groups", list)  # the second one of unique_lr is empty
+    count = sum(len(entry(group, "params", list)) for group in groups if isinstance(group, dict))
+    own = dict(network.named_parameters())
+    published_order = [own[name] for name in names]
+    if count != len(published_order):
+        raise StateError(f"is of {count} parameters, the network has {len(published_order)}")
+    moments = checked_moments(optimizer, published_order)
+    position = {id(parameter): index for index, parameter in enumerate(order)}
+    state = {position[id(published_order[index])]: m for index, m in moments.items()}
+    return {"state": state, "param_groups": []}
 
 
 def is_one(folder: Path) -> bool:
-    """Return whether a folder holds a published run or parts of one, and not our files.
-
-    Raises:
-        UsageError: its generator cannot be read.
-    """
+    """Return whether a folder holds (parts of) a published run; UsageError if it cannot be read."""
     if any((folder / name).is_file() for name in OPTIMIZER_FILES):  # ours has none
         return True
     path = folder / GENERATOR_FILE
@@ -175,49 +143,52 @@ def is_one(folder: Path) -> bool:
 
 
 def open_run(folder: Path) -> PublishedRun:
-    """Read the seven files in folder.
-
-    Raises:
-        UsageError: some are missing or hold something else.
-    """
+    """Read the seven files in folder; UsageError if some are missing or hold something else."""
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise UsageError(
             f"{folder}: a published run has seven files; {', '.join(missing)} is not there"
         )
-    found: dict[str, Any] = {}
+    found = []
     for name in FILES:
         with complaints(folder / name):
-            found[name] = _content(name, safe_load.read(folder / name))
+            found.append(_content(name, safe_load.read(folder / name)))
+    generator, discriminator, *averages, of_generator, of_discriminator, scaler = found
     return PublishedRun(
         folder=folder,
-        generator=found[GENERATOR_FILE],
-        discriminator=found[DISCRIMINATOR_FILE],
-        averages=(found["ema.pth"], found["ema2.pth"]),
-        generator_optimizer=found["optimizer_G.pth"],
-        discriminator_optimizer=found["optimizer_D.pth"],
-        scaler=found["scaler.pth"],
+        generator=generator,
+        discriminator=discriminator,
+        averages=averages,
+        generator_optimizer=of_generator,
+        discriminator_optimizer=of_discriminator,
+        scaler=scaler,
     )
 
 
-def _content(name: str, root: Any) -> Any:
-    """Return the content of a file of that name.
+def note_changes(source: Path, curriculum: Curriculum, own: Curriculum) -> None:
+    """Print on stderr how the networks of the files differ from those of the curriculum."""
+    changes = [
+        f"{key} {value} (not {getattr(curriculum.settings, key)})"
+        for key, value in own.source.items()
+        if value != curriculum.source.get(key)
+    ]
+    if changes:
+        print(f"{source}: its networks differ from those of curriculum {curriculum.name}; "
+              f"taken from the files: {', '.join(changes)}", file=Screen())  # fmt: skip
 
-    Raises:
-        StateError: it holds something else than the name says.
-    """
-    readers = {
-        GENERATOR_FILE: published.generator_of,
-        DISCRIMINATOR_FILE: published.discriminator_of,
-        "ema.pth": published.average_of,
-        "ema2.pth": published.average_of,
-    }
-    if name not in readers:
+
+def _content(name: str, root: Any) -> Any:
+    """Return the content of a file of that name; StateError if it holds something else."""
+    if name in OPTIMIZER_FILES:
         if not isinstance(root, dict):
             what = "a scaler" if name == "scaler.pth" else "an optimizer"
             raise StateError(f"holds {published.describe(root)}, not the state dict of {what}")
         return root
-    content = readers[name](root)
+    readers = {
+        GENERATOR_FILE: published.generator_of,
+        DISCRIMINATOR_FILE: published.discriminator_of,
+    }
+    content = readers.get(name, published.average_of)(root)
     if content is None:
         raise StateError(f"holds {published.describe(root)}")
     return content

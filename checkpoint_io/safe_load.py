@@ -51,9 +51,8 @@ _ALLOWING = threading.Lock()  # PyTorch's list of allowed classes is shared by a
 def read(path: Path) -> Any:
     """Return the object that a .pth file holds: a Record, or plain data and tensors.
 
-    Raises:
-        UsageError: there is no such file, it is no whole .pth file, or it asks for what a
-            checkpoint does not need; one line, which says when something was refused unrun.
+    Raises UsageError, whose one line says when something was refused unrun, if it is no whole .pth
+    file or asks for what a checkpoint does not need.
     """
     try:
         with _opened(path) as file:
@@ -170,11 +169,7 @@ def _loaded(data: io.BytesIO) -> Any:
 
 
 def _tidy(value: Any, *, takes_objects: bool) -> Any:
-    """Copy value into plain containers: a file can give an OrderedDict attributes of its own.
-
-    Raises:
-        BadFileError: there is an object in it, and takes_objects is False.
-    """
+    """Copy value into plain containers: a file can give an OrderedDict attributes of its own."""
     if isinstance(value, Record):
         if not takes_objects:
             raise BadFileError(f"holds {value.name} where plain numbers are expected")

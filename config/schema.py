@@ -37,7 +37,7 @@ class StageKeys:
     """The keys that only stages have. Batch sizes are per process."""
 
     batch_size: Count
-    num_steps: Annotated[int, Range(3, 2**31 - 1, includes_low=True)]  # coarse samples per ray
+    num_steps: Annotated[int, Range(3, 10_000, includes_low=True)]  # coarse samples per ray
     img_size: Annotated[int, Range(2, includes_low=True)]
     batch_split: Count = 1
     gen_lr: Positive

@@ -49,10 +49,8 @@ class StepTimeouts:
     def step(self, stage: Hashable, num_patient: int) -> Iterator[None]:
         """Choose the group for the operations of the training step in the with block.
 
-        Args:
-            stage: equal for all steps of a stage.
-            num_patient: number of steps, at the start of a stage, in which kernels may be compiled
-                and tuned; at least 2, because the last one is timed.
+        stage: equal for all steps of a stage. num_patient: steps, at the start of a stage, in which
+        kernels may be compiled and tuned; at least 2, because the last one is timed.
         """
         if not dist.is_initialized():
             yield
@@ -72,10 +70,7 @@ class StepTimeouts:
             self._fit(time.monotonic() - start)
 
     def wait_for_rank_0(self) -> None:
-        """Wait with the long timeout until rank 0, which may save or measure, has reached this.
-
-        Rank 0 itself waits with the timeout of a step: the others are here already.
-        """
+        """Wait patiently until rank 0 has saved or measured; rank 0 itself waits as in a step."""
         if not dist.is_initialized():
             return
         is_brief = dist.get_rank() == 0 and self._num_patient == 0
@@ -217,10 +212,7 @@ def _change_together(tensors: list[Tensor], change: Callable[[Tensor], object]) 
 
 
 def mean_over_ranks(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the mean over the ranks of each scalar. All ranks pass the same names, on one device.
-
-    Does not wait for the device.
-    """
+    """Return each scalar's mean over the ranks, which have the same names; waits for no device."""
     if not dist.is_initialized() or not terms:
         return dict(terms)
     names = sorted(terms)

@@ -13,8 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe, parent_process
-from multiprocessing.connection import Connection
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -34,6 +33,7 @@ Worker = Callable[["Place", Payload], int]
 
 LOCALHOST = "127.0.0.1"
 ANY_PORT = 0
+HAS_LIBUV = sys.platform != "win32"  # some builds for Windows are without this library
 MAX_PROCESSES = 256  # on one machine; more is a typing error
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -57,15 +57,9 @@ class Place:
 def plan(device: str, num_processes: int | None, environ: Mapping[str, str]) -> tuple[Place, ...]:
     """Return the places of the ranks to start here, or this process's own place under torchrun.
 
-    One per visible CUDA device, or one on the CPU, unless num_processes says otherwise.
-
-    Args:
-        device: the text of --device.
-        num_processes: the value of --num_processes, None where it was not given.
-        environ: the environment, for the variables that torchrun sets.
-
-    Raises:
-        UsageError: no such device, more processes than devices, or half a torchrun environment.
+    One per visible CUDA device, or one on the CPU, unless --num_processes (None where not given)
+    says otherwise. device is the text of --device; environ has the variables that torchrun sets.
+    Raises UsageError for no such device, more processes than devices, or half of these variables.
     """
     if "RANK" in environ and "WORLD_SIZE" in environ:
         return (_joined_place(device, num_processes, environ),)
@@ -94,8 +88,7 @@ def plan(device: str, num_processes: int | None, environ: Mapping[str, str]) -> 
 def _joined_place(device: str, num_processes: int | None, environ: Mapping[str, str]) -> Place:
     """Return the place that torchrun's environment gives this process.
 
-    A process that sees one CUDA device takes it, whatever its local rank: SLURM can show each task
-    a device of its own.
+    A process that sees one CUDA device takes it, whatever its local rank, as under SLURM.
     """
     missing = [name for name in TORCHRUN_VARIABLES if name not in environ]
     if missing:
@@ -104,7 +97,7 @@ def _joined_place(device: str, num_processes: int | None, environ: Mapping[str, 
             "start with torchrun, or unset them"
         )
     try:
-        rank, world_size, local_rank = (int(environ[name]) for name in TORCHRUN_VARIABLES[:3])
+        ranks = {name.lower(): int(environ[name]) for name in TORCHRUN_VARIABLES[:3]}
         local_world_size = int(environ.get("LOCAL_WORLD_SIZE", "1"))
     except ValueError as error:
         raise UsageError(f"torchrun's environment is damaged: {error}") from error
@@ -114,40 +107,26 @@ def _joined_place(device: str, num_processes: int | None, environ: Mapping[str, 
         )
     own = resolve_device(device)
     if own.type == "cuda" and device in ("auto", "cuda"):
-        own = resolve_device(f"cuda:{local_rank if torch.cuda.device_count() > 1 else 0}")
+        index = ranks["local_rank"] if torch.cuda.device_count() > 1 else 0
+        own = resolve_device(f"cuda:{index}")
     elif own.type != "cpu" and local_world_size > 1:
         raise UsageError(f"--device {device} is one device for {local_world_size} processes")
-    return Place(
-        device=own,
-        rank=rank,
-        world_size=world_size,
-        local_rank=local_rank,
-        local_world_size=local_world_size,
-    )
+    return Place(device=own, local_world_size=local_world_size, **ranks)
 
 
 def launch(
-    worker: Worker[Payload],
-    payload: Payload,
-    places: tuple[Place, ...],
-    *,
-    port: int = ANY_PORT,
+    worker: Worker[Payload], payload: Payload, places: tuple[Place, ...], *, port: int = ANY_PORT
 ) -> int:
     """Run worker(place, payload) at every place and return its exit code.
 
     A single place runs in this process. Several run in processes of their own, which meet at port
-    on this machine; worker must then be a module-level function, payload picklable.
+    on this machine (0 takes any free one; torchrun has its own); worker must then be a module-level
+    function, payload picklable.
 
     If a rank fails, the others are ended and its failure is printed: a traceback (one line if a
     disk failed) with exit code 1, or the signal n that ended it with exit code 128 + n. Otherwise
     the first code other than 0 that a rank returns is the exit code. The first of the STOP_SIGNALS
     is passed on to the ranks as SIGTERM, for their StopSignal.
-
-    Args:
-        worker: the function that each rank runs; its exit code should be the same on all.
-        payload: the second argument of worker.
-        places: from `plan`.
-        port: rendezvous port on this machine; 0 takes any free one. torchrun has its own.
 
     Raises:
         UsageError: port is taken, or a rank raised it.
@@ -176,6 +155,7 @@ def _launch_ranks(
         is_master=True,
         wait_for_workers=False,
         master_listen_fd=listener.detach(),
+        use_libuv=HAS_LIBUV,
     )
     pipes = [Pipe(duplex=False) for _ in places]
     arguments = (worker, payload, places, port, [sender for _, sender in pipes])
@@ -215,13 +195,16 @@ def _work(worker: Worker[Payload], payload: Payload, place: Place, port: int | N
     # After a timeout NCCL's watchdog sleeps four times as long, by default a minute, before it ends
     # the process. Ten seconds let the main thread save, if a gloo error told it of the lost rank.
     os.environ.setdefault("TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC", "2500")
+    has_nccl = is_cuda and dist.is_nccl_available()  # not on Windows
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
-        store=None if port is None else TCPStore(LOCALHOST, port, is_master=False),
+        "cpu:gloo,cuda:nccl" if has_nccl else "gloo",
+        store=None
+        if port is None
+        else TCPStore(LOCALHOST, port, is_master=False, use_libuv=HAS_LIBUV),
         rank=place.rank,
         world_size=place.world_size,
         timeout=PATIENCE,
-        device_id=place.device if is_cuda else None,
+        device_id=place.device if has_nccl else None,
     )
     code = worker(place, payload)
     # Not after a failure: destroying the group may wait for a rank that is gone.
@@ -261,7 +244,7 @@ def _rank_main(
     payload: Payload,
     places: tuple[Place, ...],
     port: int,
-    senders: Sequence[Connection],
+    senders: Sequence[Any],
 ) -> None:
     """Run a rank in its new process; exit with 0 if its worker returned."""
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -7,14 +7,18 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 from system.errors import UsageError
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# Windows has the first two and SIGBREAK, which closing the window sends.
+STOP_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")
+STOP_SIGNALS = tuple(signal.Signals[name] for name in STOP_NAMES if hasattr(signal, name))
+# Windows' terminate kills at once; there Ctrl-C reaches all processes of the window by itself.
+CAN_TERMINATE = sys.platform != "win32"
 REPEAT_SECONDS = 1.0  # torchrun passes on the Ctrl-C that the terminal has already sent
 POLL_SECONDS = 0.1  # between checks of the ranks
 GRACE_SECONDS = 30.0  # from SIGTERM to SIGKILL for the remaining ranks after a failure
@@ -91,14 +95,8 @@ class Outcome:
         print(self.text, end="", file=sys.stderr)
 
 
-def supervise(
-    processes: Sequence[BaseProcess], receivers: Sequence[Connection], stop: StopSignal
-) -> int:
-    """Wait until all ranks have ended; once one has failed, end the others.
-
-    Returns:
-        The exit code of the run. Prints the first failure, not its consequences.
-    """
+def supervise(processes: Sequence[BaseProcess], receivers: Sequence[Any], stop: StopSignal) -> int:
+    """Wait until all ranks have ended; after a failure end the others and print it."""
     reports: list[Outcome | None] = [None] * len(processes)
     cause: int | None = None  # the first rank to fail
     deadline = float("inf")
@@ -113,7 +111,7 @@ def supervise(
             deadline = time.monotonic() + (SILENT_SECONDS if is_silent else GRACE_SECONDS)
         if (failed or stop.requested) and not is_told:
             is_told = True
-            for process in running:
+            for process in running if CAN_TERMINATE else []:
                 process.terminate()
         if time.monotonic() > deadline:
             for process in running:
@@ -124,7 +122,7 @@ def supervise(
     return 128 + stop.signum if code == 128 + signal.SIGTERM and stop.signum else code
 
 
-def _read(receivers: Sequence[Connection], reports: list[Outcome | None]) -> None:
+def _read(receivers: Sequence[Any], reports: list[Outcome | None]) -> None:
     """Receive the reports that have arrived into reports."""
     for rank, receiver in enumerate(receivers):
         if reports[rank] is None and receiver.poll():
@@ -144,11 +142,8 @@ def _verdict(
 ) -> int:
     """Return the exit code of a run whose ranks have ended; print the cause of a failure.
 
-    Args:
-        exit_codes: of the ranks' processes, negative for a signal.
-        reports: of the ranks; None where a rank died before it could report.
-        cause: the first rank to fail, None where none has.
-        stop: of this process.
+    exit_codes are negative for a signal; reports are None where a rank died before it could report;
+    cause is the first rank to fail, None where none has.
     """
     silent = {i: code for i, code in enumerate(exit_codes) if code and reports[i] is None}
     if silent and stop.requested and set(silent.values()) == {-signal.SIGTERM}:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from checkpoint_io import checkpoints
 from system import flags
 from system.errors import UsageError, choose
-from system.files import replaced
+from system.files import json_bytes, replaced
 
 ASSETS = Path("assets")
 DEMO = ASSETS / "demo"
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         print(ASSETS / name, flush=True)
     manifest = {name: manifest[name] for name in PICTURES if name in manifest}
-    _write(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    _write(MANIFEST, json_bytes(manifest, indent=1) + b"\n")
     _write(DEMO / "README.md", about_demo().encode())
     return 0
 
@@ -135,11 +135,10 @@ def render(names: Iterable[str]) -> Iterable[tuple[str, bytes]]:
 def _run(command: str, folder: Path) -> None:
     """Run a command line that writes into folder."""
     module, *words = shlex.split(command)
-    target = ["--output", str(folder / "run.png")]
-    if module != "plot_run.py":
-        target = ["--output_dir", str(folder)]
-    code = importlib.import_module(module.removesuffix(".py")).main([*words, *target])
-    if code:
+    words += ["--output_dir", str(folder)]
+    if module == "plot_run.py":
+        words[-2:] = ["--output", str(folder / "run.png")]
+    if code := importlib.import_module(module.removesuffix(".py")).main(words):
         raise RuntimeError(f"{command}: exit code {code}")
 
 
@@ -153,11 +152,7 @@ def hash_of_demo() -> str:
 
 
 def take_over(run: Path) -> None:
-    """Copy a run's networks, log, last preview and most of its options.json into assets/demo.
-
-    Raises:
-        UsageError: a file of the run is missing or damaged.
-    """
+    """Copy a run's networks, log, last preview, options into assets/demo; UsageError if damaged."""
     for name in NETWORKS:
         checkpoints.load_generator(run / name, ema="none")  # raises UsageError if it is damaged
     previews = sorted(run.glob(f"*{PREVIEW_ENDING}"))
@@ -171,7 +166,7 @@ def take_over(run: Path) -> None:
     _write(DEMO / PREVIEW, previews[-1].read_bytes())
     # Without the command line, whose paths belong to another machine.
     kept = {key: options[key] for key in KEPT_OPTIONS if key in options}
-    _write(DEMO / OPTIONS, (json.dumps(kept, indent=1) + "\n").encode())
+    _write(DEMO / OPTIONS, json_bytes(kept, indent=1) + b"\n")
 
 
 def about_demo() -> str:

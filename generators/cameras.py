@@ -8,8 +8,8 @@ Legend: B images, R = H * W rays.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -67,64 +67,41 @@ class PoseDistribution:
         return self.pitch_mean, self.yaw_mean
 
 
-def _unit_gaussian(count: int, rng: torch.Generator) -> Tensor:
-    return torch.randn(count, generator=rng)
-
-
-def _zeros(count: int, rng: torch.Generator) -> Tensor:
-    return torch.zeros(count)
-
-
-def _unit_uniform(count: int, rng: torch.Generator) -> Tensor:
+def _deviations(kind: PoseKind, count: int, rng: torch.Generator) -> Tensor:
+    """Draw (count,) deviations from the mean, in spreads."""
+    if kind == "mean":
+        return torch.zeros(count)
+    if kind == "gaussian":
+        return torch.randn(count, generator=rng)
+    if kind == "truncated_gaussian":
+        # The first of four normal numbers within +-TRUNCATION. If there is none (4 in a million),
+        # the first is taken, as published.
+        candidates = torch.randn(count, CANDIDATES, generator=rng)
+        first_inside = (candidates.abs() < TRUNCATION).byte().argmax(dim=1, keepdim=True)
+        return candidates.gather(1, first_inside)[:, 0]
     return 2 * torch.rand(count, generator=rng) - 1
-
-
-def _unit_truncated(count: int, rng: torch.Generator) -> Tensor:
-    """Draw four standard normal numbers per pose and take the first within +-TRUNCATION.
-
-    If none of the four is (4 in a million), the first is taken, as published.
-    """
-    candidates = torch.randn(count, CANDIDATES, generator=rng)
-    first_inside = (candidates.abs() < TRUNCATION).byte().argmax(dim=1, keepdim=True)
-    return candidates.gather(1, first_inside)[:, 0]
 
 
 def sample_poses(distribution: PoseDistribution, count: int, *, rng: torch.Generator) -> Poses:
     """Draw camera angles of count images; yaw is drawn before pitch, as published.
 
-    Args:
-        distribution: of the cameras.
-        count: number of poses, B.
-        rng: a CPU stream, so that a seed gives the same poses on every device.
-
-    Returns:
-        Poses of (B,) on the CPU, pitch in [POLE_MARGIN, pi - POLE_MARGIN].
+    rng is a CPU stream, so that a seed gives the same poses on every device. Returns Poses of (B,)
+    on the CPU, pitch in [POLE_MARGIN, pi - POLE_MARGIN].
     """
-    draw: Callable[[int, torch.Generator], Tensor]
     kind, scale = distribution.kind, 1.0
     if kind == "hybrid":
         is_uniform = bool(torch.rand(1, generator=rng) < 0.5)
         kind, scale = ("uniform", 2.0) if is_uniform else ("gaussian", 1.0)
-    if kind == "gaussian":
-        draw = _unit_gaussian
-    elif kind == "truncated_gaussian":
-        draw = _unit_truncated
-    elif kind == "mean":
-        draw = _zeros
-    else:
-        draw = _unit_uniform
-    yaw = distribution.yaw_mean + scale * distribution.yaw_spread * draw(count, rng)
-    pitch = distribution.pitch_mean + scale * distribution.pitch_spread * draw(count, rng)
+    draw = partial(_deviations, kind, count, rng)
+    yaw = distribution.yaw_mean + scale * distribution.yaw_spread * draw()
+    pitch = distribution.pitch_mean + scale * distribution.pitch_spread * draw()
     if kind == "spherical_uniform":
         pitch = torch.arccos(1 - 2 * (pitch / math.pi).clamp(POLE_MARGIN, 1 - POLE_MARGIN))
     return Poses(pitch=pitch.clamp(POLE_MARGIN, math.pi - POLE_MARGIN), yaw=yaw)
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a CPU tensor to device without waiting for the device's queued work.
-
-    The copy comes from pinned memory; from pageable memory CUDA would wait.
-    """
+    """Copy a CPU tensor to device from pinned memory, which does not wait for queued work."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -149,10 +126,9 @@ def camera_rotations(poses: Poses) -> Tensor:
 def project(points: Tensor, poses: Poses, fov_degrees: float) -> tuple[Tensor, Tensor]:
     """Project points (B, ..., 3) into cameras at poses.
 
-    Returns:
-        Places (B, ..., 2) in the image, x to the right and y downwards, -1 and 1 at the centers
-        of the outermost pixels; and distances (B, ...) from the camera. Points behind the camera
-        get a place outside of the image and distance inf.
+    Returns places (B, ..., 2) in the image, x to the right and y downwards, -1 and 1 at the centers
+    of the outermost pixels; and distances (B, ...) from the camera. Points behind the camera get a
+    place outside of the image and distance inf.
     """
     origins = camera_origins(poses).view(-1, *[1] * (points.dim() - 2), 3)
     offsets = points - origins
@@ -195,14 +171,9 @@ def rays_from(
 ) -> Rays:
     """Return the rays of cameras anywhere, on the device and in the precision of origins.
 
-    Args:
-        origins: positions of the cameras, (B, 3).
-        rotations: from camera to world, (B, 3, 3), columns [right, up, -forward].
-        shape: (H, W) in pixels.
-        fov_degrees: full angle of view across the shorter side; one for all, or (B,).
-
-    Returns:
-        Rays of (B, H * W, 3), pixels in row-major order from the top left.
+    origins (B, 3) and rotations (B, 3, 3) from camera to world, columns [right, up, -forward];
+    shape (H, W) in pixels; fov_degrees across the shorter side, one for all or (B,). Returns Rays
+    of (B, H * W, 3), pixels in row-major order from the top left.
     """
     pixels = camera_directions(shape, fov_degrees, device=origins.device, dtype=origins.dtype)
     # Not a matrix product: autocast would round it to half precision.
@@ -219,14 +190,9 @@ def cast_rays(
 ) -> Rays:
     """Return the rays of square images from cameras on the unit sphere that look at the origin.
 
-    Args:
-        poses: camera angles, each (B,).
-        image_size: pixels per side, H = W.
-        fov_degrees: full angle of view across the image; one for all, or (B,).
-        device: of the rays; None takes that of poses. Cameras are computed where their poses are.
-
-    Returns:
-        Rays of (B, H * W, 3) as rays_from gives them.
+    poses (B,) each; fov_degrees: full angle of view across the image, one for all or (B,). Returns
+    Rays of (B, H * W, 3) as rays_from gives them, H = W = image_size.
+    device: of the rays; None takes that of poses. Cameras are computed where their poses are.
     """
     shape = (image_size, image_size)
     device = device or poses.pitch.device

@@ -6,26 +6,19 @@ would start some forty kernels, most of which only read and write arrays of all 
 Legend: B images, R rays, S samples per ray.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from siren.fused import cuda, launching
 
+if TYPE_CHECKING:
+    from generators.volumetric_rendering import RenderOptions
+
 BACKGROUNDS = ("black", "white", "last_sample")  # by their numbers in the kernels
 RAYS = 128  # of one program
 TILE = 1024  # rays times depths of one program of importance_kernel
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Law:
-    """How samples become light: options of RenderOptions; noise_scale is density_noise."""
-
-    density_activation: Literal["relu", "softplus"]
-    background: Literal["black", "white", "last_sample"]
-    noise_scale: float
 
 
 def is_supported(samples: Tensor) -> bool:
@@ -42,7 +35,7 @@ def importance_depths(
     samples: Tensor,
     depths: Tensor,
     count: int,
-    law: Law,
+    options: "RenderOptions",
     *,
     noise: Tensor | None,
     quantiles: Tensor | None,
@@ -58,16 +51,16 @@ def importance_depths(
     width = 1 << (count - 1).bit_length()
     block = max(1, TILE // width)
     num_rays = depths.shape[0] * depths.shape[1]
-    given, has_noise = _noise(noise, law, depths)
+    given, has_noise = _noise(noise, options, depths)
     if num_rays == 0:
         return out
     launching.launch(
         ray_kernels.importance_kernel, (-(-num_rays // block),),
         samples.contiguous(), depths.contiguous(), given,
         depths if quantiles is None else quantiles.contiguous(), out,
-        num_rays, float(law.noise_scale),
+        num_rays, float(options.density_noise),
         S=depths.shape[-1], COUNT=count, WIDTH=width, HAS_NOISE=has_noise,
-        HAS_QUANTILES=quantiles is not None, IS_SOFTPLUS=law.density_activation == "softplus",
+        HAS_QUANTILES=quantiles is not None, IS_SOFTPLUS=options.density_activation == "softplus",
         BLOCK=block,
     )  # fmt: skip
     return out
@@ -77,7 +70,7 @@ def composite(
     samples: tuple[Tensor, ...],
     order: Tensor | None,
     depths: Tensor,
-    law: Law,
+    options: "RenderOptions",
     *,
     noise: Tensor | None,
     end: Tensor | None,
@@ -88,25 +81,25 @@ def composite(
         samples: one set (B, R, S, 4) at depths, or two, whose numbers are those of torch.cat.
         order: (B, R, S) number of each sample in the order of depths; None if there is one set.
         depths: (B, R, S), ascending.
-        law: how samples become light.
+        options: how samples become light; their density_noise multiplies noise.
         noise: (B, R, S), standard normal.
         end: (B, R) where a bounded scene ends.
     """
     rgb, depth, opacity = _Composite.apply(  # type: ignore[no-untyped-call]
-        law, order, depths, noise, end, *samples
+        options, order, depths, noise, end, *samples
     )
     return rgb, depth, opacity
 
 
-def _noise(noise: Tensor | None, law: Law, like: Tensor) -> tuple[Tensor, bool]:
+def _noise(noise: Tensor | None, options: "RenderOptions", like: Tensor) -> tuple[Tensor, bool]:
     """Return noise, or any tensor, and whether the kernels shall read it."""
-    if noise is None or law.noise_scale == 0:
+    if noise is None or options.density_noise == 0:
         return like, False
     return noise.contiguous(), True
 
 
 def _arguments(
-    law: Law,
+    options: "RenderOptions",
     order: Tensor | None,
     depths: Tensor,
     noise: Tensor | None,
@@ -114,15 +107,15 @@ def _arguments(
     samples: tuple[Tensor, ...],
 ) -> tuple[list[Tensor], dict[str, Any]]:
     """Return the arrays that both kernels of compositing read, and their constants."""
-    given, has_noise = _noise(noise, law, depths)
+    given, has_noise = _noise(noise, options, depths)
     sizes = [part.shape[2] for part in samples]
     constants = {
         "S1": sizes[0],
         "S2": sum(sizes[1:]),
         "HAS_NOISE": has_noise,
         "HAS_END": end is not None,
-        "IS_SOFTPLUS": law.density_activation == "softplus",
-        "BACKGROUND": BACKGROUNDS.index(law.background),
+        "IS_SOFTPLUS": options.density_activation == "softplus",
+        "BACKGROUND": BACKGROUNDS.index(options.background),
         "BLOCK": RAYS,
     }
     arrays = [samples[0], samples[-1], depths if order is None else order, depths, given]
@@ -135,7 +128,7 @@ class _Composite(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: D102
         ctx: Any,
-        law: Law,
+        options: "RenderOptions",
         order: Tensor | None,
         depths: Tensor,
         noise: Tensor | None,
@@ -145,12 +138,12 @@ class _Composite(torch.autograd.Function):
         from generators import ray_kernels
 
         samples = tuple(part.contiguous() for part in samples)
-        arrays, constants = _arguments(law, order, depths.contiguous(), noise, end, samples)
+        arrays, constants = _arguments(options, order, depths.contiguous(), noise, end, samples)
         shape = depths.shape[:2]
         outputs = (depths.new_empty(*shape, 3), depths.new_empty(shape), depths.new_empty(shape))
-        _launch(ray_kernels.composite_kernel, [*arrays, *outputs], law, constants)
+        _launch(ray_kernels.composite_kernel, [*arrays, *outputs], options, constants)
         ctx.save_for_backward(*arrays)
-        ctx.law, ctx.constants, ctx.num_sets = law, constants, len(samples)
+        ctx.options, ctx.constants, ctx.num_sets = options, constants, len(samples)
         ctx.set_materialize_grads(False)
         return outputs
 
@@ -172,7 +165,7 @@ class _Composite(torch.autograd.Function):
         _launch(
             ray_kernels.composite_back_kernel,
             [*arrays, of_rgb.contiguous(), *of_rays, into[0], into[-1]],
-            ctx.law,
+            ctx.options,
             {
                 **ctx.constants,
                 "HAS_DEPTH": of_depth is not None,
@@ -182,9 +175,11 @@ class _Composite(torch.autograd.Function):
         return None, None, None, None, None, *into
 
 
-def _launch(kernel: Any, arrays: list[Tensor], law: Law, constants: dict[str, Any]) -> None:
+def _launch(
+    kernel: Any, arrays: list[Tensor], options: "RenderOptions", constants: dict[str, Any]
+) -> None:
     """Start a kernel of compositing with a lane per ray."""
     num_rays = arrays[3].shape[0] * arrays[3].shape[1]
     if num_rays > 0:
         grid = (-(-num_rays // RAYS),)
-        launching.launch(kernel, grid, *arrays, num_rays, float(law.noise_scale), **constants)
+        launching.launch(kernel, grid, *arrays, num_rays, float(options.density_noise), **constants)

@@ -11,6 +11,12 @@ from torch import Tensor
 
 CPU_CHUNK, CUDA_CHUNK = 2**17, 2**19  # points per call of the field; bounds the memory
 
+
+def default_chunk(device: torch.device) -> int:
+    """Return the points per call of the field that bound its memory on a device."""
+    return CUDA_CHUNK if device.type == "cuda" else CPU_CHUNK
+
+
 # Points (B, P, 3) and directions (B, G, 3) to colors in [0, 1] and raw densities (B, P, 4).
 Field = Callable[[Tensor, Tensor], Tensor]
 
@@ -28,10 +34,7 @@ class TwofoldField:
 
 
 def chunked(field: Field, points_per_chunk: int | None) -> Field:
-    """Return the same field, evaluated at most points_per_chunk points at a time, over all objects.
-
-    A chunk is larger where one direction belongs to more points: a direction is not split.
-    """
+    """Return the same field, evaluated in chunks that keep the points of a direction together."""
     if points_per_chunk is None:
         return field
 

@@ -14,7 +14,6 @@ from generators.occupancy import (
     Occupancy,
     OccupancyMemory,
     find_occupancy,
-    has_empty_space,
     rays_that_may_hit,
     skipping,
 )
@@ -39,6 +38,7 @@ class View(NamedTuple):
 class ImplicitGenerator3d(nn.Module):
     """A conditioned radiance field and its renderer.
 
+    points_per_chunk: the most points in one call of the field in render and density; None is all.
     field_dtype: precision to which the field's products round their operands; None is the field's
     own, or that of an autocast around the call. Everything else keeps its precision.
     skips_empty_space: renders without randomness skip the cells that generators.occupancy finds
@@ -48,6 +48,7 @@ class ImplicitGenerator3d(nn.Module):
     def __init__(self, siren: FilmSiren) -> None:
         super().__init__()
         self.siren = siren
+        self.points_per_chunk: int | None = None
         self.field_dtype: torch.dtype | None = None
         self.skips_empty_space = False
         self._remembered = OccupancyMemory()
@@ -83,10 +84,10 @@ class ImplicitGenerator3d(nn.Module):
         return TwofoldField(*(chunked(each, points_per_chunk) for each in (evaluate, visible)))
 
     def _occupancies(
-        self, film: Film, options: RenderOptions, *, points_per_chunk: int
+        self, film: Film, options: RenderOptions, points_per_chunk: int
     ) -> list[Occupancy]:
         """Return the occupancy of each object of film; none where no space may be skipped."""
-        if not self.skips_empty_space or not has_empty_space(options):
+        if not self.skips_empty_space or options.density_activation != "relu":  # it is never zero
             return []
         found = []
         for thing in (film[i : i + 1] for i in range(len(film))):
@@ -104,14 +105,12 @@ class ImplicitGenerator3d(nn.Module):
     def density(
         self, film: Film, *, points_per_chunk: int | None = None
     ) -> Callable[[Tensor], Tensor]:
-        """Return a function from points (P, 3) to raw densities (P,) of one object, film (1, F).
-
-        Points may be on any device; the densities come back on theirs.
-        """
+        """Return a function from points (P, 3) anywhere to raw densities (P,) of one object."""
+        chunk = points_per_chunk or self.points_per_chunk
 
         @torch.no_grad()
         def evaluate(points: Tensor) -> Tensor:
-            parts = points.to(film.frequencies)[None].split(points_per_chunk or len(points), dim=1)
+            parts = points.to(film.frequencies)[None].split(chunk or len(points), dim=1)
             prepared = self.siren.prepared(film)
             with self._field_precision():
                 found = [self.siren.density(part, film, prepared=prepared)[0] for part in parts]
@@ -137,21 +136,21 @@ class ImplicitGenerator3d(nn.Module):
             poses: B camera poses, on the CPU or on the device of film.
             options: how rays become pixels.
             rng: stream of the draws per sample; None renders without randomness.
-            points_per_chunk: the most points in one call of the field; None is all. It does not
-                change the picture. With rng None it bounds all memory, else the field's alone.
+            points_per_chunk: that of one call, None is the generator's own. It does not change the
+                picture. With rng None it bounds all memory, else the field's alone.
             fov_degrees: (B,) angles of view; None takes that of options.
             report: called with the number of rays rendered since the last call.
         """
-        frequencies = film.frequencies
-        typed = Poses(*(angle.to(frequencies.dtype) for angle in poses))
-        fov = options.fov_degrees if fov_degrees is None else fov_degrees.to(frequencies)
-        rays = cast_rays(typed, options.image_size, fov, device=frequencies.device)
+        points_per_chunk = points_per_chunk or self.points_per_chunk
+        like = film.frequencies
+        fov = options.fov_degrees if fov_degrees is None else fov_degrees.to(like)
+        typed = Poses(*(angle.to(like.dtype) for angle in poses))
+        rays = cast_rays(typed, options.image_size, fov, device=like.device)
         shape = (options.image_size, options.image_size)
-        field = self.field(film, points_per_chunk=points_per_chunk)
         if points_per_chunk is None or rng is not None:  # random draws are made for whole pictures
-            hits = None
-            if rays.origins.is_cuda and options.scene_radius is not None and fov_degrees is None:
-                hits = moved(rays_that_hit(options), rays.origins.device)
+            field = self.field(film, points_per_chunk=points_per_chunk)
+            is_known = like.is_cuda and options.scene_radius is not None and fov_degrees is None
+            hits = moved(rays_that_hit(options), like.device) if is_known else None
             whole = render_rays(field, rays, options, rng=rng, hits=hits)
             report(whole.depth.numel())
             return as_view(whole, shape)
@@ -164,11 +163,8 @@ class ImplicitGenerator3d(nn.Module):
     def render_parts(
         self, film: Film, rays: Rays, options: RenderOptions, *, points_per_chunk: int
     ) -> Iterator[Rendering]:
-        """Render rays (B, R, 3) without randomness, part by part.
-
-        A part has at most points_per_chunk samples and is rendered only when it is asked for.
-        """
-        occupancies = self._occupancies(film, options, points_per_chunk=points_per_chunk)
+        """Render rays (B, R, 3) without randomness, each part when it is asked for."""
+        occupancies = self._occupancies(film, options, points_per_chunk)
         if occupancies:
             things = (film[i : i + 1] for i in range(len(film)))
             fields = [self.field(thing, points_per_chunk=points_per_chunk) for thing in things]

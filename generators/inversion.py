@@ -182,35 +182,20 @@ class _Cameras:
         return Guess(film, Poses(pitch, self.yaw), self.given_fov * self.log_zoom.exp())
 
 
-@dataclass
-class _Best:
-    """Each guess at its lowest loss so far; since: step of the last gain of at least MIN_GAIN."""
+def _better(losses: Tensor, guess: Guess, lowest: Tensor, best: Guess) -> tuple[Tensor, Guess]:
+    """Return for each of K guesses the one with the lower loss, and the loss, without gradients."""
+    is_new = losses < lowest
 
-    losses: Tensor
-    guess: Guess
-    reference: float = math.inf
-    since: int = 0
+    def choose(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(is_new.view(-1, *[1] * (new.dim() - 1)), new, old).detach()
 
-    def keep(self, losses: Tensor, guess: Guess, step: int) -> None:
-        better = losses < self.losses
-
-        def choose(new: Tensor, old: Tensor) -> Tensor:
-            is_new = better.view(-1, *[1] * (new.dim() - 1))
-            return torch.where(is_new, new.detach(), old.detach())
-
-        self.losses = choose(losses, self.losses)
-        film, old = guess.film, self.guess.film
-        self.guess = Guess(
-            Film(
-                choose(film.frequencies, old.frequencies),
-                choose(film.phase_shifts, old.phase_shifts),
-            ),
-            Poses(*(choose(a, b) for a, b in zip(guess.poses, self.guess.poses, strict=True))),
-            choose(guess.fov_degrees, self.guess.fov_degrees),
-        )
-        lowest = float(self.losses.min())
-        if lowest < self.reference * (1 - MIN_GAIN):
-            self.reference, self.since = lowest, step
+    film = Film(
+        choose(guess.film.frequencies, best.film.frequencies),
+        choose(guess.film.phase_shifts, best.film.phase_shifts),
+    )
+    poses = Poses(*map(choose, guess.poses, best.poses))
+    fov_degrees = choose(guess.fov_degrees, best.fov_degrees)
+    return choose(losses, lowest), Guess(film, poses, fov_degrees)
 
 
 def _descend(
@@ -225,34 +210,33 @@ def _descend(
     *,
     steps: int,
     report: Callable[[int, float], None],
-) -> _Best:
-    """Descend with Adam on film_of's parameters and the cameras; return the best guesses.
-
-    film_of returns the conditioning and the loss of its prior (K,). report is called after each
-    step with the number of steps and the lowest loss.
-    """
+) -> tuple[Tensor, Guess]:
+    """Descend with Adam on film_of's conditioning and prior; return lowest losses, guesses."""
     poses = cameras.parameters(fits_fov=fit.fits_fov)
     groups = [{"params": parameters, "lr": rate}, {"params": poses, "lr": fit.pose_rate}]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=0.0)
-    best: _Best | None = None
+    best, reference, since = None, math.inf, 0  # since: step of the last gain of MIN_GAIN
+    lowest = torch.full_like(cameras.pitch, math.inf, requires_grad=False)
     for step in range(steps):
         film, prior = film_of()
         guess = cameras.guess(film)
-        images, opacities = render_guess(generator, guess, options, photo.image.shape[-1])
-        losses = photo_losses(images, opacities, photo)
+        losses = photo_losses(
+            *render_guess(generator, guess, options, photo.image.shape[-1]), photo
+        )
         total = losses + prior + FOV_PRIOR * cameras.log_zoom.square()
-        best = best or _Best(torch.full_like(losses, math.inf), guess)
-        best.keep(losses, guess, step)
-        report(step + 1, float(best.losses.min()))
-        if step - best.since > PATIENCE:
+        lowest, best = _better(losses, guess, lowest, best or guess)
+        report(step + 1, float(lowest.min()))
+        if lowest.min() < reference * (1 - MIN_GAIN):
+            reference, since = float(lowest.min()), step
+        if step - since > PATIENCE:
             break
         optimizer.zero_grad(set_to_none=True)
         total.sum().backward()
         optimizer.step()
         schedule.step()
     assert best is not None  # steps is positive
-    return best
+    return lowest, best
 
 
 def fit_photo(
@@ -269,16 +253,9 @@ def fit_photo(
 ) -> tuple[Guess, float]:
     """Fit a photo; return the best guess (K = 1) and its loss.
 
-    Args:
-        generator: frozen; its parameters get no gradient.
-        photo: on the generator's device.
-        poses: distribution of the expected cameras.
-        options: how to render; the image size is the photo's.
-        fit: effort and learning rates.
-        kind: of the latents.
-        guessed_pose: see search.
-        rng: CPU stream of the candidates.
-        report: called after each step.
+    generator is frozen, photo on its device. poses is the distribution of the expected cameras, and
+    guessed_pose that of search. options say how to render; the image size is the photo's. kind is
+    that of the latents, rng the CPU stream of the candidates. report is called after each step.
     """
     device, fov = photo.image.device, options.fov_degrees
     options = replace(options, density_noise=0.0)
@@ -294,12 +271,11 @@ def fit_photo(
         return generator.mapping(z), LATENT_PRIOR * z.square().mean(1)
 
     size = max(fit.search_size, photo.image.shape[-1] // 2)
-    best = _descend(
+    losses, best = _descend(
         film_of_latents, [z], fit.latent_rate, cameras, generator, photo.at(size), options, fit,
         steps=fit.latent_steps, report=partial(report, "latent"),
     )  # fmt: skip
-    index = best.losses.argmin()[None]
-    return _refine(generator, best.guess[index], photo, options, fit, kind, rng, report)
+    return _refine(generator, best[losses.argmin()[None]], photo, options, fit, kind, rng, report)
 
 
 def _refine(
@@ -328,8 +304,8 @@ def _refine(
         return film, OFFSET_PRIOR * squares
 
     cameras = _Cameras(start.poses, start.fov_degrees, options.fov_degrees)
-    best = _descend(
+    losses, best = _descend(
         film_of_offsets, offsets, fit.film_rate, cameras, generator, photo, options, fit,
         steps=fit.film_steps, report=partial(report, "film"),
     )  # fmt: skip
-    return best.guess, float(best.losses[0])
+    return best, float(losses[0])

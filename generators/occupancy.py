@@ -11,7 +11,6 @@ Source: occupancy grids of Instant NGP (Müller et al. 2022), section 5.1 and ap
 field itself says where it is empty, so no threshold and no running average is needed.
 """
 
-import collections
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -27,10 +26,7 @@ from generators.volumetric_rendering import RenderOptions, depth_range, stratifi
 from siren.film import Film, at_least_float32
 
 PIXELS_PER_CELL = 6  # of a picture that the cube fills
-FEWEST_CELLS, MOST_CELLS = (
-    24,
-    128,
-)  # along each axis: below, things are missed; above, finding costs
+FEWEST_CELLS, MOST_CELLS = 24, 128  # along each axis: fewer miss things, more take time
 WORTHWHILE = 0.9  # above this share of occupied cells, look-ups cost more than they save
 MOST_KNOWN = 8  # objects whose occupancy is cached, at most 2 MB each
 EMPTY = -1.0  # raw density of skipped samples; any negative number is no density
@@ -63,11 +59,6 @@ class Occupancy:
         return self.cells.view(-1)[index.long()]
 
 
-def has_empty_space(options: RenderOptions) -> bool:
-    """Return whether a density can be exactly zero; a softplus never is."""
-    return options.density_activation == "relu"
-
-
 def _num_cells(options: RenderOptions) -> int:
     wanted = math.ceil(options.image_size / PIXELS_PER_CELL)
     return min(max(wanted, FEWEST_CELLS), MOST_CELLS)
@@ -76,12 +67,9 @@ def _num_cells(options: RenderOptions) -> int:
 def find_occupancy(
     density: Callable[[Tensor], Tensor], options: RenderOptions, device: torch.device
 ) -> Occupancy:
-    """Find the occupancy of one object, in cells a few pixels wide.
+    """Find the occupancy of one object, in cells a few pixels wide, on device.
 
-    Args:
-        density: returns raw densities (P,) of points (P, 3).
-        options: of the picture; its density activation is ReLU.
-        device: of the occupancy.
+    density returns raw densities (P,) of points (P, 3), whose activation by options is ReLU.
     """
     side = options.visible_side
     count = _num_cells(options)
@@ -122,12 +110,7 @@ def rays_that_may_hit(
 
 
 def skipping(fields: Sequence[Field], occupancies: Sequence[Occupancy]) -> Field:
-    """Return the field of B objects, evaluated in occupied cells only and empty elsewhere.
-
-    Args:
-        fields: one per object, called with points (1, P, 3) and directions (1, G, 3).
-        occupancies: of the same objects.
-    """
+    """Return the field of B objects, each evaluated in its occupied cells only, empty elsewhere."""
 
     def evaluate(points: Tensor, directions: Tensor) -> Tensor:
         each = zip(fields, occupancies, points.split(1), directions.split(1), strict=True)
@@ -154,9 +137,7 @@ class OccupancyMemory:
     """Cache of the occupancies of the last objects, so that a video finds each once."""
 
     def __init__(self) -> None:
-        self._known: collections.OrderedDict[tuple[object, ...], Occupancy] = (
-            collections.OrderedDict()
-        )
+        self._known: dict[tuple[object, ...], Occupancy] = {}  # the last used is the last
 
     def recall(
         self, film: Film, options: RenderOptions, find: Callable[[], Occupancy]
@@ -164,9 +145,8 @@ class OccupancyMemory:
         """Return the cached occupancy of the object film (1, F), or call find for it."""
         values = torch.cat([film.frequencies, film.phase_shifts]).detach().cpu().numpy().tobytes()
         key = (values, _num_cells(options), options.visible_side)
-        if key not in self._known:
-            self._known[key] = find()
-        self._known.move_to_end(key)
+        found = self._known.pop(key) if key in self._known else find()
+        self._known[key] = found
         if len(self._known) > MOST_KNOWN:
-            self._known.popitem(last=False)
-        return self._known[key]
+            del self._known[next(iter(self._known))]
+        return found

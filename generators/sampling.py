@@ -37,10 +37,7 @@ def step_rng(
 
 
 def sample_latents(count: int, dim: int, *, kind: LatentKind, rng: torch.Generator) -> Tensor:
-    """Draw latents (count, dim) on the CPU, standard normal or uniform in [-1, 1].
-
-    rng is a CPU stream, so that a seed is the same object on every device.
-    """
+    """Draw latents (count, dim) on the CPU, standard normal or uniform in [-1, 1]."""
     if kind == "gaussian":
         return torch.randn(count, dim, generator=rng)
     return 2 * torch.rand(count, dim, generator=rng) - 1

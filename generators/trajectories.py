@@ -7,17 +7,40 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
+from generators.cameras import Poses, Rays, camera_origins, camera_rotations, rays_from
 from siren.film import Film
 
 POLE_DISTANCE = 0.05  # radians that turned cameras keep from straight up and down
 
 
 class Camera(NamedTuple):
-    """Pitch and yaw in radians, the full angle of view in degrees."""
+    """A camera at distance 1 from its target, the point that it looks at.
+
+    pitch, yaw: direction from the target to the camera, radians. fov_degrees: angle of view over
+    the picture's shorter side. target: scene units; that of training cameras is the origin.
+    """
 
     pitch: float
     yaw: float
     fov_degrees: float
+    target: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def placed(self) -> tuple[Tensor, Tensor]:
+        """Return the camera's place (1, 3) and its rotation (1, 3, 3) from camera to world."""
+        pose = Poses(torch.tensor([self.pitch]), torch.tensor([self.yaw]))
+        return camera_origins(pose) + torch.tensor([self.target]), camera_rotations(pose)
+
+    def rays(self, shape: tuple[int, int]) -> Rays:
+        """Return the rays of a picture of shape (H, W)."""
+        return rays_from(*self.placed(), shape, self.fov_degrees)
+
+    def distance(self) -> float:
+        """Return the origin's distance along the camera's axis; 1 unless target moved it."""
+        place, rotation = self.placed()
+        return float((place * rotation[..., 2]).sum())
 
     def turned(self, pitch: float, yaw: float) -> "Camera":
         """Return the camera turned by pitch and yaw, radians, kept off the poles."""

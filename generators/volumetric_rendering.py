@@ -25,6 +25,7 @@ from generators.fields import Field, TwofoldField
 
 TAIL_LENGTH = 1e10  # scene units; the last sample stands for the rest of the ray (NeRF, section 4)
 WEIGHT_FLOOR = 1e-5  # added twice before the distribution function, as published
+Rng = torch.Generator | None
 LOCKED_DIRECTION = (0.0, 0.0, -1.0)  # direction of every ray under lock_view_dependence
 
 
@@ -279,9 +280,7 @@ def render_rays(
     all, or in a bounded scene those that hit it, for which the host waits for a CUDA device.
     """
     near, far = depth_range(rays, options)
-    if (
-        options.scene_radius is not None and hits is None
-    ):  # in any image, as angles of view may differ
+    if options.scene_radius is not None and hits is None:  # in any image: angles of view differ
         hits = (far > near).any(dim=0).nonzero()[:, 0]
     if hits is None:
         return _render_hits(field, rays, None, options, rng=rng)
@@ -295,12 +294,7 @@ def render_rays(
 
 
 def _render_hits(
-    field: Field,
-    rays: Rays,
-    end: Tensor | None,
-    options: RenderOptions,
-    *,
-    rng: torch.Generator | None,
+    field: Field, rays: Rays, end: Tensor | None, options: RenderOptions, *, rng: Rng
 ) -> Rendering:
     """Render rays coarse to fine; end (B, R) is where they leave a bounded scene, or None."""
     is_locked = options.lock_view_dependence
@@ -316,12 +310,7 @@ def _render_hits(
 
 @torch.no_grad()
 def _fine_depths(
-    samples: Tensor,
-    depths: Tensor,
-    options: RenderOptions,
-    *,
-    rng: torch.Generator | None,
-    end: Tensor | None,
+    samples: Tensor, depths: Tensor, options: RenderOptions, rng: Rng, end: Tensor | None
 ) -> Tensor:
     """Draw the fine depths (B, R, S) by the weights of coarse samples (B, R, S, 4)."""
     count = options.num_steps
@@ -334,7 +323,7 @@ def _fine_depths(
         noise = _normal(depths.shape, depths, rng)
         quantiles = _uniform((depths[..., 0].numel(), count), depths, rng)
     return fast_rays.importance_depths(
-        samples, depths, count, _law(options), noise=noise, quantiles=quantiles
+        samples, depths, count, options, noise=noise, quantiles=quantiles
     )
 
 
@@ -342,8 +331,7 @@ def _blend(
     first: tuple[Tensor, Tensor],
     second: tuple[Tensor, Tensor] | None,
     options: RenderOptions,
-    *,
-    rng: torch.Generator | None,
+    rng: Rng,
     end: Tensor | None,
 ) -> Rendering:
     """Merge one or two sets of depths and samples, and blend them into pixels."""
@@ -355,17 +343,7 @@ def _blend(
         depths, order = torch.cat([depths, second[0]], dim=-1).sort(dim=-1)
     noise = None if rng is None else _normal(depths.shape, depths, rng)
     samples_of = (first[1],) if second is None else (first[1], second[1])
-    return Rendering(
-        *fast_rays.composite(samples_of, order, depths, _law(options), noise=noise, end=end)
-    )
-
-
-def _law(options: RenderOptions) -> fast_rays.Law:
-    return fast_rays.Law(
-        density_activation=options.density_activation,
-        background=options.background,
-        noise_scale=options.density_noise,
-    )
+    return Rendering(*fast_rays.composite(samples_of, order, depths, options, noise=noise, end=end))
 
 
 def _visible(field: Field, options: RenderOptions) -> Field:

@@ -24,12 +24,8 @@ def lit_points(
 ) -> Tensor:
     """Return points (V, Q, 3) behind the surface that absorb equal shares of the light.
 
-    Args:
-        vertices: (V, 3), on a surface.
-        normals: (V, 3), outward.
-        lattice: raw densities.
-        options: with the activation of raw densities.
-        count: points per vertex, Q.
+    vertices (V, 3) lie on the surface, normals (V, 3) point outwards; count is Q. options give the
+    activation of the lattice's raw densities.
     """
     reach = REACH * lattice.spacing * (len(lattice.values) - 1)
     steps = (torch.arange(SAMPLES) + 0.5) / SAMPLES * reach

@@ -34,9 +34,9 @@ class Cube:
     center: (x, y, z), and side: scene units; resolution: N, at least 2.
     """
 
-    center: tuple[float, float, float]
     side: float
     resolution: int
+    center: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @property
     def spacing(self) -> float:
@@ -61,12 +61,9 @@ class DensityGrid:
     values (M, M, M), M >= N: axis order [ix, iy, iz]; the voxels of the cube come first, and M - 1
     is a multiple of the first pass's spacing. is_known (M, M, M) marks the evaluated ones.
 
-    Args:
-        density: returns raw densities (P,) of points (P, 3), on the CPU.
-        cube: position, size and resolution of the grid.
-        radius: the scene is empty outside a ball of this radius around the origin, and density is
-            not called there; None is no bound.
-        progress: is called after each evaluation.
+    density returns raw densities (P,) of points (P, 3) on the CPU; it is not called outside a ball
+    of this radius around the origin, where the scene is empty (None is no bound). progress is
+    called after each evaluation.
     """
 
     def __init__(
@@ -119,7 +116,8 @@ class DensityGrid:
             self._interpolate(step)
             blocks = self._mixed_cells(2 * step, level)
             while len(blocks):
-                self._evaluate(self._unknown(blocks, step))
+                flat = self._block_voxels(blocks, step).flatten()
+                self._evaluate(flat[~self.is_known.view(-1)[flat]].unique())
                 blocks = self._mixed_blocks(_around(blocks, self._count(step)), step, level)
 
     def _count(self, step: int) -> int:
@@ -165,10 +163,7 @@ class DensityGrid:
         return found
 
     def _interpolate(self, step: int) -> None:
-        """Interpolate unknown voxels at multiples of step from those at multiples of 2 step.
-
-        One axis after the other, which makes it trilinear.
-        """
+        """Interpolate unknown voxels at multiples of step from those of 2 step, axis by axis."""
         fine = self.values[::step, ::step, ::step]
         is_known = self.is_known[::step, ::step, ::step]
         for axis in range(3):
@@ -194,10 +189,6 @@ class DensityGrid:
         """Return flat indices (K, 27) of the voxels of blocks (K, 3), two spacings wide."""
         offsets = torch.cartesian_prod(*[torch.arange(3)] * 3)
         return self._flat((2 * blocks[:, None] + offsets) * step)
-
-    def _unknown(self, blocks: Tensor, step: int) -> Tensor:
-        flat = self._block_voxels(blocks, step).flatten()
-        return flat[~self.is_known.view(-1)[flat]].unique()
 
     def _mixed_blocks(self, blocks: Tensor, step: int, level: float) -> Tensor:
         """Select the blocks (K, 3) that are partly unknown and lie on both sides of the level."""

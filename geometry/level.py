@@ -8,7 +8,7 @@ Legend: G intervals of the lattice along each axis, R rays, S samples per ray, C
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -47,12 +47,8 @@ def choose_level(lattice: Lattice, poses: PoseDistribution, options: RenderOptio
     """Return the raw density whose iso-surface matches the renders; None if nothing is opaque.
 
     The score of a level: of the rays that are at least half opaque or meet the surface, the share
-    that does both, each ray weighted less the farther its two depths are apart.
-
-    Args:
-        lattice: raw densities of the first pass.
-        poses: distribution of the cameras.
-        options: their angle of view and ray range, and the activation of raw densities.
+    that does both, each ray weighted less the farther its two depths are apart. lattice is that of
+    the first pass; options give the cameras' rays and the activation of raw densities.
     """
     rng = torch.Generator().manual_seed(0)  # the same cameras for every object
     depths, raw = _samples(lattice, sample_poses(poses, NUM_CAMERAS, rng=rng), options)
@@ -76,11 +72,7 @@ def choose_level(lattice: Lattice, poses: PoseDistribution, options: RenderOptio
 def _samples(lattice: Lattice, poses: Poses, options: RenderOptions) -> tuple[Tensor, Tensor]:
     """Return depths (R, S) along the cameras' rays and the raw densities (R, S) there."""
     rays = cast_rays(poses, IMAGE_SIZE, options.fov_degrees)
-    if options.scene_radius is None:
-        near = torch.full_like(rays.origins[..., 0], options.near)
-        far = torch.full_like(near, options.far)
-    else:
-        near, far = depth_range(rays, replace(options, image_size=IMAGE_SIZE))
+    near, far = depth_range(rays, options)
     steps = (torch.arange(SAMPLES) + 0.5) / SAMPLES
     depths = near[..., None] + (far - near)[..., None] * steps  # (B, R, S)
     rays = Rays(*(ends[..., None, :] for ends in rays))

@@ -1,6 +1,6 @@
 """Extract the mesh of an object and render a preview of it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,21 +21,6 @@ PREVIEW_SIZE, PREVIEW_VIEWS = 256, 4
 PREVIEW_MARGIN = 1.1  # times the angle of view of training
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """Options of the extracted surface.
-
-    level: its raw density; None chooses the one that matches the renders. is_dense: evaluate every
-    voxel, not only those near the surface. keeps_all: keep every connected component, not only the
-    largest. visible_only: cut away what no training camera can see.
-    """
-
-    level: float | None = None
-    is_dense: bool = False
-    keeps_all: bool = False
-    visible_only: bool = False
-
-
 class Shape(NamedTuple):
     """Raw densities (N, N, N) in a cube, the iso level, and the colored mesh at that level."""
 
@@ -49,53 +34,40 @@ def take_shape(
     film: Film,
     cube: Cube,
     options: RenderOptions,
-    wanted: Wanted,
-    *,
-    name: str,
     poses: PoseDistribution,
-    points_per_chunk: int,
-    progress: Progress,
+    *,
+    iso_level: float | None = None,
+    is_dense: bool = False,
+    keeps_all: bool = False,
+    visible_only: bool = False,
+    name: str = "the object",
+    progress: Progress = lambda done, needed: None,
 ) -> Shape:
-    """Extract the shape of one object in a cube.
+    """Extract the shape of one object, film (1, F), from the region of a cube.
 
-    Args:
-        generator: evaluates the field.
-        film: conditioning (1, F) of the object.
-        cube: region that is searched for its surface.
-        options: of its renders.
-        wanted: options of the surface.
-        name: of the object, for messages.
-        poses: distribution of the training cameras.
-        points_per_chunk: the most points in one call of the field.
-        progress: is called with the numbers of points evaluated and needed so far.
-
-    Raises:
-        UsageError: there is no surface in the cube.
+    options are those of its renders, poses the training cameras. iso_level: raw density of the
+    surface; None chooses the one that matches the renders. is_dense: evaluate every voxel, not only
+    those near the surface. keeps_all: keep every connected component, not only the largest.
+    visible_only: cut away what no training camera can see. name is the object's in messages;
+    progress is called with the numbers of points evaluated and needed so far. Raises UsageError if
+    there is no surface in the cube.
     """
-    density = generator.density(film, points_per_chunk=points_per_chunk)
+    density = generator.density(film)
     grid = DensityGrid(density, cube, radius=options.scene_radius, progress=progress)
-    surface_level = _evaluate(grid, poses, name, options, wanted)
+    surface_level = _evaluate(grid, poses, name, options, iso_level, is_dense)
     mesh = surface.surface_mesh(grid.inside.numpy(), cube, surface_level)
-    mesh = _wanted_part(mesh, poses, cube, options, wanted)
+    if visible_only:
+        mesh = visibility.visible_part(mesh, poses, options, spacing=cube.spacing)
+    if len(mesh.triangles) and not keeps_all:
+        mesh = surface.largest_component(mesh)
     if not len(mesh.triangles):
         raise UsageError(
             f"{name}: no surface at level {surface_level:g} in the cube; choose another "
             "--level, --cube_size or --center"
         )
     lattice = level.Lattice(grid.values, cube.first, cube.spacing)
-    colors = _colors(generator, film, mesh, lattice, options, points_per_chunk)
+    colors = _colors(generator, film, mesh, lattice, options)
     return Shape(grid.inside.numpy(), surface_level, replace(mesh, colors=colors))
-
-
-def _wanted_part(
-    mesh: Mesh, poses: PoseDistribution, cube: Cube, options: RenderOptions, wanted: Wanted
-) -> Mesh:
-    """Return the visible part or the largest component of a mesh, as wanted."""
-    if wanted.visible_only:
-        mesh = visibility.visible_part(mesh, poses, options, spacing=cube.spacing)
-    if len(mesh.triangles) and not wanted.keeps_all:
-        mesh = surface.largest_component(mesh)
-    return mesh
 
 
 def _evaluate(
@@ -103,11 +75,11 @@ def _evaluate(
     poses: PoseDistribution,
     name: str,
     options: RenderOptions,
-    wanted: Wanted,
+    chosen: float | None,
+    is_dense: bool,
 ) -> float:
     """Evaluate the grid near the surface and return the iso level."""
     first = grid.evaluate_first()
-    chosen = wanted.level
     if chosen is None:
         lattice = level.Lattice(first, grid.cube.first, grid.first_step * grid.cube.spacing)
         chosen = level.choose_level(lattice, poses, options)
@@ -117,7 +89,7 @@ def _evaluate(
             "--cube_size or --center"
         )
     grid.end_at_ball(chosen)
-    if wanted.is_dense:
+    if is_dense:
         grid.evaluate_dense()
     else:
         grid.refine(chosen)
@@ -131,10 +103,9 @@ def _colors(
     mesh: Mesh,
     lattice: level.Lattice,
     options: RenderOptions,
-    points_per_chunk: int,
 ) -> Array:
     """Return vertex colors (V, 3) as a camera sees them that looks straight at the surface."""
-    field = generator.field(film, points_per_chunk=points_per_chunk)
+    field = generator.field(film, points_per_chunk=generator.points_per_chunk)
     vertices, normals = torch.from_numpy(mesh.vertices), torch.from_numpy(mesh.normals)
     points = appearance.lit_points(vertices, normals, lattice, options, count=COLOR_POINTS)
     directions = -normals

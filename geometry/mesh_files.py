@@ -1,13 +1,15 @@
 """Write density grids and meshes to files: mrc, ply, obj, stl, glb.
 
-Every format keeps the axes and the unit of the scene: right-handed, y up, and one scene unit is one
-meter where the format has meters, as glTF does.
+By default every format keeps the axes and the unit of the scene: right-handed, y up, and one scene
+unit is one meter where the format has meters, as glTF does. Programs for 3D printing expect z up
+and millimeters.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import trimesh
@@ -19,18 +21,16 @@ from system.files import replaced
 
 TITLE = "pi-GAN, done right"
 DIGITS = 7  # significant digits of coordinates in text, all that float32 has
+Z_UP = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], np.float32)  # (x, y, z) @ Z_UP = (x, -z, y)
 BUFFER, INDEX_BUFFER = 34962, 34963  # glTF's numbers for the use of a part of the data
 
 
 def save_mrc(path: Path, values: Array, cube: Cube) -> None:
-    """Write float32 values (N, N, N) as an MRC2014 volume.
+    """Write float32 values (N, N, N) as an MRC2014 volume; OSError names path where it can.
 
     mrcfile reads the array back in the same order, [ix, iy, iz]. The header declares x the slowest
     axis and z the fastest, so that viewers show the scene's own axes instead of a mirror image. The
     unit of length, Angstrom in the format, stands for the scene unit.
-
-    Raises:
-        OSError: the file cannot be written; filename is path where the system says why.
     """
     with replaced(path) as file:
         volume = MrcInterpreter()  # mrcfile's documented way to write into an open file
@@ -45,12 +45,18 @@ def save_mrc(path: Path, values: Array, cube: Cube) -> None:
         volume.flush()
 
 
-def save_mesh(path: Path, mesh: Mesh) -> None:
-    """Write a mesh in the format of path's suffix, one of MESH_FORMATS.
+def save_mesh(path: Path, mesh: Mesh, *, scale: float = 1.0, up: Literal["y", "z"] = "y") -> None:
+    """Write a mesh in the format of path's suffix, one of MESH_FORMATS; OSError as save_mrc.
 
-    Raises:
-        OSError: the file cannot be written; filename is path where the system says why.
+    Args:
+        path: the file.
+        mesh: in scene units, y up.
+        scale: the file's units per scene unit.
+        up: the file's upward axis. With z, the front of the object faces -y.
     """
+    axes = Z_UP if up == "z" else np.eye(3, dtype=np.float32)
+    vertices = mesh.vertices * np.float32(scale)
+    mesh = replace(mesh, vertices=vertices @ axes, normals=mesh.normals @ axes)
     content: bytes | str = MESH_FORMATS[path.suffix.removeprefix(".")](mesh)
     with replaced(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
@@ -63,18 +69,8 @@ def _ply(mesh: Mesh) -> Any:
 
 def _obj(mesh: Mesh) -> Any:
     """Return an OBJ text with normals, and sRGB colors after each vertex's coordinates."""
-    decimals = DIGITS - math.ceil(math.log10(np.abs(mesh.vertices).max()))
-    return _colored(mesh).export(
-        file_type="obj",
-        include_normals=True,
-        digits=max(4, decimals),
-        header=f"{TITLE}; y is up",
-    )
-
-
-def _stl(mesh: Mesh) -> Any:
-    """Return a binary STL: triangles and their normals, without colors."""
-    return as_trimesh(mesh).export(file_type="stl")
+    digits = max(4, DIGITS - math.ceil(math.log10(np.abs(mesh.vertices).max())))
+    return _colored(mesh).export(file_type="obj", include_normals=True, digits=digits, header=TITLE)
 
 
 def _glb(mesh: Mesh) -> Any:
@@ -97,12 +93,9 @@ def _make_unlit(tree: dict[str, Any]) -> None:
     for accessor, target in targets.items():
         tree["bufferViews"][tree["accessors"][accessor]["bufferView"]]["target"] = target
     primitive["material"] = 0
-    tree["materials"] = [
-        {
-            "pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0},
-            "extensions": {"KHR_materials_unlit": {}},
-        }
-    ]
+    rough = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
+    unlit = {"pbrMetallicRoughness": rough, "extensions": {"KHR_materials_unlit": {}}}
+    tree["materials"] = [unlit]
     tree["extensionsUsed"] = ["KHR_materials_unlit"]
     tree["asset"]["generator"] = TITLE
 
@@ -124,6 +117,6 @@ def _linear(colors: Array) -> Array:
 MESH_FORMATS: dict[str, Callable[[Mesh], Any]] = {
     "ply": _ply,
     "obj": _obj,
-    "stl": _stl,
+    "stl": lambda mesh: as_trimesh(mesh).export(file_type="stl"),  # binary, without colors
     "glb": _glb,
 }

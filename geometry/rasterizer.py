@@ -74,9 +74,8 @@ def _fill(
     shares = barycentric(corners[:, None, :, :2], pixels.double())  # (K, widest^2, 3)
     is_hit = (shares >= -EDGE).all(-1) & (pixels < image_size).all(-1)
     depths = (shares * corners[:, None, :, 2]).sum(-1)
-    bits = (
-        depths.float().clamp(min=0).view(torch.int32).long()
-    )  # positive floats sort like their bits
+    # Positive floats sort like their bits.
+    bits = depths.float().clamp(min=0).view(torch.int32).long()
     entries = (bits << DEPTH_BITS) | index[:, None]
     places = pixels[..., 1] * image_size + pixels[..., 0]
     keys.scatter_reduce_(0, places[is_hit], entries[is_hit], "amin")
@@ -93,11 +92,7 @@ def barycentric(corners: Tensor, points: Tensor) -> Tensor:
         return u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0]
 
     whole = doubled_area(b - a, c - a)
-    parts = [
-        doubled_area(b - points, c - points),
-        doubled_area(c - points, a - points),
-        doubled_area(a - points, b - points),
-    ]
+    parts = [doubled_area(u - points, v - points) for u, v in ((b, c), (c, a), (a, b))]
     shares = torch.stack(parts, dim=-1) / whole[..., None]
     return shares.nan_to_num(-1.0, posinf=-1.0, neginf=-1.0)
 
@@ -137,7 +132,5 @@ def _smooth(colors: Tensor, pixels: Tensor, size: int) -> Tensor:
 
 def side_views(yaw: float, yaw_spread: float, count: int) -> list[float]:
     """Return count yaws, radians, spread over the range of the training cameras around yaw."""
-    reach = min(
-        2 * yaw_spread, math.pi * (count - 1) / count
-    )  # a full turn without repeating the first
+    reach = min(2 * yaw_spread, math.pi * (count - 1) / count)  # a turn ends before the first
     return [yaw - reach + 2 * reach * i / (count - 1) for i in range(count)]

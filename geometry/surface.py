@@ -48,13 +48,9 @@ class Mesh:
 def surface_mesh(values: Array, cube: Cube, level: float) -> Mesh:
     """Return the closed surface, grey, around all voxels whose value is above level.
 
-    Where the inside reaches a face of the cube, a plane half a voxel outside closes the surface.
-    The mesh is empty where no voxel is above level.
-
-    Args:
-        values: float32 (N, N, N), axis order [ix, iy, iz].
-        cube: their positions.
-        level: the iso level.
+    values are float32 (N, N, N), axis order [ix, iy, iz]. Where the inside reaches a face of the
+    cube, a plane half a voxel outside closes the surface. The mesh is empty where no voxel is above
+    level.
     """
     closed = _closed(values, level)
     if not closed.min() < level < closed.max():

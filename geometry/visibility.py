@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import trimesh
 from scipy.sparse import coo_matrix
-from torch import Tensor
 
 from generators.cameras import PoseDistribution, Poses, camera_origins, sample_poses
 from generators.volumetric_rendering import RenderOptions
@@ -32,11 +31,8 @@ def visible_part(
 ) -> Mesh:
     """Cut away the triangles of a closed mesh that no training camera can see.
 
-    Args:
-        mesh: with vertices about spacing apart.
-        poses: distribution of the cameras; NUM_CAMERAS are drawn, always the same ones.
-        options: their angle of view and ray range.
-        spacing: of the grid that the mesh was extracted from, scene units.
+    NUM_CAMERAS are drawn, always the same ones, with the angle of view and ray range of options.
+    The mesh's vertices are about spacing apart, the grid's, scene units.
     """
     if not len(mesh.triangles):
         return mesh
@@ -69,7 +65,8 @@ def _seen_vertices(
     mesh: Mesh, poses: PoseDistribution, options: RenderOptions, spacing: float
 ) -> Array:
     vertices, normals = torch.from_numpy(mesh.vertices), torch.from_numpy(mesh.normals)
-    image_size = _image_size(options, spacing)
+    width = 2 * math.tan(math.radians(options.fov_degrees) / 2)  # of the picture, at the origin
+    image_size = max(2, round(width / (PIXEL * spacing)))
     is_seen = torch.zeros(len(vertices), dtype=torch.bool)
     cameras = sample_poses(poses, NUM_CAMERAS, rng=torch.Generator().manual_seed(0))
     for pitch, yaw in zip(cameras.pitch.tolist(), cameras.yaw.tolist(), strict=True):
@@ -83,18 +80,7 @@ def _seen_vertices(
         nearest = torch.full((image_size**2,), torch.inf, dtype=depths.dtype)
         nearest.scatter_reduce_(0, pixel, depths, "amin")
         is_near = depths <= nearest[pixel] + TOLERANCE * spacing
-        facing = _faces_camera(vertices[inside], normals[inside], pitch, yaw)
-        is_seen[inside[is_near & facing]] = True
+        origin = camera_origins(Poses(torch.tensor([pitch]), torch.tensor([yaw])))
+        is_facing = (normals[inside] * (origin - vertices[inside])).sum(1) > 0
+        is_seen[inside[is_near & is_facing]] = True
     return is_seen.numpy()
-
-
-def _faces_camera(vertices: Tensor, normals: Tensor, pitch: float, yaw: float) -> Tensor:
-    """Return whether each vertex (V,) faces the camera."""
-    origin = camera_origins(Poses(torch.tensor([pitch]), torch.tensor([yaw])))
-    return (normals * (origin - vertices)).sum(1) > 0
-
-
-def _image_size(options: RenderOptions, spacing: float) -> int:
-    """Return the picture's side in pixels that are PIXEL voxels wide at the origin."""
-    width = 2 * math.tan(math.radians(options.fov_degrees) / 2)
-    return max(2, round(width / (PIXEL * spacing)))

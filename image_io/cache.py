@@ -166,7 +166,7 @@ def _publish(draft: Path, entry: Path, image_size: int) -> CacheEntry:
 def _read(entry: Path, image_size: int) -> CacheEntry | None:
     """Return the entry, or None where it is missing or damaged."""
     try:
-        meta = json.loads((entry / META_FILE).read_text())
+        meta = json.loads((entry / META_FILE).read_text("utf-8"))
         shape = (int(meta["count"]), 3, image_size, image_size)
         skipped = tuple(Skipped(str(name), str(reason)) for name, reason in meta["skipped"])
         checksum = int(meta["checksum"])

@@ -4,8 +4,6 @@ Legend: H = W = image_size.
 """
 
 import contextlib
-import functools
-import io
 import threading
 import warnings
 from collections import deque
@@ -17,19 +15,18 @@ from typing import IO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from image_io.color import to_srgb
 from image_io.files import Skipped, printable
+from image_io.formats import formats
 from system import machine
 from system.errors import UsageError, nearest_path
 
-VERSION = 3  # part of the keys of caches; raise it when the same files come to give other pixels
-FORMATS = ("JPEG", "PNG", "WEBP")
+VERSION = 4  # part of the keys of caches; raise it when the same files come to give other pixels
 JPEG_FORMATS = ("JPEG", "MPO")  # MPO: a jpg of a phone with a second picture behind the first
 MAX_PIXELS = 2**26  # a picture that claims more is refused before memory is spent on it
 MAX_JPEG_PIXELS = 2**28  # of a jpg that is not progressive: it is decoded at half its size
-MAX_PROFILE_BYTES = 2**24  # a larger ICC profile is ignored
-PROBE = np.stack(np.meshgrid(*[np.arange(0, 256, 51, dtype=np.uint8)] * 3), -1).reshape(1, -1, 3)
 LARGE_PIXELS = 2**24  # pictures above this are decoded one at a time, to bound the memory
 CELEBA_RESIZE, CELEBA_CROP = 320, 256  # shorter side, then centred square (published transform)
 PICTURES_PER_TASK = 16
@@ -62,12 +59,15 @@ class Framing:
     crop "none" squeezes the whole picture into the square; "center" takes the largest centred
     square; a number takes a centred square of that many source pixels (fewer where the picture is
     smaller); "celeba" takes 0.8 of the shorter side. resize "antialias" averages over the source
-    pixels; "nearest" picks one of them, as the published code does for each crop.
+    pixels; "nearest" picks one of them, as the published code does for each crop. from_right counts
+    the columns of crop "celeba" and resize "nearest" from the right, for a picture that is mirrored
+    afterwards: the published code mirrors it before.
     """
 
     image_size: int
     crop: Crop
     resize: Resize
+    from_right: bool = False
 
 
 def decode_all(
@@ -128,12 +128,12 @@ def _decode_some(
 def _reason(error: Exception) -> str:
     """Say in one line why a picture cannot be read."""
     if isinstance(error, UnidentifiedImageError):  # its own text holds a memory address
-        return "not a jpg, png or webp picture"
+        return "not a picture of a known format"
     return printable(str(error) or type(error).__name__)[:MAX_REASON]
 
 
 def decode_picture(stream: IO[bytes], framing: Framing | None = None) -> Pixels:
-    """Decode a jpg, png or webp to pixels (3, H, W): upright, sRGB, transparent parts white.
+    """Decode a picture to pixels (3, H, W): upright, sRGB, transparent parts white.
 
     Args:
         stream: the file's bytes, at the start. Animations give their first frame.
@@ -146,7 +146,7 @@ def decode_picture(stream: IO[bytes], framing: Framing | None = None) -> Pixels:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """Decode a whole jpg, png or webp file: upright, sRGB, RGBA where it has transparency.
+    """Decode a whole picture file: upright, sRGB, RGBA where it has transparency.
 
     Raises:
         UsageError: the file is missing, empty, damaged, too large or no such picture.
@@ -159,6 +159,12 @@ def read_picture(path: Path) -> Image.Image:
     except Exception as error:  # damaged files make Pillow raise almost anything
         reason = _reason(error) if path.stat().st_size else "empty file"
         raise UsageError(f"{path}: cannot be read: {reason}") from error
+
+
+def picture_head(stream: IO[bytes]) -> tuple[str, str]:
+    """Return size and kind of a picture, such as ("178 x 218", "JPEG RGB"), without decoding it."""
+    image = Image.open(stream, formats=formats())
+    return f"{image.width} x {image.height}", f"{image.format} {image.mode}"
 
 
 def _decode(stream: IO[bytes], framing: Framing | None) -> tuple[Image.Image, bool]:
@@ -177,7 +183,7 @@ def _decode(stream: IO[bytes], framing: Framing | None) -> tuple[Image.Image, bo
     is_large = image.width * image.height > LARGE_PIXELS
     with _large_picture if is_large else contextlib.nullcontext():
         image.load()
-        picture = _to_srgb(image)
+        picture = to_srgb(image)
         if framing is not None:
             left, top, right, bottom = (side * scale for side in box)
             picture = _resized(_over_white(picture), (left, top, right, bottom), framing)
@@ -193,7 +199,7 @@ def _opened(stream: IO[bytes]) -> Image.Image:
     Raises:
         ValueError: it has too many pixels.
     """
-    image = Image.open(stream, formats=FORMATS)
+    image = Image.open(stream, formats=formats())
     is_reducible = image.format in JPEG_FORMATS and not image.info.get("progressive")
     limit = MAX_JPEG_PIXELS if is_reducible else MAX_PIXELS
     if image.width * image.height > limit:
@@ -201,7 +207,7 @@ def _opened(stream: IO[bytes]) -> Image.Image:
     if image.format == "PNG":  # decoding alone would not check the sums of the pixel data
         image.verify()
         stream.seek(0)
-        image = Image.open(stream, formats=FORMATS)
+        image = Image.open(stream, formats=formats())
     return image
 
 
@@ -236,58 +242,6 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_srgb(image: Image.Image) -> Image.Image:
-    """Convert a decoded picture of any mode to sRGB: RGB, or RGBA where it has transparency."""
-    profile = image.info.get("icc_profile")
-    if image.mode.startswith("I"):  # 16 bit grey, which Pillow itself would cut off at 255
-        values = np.asarray(image).astype(np.int32).clip(0, 65535)
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    picture = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    transform = _transform(profile, image.mode) if profile else None
-    if transform is None:
-        return picture
-    source = picture if transform.input_mode == "RGB" else image
-    colors: Image.Image = transform.apply(source.convert(transform.input_mode))
-    if picture.mode == "RGBA":
-        colors.putalpha(picture.getchannel("A"))
-    return colors
-
-
-@functools.lru_cache(8)
-def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Build the conversion of colors to sRGB that an ICC profile asks for.
-
-    Returns:
-        None where the profile is that of sRGB, is damaged, or is not for pictures of this mode;
-        the colors are then sRGB as they are, as in browsers.
-    """
-    if len(profile) > MAX_PROFILE_BYTES:
-        return None
-    srgb = ImageCms.createProfile("sRGB")
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        kind = source.profile.xcolor_space.strip()
-        taken = {"CMYK": ("CMYK",), "GRAY": ("1", "L", "LA")}.get(kind)
-        if mode not in taken if taken else (kind != "RGB" or mode == "CMYK"):
-            return None
-        transform = ImageCms.buildTransform(
-            source,
-            srgb,
-            {"GRAY": "L"}.get(kind, kind),
-            "RGB",
-            ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            ImageCms.Flags.BLACKPOINTCOMPENSATION | ImageCms.Flags.NOCACHE,  # shared by threads
-        )
-    except (ImageCms.PyCMSError, OSError):
-        return None
-    if kind == "RGB":
-        colors = Image.fromarray(PROBE)
-        found = np.asarray(transform.apply(colors)).astype(int)
-        if np.abs(found - PROBE).max() <= 1:
-            return None
-    return transform
-
-
 def _over_white(image: Image.Image) -> Image.Image:
     """Put an RGBA picture on white; an RGB one stays."""
     if image.mode == "RGB":
@@ -320,11 +274,11 @@ def _resized(image: Image.Image, box: Box, framing: Framing) -> Image.Image:
     if framing.resize == "antialias":
         return image.resize(size, Image.Resampling.BICUBIC, box=box)
     if framing.crop == "celeba":
-        return _published_celeba(image, framing.image_size)
+        return _published_celeba(image, framing)
     return image.resize(size, Image.Resampling.NEAREST, box=box)
 
 
-def _published_celeba(image: Image.Image, image_size: int) -> Image.Image:
+def _published_celeba(image: Image.Image, framing: Framing) -> Image.Image:
     """Enlarge and crop an image as published, then take pixels of the result at even distances.
 
     The published code shrinks a tensor, so 64 px are the rows and columns 0, 4, 8, ... of 256.
@@ -336,8 +290,9 @@ def _published_celeba(image: Image.Image, image_size: int) -> Image.Image:
     left, top, right, bottom = crop_box(*enlarged, CELEBA_CROP)
     part = (left * x, top * y, right * x, bottom * y)
     square = image.resize((CELEBA_CROP,) * 2, Image.Resampling.BILINEAR, box=part)
-    taken = rows_taken(image_size)
-    return Image.fromarray(np.asarray(square)[taken[:, None], taken])
+    rows = rows_taken(framing.image_size)
+    columns = CELEBA_CROP - 1 - rows[::-1] if framing.from_right else rows
+    return Image.fromarray(np.asarray(square)[rows[:, None], columns])
 
 
 def rows_taken(image_size: int) -> NDArray[np.int64]:

@@ -121,23 +121,17 @@ def color_change(
     here: Surface,
     offsets: Sequence[float],
     options: RenderOptions,
-    *,
-    points_per_chunk: int,
+    points_per_chunk: int | None = None,
 ) -> Tensor:
     """Return the change of the surface's color with the viewing direction alone, (K,) in [0, 1].
 
-    The rays of one view are rendered again, but every sample gets the direction from which a camera
-    turned by an offset sees the ray's surface point. Per offset: mean over clear pixels and
-    channels of |color with that direction - color|. Geometry stays, so that this measures
-    view-dependent color alone, the usual way in which such generators imitate parallax. It is 0
-    where the field gets no direction (`lock_view_dependence`) and NaN where no pixel is clear.
-
-    Args:
-        field: of one object.
-        here: the reference view (B = 1).
-        offsets: of the camera's yaw, K in radians.
-        options: with which here was rendered.
-        points_per_chunk: the most points in one call of the field.
+    The rays of one view (here, B = 1, of one object's field) are rendered again, but every sample
+    gets the direction from which a camera turned by an offset (K yaws, radians) sees the ray's
+    surface point. Per offset: mean over clear pixels and channels of |color with that direction -
+    color|. Geometry stays, so that this measures view-dependent color alone, the usual way in which
+    such generators imitate parallax. It is 0 where the field gets no direction
+    (`lock_view_dependence`) and NaN where no pixel is clear. points_per_chunk: the most in one call
+    of the field; None is all.
     """
     if options.lock_view_dependence:
         return torch.zeros(len(offsets), dtype=torch.float64)
@@ -157,17 +151,17 @@ def color_change(
 
 
 def _rendered_with(
-    directions: Tensor, field: Field, rays: Rays, options: RenderOptions, points_per_chunk: int
+    directions: Tensor, field: Field, rays: Rays, options: RenderOptions, chunk: int | None
 ) -> Tensor:
     """Render colors (1, R, 3) of rays whose samples get directions (1, R, 3) in place of theirs."""
-    per_part = max(1, points_per_chunk // options.num_steps)
+    per_part = max(1, chunk // options.num_steps) if chunk else directions.shape[1]
     parts = []
     for origins, own, others in zip(
         *(x.split(per_part, 1) for x in (*rays, directions)), strict=True
     ):
 
         def redirected(points: Tensor, _: Tensor, others: Tensor = others) -> Tensor:
-            return chunked(field, points_per_chunk)(points, others)
+            return chunked(field, chunk)(points, others)
 
         parts.append(render_rays(redirected, Rays(origins, own), options, rng=None).rgb)
     return torch.cat(parts, dim=1)

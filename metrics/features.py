@@ -8,7 +8,6 @@ Legend: N images, D numbers per image (features, then logits).
 """
 
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,26 @@ from image_io.decoding import Pixels
 from metrics import inception
 from metrics.inception import NUM_FEATURES, NUM_LOGITS, Network, Weights
 from metrics.real_images import RealSet
-from system.errors import UsageError
-from system.files import replaced
 
 BLOCK = 32  # images in a batch of the network
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # torch-fidelity's defaults, as in the published script
 IS_SPLITS = 10
 NEIGHBORS = 3  # of precision and recall (Kynkäänniemi et al. 2019)
+LEAST = {  # the fewest generated and real images of each metric
+    "FID": (2, 2),  # for covariances
+    "KID": (2, 2),
+    "IS": (IS_SPLITS, 0),
+    "precision and recall": (NEIGHBORS + 1, NEIGHBORS + 1),
+}
+KEYS = {  # torch-fidelity's names: ours
+    "frechet_inception_distance": "fid",
+    "kernel_inception_distance_mean": "kid_mean",
+    "kernel_inception_distance_std": "kid_std",
+    "inception_score_mean": "is_mean",
+    "inception_score_std": "is_std",
+    "precision": "precision",
+    "recall": "recall",
+}
 SHUFFLE_SEED = 2020  # torch-fidelity's default, of the subsets and splits
 
 ImageOf = Callable[[int], Tensor]  # number -> (3, H, W) uint8
@@ -56,8 +68,6 @@ def features_of(
 ) -> Tensor | None:
     """Compute features (N, D) of images 0..N-1 together with all ranks, which all return them.
 
-    They return None where one of them was asked to stop meanwhile.
-
     Args:
         image_of: returns the image of a number; called for this rank's share only.
         total: N.
@@ -65,7 +75,7 @@ def features_of(
         width: D.
         place: this rank.
         title: of the progress bar.
-        is_stopped: returns whether this rank was asked to stop.
+        is_stopped: returns whether this rank was asked to stop; if one was, all return None.
     """
     features = torch.zeros(total, width)
     count = sum(len(block) for block in blocks_of(total, place))
@@ -98,100 +108,71 @@ def features_of_stream(
 
 def real_features(
     real: RealSet, network: Network, weights: Weights, cache_dir: Path, place: Place
-) -> tuple[Tensor, str]:
-    """Return features (N, NUM_FEATURES) of real images, and the hash of their content.
+) -> Tensor:
+    """Return features (N, NUM_FEATURES) of real images.
 
-    They are cached in cache_dir under the hashes of content and network. A second cache file maps
-    the names, sizes and times of a folder's files to the hash of their content, so that they are
-    not read again.
+    They are cached in cache_dir under the hashes of images and network.
     """
-    known = cache_dir / f"{real.listing_key[:32]}.json"
-    content = _known_content(known)
-    if content is None:
-        content = real.content_hash() if place.is_main else ""
-    collectives.wait_for_all()  # no rank writes while another still looks
-    path = cache_dir / f"{content[:32]}-{weights.sha256[:16]}.pth"
+    path = cache_dir / f"{real.fingerprint[:32]}-{weights.sha256[:16]}.pth"
     is_cached = not collectives.agree_to_stop(not path.is_file() if place.is_main else False)
+    features = torch.zeros(len(real), NUM_FEATURES)
+    if is_cached and place.is_main:
+        known = checkpoints.read(path, "features")
+        with checkpoints.complaints(path):
+            return tensor_entry(known, "features", tuple(features.shape))
     if is_cached:
-        features: Tensor = (
-            _known_features(path, len(real))
-            if place.is_main
-            else torch.zeros(len(real), NUM_FEATURES)
-        )
-    else:
-        found = features_of(
-            real.image, len(real), network, NUM_FEATURES + NUM_LOGITS, place, title="real images"
-        )
-        assert found is not None  # nothing asks it to stop
-        features = found[:, :NUM_FEATURES]
+        return features
+    found = features_of(
+        real.image, len(real), network, NUM_FEATURES + NUM_LOGITS, place, title="real images"
+    )
+    assert found is not None  # nothing asks it to stop
+    features = found[:, :NUM_FEATURES]
     if place.is_main:
-        if not is_cached:
-            checkpoints.save(path, "features", {"features": features.clone()})
-        with replaced(known) as file:
-            file.write(json.dumps({"content": content}).encode())
-    return features, content
+        checkpoints.save(path, "features", {"features": features.clone()})
+    return features
 
 
-def _known_features(path: Path, count: int) -> Tensor:
-    content = checkpoints.read(path, "features")
-    with checkpoints.complaints(path):
-        return tensor_entry(content, "features", (count, NUM_FEATURES))
-
-
-def _known_content(path: Path) -> str | None:
-    try:
-        content = json.loads(path.read_text())["content"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return content if isinstance(content, str) else None
+def too_few(num_generated: int, num_real: int) -> dict[str, str]:
+    """Return the metrics that need more images: {"IS": "needs 10 generated images"}."""
+    lines = {}
+    for name, needed in LEAST.items():
+        pairs = zip(needed, (num_generated, num_real), ("generated", "real"), strict=True)
+        lacking = [f"{least} {kind}" for least, count, kind in pairs if count < least]
+        if lacking:
+            lines[name] = f"needs {' and '.join(lacking)} images"
+    return lines
 
 
 def image_metrics(generated: Tensor, real: Tensor) -> dict[str, float]:
     """Compute FID, KID, IS, precision and recall by torch-fidelity's own functions.
 
-    Args:
-        generated: (N, NUM_FEATURES + NUM_LOGITS) of generated images.
-        real: (M, NUM_FEATURES) of real ones.
-
-    Returns:
-        fid; kid_mean and kid_std over subsets of at most KID_SUBSET_SIZE images (not times 100);
-        is_mean and is_std over splits; precision and recall in the same feature space.
-
-    Raises:
-        UsageError: there are too few images.
+    generated (N, NUM_FEATURES + NUM_LOGITS), real (M, NUM_FEATURES). Returns fid; kid_mean and
+    kid_std over subsets of at most KID_SUBSET_SIZE images (not times 100); is_mean and is_std over
+    splits; precision and recall in the same feature space. Those for which there are too few images
+    are left out.
     """
-    if min(len(generated), len(real)) <= NEIGHBORS + 1:
-        raise UsageError(
-            f"{len(generated)} generated and {len(real)} real images are too few to compare"
-        )
     inception.fidelity()
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 
     features, logits = generated.split([NUM_FEATURES, NUM_LOGITS], dim=1)
     features, logits, real = features.contiguous(), logits.contiguous(), real.contiguous()
-    statistics = [metric_fid.fid_features_to_statistics(part.double()) for part in (features, real)]
-    subset = min(KID_SUBSET_SIZE, len(features), len(real))
-    found = {
-        **metric_fid.fid_statistics_to_metric(*statistics, verbose=False),
-        **metric_kid.kid_features_to_metric(
-            features, real, kid_subsets=KID_SUBSETS, kid_subset_size=subset,
-            rng_seed=SHUFFLE_SEED, verbose=False,
+    statistics = metric_fid.fid_features_to_statistics
+    computed: dict[str, Callable[[], dict[str, float]]] = {
+        "FID": lambda: metric_fid.fid_statistics_to_metric(
+            statistics(features.double()), statistics(real.double()), verbose=False
         ),
-        **metric_isc.isc_features_to_metric(logits, IS_SPLITS, rng_seed=SHUFFLE_SEED),
-        **metric_prc.prc_features_to_metric(
+        "KID": lambda: metric_kid.kid_features_to_metric(
+            features, real, kid_subsets=KID_SUBSETS, rng_seed=SHUFFLE_SEED, verbose=False,
+            kid_subset_size=min(KID_SUBSET_SIZE, len(features), len(real)),
+        ),
+        "IS": lambda: metric_isc.isc_features_to_metric(logits, IS_SPLITS, rng_seed=SHUFFLE_SEED),
+        "precision and recall": lambda: metric_prc.prc_features_to_metric(
             features, real, prc_neighborhood=NEIGHBORS, save_cpu_ram=False, verbose=False
         ),
     }  # fmt: skip
-    names = {
-        "fid": metric_fid.KEY_METRIC_FID,
-        "kid_mean": metric_kid.KEY_METRIC_KID_MEAN,
-        "kid_std": metric_kid.KEY_METRIC_KID_STD,
-        "is_mean": metric_isc.KEY_METRIC_ISC_MEAN,
-        "is_std": metric_isc.KEY_METRIC_ISC_STD,
-        "precision": metric_prc.KEY_METRIC_PRECISION,
-        "recall": metric_prc.KEY_METRIC_RECALL,
-    }
-    return {name: float(found[key]) for name, key in names.items()}
+    lacking = too_few(len(generated), len(real))
+    parts = [compute() for name, compute in computed.items() if name not in lacking]
+    return {KEYS[key]: float(part[key]) for part in parts for key in part if key in KEYS}
 
 
 def metric_settings(num_generated: int, num_real: int) -> dict[str, Any]:

@@ -17,11 +17,7 @@ class Gaussian(NamedTuple):
 
 
 def fitted_gaussian(features: Tensor) -> Gaussian:
-    """Return mean and unbiased covariance of features (N, D), N >= 2, in float64.
-
-    Raises:
-        ValueError: there are fewer than two.
-    """
+    """Return mean and unbiased covariance of features (N, D) in float64; ValueError if N < 2."""
     if len(features) < 2:
         raise ValueError(f"a covariance needs at least 2 features, got {len(features)}")
     values = features.double()

@@ -6,6 +6,7 @@ needed for training or rendering.
 
 import contextlib
 import hashlib
+import importlib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -53,9 +54,8 @@ class Weights:
 def find_weights(given: Path | None, *, takes_any: bool = False) -> Weights:
     """Find the file of weights: the given one, the one in PyTorch's cache, or a download into it.
 
-    Raises:
-        UsageError: the given file is missing, or is not the published one and takes_any is False.
-        Unavailable: none was given and the download fails.
+    Raises UsageError if the given file is missing, or is not the published one and takes_any is
+    False; Unavailable if none was given and the download fails.
     """
     path = given if given is not None else _cached_or_downloaded()
     if not path.is_file():
@@ -94,14 +94,9 @@ def require_torchvision() -> None:
     Beside a CPU build of PyTorch, torchvision from PyPI cannot load its compiled operators, which
     need CUDA's libraries, and its import fails when it registers the first of them. Neither library
     here uses them (they are for detection), so declaring their names is enough.
-
-    Raises:
-        Unavailable: it is not installed.
     """
     try:
         import torchvision  # noqa: F401
-    except ImportError as error:
-        raise Unavailable(f"{error.name or 'torchvision'} is not installed; {HINT}") from error
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
@@ -119,9 +114,7 @@ _DECLARED: list[torch.library.Library] = []
 def fidelity_network(weights: Weights, device: torch.device) -> Network:
     """Load torch-fidelity's network: NUM_FEATURES features, then NUM_LOGITS logits without bias.
 
-    Raises:
-        Unavailable: torch-fidelity is not installed.
-        UsageError: the file does not hold this network.
+    Raises Unavailable if torch-fidelity is missing, UsageError if the file holds another network.
     """
     library = fidelity()
     with _explained(weights):
@@ -139,36 +132,26 @@ def fidelity_network(weights: Weights, device: torch.device) -> Network:
 
 
 def fidelity() -> Any:
-    """Import and return the module torch_fidelity.
+    """Import and return the module torch_fidelity; Unavailable if it is not installed."""
+    return _imported("torch_fidelity")
 
-    Raises:
-        Unavailable: it is not installed.
-    """
-    require_torchvision()
+
+def _imported(name: str) -> Any:
     try:
-        import torch_fidelity
+        require_torchvision()
+        return importlib.import_module(name)
     except ImportError as error:
-        raise Unavailable(f"{error.name or 'torch-fidelity'} is not installed; {HINT}") from error
-    return torch_fidelity
+        raise Unavailable(f"{error.name or name} is not installed; {HINT}") from error
 
 
 def pytorch_fid_network(weights: Weights, device: torch.device) -> Network:
-    """Load pytorch-fid's network: NUM_FEATURES features.
-
-    Raises:
-        Unavailable: pytorch-fid is not installed.
-        UsageError: the file does not hold this network.
-    """
-    require_torchvision()
-    try:
-        from pytorch_fid import inception as library
-    except ImportError as error:
-        raise Unavailable(f"{error.name or 'pytorch-fid'} is not installed; {HINT}") from error
+    """Load pytorch-fid's network: NUM_FEATURES features; raises as fidelity_network does."""
+    library = _imported("pytorch_fid.inception")
     # It would download a file of its own: replace its download by our file.
     download = library.load_state_dict_from_url
     with _explained(weights), torch.random.fork_rng(devices=[]):
         try:
-            library.load_state_dict_from_url = lambda *_, **__: _state(weights.path)
+            library.load_state_dict_from_url = lambda *_, **__: safe_load.read(weights.path)
             network = library.InceptionV3().to(device).eval()
         finally:
             library.load_state_dict_from_url = download
@@ -181,20 +164,15 @@ def pytorch_fid_network(weights: Weights, device: torch.device) -> Network:
     return evaluate
 
 
-def _state(path: Path) -> Any:
-    return safe_load.read(path)
-
-
 @contextlib.contextmanager
 def _explained(weights: Weights) -> Iterator[None]:
     """Check a file of weights first, and turn errors of loading it into one line."""
     try:
-        _state(weights.path)
+        safe_load.read(weights.path)
         yield
     except UsageError:
         raise
     except Exception as error:  # load_state_dict raises almost anything
         first = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"{weights.path}: does not hold the weights of FID's Inception network ({first})"
-        ) from error
+        what = "does not hold the weights of FID's Inception network"
+        raise UsageError(f"{weights.path}: {what} ({first})") from error

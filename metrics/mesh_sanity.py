@@ -25,20 +25,14 @@ class MeshSanity(NamedTuple):
 def mesh_sanity(
     mesh: Mesh, poses: PoseDistribution, options: RenderOptions, *, spacing: float
 ) -> MeshSanity:
-    """Measure a closed mesh; all figures are 0 where it is empty.
+    """Measure a closed mesh (geometry.surface.surface_mesh); all figures are 0 where it is empty.
 
     components: connected components; floating specks and cavities inside the body are some.
-    main_share: the largest component's share of the whole area.
-    holes: tunnels through the body, the total genus, by Euler's formula for closed surfaces,
-    V - E + T = 2 components - 2 holes.
+    main_share: the largest component's share of the whole area. holes: tunnels through the body,
+    the total genus, by Euler's formula for closed surfaces, V - E + T = 2 components - 2 holes.
     seen_share: share of the area that a camera of the distribution sees (in its picture and ray
-    range, front side, not hidden). The rest was never trained.
-
-    Args:
-        mesh: closed, from geometry.surface.surface_mesh.
-        poses: distribution of the cameras.
-        options: their angle of view and ray range.
-        spacing: of the grid that the mesh was extracted from, scene units.
+    range, front side, not hidden); the rest was never trained. spacing is that of the mesh's grid,
+    scene units.
     """
     if not len(mesh.triangles):
         return MeshSanity(0, 0, 0.0, 0.0)

@@ -8,6 +8,7 @@ Legend: N images, H = W = image_size.
 
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,14 +19,23 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from datasets import DatasetOptions
 from image_io import decoding
 from image_io.decoding import Framing, Pixels, decode_all, decode_picture, read_picture
-from image_io.files import Listing, Skipped, find_pictures, opened
+from image_io.files import (
+    Listing,
+    Skipped,
+    describe_skipped,
+    find_pictures,
+    opened,
+    printable,
+)
 from scenes.toy_car_images import toy_car_images
 from system.errors import UsageError
 from system.files import replaced
+from system.outputs import OUTPUTS_FILE, list_outputs
 
 Protocol = Literal["clean", "published"]
 PROTOCOLS: tuple[Protocol, ...] = ("clean", "published")
@@ -84,9 +94,8 @@ def chosen_images(
     """
     options = choice.options
     # The published code shrinks CelebA's images after mirroring them, which takes other pixels.
-    is_shrunk_last = options.crop == "celeba" and options.resize == "nearest"
     taken = decoding.rows_taken(choice.image_size)
-    size = decoding.CELEBA_CROP if is_shrunk_last else choice.image_size
+    size = decoding.CELEBA_CROP if options.is_shrunk_last else choice.image_size
     wanted = choice.indices(listing.count)[skip:]
     coins = np.random.default_rng([CHOICE_SEED, listing.count, 1]).random(skip + len(wanted))
     number = skip
@@ -97,7 +106,7 @@ def chosen_images(
             number += 1
             if is_mirrored and not isinstance(item, Skipped):
                 item = np.ascontiguousarray(item[:, :, ::-1])
-            if is_shrunk_last and not isinstance(item, Skipped):
+            if options.is_shrunk_last and not isinstance(item, Skipped):
                 item = item[:, taken[:, None], taken]
             turned.append(item)
         yield turned
@@ -145,31 +154,35 @@ def put(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """Record in folder how its images are made.
+def require_same(folder: Path, content: dict[str, Any]) -> None:
+    """Check that images which folder holds already are made in the same way.
 
     Raises:
-        UsageError: it holds images that were made in another way.
+        UsageError: they are not, or the folder holds other files.
     """
     path = folder / MANIFEST
-    own = json.loads(json.dumps(content))
-    if any(file != path for file in folder.glob("*.*")):  # else an earlier try wrote no image
-        if not path.is_file():
-            raise UsageError(f"{folder} holds files that are not ours; give another --output_dir")
-        if read_manifest(folder) != own:
-            raise UsageError(
-                f"{folder} holds real images that were made in another way (see {MANIFEST}); "
-                "give another --output_dir"
-            )
-        return
-    with replaced(path) as file:
-        file.write(json.dumps(own, indent=1).encode())
+    if all(file.name in (MANIFEST, OUTPUTS_FILE) for file in folder.glob("*.*")):
+        return  # an earlier try wrote no image
+    if not path.is_file():
+        raise UsageError(f"{folder} holds files that are not ours; give another --output_dir")
+    if read_json(path) != json.loads(json.dumps(content)):
+        raise UsageError(
+            f"{folder} holds real images that were made in another way (see {MANIFEST}); "
+            "give another --output_dir"
+        )
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Read how the images in folder were made; None without a record."""
+def begin(folder: Path, content: dict[str, Any], paths: Sequence[Path]) -> None:
+    """Record in folder how its images at paths are made, and that they are no photos."""
+    with replaced(folder / MANIFEST) as file:
+        file.write(json.dumps(content, indent=1).encode())
+    list_outputs(folder, [path.name for path in paths])
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a dictionary; None if there is none that can be read."""
     try:
-        content = json.loads((folder / MANIFEST).read_text())
+        content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
@@ -177,32 +190,31 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RealSet:
-    """A folder of real images, all of one square size."""
+    """A folder of real images, all of one square size.
+
+    made: the settings of fid_evaluation.py; None if it did not write them.
+    fingerprint: hash of the contents of the files and the decoder's version, not of their names.
+    skipped: files of the folder that cannot be read; names has the others.
+    """
 
     folder: Path
     names: tuple[str, ...]
     image_size: int
     made: dict[str, Any] | None
-    listing_key: str  # hash of names, sizes and times of the files
+    fingerprint: str
+    skipped: tuple[Skipped, ...]
 
     def __len__(self) -> int:
         return len(self.names)
-
-    def content(self, number: int) -> bytes:
-        """Read the bytes of one file."""
-        return (self.folder / self.names[number]).read_bytes()
 
     def image(self, number: int) -> Tensor:
         """Read one image (3, H, W) uint8.
 
         Raises:
-            UsageError: it is damaged or has another size than the first.
+            UsageError: it is not a square of the size of the first.
         """
         path = self.folder / self.names[number]
-        try:
-            image = decoded(self.content(number))
-        except Exception as error:  # Pillow raises almost anything on damaged files
-            raise UsageError(f"{path}: cannot be read ({error})") from error
+        image = decoded(path.read_bytes())
         if tuple(image.shape[1:]) != (self.image_size,) * 2:
             raise UsageError(
                 f"{path}: is {image.shape[2]} x {image.shape[1]} pixels, and all real images must "
@@ -210,33 +222,55 @@ class RealSet:
             )
         return image
 
-    def content_hash(self) -> str:
-        """Hash the contents of the images' files and the decoder's version, not their names."""
-        digest = hashlib.sha256(str(decoding.VERSION).encode())
-        for number in range(len(self)):
-            digest.update(hashlib.sha256(self.content(number)).digest())
-        return digest.hexdigest()
 
+def open_real_set(folder: Path, cache_dir: Path) -> RealSet:
+    """Open a folder of real images; files that cannot be read are left out.
 
-def open_real_set(folder: Path) -> RealSet:
-    """Open a folder of real images.
+    All are read the first time. cache_dir then keeps what was found under a hash of their names,
+    sizes and times.
 
     Raises:
-        UsageError: there is no such folder, or no image in it.
+        UsageError: there is no such folder, or no image in it that can be read.
     """
     if not folder.is_dir():
         hint = "; fid_evaluation.py writes real images from a data set"
         raise UsageError(f"--real_image_dir {folder}: is no folder{hint}")
-    listing = find_pictures(str(folder))
-    if listing.skipped:
-        name, reason = listing.skipped[0]
-        raise UsageError(f"{folder}/{name}: cannot be read: {reason}")
-    size = read_picture(folder / listing.names[0]).width
-    key = [decoding.VERSION, str(folder.resolve()), listing.names, listing.stamps]
+    listing = find_pictures(str(folder), takes_outputs=True)
+    key = json.dumps([decoding.VERSION, str(folder.resolve()), listing.names, listing.stamps])
+    path = cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    known = read_json(path)
+    if known is None or "unreadable" not in known:
+        known = _checked(listing)
+        with replaced(path) as file:
+            file.write(json.dumps(known).encode())
+    unreadable = {name: Skipped(printable(name), reason) for name, reason in known["unreadable"]}
+    skipped = (*listing.skipped, *unreadable.values())
+    names = tuple(name for name in listing.names if name not in unreadable)
+    if not names:
+        total = listing.count + len(listing.skipped)
+        raise UsageError(f"--real_image_dir: {describe_skipped(skipped, total, str(folder))}")
     return RealSet(
         folder=folder,
-        names=listing.names,
-        image_size=size,
-        made=read_manifest(folder),
-        listing_key=hashlib.sha256(json.dumps(key).encode()).hexdigest(),
+        names=names,
+        image_size=read_picture(folder / names[0]).width,
+        made=read_json(folder / MANIFEST),
+        fingerprint=known["content"],
+        skipped=skipped,
     )
+
+
+def _checked(listing: Listing) -> dict[str, Any]:
+    """Read all pictures; return their fingerprint, and names and reasons of unreadable ones."""
+    digest = hashlib.sha256(str(decoding.VERSION).encode())
+    unreadable = []
+    smallest = Framing(image_size=1, crop="none", resize="nearest")
+    with opened(listing) as open_file:
+        items = itertools.chain.from_iterable(decode_all(open_file, listing.names, smallest))
+        bar = tqdm(items, "reading real images", listing.count, leave=False, unit="image")
+        for name, item in zip(listing.names, bar, strict=True):
+            if isinstance(item, Skipped):
+                unreadable.append((name, item.reason))
+                continue
+            with open_file(name) as file:
+                digest.update(hashlib.sha256(file.read()).digest())
+    return {"content": digest.hexdigest(), "unreadable": unreadable}

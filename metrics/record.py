@@ -15,7 +15,7 @@ from metrics import inception
 from metrics.inception import Weights
 from metrics.real_images import FILE_FORMATS, Protocol, RealSet
 from metrics.samples import SampleOptions
-from system.files import replaced
+from system.files import json_bytes, replaced
 
 
 def about(saved: SavedGenerator, *, seed: int, psi: float) -> dict[str, Any]:
@@ -39,17 +39,9 @@ def about(saved: SavedGenerator, *, seed: int, psi: float) -> dict[str, Any]:
 
 
 def image_settings(
-    real: RealSet, weights: Weights, sampling: SampleOptions, protocol: Protocol, content: str
+    real: RealSet, weights: Weights, sampling: SampleOptions, protocol: Protocol
 ) -> dict[str, Any]:
-    """Return the settings of the generated images, which decide the image metrics.
-
-    Args:
-        real: the real images.
-        weights: of the Inception network.
-        sampling: how the images are generated.
-        protocol: how they are encoded.
-        content: hash of the real images' files.
-    """
+    """Return what decides the image metrics."""
     return {
         "num_real": len(real),
         "image_size": sampling.render.image_size,
@@ -57,7 +49,11 @@ def image_settings(
         "is_jittered": sampling.is_jittered,
         "poses": asdict(sampling.poses),
         "file_format": FILE_FORMATS[protocol],
-        "real_images": {"content": content, "image_size": real.image_size, "made": real.made},
+        "real_images": {
+            "content": real.fingerprint,
+            "image_size": real.image_size,
+            "made": real.made,
+        },
         "inception": {
             "sha256": weights.sha256,
             "is_official": weights.is_official,
@@ -72,11 +68,11 @@ def update(path: Path, about: dict[str, Any], part: dict[str, Any]) -> None:
     old: dict[str, Any] = {}
     if path.is_file():
         try:
-            old = json.loads(path.read_text())
+            old = json.loads(path.read_text("utf-8"))
         except ValueError:
             old = {}
     if not isinstance(old, dict) or any(old.get(key) != about[key] for key in about):
         old = {}
     kept = {key: value for key, value in old.items() if key not in about}
     with replaced(path) as file:
-        file.write(json.dumps({**about, **kept, **part}, indent=1).encode())
+        file.write(json_bytes({**about, **kept, **part}, indent=1))

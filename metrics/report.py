@@ -6,7 +6,7 @@ view from there is compared with its views from cameras turned by each of the ya
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ from tqdm import tqdm
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
 from generators.cameras import Poses
-from generators.fields import CPU_CHUNK
-from generators.volumetric_rendering import RenderOptions
-from geometry import mesh_extraction
+from generators.generators import ImplicitGenerator3d
 from geometry.density_grid import Cube
-from geometry.mesh_extraction import Wanted
+from geometry.mesh_extraction import take_shape
 from metrics import consistency, samples
+from metrics.consistency import Agreement
 from metrics.mesh_sanity import MeshSanity, mesh_sanity
 from metrics.samples import SampleOptions
 from metrics.surfaces import Surface, surface
@@ -31,6 +30,7 @@ from system.files import replaced
 YAW_OFFSETS = (-0.5, -0.375, -0.25, -0.125, 0.125, 0.25, 0.375, 0.5)  # radians
 POSE_IMAGES = 256
 SHAPE_RESOLUTION = 96  # voxels along each axis for the meshes that are checked
+FIGURES = (*Agreement._fields, "color_change")  # of a pair of views
 PANELS = (  # figure, title, unit: of the plot
     ("psnr_db", "Reprojection: PSNR", "dB, higher is better"),
     ("l1", "Reprojection: L1", "of colors in [0, 1]"),
@@ -39,60 +39,37 @@ PANELS = (  # figure, title, unit: of the plot
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsistencyOptions:
-    """Number of objects, size of their views, and turns of the camera, radians."""
-
-    num_objects: int = 16
-    image_size: int = 128
-    yaw_offsets: tuple[float, ...] = YAW_OFFSETS
-    points_per_chunk: int = CPU_CHUNK
-
-
-def measure(
-    saved: SavedGenerator, sampling: SampleOptions, options: ConsistencyOptions
-) -> dict[str, Any]:
-    """Measure all 3D figures of a generator, as metrics.json holds them.
-
-    Args:
-        saved: the generator.
-        sampling: objects, cameras and render options; size and samples per ray are replaced.
-        options: number and size of views.
-    """
-    render = replace(
-        sampling.render,
-        image_size=options.image_size,
-        num_steps=2 * sampling.render.num_steps,
-    )
-    rows = []  # one per object and offset
-    half_transparent, shapes = [], []
-    for index in tqdm(range(options.num_objects), unit="object", desc="consistency"):
-        found, half = _measure_object(saved, sampling, render, options, index)
+def measure(saved: SavedGenerator, sampling: SampleOptions, num_objects: int) -> dict[str, Any]:
+    """Measure all 3D figures as metrics.json holds them, with twice the samples per ray."""
+    render = replace(sampling.render, num_steps=2 * sampling.render.num_steps)
+    fine = replace(sampling, render=render)
+    rows, half_transparent, shapes = [], [], []  # a row per object and offset
+    for index in tqdm(range(num_objects), unit="object", desc="consistency"):
+        found, half = _measure_object(saved.generator, fine, index)
         rows += found
         half_transparent.append(half)
-        shapes.append(_shape(saved, sampling, render, index))
+        shapes.append(_shape(saved, fine, index))
     return {
         "settings": {
-            **asdict(options),
+            "num_objects": num_objects,
+            "image_size": render.image_size,
+            "yaw_offsets": YAW_OFFSETS,
+            "points_per_chunk": saved.generator.points_per_chunk,
             "render": asdict(render),
             "tolerance": consistency.TOLERANCE,
             "half_transparent_between": consistency.HALF_TRANSPARENT,
         },
         "mean": {
-            **{name: _mean([row[name] for row in rows]) for name in _names(rows)},
+            **{name: _mean([row[name] for row in rows]) for name in FIGURES},
             "half_transparent": _mean(half_transparent),
         },
-        "by_yaw": [_summary(rows, offset) for offset in options.yaw_offsets],
+        "by_yaw": [_summary(rows, offset) for offset in YAW_OFFSETS],
         "shape": {
             "resolution": SHAPE_RESOLUTION,
             **{name: _mean([shape[name] for shape in shapes]) for name in shapes[0]},
         },
-        "pose": _pose_accuracy(saved, sampling, options),
+        "pose": _pose_accuracy(saved, sampling),
     }
-
-
-def _names(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    return [name for name in rows[0] if name != "yaw_offset"]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -105,7 +82,7 @@ def _summary(rows: Sequence[Mapping[str, float]], offset: float) -> dict[str, An
     """Return mean and quartiles over the objects of all figures at one offset."""
     own = [row for row in rows if row["yaw_offset"] == offset]
     entry: dict[str, Any] = {"yaw_offset": offset}
-    for name in _names(rows):
+    for name in FIGURES:
         values = torch.tensor([row[name] for row in own], dtype=torch.float64)
         values = values[values.isfinite()]
         quartiles = values.quantile(values.new_tensor([0.25, 0.75])) if len(values) else None
@@ -116,34 +93,24 @@ def _summary(rows: Sequence[Mapping[str, float]], offset: float) -> dict[str, An
 
 @torch.no_grad()
 def _measure_object(
-    saved: SavedGenerator,
-    sampling: SampleOptions,
-    render: RenderOptions,
-    options: ConsistencyOptions,
-    index: int,
+    generator: ImplicitGenerator3d, sampling: SampleOptions, index: int
 ) -> tuple[list[dict[str, float]], float]:
     """Return a row of figures per offset, and the percentage of half-transparent rays."""
-    generator = saved.generator
+    render, points = sampling.render, generator.points_per_chunk
     z, poses = samples.sample_scene(index, generator.z_dim, sampling)
     film = samples.sample_film(generator, z, sampling)
 
     def seen(offset: float) -> tuple[Surface, float]:
         turned = Poses(poses.pitch, poses.yaw + offset)
-        view = generator.render(film, turned, render, points_per_chunk=options.points_per_chunk)
+        view = generator.render(film, turned, render)
         half = float(consistency.half_transparent(view.opacities))
         return surface(view, turned, render), half
 
     here, half = seen(0.0)
     halves = [half]
-    change = consistency.color_change(
-        generator.field(film),
-        here,
-        options.yaw_offsets,
-        render,
-        points_per_chunk=options.points_per_chunk,
-    )
+    change = consistency.color_change(generator.field(film), here, YAW_OFFSETS, render, points)
     rows = []
-    for offset, color_change in zip(options.yaw_offsets, change, strict=True):
+    for offset, color_change in zip(YAW_OFFSETS, change, strict=True):
         there, half = seen(offset)
         halves.append(half)
         figures = consistency.compare(here, there)._asdict()
@@ -153,34 +120,23 @@ def _measure_object(
 
 
 @torch.no_grad()
-def _shape(
-    saved: SavedGenerator, sampling: SampleOptions, render: RenderOptions, index: int
-) -> dict[str, float]:
+def _shape(saved: SavedGenerator, sampling: SampleOptions, index: int) -> dict[str, float]:
     """Check the mesh of an object at the iso level that matches its renders."""
     z, _ = samples.sample_scene(index, saved.generator.z_dim, sampling)
     film = samples.sample_film(saved.generator, z, sampling)
-    side = render.visible_side
-    cube = Cube(center=(0.0, 0.0, 0.0), side=side, resolution=SHAPE_RESOLUTION)
+    poses, render = saved.curriculum.poses(), sampling.render
+    cube = Cube(side=render.visible_side, resolution=SHAPE_RESOLUTION)
     try:
-        shape = mesh_extraction.take_shape(
-            saved.generator, film, cube, render, Wanted(keeps_all=True),
-            name=str(index), poses=saved.curriculum.poses(),
-            points_per_chunk=CPU_CHUNK, progress=lambda *_: None,
-        )  # fmt: skip
+        shape = take_shape(saved.generator, film, cube, render, poses, keeps_all=True)
     except UsageError:  # nothing is opaque
         return dict.fromkeys(MeshSanity._fields, 0.0)
-    found = mesh_sanity(shape.mesh, saved.curriculum.poses(), render, spacing=cube.spacing)
+    found = mesh_sanity(shape.mesh, poses, render, spacing=cube.spacing)
     return {name: float(value) for name, value in found._asdict().items()}
 
 
 @torch.no_grad()
-def _pose_accuracy(
-    saved: SavedGenerator, sampling: SampleOptions, options: ConsistencyOptions
-) -> dict[str, Any] | None:
-    """Measure errors of the pose head beside the generator, degrees; None where there is none.
-
-    It predicts the poses of the generator's own images at the size that it was trained on.
-    """
+def _pose_accuracy(saved: SavedGenerator, sampling: SampleOptions) -> dict[str, Any] | None:
+    """Measure errors of the pose head beside the generator on its own images; None without one."""
     path = checkpoints.beside(saved.path, "discriminator.pth")
     if saved.curriculum.settings.pos_lambda == 0 or not path.is_file():
         return None
@@ -190,9 +146,7 @@ def _pose_accuracy(
     own = replace(sampling, render=replace(sampling.render, image_size=size))
     pitch_errors, yaw_errors = [], []
     for index in tqdm(range(POSE_IMAGES), unit="image", desc="poses"):
-        image = samples.sample_image(
-            saved.generator, index, own, points_per_chunk=options.points_per_chunk
-        )
+        image = samples.sample_image(saved.generator, index, own)
         guess = critic(image[None], alpha=1.0).pose
         if guess is None:
             return None

@@ -49,14 +49,11 @@ def sample_film(generator: ImplicitGenerator3d, z: Tensor, options: SampleOption
 
 
 @torch.no_grad()
-def sample_image(
-    generator: ImplicitGenerator3d, index: int, options: SampleOptions, *, points_per_chunk: int
-) -> Tensor:
+def sample_image(generator: ImplicitGenerator3d, index: int, options: SampleOptions) -> Tensor:
     """Render image index (3, H, W) in [-1, 1]."""
     z, poses = sample_scene(index, generator.z_dim, options)
     film = sample_film(generator, z, options)
     device = film.frequencies.device
     # A second stream for the many draws of depths, on the device.
     rng = stream(STREAM, options.seed + 1, index, device=device) if options.is_jittered else None
-    view = generator.render(film, poses, options.render, rng=rng, points_per_chunk=points_per_chunk)
-    return view.images[0]
+    return generator.render(film, poses, options.render, rng=rng).images[0]

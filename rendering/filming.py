@@ -17,7 +17,6 @@ from generators.pictures import depth_pictures, surface_depths
 from generators.trajectories import Camera, SceneObject, Trajectory
 from generators.volumetric_rendering import RenderOptions
 from image_io import png, video
-from rendering import viewing
 from siren.film import Film
 from system import flags
 from system.errors import UsageError, nearest, nearest_path
@@ -59,20 +58,19 @@ def cameras(
 ) -> list[list[Camera]]:
     """Return the camera path of each object, one camera per frame.
 
-    Args:
-        args: with the flags of add_video.
-        trajectories: those that --trajectory can name.
-        usual: one camera per object: the middle of the training cameras, or that of its photo.
-
-    Raises:
-        UsageError: --trajectory is neither a name nor a readable file, or leaves what can be seen.
+    trajectories are those that --trajectory can name; usual has one camera per object: the middle
+    of the training cameras, or that of its photo. Raises UsageError if --trajectory is neither a
+    name nor a readable file, or leaves what can be seen.
     """
     if args.trajectory in trajectories:
         move, count = trajectories[args.trajectory], args.num_frames or NUM_FRAMES
         ways = [[move(i / count, camera) for i in range(count)] for camera in usual]
     else:
-        _check_is_file(args.trajectory, trajectories)
         path = Path(args.trajectory)
+        if not path.suffix and not path.exists():
+            hint = nearest(args.trajectory, trajectories)
+            text = f"is neither {', '.join(trajectories)} nor a file.{hint}"
+            raise UsageError(f"--trajectory {path}: {text}")
         ways = [read_cameras(path, camera.fov_degrees) for camera in usual]
         if args.num_frames not in (None, len(ways[0])):
             raise UsageError(
@@ -86,21 +84,11 @@ def cameras(
     return ways
 
 
-def _check_is_file(text: str, trajectories: Mapping[str, Trajectory]) -> None:
-    if not Path(text).suffix and not Path(text).exists():
-        names = ", ".join(trajectories)
-        raise UsageError(
-            f"--trajectory {text}: is neither {names} nor a file.{nearest(text, trajectories)}"
-        )
-
-
 def read_cameras(path: Path, fov_degrees: float) -> list[Camera]:
     """Read one camera per line of a csv file: pitch and yaw in radians, fov in degrees.
 
-    fov, the full angle of view, may be left out; fov_degrees is taken then.
-
-    Raises:
-        UsageError: the file cannot be read; the text names the line.
+    fov, the full angle of view, may be left out; fov_degrees is taken then. Raises UsageError,
+    which names the line, if the file cannot be read.
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such file.{nearest_path(path)}")
@@ -108,23 +96,14 @@ def read_cameras(path: Path, fov_degrees: float) -> list[Camera]:
         text = path.read_text("utf-8-sig")  # spreadsheets begin their csv with a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as text ({error})") from error
-    found = [_camera(where, row, fov_degrees) for where, row in _camera_rows(path, text)]
-    if not found:
-        raise UsageError(f"{path}: holds no cameras")
-    return found
-
-
-def _camera_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
     reader = csv.reader(text.splitlines())
     header = [name.strip().lower() for name in next(reader, [])]
     _check_header(f"{path}, line 1", header)
-    for row in reader:
-        if not any(cell.strip() for cell in row):
-            continue
-        where = f"{path}, line {reader.line_num}"
-        if len(row) != len(header):
-            raise UsageError(f"{where}: has {len(row)} values, the header has {len(header)}")
-        yield where, dict(zip(header, row, strict=True))
+    rows = ((f"{path}, line {reader.line_num}", row) for row in reader if "".join(row).strip())
+    found = [_camera(where, header, row, fov_degrees) for where, row in rows]
+    if not found:
+        raise UsageError(f"{path}: holds no cameras")
+    return found
 
 
 def _check_header(where: str, names: list[str]) -> None:
@@ -140,24 +119,21 @@ def _check_header(where: str, names: list[str]) -> None:
             raise UsageError(f"{where}: {name!r} is missing; the columns are {columns}")
 
 
-def _camera(where: str, row: dict[str, str], fov_degrees: float) -> Camera:
-    pitch, yaw = (_number(where, name, row[name]) for name in REQUIRED)
-    fov = _number(where, "fov", row["fov"]) if "fov" in row else fov_degrees
+def _camera(where: str, header: list[str], row: list[str], fov_degrees: float) -> Camera:
+    if len(row) != len(header):
+        raise UsageError(f"{where}: has {len(row)} values, the header has {len(header)}")
+    values = {"fov": fov_degrees}
+    for name, text in zip(header, row, strict=True):
+        try:
+            values[name] = flags.finite_float(text)
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"{where}: {name} {error}") from error
+    pitch, fov = values["pitch"], values["fov"]
     if not POLE_MARGIN <= pitch <= math.pi - POLE_MARGIN:
         raise UsageError(f"{where}: pitch is {pitch}, must be between 0 and pi radians")
     if not 0 < fov < 180:
         raise UsageError(f"{where}: fov is {fov}, must be between 0 and 180 degrees")
-    return Camera(pitch, yaw, fov)
-
-
-def _number(where: str, name: str, value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise UsageError(f"{where}: {name} is {value!r}, not a number")
-    return number
+    return Camera(pitch, values["yaw"], fov)
 
 
 @torch.no_grad()
@@ -166,26 +142,20 @@ def views(
     shots: Sequence[SceneObject],
     options: RenderOptions,
     *,
-    batch_size: int,
-    points_per_chunk: int,
+    batch_size: int = 1,
     bar: "tqdm[None] | None" = None,
 ) -> Iterator[View]:
     """Render shots, batch_size at a time, without randomness; bar counts the rays."""
     report = bar.update if bar is not None else lambda num_rays: None
     for start in range(0, len(shots), batch_size):
         part = shots[start : start + batch_size]
-        pitch, yaw, fov = torch.tensor([shot.camera for shot in part]).unbind(1)
+        pitch, yaw, fov = torch.tensor([shot.camera[:3] for shot in part]).unbind(1)
         film = Film(
             torch.cat([shot.film.frequencies for shot in part]),
             torch.cat([shot.film.phase_shifts for shot in part]),
         )
         yield saved.generator.render(
-            film,
-            Poses(pitch, yaw),
-            options,
-            points_per_chunk=points_per_chunk,
-            fov_degrees=fov,
-            report=report,
+            film, Poses(pitch, yaw), options, fov_degrees=fov, report=report
         )
 
 
@@ -211,23 +181,12 @@ def frames(
     bar: "tqdm[None]",
 ) -> Iterator[Tensor]:
     """Yield uint8 frames (3, H, W or 2 W), rendered as they are asked for; bar counts the rays."""
-    for view in views(
-        saved,
-        shots,
-        options,
-        batch_size=args.batch_size,
-        points_per_chunk=viewing.chunk_size(saved, args),
-        bar=bar,
-    ):
+    for view in views(saved, shots, options, batch_size=args.batch_size, bar=bar):
         yield from torch.cat(pictures(view, options, depth_map=args.depth_map), dim=3)
 
 
 def destination(args: argparse.Namespace, folder: Path, name: str, num_frames: int) -> Path:
-    """Return the path of the video of that name, after checks that it can be written.
-
-    Raises:
-        UsageError: it cannot be written there, or not with the flags of add_video.
-    """
+    """Return the path of the video of that name; UsageError if add_video's flags rule it out."""
     path = video.video_path(folder, name, args.format)
     video.check(path, args.format, args.fps, num_frames)
     return path

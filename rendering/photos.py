@@ -27,19 +27,11 @@ def open_photo(
 ) -> Photo:
     """Read a photo at size x size pixels, upright.
 
-    Its alpha channel, or a mask (white is the object), says where the object is.
-
-    Args:
-        path: jpg, png or webp.
-        size: pixels per side.
-        crop: part of the photo to keep.
-        mask: picture of the photo's own size; replaces the alpha channel.
-        background: value in [-1, 1] that the generator renders behind objects: the photo is put on
-            it and its alpha is to be matched. None where there is none: pixels outside of the
-            object then have no weight.
-
-    Raises:
-        UsageError: a file cannot be read, or the mask has another size or is no mask.
+    Its alpha channel, or a mask of the photo's own size (white is the object), says where the
+    object is. background is the value in [-1, 1] that the generator renders behind objects: the
+    photo is put on it and its alpha is to be matched. Where it is None, pixels outside of the
+    object have no weight. Raises UsageError if a file cannot be read, or the mask has another size
+    or is no mask.
     """
     image = read_picture(path).convert("RGBA")
     if mask is not None:
@@ -71,10 +63,7 @@ def read_mask(path: Path) -> Image.Image:
 
     A picture with transparent parts is a cut-out: its alpha channel is the mask. A picture of black
     and one other color, such as values 0 and 1 or a palette with one class, is the mask of that
-    color. Anything else must be grey and reach at least half of white.
-
-    Raises:
-        UsageError: it cannot be read, or says in another way where the object is.
+    color. Anything else must be grey and reach at least half of white. Raises UsageError if not.
     """
     image = read_picture(path)
     if image.mode == "RGBA" and bool((np.asarray(image)[..., 3] < 255).any()):
@@ -89,11 +78,7 @@ def read_mask(path: Path) -> Image.Image:
 
 
 def _refuse_other_masks(path: Path, pixels: NDArray[Any]) -> None:
-    """Refuse a mask that is colored or dark, and say what was found.
-
-    Raises:
-        UsageError: the mask cannot be understood.
-    """
+    """Refuse a mask that is colored or dark, and say what was found."""
     wanted = "a mask is white (255) where the object is and black (0) elsewhere"
     if int(np.ptp(pixels, axis=2).max()) > GREY_TOLERANCE:
         count = len(np.unique(pixels.reshape(-1, 3), axis=0))

@@ -16,12 +16,13 @@ import torch
 import curriculums
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
-from generators.fields import CPU_CHUNK, CUDA_CHUNK
+from generators.fields import default_chunk
 from generators.generators import ImplicitGenerator3d
 from generators.sampling import sample_latents
 from generators.trajectories import Camera, SceneObject
 from generators.volumetric_rendering import RenderOptions
 from siren.film import Film
+from siren.fused import arithmetic
 from system import flags, machine
 from system.errors import UsageError
 
@@ -29,12 +30,14 @@ Precision = Literal["exact", "fast"]
 MEAN_LATENTS = 10_000  # latents whose mean is the center of truncation, as published
 MAX_PSI = 10  # far beyond the published values, which are at most 1
 MEAN_SEED = 0  # of that mean: the same for every picture, so that seeds are reproducible
-# Operands' type of --precision fast: float16 is eight times finer, but CPUs have bfloat16.
-FAST_DTYPES = {"cpu": torch.bfloat16, "cuda": torch.float16}
+# Operands' type of --precision fast: float16 is eight times finer, but CPUs have bfloat16 at best.
+FAST_DTYPES = {"cuda": torch.float16}
+if arithmetic.HAS_BFLOAT16_INSTRUCTIONS:
+    FAST_DTYPES["cpu"] = torch.bfloat16
 
 
 def add_generator(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a generator, for open_generator."""
+    """Add the flags of a generator and of the evaluation of its field, for open_generator."""
     add = parser.add_argument
     add("generator", type=Path, metavar="generator.pth", help="of a run, or a published one")
     add("--curriculum", help="curriculum of its training; our own files "
@@ -43,14 +46,16 @@ def add_generator(parser: argparse.ArgumentParser) -> None:
     add("--ema", choices=["ema", "ema2", "none"], default="ema", help="which averaged parameters "
         "beside the generator to use; none takes the raw ones")  # fmt: skip
     flags.add_device(parser)
+    add("--max_batch_size", type=flags.positive_int, default=2_400_000, help="the most points in "
+        "one call of the field; a smaller number is chosen by itself")  # fmt: skip
+    add("--precision", choices=get_args(Precision), default="exact", help="fast rounds the "
+        "field's products to half precision, and skips empty space")  # fmt: skip
+    add("--lock_view_dependence", action="store_true", help="show the field one viewing direction "
+        "for all rays")  # fmt: skip
 
 
 def add_objects(parser: argparse.ArgumentParser, *, psi: float) -> argparse._MutuallyExclusiveGroup:
-    """Add the flags of the objects to show, for objects_to_show.
-
-    Returns:
-        The group of flags that name objects; a command line has one of them.
-    """
+    """Add the flags of the objects to show, for objects_to_show; return their exclusive group."""
     which = parser.add_mutually_exclusive_group()
     flags.add_seeds(which)
     which.add_argument("--fit", type=Path, nargs="+", default=[], metavar="fit.pth", help="objects "
@@ -66,26 +71,10 @@ def add_rendering(parser: argparse.ArgumentParser) -> None:
     add("--image_size", type=flags.pixels, default=256, help="pixels per side")
     add("--ray_step_multiplier", type=flags.whole(1, 1000), default=2, help="samples per ray, as "
         "a multiple of the curriculum's first stage")  # fmt: skip
-    add_field_flags(parser)
-
-
-def add_field_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of all commands that evaluate the field, for render_options and chunk_size."""
-    add = parser.add_argument
-    add("--max_batch_size", type=flags.positive_int, default=2_400_000, help="the most points in "
-        "one call of the field; a smaller number is chosen by itself")  # fmt: skip
-    add("--precision", choices=get_args(Precision), default="exact", help="fast rounds the "
-        "field's products to half precision, and skips empty space")  # fmt: skip
-    add("--lock_view_dependence", action="store_true", help="show the field one viewing direction "
-        "for all rays")  # fmt: skip
 
 
 def open_generator(args: argparse.Namespace) -> SavedGenerator:
-    """Load the generator that the flags of add_generator name; print assumptions to stderr.
-
-    Raises:
-        UsageError: there is none, or it cannot be read.
-    """
+    """Load the generator that add_generator's flags name; UsageError if it cannot be read."""
     curriculum = None
     if args.curriculum is not None or args.curriculum_file is not None:
         curriculum = curriculums.load(args.curriculum or "CelebA", file=args.curriculum_file)
@@ -106,7 +95,8 @@ def open_generator(args: argparse.Namespace) -> SavedGenerator:
               file=sys.stderr)  # fmt: skip
     if device.type == "cpu":
         machine.use_one_thread_for(saved.generator.siren.hidden_dim)
-    set_precision(saved.generator, getattr(args, "precision", "exact"))  # not every command has it
+    set_precision(saved.generator, args.precision)
+    saved.generator.points_per_chunk = min(args.max_batch_size, default_chunk(device))
     return saved
 
 
@@ -129,11 +119,7 @@ def set_precision(generator: ImplicitGenerator3d, precision: Precision) -> None:
 
 
 def objects_to_show(saved: SavedGenerator, args: argparse.Namespace) -> list[SceneObject]:
-    """Return the fitted objects of --fit, or those of --seeds; a note on stderr if psi is beyond 1.
-
-    Raises:
-        UsageError: a fit cannot be read or belongs to another generator, or two have one name.
-    """
+    """Return the objects of --fit (UsageError as in fitted_objects), or those of --seeds."""
     if not args.fit:
         if args.psi > 1:
             print(f"note: --psi {args.psi:g} is beyond 1, the variety of training; objects may "
@@ -143,11 +129,7 @@ def objects_to_show(saved: SavedGenerator, args: argparse.Namespace) -> list[Sce
 
 
 def fitted_objects(saved: SavedGenerator, paths: Sequence[Path]) -> list[SceneObject]:
-    """Load one object per file of inverse_render.py.
-
-    Raises:
-        UsageError: one cannot be read or belongs to another generator, or two have one name.
-    """
+    """Load one object per file of --fit; UsageError if one does not fit, or two have one name."""
     objects: dict[str, SceneObject] = {}
     for path in paths:
         fit = checkpoints.load_fit(path, saved)
@@ -166,16 +148,20 @@ def objects_of_seeds(
     stream with that seed, as published. mean is what mean_film returns, where it is known already.
     """
     mean = mean_film(saved) if mean is None else mean
-    settings, (pitch, yaw) = saved.curriculum.settings, saved.curriculum.poses().center()
-    device = next(saved.generator.parameters()).device
+    kind, camera = saved.curriculum.settings.z_dist, usual_camera(saved)
     objects = []
     with torch.no_grad():
         for seed in seeds:
             rng = torch.Generator().manual_seed(seed)
-            z = sample_latents(1, saved.generator.z_dim, kind=settings.z_dist, rng=rng)
-            film = mean.lerp(saved.generator.mapping(z.to(device)), psi)
-            objects.append(SceneObject(str(seed), film, Camera(pitch, yaw, settings.fov)))
+            z = sample_latents(1, saved.generator.z_dim, kind=kind, rng=rng)
+            film = mean.lerp(saved.generator.mapping(z.to(mean.frequencies.device)), psi)
+            objects.append(SceneObject(str(seed), film, camera))
     return objects
+
+
+def usual_camera(saved: SavedGenerator) -> Camera:
+    """Return the camera in the middle of the training cameras."""
+    return Camera(*saved.curriculum.poses().center(), saved.curriculum.settings.fov)
 
 
 def mean_film(saved: SavedGenerator) -> Film:
@@ -189,14 +175,12 @@ def mean_film(saved: SavedGenerator) -> Film:
 def render_options(saved: SavedGenerator, args: argparse.Namespace) -> RenderOptions:
     """Return the options for finished pictures from the flags of add_rendering."""
     options = saved.curriculum.preview_render(saved.step, args.image_size)
-    return replace(
-        options,
-        num_steps=saved.curriculum.stage_settings(0).num_steps * args.ray_step_multiplier,
-        lock_view_dependence=options.lock_view_dependence or args.lock_view_dependence,
-    )
+    num_steps = saved.curriculum.stage_settings(0).num_steps * args.ray_step_multiplier
+    locked = options.lock_view_dependence or args.lock_view_dependence
+    return replace(options, num_steps=num_steps, lock_view_dependence=locked)
 
 
-def chunk_size(saved: SavedGenerator, args: argparse.Namespace) -> int:
-    """Return how many points one call of the field may have, at most --max_batch_size."""
-    is_cuda = next(saved.generator.parameters()).device.type == "cuda"
-    return min(args.max_batch_size, CUDA_CHUNK if is_cuda else CPU_CHUNK)
+def shape_options(saved: SavedGenerator, is_locked: bool) -> RenderOptions:
+    """Return the options for extracting shapes; is_locked is --lock_view_dependence."""
+    options = saved.curriculum.evaluation_render(saved.step)
+    return replace(options, lock_view_dependence=options.lock_view_dependence or is_locked)

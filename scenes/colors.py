@@ -69,10 +69,8 @@ def _is_window(car: Geometry, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
 
 
 def brightness(normals: Tensor) -> Tensor:
-    """Return the light (...) in [0, 1] that a matte surface with normals (..., 3) reflects.
-
-    A soft cosine law: it falls to the ambient light only where the surface faces straight away.
-    """
+    """Return the light (...) in [0, 1] that a matte surface with normals (..., 3) reflects."""
     x, y, z = normals.unbind(-1)
+    # A soft cosine law: ambient light alone only where the surface faces straight away.
     facing = 0.5 + 0.5 * (x * LIGHT[0] + y * LIGHT[1] + z * LIGHT[2])
     return AMBIENT + (1 - AMBIENT) * facing * facing

@@ -30,14 +30,10 @@ class CarViews(NamedTuple):
 def render_cars(
     cars: ToyCars, poses: Poses, image_size: int, fov_degrees: float, *, supersampling: int = 3
 ) -> CarViews:
-    """Render antialiased pictures of cars and their depths.
+    """Render antialiased pictures and depths of B cars from poses, (B,) each.
 
-    Args:
-        cars: B cars.
-        poses: camera angles, each (B,).
-        image_size: pixels per side, H = W.
-        fov_degrees: full angle of view across the image, as in cast_rays.
-        supersampling: rays per side of the pixels at edges; 1 for jagged edges.
+    Pictures have image_size pixels per side, fov_degrees across as in cast_rays, and supersampling
+    rays per side of the pixels at edges; 1 gives jagged edges.
     """
     cameras = _Cameras(poses, image_size, fov_degrees)
     shape = (len(cars), image_size, image_size)

@@ -22,19 +22,11 @@ LANES = 24576  # rays that advance together: few enough for the cache, enough to
 
 
 def trace(scene: Callable[[Tensor], Distance], rays: Rays, near: Tensor, far: Tensor) -> Tensor:
-    """Return depths at which rays first hit the surface, inf where they miss it.
+    """Return depths (N,), scene units, at which rays first hit the surface, inf where they miss it.
 
-    A ray closer than TOLERANCE counts as a hit.
-
-    Args:
-        scene: maps the indices (M,) of active rays to the distance function of points (M, 3) on
-            them. It must not overestimate the distance to the surface.
-        rays: origins and unit-length directions, each (N, 3).
-        near: (N,) depths at which the rays start, scene units.
-        far: (N,) depths at which they end; a ray with near > far misses.
-
-    Returns:
-        (N,) depths, scene units.
+    A ray closer than TOLERANCE counts as a hit. scene maps the indices (M,) of active rays to the
+    distance function of points (M, 3) on them, which must not overestimate the distance. rays are
+    (N, 3) each. Rays go from depth near (N,) to far (N,); one with near > far misses.
     """
     depths = torch.full_like(near, torch.inf)
     origins, directions = (x.T.contiguous().unbind() for x in rays)  # (N,) three times each

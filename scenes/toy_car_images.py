@@ -57,11 +57,8 @@ def toy_car_images(
 ) -> ToyCarBatch:
     """Render images of the dataset; an image has the same bytes in every batch.
 
-    Args:
-        indices: numbers of the images, at least one, for example range(1000, 2000).
-        image_size: pixels per side, H = W.
-        seed: of the dataset.
-        poses: distribution of the cameras.
+    indices are the numbers of the images, at least one, for example range(1000, 2000); H = W =
+    image_size pixels; seed is that of the dataset, poses the distribution of the cameras.
     """
     cars, angles = toy_car_scenes(indices, seed=seed, poses=poses)
     images = torch.empty(len(cars), 3, image_size, image_size, dtype=torch.uint8)

@@ -189,10 +189,7 @@ def part_distances(car: Geometry, points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def car_distance(car: Geometry, points: Tensor) -> Tensor:
-    """Return signed distances (...) of points (..., 3) to cars with geometry (...).
-
-    Negative inside; outside never more than the true distance.
-    """
+    """Return signed distances (...), negative inside, of points (..., 3) to cars (...)."""
     return torch.minimum(*part_distances(car, points))
 
 

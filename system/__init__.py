@@ -1,5 +1,6 @@
 """Helpers for commands: user errors, flags, atomic writes, locks, memory and thread limits."""
 
+import io
 import sys
 from pathlib import Path
 
@@ -9,3 +10,6 @@ from system.errors import ROOT, explain_missing_package
 # scripts that import this project keep Python's own report.
 if Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve().parent == ROOT:
     sys.excepthook = explain_missing_package
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # some have no letters for all file names
+            stream.reconfigure(errors="backslashreplace")

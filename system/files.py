@@ -1,24 +1,35 @@
 """Write files and folders atomically, and lock folders."""
 
 import contextlib
-import fcntl
+import json
+import math
 import os
 import re
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from system.errors import UsageError
+from system.machine import optional_module
+from system.outputs import PICTURES, list_outputs
 
+fcntl, msvcrt = optional_module("fcntl"), optional_module("msvcrt")  # Windows has the second
+
+LOCKED_BYTE = 2**30  # Windows locks bytes, and nobody else can read them: one behind the text
+POLL_SECONDS = 0.1  # between tries to get a lock, or to rename
+RENAME_SECONDS = 3.0  # for which Windows may refuse to rename a file that is open
 Stamp = tuple[int, int, int]  # of a file
 
 
 @contextlib.contextmanager
 def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
     """Yield a file that atomically replaces path at the end; after an error path is unchanged.
+
+    A picture is added to its folder's list of outputs.
 
     Args:
         path: its folder is made if it is missing.
@@ -35,7 +46,9 @@ def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
             if is_synced:
                 file.flush()
                 os.fsync(file.fileno())
-        draft.replace(path)
+        if path.suffix in PICTURES:
+            list_outputs(path.parent, [path.name])
+        _rename(draft, path)
         if is_synced:
             _sync_folder(path.parent)
     except OSError as error:
@@ -45,6 +58,20 @@ def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def json_bytes(content: Any, *, indent: int | None = None) -> bytes:
+    """Encode content as JSON; infinities and NaN, which JSON does not have, become null."""
+    return json.dumps(_without_nan(content), indent=indent, allow_nan=False).encode()
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_nan(value) for value in content]
+    is_number = not isinstance(content, float) or math.isfinite(content)
+    return content if is_number else None
 
 
 def stamp_of(path: Path) -> Stamp | None:
@@ -73,12 +100,26 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         yield draft
         _sync_folder(draft)
         if path.exists():
-            path.replace(old)
-        draft.replace(path)
+            _rename(path, old)
+        _rename(draft, path)
         _sync_folder(path.parent)
     finally:
         for leftover in (draft, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _rename(path: Path, other: Path) -> None:
+    """Rename path to other; on Windows wait for programs that are just reading one of them."""
+    end = time.monotonic() + RENAME_SECONDS
+    while True:
+        try:
+            path.replace(other)
+        except PermissionError:
+            if fcntl is not None or time.monotonic() > end:
+                raise
+            time.sleep(POLL_SECONDS)
+        else:
+            return
 
 
 def _sync_folder(folder: Path) -> None:
@@ -161,39 +202,60 @@ def locked(path: Path, on_wait: Callable[[str], object]) -> Iterator[bool]:
         on_wait: called with the holder's name before waiting for it; may raise an error.
     """
     file, is_locked = _hold(path, on_wait)
-    with file:
-        with contextlib.suppress(OSError):  # a full disk
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-        try:
-            yield is_locked
-        finally:
+    with contextlib.suppress(OSError):  # a full disk
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+    try:
+        yield is_locked
+    finally:
+        # Once it is closed, another process may hold it; but Windows removes no open file, and so
+        # none that another process holds.
+        ending = (path.unlink, file.close) if fcntl is not None else (file.close, path.unlink)
+        for action in ending:
             with contextlib.suppress(OSError):
-                path.unlink()
+                action()
 
 
 def _hold(path: Path, on_wait: Callable[[str], object]) -> tuple[IO[str], bool]:
     """Open the file at path and lock it; return it, and whether the disk supports locks."""
+    has_waited = False
     while True:
         with contextlib.ExitStack() as stack:
-            file = stack.enter_context(path.open("a+"))
+            file = stack.enter_context(path.open("a+", encoding="utf-8"))
             try:
-                _flock(file, on_wait)
+                while not _try_lock(file):
+                    if not has_waited:
+                        file.seek(0)
+                        on_wait(file.read().strip() or "just starting")
+                    has_waited = True
+                    time.sleep(POLL_SECONDS)
             except OSError:
                 stack.pop_all()
                 return file, False
             # Its last holder may have removed the file between our opening and locking it.
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                is_same = os.path.samestat(os.fstat(file.fileno()), path.stat())
+                if is_same or fcntl is None:  # Windows removes no open file
                     stack.pop_all()
                     return file, True
 
 
-def _flock(file: IO[str], on_wait: Callable[[str], object]) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        on_wait(file.read().strip() or "just starting")
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _try_lock(file: IO[str]) -> bool:
+    """Lock a file; return False if another process has locked it.
+
+    Raises:
+        OSError: the disk or the system supports no locks.
+    """
+    if fcntl is not None:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    elif msvcrt is not None:
+        os.lseek(file.fileno(), LOCKED_BYTE, os.SEEK_SET)
+        with contextlib.suppress(PermissionError):
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            return True
+    else:
+        raise OSError("the system supports no locks")
+    return False

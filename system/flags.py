@@ -24,7 +24,9 @@ DISK_EXIT_CODE = 1
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG),
 )
-NAME_ERRORS = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)  # the path is wrong
+# The path is wrong; the last for names with a colon and the like on disks of Windows.
+NAME_ERRORS = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL)
+PIPE_ERRORS = (errno.EPIPE, errno.EINVAL)  # Windows has the second
 BROKEN_PIPE_EXIT_CODE = 141  # 128 + SIGPIPE
 MAX_INT = 2**63 - 1  # the largest integer in PyTorch and in our files
 MAX_PIXELS = 16_384  # per side of a picture: its rays take 25 GiB
@@ -46,7 +48,7 @@ def run(main: Callable[[Sequence[str] | None], int]) -> int:
         print(f"error: {str(error).strip()}".replace("\n", " "), file=sys.stderr)
         return USAGE_EXIT_CODE
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and _is_stdout_gone():
+        if error.errno in PIPE_ERRORS and error.filename is None and _is_stdout_gone():
             return BROKEN_PIPE_EXIT_CODE
         if not is_of_disk(error):
             raise
@@ -88,10 +90,11 @@ def disk_complaint(error: OSError) -> str:
 
 def _is_stdout_gone() -> bool:
     """Return whether the pipe of stdout is closed; if so, discard the rest of the output."""
-    poll = select.poll()
-    poll.register(STDOUT, select.POLLOUT)
-    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
-        return False
+    if sys.platform != "win32":  # which has no poll
+        poll = select.poll()
+        poll.register(STDOUT, select.POLLOUT)
+        if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+            return False
     # Otherwise the interpreter reports an error when it flushes stdout at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
     return True

@@ -1,17 +1,32 @@
 """Measure and limit the use of this machine's cores and memory."""
 
+import contextlib
 import ctypes
+import importlib
 import os
 import platform
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from system import windows
 from system.errors import UsageError
 
 GIB = 2**30
 NARROW = 128  # features; operations of a narrower field take only some 50 microseconds
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+
+
+def optional_module(name: str) -> Any:
+    """Return a module, or None on a system without it: Windows has neither fcntl nor resource."""
+    with contextlib.suppress(ImportError):
+        return importlib.import_module(name)
+    return None
+
+
+resource = optional_module("resource")
 
 
 def num_cores() -> int:
@@ -35,16 +50,32 @@ def use_one_thread_for(width: int) -> bool:
     return True
 
 
-def memory_bytes(device: torch.device) -> int:
-    """Return the bytes of memory of a CUDA device, or of this machine or container for the CPU."""
+def memory_bytes(device: torch.device) -> int | None:
+    """Return the bytes of memory of a CUDA device, or of this machine or container for the CPU.
+
+    None if the system does not tell.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = int(CGROUP_LIMIT.read_text())
-    except (OSError, ValueError):  # no control group, or no limit ("max")
-        return installed
-    return min(installed, limit)
+    found = [windows.total_memory()]
+    if hasattr(os, "sysconf"):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(OSError, ValueError):  # no control group, or no limit ("max")
+        found.append(int(CGROUP_LIMIT.read_text("utf-8")))
+    return min((number for number in found if number), default=None)
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Return this process's peak memory: allocated on the CUDA device, or resident in RAM.
+
+    None if the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return windows.peak_memory()
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def require_memory(what: str, num_bytes: int, device: torch.device) -> None:
@@ -56,7 +87,7 @@ def require_memory(what: str, num_bytes: int, device: torch.device) -> None:
     if device.type == "mps":  # it shares the machine's memory under its own limits
         return
     there = memory_bytes(device)
-    if num_bytes > there:
+    if there is not None and num_bytes > there:
         raise UsageError(
             f"{what}: needs more than {num_bytes / GIB:.0f} GiB of memory, and there are "
             f"{there / GIB:.0f}"

@@ -13,6 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it on import; commands inheri
 
 import pytest
 import torch
+from elsewhere import reason_to_skip
 
 if not torch.cuda.is_available():  # Triton reads this on import and interprets kernels
     os.environ["TRITON_INTERPRET"] = "1"
@@ -30,11 +31,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_ignore_collect(collection_path, config):
     """With -m gpu, skip the files without such tests: they may need packages that are missing."""
     if config.option.markexpr == "gpu" and collection_path.suffix == ".py":
-        return "mark.gpu" not in collection_path.read_text() or None
+        return "mark.gpu" not in collection_path.read_text("utf-8") or None
     return None
 
 
 def pytest_collection_modifyitems(items):
+    for item in items:
+        reason = reason_to_skip(item.nodeid.rpartition("tests/")[2])
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

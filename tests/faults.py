@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +10,8 @@ import time
 from pathlib import Path
 
 import torch
+
+from system.machine import resource
 
 ROOT = Path(__file__).parent.parent
 FAULTY = Path(__file__).parent / "faulty_train.py"

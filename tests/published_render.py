@@ -80,7 +80,7 @@ def render(siren, frequencies, phases, pitch, yaw, *, size, steps, fov, near, fa
     samples = query(depths)
     if hierarchical:
         *_, weights = blend(samples, depths, **{**blending, "last_back": False})
-        fine = finer(depths, weights, steps)
+        fine = finer(depths, weights.detach(), steps)  # no gradient through the places
         samples, depths = torch.cat([query(fine), samples], 2), torch.cat([fine, depths], 2)
         depths, order = depths.sort(2)
         samples = samples.gather(2, order[..., None].expand_as(samples))

@@ -33,8 +33,12 @@ def test_the_angle_of_view_may_be_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("a.csv", "pitch,yaw\n1.5,0\n1.5,left\n", r"a\.csv, line 3: yaw is 'left', not a number"),
-        ("a.csv", "pitch,yaw\n1.5,nan\n", "line 2: yaw is 'nan', not a number"),
+        (
+            "a.csv",
+            "pitch,yaw\n1.5,0\n1.5,left\n",
+            r"a\.csv, line 3: yaw must be a number, not 'left'",
+        ),
+        ("a.csv", "pitch,yaw\n1.5,nan\n", "line 2: yaw must be a number, not 'nan'"),
         ("a.csv", "pitch,yaw\n1.5\n", "line 2: has 1 values, the header has 2"),
         ("a.csv", "pitch,yaw\n\n4,0\n", "line 3: pitch is 4.0, must be between 0 and pi"),
         ("a.csv", "pitch,yaw,fov\n1,0,180\n", "line 2: fov is 180.0, must be between 0 and 180"),

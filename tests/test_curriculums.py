@@ -213,7 +213,8 @@ def test_instance_noise_is_taken_and_said_to_have_no_effect(tmp_path, capsys):
     for value, note in ((0, ""), (0.1, about)):
         file = tmp_path / "mine.py"
         file.write_text(
-            f"from curriculums import CelebA\nMine = {{**CelebA, 'instance_noise': {value}}}"
+            "from curriculums import CelebA\n"
+            f"Mine = {{**CelebA, 9: {{**CelebA[0], 'instance_noise': {value}}}}}"
         )
         curriculums.load("Mine", file=file)
         assert capsys.readouterr().err == note
@@ -265,11 +266,19 @@ def test_a_key_that_cannot_change_says_why(key, value, reason):
         curriculums.load("Demo", overrides=[f"1500.{key}={value}"])
 
 
-def test_a_key_in_a_stage_and_for_the_whole_is_told_once(tmp_path, capsys):
+@pytest.mark.parametrize("name", ["Mine", "Demo"])
+def test_a_key_in_a_stage_and_for_the_whole_is_told_once(tmp_path, capsys, name):
     file = tmp_path / "mine.py"
-    file.write_text("from curriculums import Demo\nMine = {**Demo, 0: {**Demo[0], 'fov': 9}}\n")
-    assert curriculums.load("Mine", file=file).at(0).render.fov_degrees == 9
+    text = "from curriculums import Demo\nNAME = {**Demo, 0: {**Demo[0], 'fov': 9}}\n"
+    file.write_text(text.replace("NAME", name))
+    assert curriculums.load(name, file=file).at(0).render.fov_degrees == 9
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("note: curriculum Mine sets fov, opacity_lambda, r1_lambda in a stage")
+    assert line.startswith(
+        f"note: curriculum {name} sets fov, opacity_lambda, r1_lambda in a stage"
+    )
+    file.write_text(text.replace("NAME", name).replace("fov", "latent_dim"))
+    with pytest.raises(UsageError, match="latent_dim cannot change"):
+        curriculums.load(name, file=file)
+    assert capsys.readouterr().err == ""
     curriculums.load("Demo")
     assert capsys.readouterr().err == ""

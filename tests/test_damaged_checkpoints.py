@@ -7,7 +7,6 @@ suite looks at a few hundred, `make test-slow` at 10,000 and at the commands the
 
 import collections
 import random
-import resource
 import shutil
 import time
 
@@ -34,6 +33,7 @@ from generators.trajectories import Camera, SceneObject
 from geometry import mesh_extraction
 from metrics import report
 from system.errors import UsageError
+from system.machine import peak_memory_bytes
 from training import state
 from training.adversarial import AdversarialGame
 from training.state import Progress
@@ -138,7 +138,7 @@ def run_mutations(lab, count, *, seed):
     """Read count mutations of the files; return the counts of outcomes."""
     counts = collections.Counter()
     sound = {path: path.read_bytes() for path in lab.files}
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_memory_bytes(torch.device("cpu"))
     for number in range(count):
         rng = random.Random(seed * 1_000_003 + number)
         path, use = list(lab.files.items())[number % len(lab.files)]
@@ -152,7 +152,7 @@ def run_mutations(lab, count, *, seed):
         counts["refused" if line else "taken"] += 1
         counts["refused by name"] += "nothing in it was run" in line
         path.write_bytes(sound[path])
-    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    growth = peak_memory_bytes(torch.device("cpu")) - before
     assert growth < MAX_GROWTH
     counts["MiB of memory grown"] = growth // 2**20
     return counts

@@ -1,3 +1,4 @@
+import itertools
 import os
 import zipfile
 
@@ -155,7 +156,7 @@ def test_one_unreadable_picture_in_a_hundred_is_left_out_and_named(tmp_path, cap
         images = open_at(folder, tmp_path, skipped_file=listed, show_progress=True)
         assert levels(images) == expected
         assert listed.read_text() == (
-            "0050.png\tempty file\n0100.png\tnot a jpg, png or webp picture\n"
+            "0050.png\tempty file\n0100.png\tnot a picture of a known format\n"
         )
         shown = capsys.readouterr().err
         assert f"2 of 200 pictures in '{folder}' cannot be read" in shown
@@ -316,28 +317,39 @@ def test_the_order_cannot_be_changed_from_outside():
 
 def test_training_images_span_minus_one_to_one():
     images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
-    real = training_images(images, flip=False)
+    real = training_images(images)
     assert real.dtype == torch.float32
     assert (real.min(), real.max()) == (-1, 1)
     torch.testing.assert_close((real + 1) * 127.5, images.float())
 
 
-def test_half_of_the_images_are_mirrored_by_the_stream():
-    images = torch.tensor([0, 255], dtype=torch.uint8).expand(4000, 3, 2, 2)
+def test_a_disk_that_fails_before_the_mirrored_pixels_are_read_is_one_line(tmp_path, monkeypatch):
+    decode, calls = decoding._decode, itertools.count()
 
-    def mirrored(seed):
-        real = training_images(images, flip=True, rng=torch.Generator().manual_seed(seed))
-        assert (real[..., 0] == -real[..., 1]).all()
-        return real[:, 0, 0, 0] == 1
+    def failing(stream, framing):
+        if framing.from_right and next(calls) == 0:
+            raise OSError("disk")
+        return decode(stream, framing)
+
+    monkeypatch.setattr(decoding, "_decode", failing)
+    folder = write_pictures(tmp_path / "set", 101)
+    with pytest.raises(UsageError, match="two readings of the pictures differ; delete '.*cache'"):
+        open_at(folder, tmp_path, crop="celeba", flip=True, resize="nearest")
+
+
+def test_half_of_the_images_are_mirrored_by_the_stream(tmp_path):
+    (tmp_path / "set").mkdir()
+    Image.fromarray(np.array([[0, 255]] * 2, np.uint8)).save(tmp_path / "set" / "0.png")
+    images = open_at(tmp_path / "set", tmp_path, 2, flip=True)
+
+    def mirrored(seed, images=images):
+        rng = None if seed is None else torch.Generator().manual_seed(seed)
+        batch = images.batch(np.zeros(4000, int), rng=rng).int()
+        assert (batch[..., 0] == 255 - batch[..., 1]).all()
+        return batch[:, 0, 0, 0] == 255
 
     assert 1850 < mirrored(0).sum() < 2150
     assert (mirrored(0) == mirrored(0)).all()
     assert (mirrored(0) != mirrored(1)).any()
-    rng = torch.Generator().manual_seed(0)
-    state = rng.get_state()
-    for kept in [
-        training_images(images, flip=True, rng=None),
-        training_images(images, flip=False, rng=rng),
-    ]:
-        assert (kept[:, 0, 0, 0] == -1).all()
-    assert (rng.get_state() == state).all()
+    assert not mirrored(None).any()
+    assert not mirrored(0, open_at(tmp_path / "set", tmp_path, 2)).any()

@@ -49,7 +49,7 @@ def test_a_full_disk(tmp_path, small_disk, monkeypatch, capsys):
         assert message.count(f"writing {what} failed (No space left on device)") == 1
         assert message.count(f"writing {what} works again") == 1
     assert state_of(out)["step"] == 30
-    assert not list(out.glob(".*"))
+    assert not list(out.glob(".*.tmp"))
     assert message.count("writing log.jsonl failed") <= 1  # its last block may have had room
     assert len(entries_of(out)) == len((out / "log.jsonl").read_text().splitlines())
 
@@ -104,7 +104,7 @@ def test_a_broken_disk(tmp_path, monkeypatch, capsys, owner, function, told, cou
     assert len(failures) > 1
     assert state_of(tmp_path / "out")["step"] == 22
     assert checkpoints.read(tmp_path / "out" / "ema.pth", "generator")["step"] == 22
-    assert not list((tmp_path / "out").glob(".*"))
+    assert not list((tmp_path / "out").glob(".*.tmp"))
 
 
 def test_a_screen_that_cannot_be_written_does_not_stop_a_run(tmp_path, small_disk, monkeypatch):

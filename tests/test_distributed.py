@@ -164,6 +164,15 @@ class TestTwoProcesses:
         assert message in error
         assert error.count("Traceback") == (kind == "bug")  # its own, not its peer's complaint
 
+    def test_ranks_on_windows_end_by_themselves(self, capfd, monkeypatch):
+        monkeypatch.setattr(processes, "HAS_LIBUV", False)
+        monkeypatch.setattr(supervision, "CAN_TERMINATE", False)
+        monkeypatch.setattr(supervision, "GRACE_SECONDS", 300)
+        start = time.monotonic()
+        assert processes.launch(rank_workers.fail, "bug", TWO) == 1
+        assert time.monotonic() - start < 200
+        assert capfd.readouterr().err.count("Traceback") == 1
+
     def test_usage_error_stays_one(self, capfd):
         with pytest.raises(UsageError, match="^no pictures in 'cats'$"):
             processes.launch(rank_workers.fail, "usage", TWO)

@@ -67,6 +67,10 @@ def test_a_documented_line_is_understood(line):
         assert line.words[2] == "torch" or (ROOT / line.words[3]).exists()
     elif line.words[0] == "bash":
         assert (ROOT / line.words[1]).is_file()
+    elif line.words[:3] == ("python", "-m", "pytest"):
+        files = [word for word in line.words if word.endswith(".py")]
+        assert files
+        assert all((ROOT / file).is_file() for file in files)
     else:
         check_benchmark(line)
 

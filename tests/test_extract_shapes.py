@@ -51,7 +51,7 @@ def a_ball(monkeypatch):
         average="ema",
         path="generator.pth",
     )
-    monkeypatch.setattr(viewing, "open_generator", lambda args: saved)
+    monkeypatch.setattr(viewing.checkpoints, "load_generator", lambda *_, **__: saved)
     return saved
 
 
@@ -61,7 +61,7 @@ def run(folder, *texts):
 
 
 def written(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.glob("[!.]*"))
 
 
 def test_by_default_a_grid_a_mesh_and_a_picture_of_each_seed(a_ball, tmp_path, capsys):
@@ -82,6 +82,16 @@ def test_the_mesh_has_the_fields_color(a_ball, tmp_path):
     assert written(tmp_path) == ["3.ply", "3.png"]
     colors = trimesh.load(tmp_path / "3.ply", process=False).visual.vertex_colors[:, :3]
     assert (colors == np.round(255 * GREEN.numpy())).all()
+
+
+def test_a_mesh_for_printing_is_in_millimeters_with_z_up(a_ball, tmp_path):
+    run(tmp_path, "--seed", "0", "--format", "stl,mrc", "--scale", "1000", "--up", "z")
+    found = trimesh.load(tmp_path / "0.stl")
+    x, y, z = (1000 * number for number in CENTER)
+    np.testing.assert_allclose(found.center_mass, (x, -z, y), atol=10 * RADIUS)
+    assert found.volume == pytest.approx(4 / 3 * math.pi * (1000 * RADIUS) ** 3, rel=0.01)
+    with mrcfile.open(tmp_path / "0.mrc") as file:  # the grid keeps the scene's axes
+        assert file.voxel_size.x == pytest.approx(0.24 / 47)
 
 
 def test_the_cube_is_what_the_rays_see_unless_given(a_ball, tmp_path):
@@ -196,6 +206,7 @@ def test_the_flags_are_a_promise():
         *("--seeds", "--seed", "--fit", "--psi", "--output_dir", "--format"),
         *("--voxel_resolution", "--cube_size", "--center", "--level", "--dense"),
         *("--all_components", "--visible_only", "--max_batch_size", "--lock_view_dependence"),
+        *("--scale", "--up"),
         "--precision",
     }
     args = extract_shapes.build_parser().parse_args(["generator.pth"])

@@ -242,3 +242,13 @@ def test_a_script_of_somebody_else_keeps_its_traceback(tmp_path):
     found = run_without_trimesh(tmp_path, "-c", "import geometry.surface")
     assert found.returncode == 1
     assert found.stderr.startswith("Traceback")
+
+
+def test_names_that_a_console_cannot_show_are_no_error(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "plot_run.py", "assets/demo", "--output", tmp_path / "图.png"],
+        cwd=ROOT, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    assert rb"\u56fe.png" in done.stdout
+    assert (tmp_path / "图.png").exists()

@@ -10,6 +10,7 @@ from PIL import Image
 from test_train import TINY, run, tiny  # noqa: F401 (a fixture)
 
 from config import curriculum
+from siren.fused import arithmetic
 from system.errors import UsageError
 from training import start
 
@@ -185,3 +186,16 @@ def test_small_pictures_and_few_pictures_are_noted(tiny, tmp_path, capsys):  # n
         "taken",
         "note: 6 pictures are fewer than a batch of 7, which repeats some of them",
     ]
+
+
+@pytest.mark.parametrize("has_them", [True, False])
+def test_the_cost_of_bfloat16_is_noted_where_it_is_emulated(
+    has_them,
+    tiny,  # noqa: F811
+    tmp_path,
+    capsys,
+    monkeypatch,
+):
+    monkeypatch.setattr(arithmetic, "HAS_BFLOAT16_INSTRUCTIONS", has_them)
+    run(tiny, tmp_path / "out", "--max_steps", "1", "--set", "precision=bf16")
+    assert ("no bfloat16 instructions" in capsys.readouterr().err) == (not has_them)

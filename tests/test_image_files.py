@@ -1,10 +1,16 @@
 import os
+import re
+import shutil
 import zipfile
 
 import pytest
+import torch
+from faults import limited
 
+from image_io import png
 from image_io.files import find_pictures, opened, printable
 from system.errors import UsageError
+from system.outputs import OUTPUTS_FILE, is_listed, list_outputs, listed_outputs
 
 
 def touch(path, content=b"x"):
@@ -21,14 +27,90 @@ def write_zip(path, members):
 
 
 def test_a_folder_is_searched_to_the_bottom_for_every_ending(tmp_path):
-    wanted = ["b.jpg", "a/z.JPEG", "a/deep/er/c.png", "a/d.WebP"]
-    ignored = ["readme.txt", "e.gif", ".hidden.jpg", "a/._d.png", "__MACOSX/f.jpg", ".git/g.png"]
-    for name in wanted + ignored:
+    wanted = ["b.jpg", "a/z.JPEG", "a/deep/er/c.png", "a/d.WebP", "e.jpe", "f.JFIF", "g.bmp"]
+    wanted += ["h.tif", "i.TIFF", "j.gif", "k.avif", "l.ppm", "m.mpo", "n.jp2", "o.tga"]
+    for name in wanted:
         touch(tmp_path / name)
     listing = find_pictures(str(tmp_path))
     assert listing.names == tuple(sorted(wanted))
-    assert listing.count == 4
-    assert listing.skipped == ()
+    assert listing.count == 15
+    assert (listing.skipped, listing.left_out) == ((), "")
+
+
+PLACES = {  # names in the folder, and what is said of those that are not used
+    "endings": (
+        ["a.txt", "b.TXT", "x/c.svg", "README", "film.mpg", "drawing.eps"],
+        r"no pictures that Pillow can read: 2 \.txt, 1 \.\w+, 1 [^;]*$",
+    ),
+    "heic": (["b.heic"], r": 1 \.heic \(.heic needs the package pillow-heif\)$"),
+    "folders of systems": (
+        ["@eaDir/a.jpg", "@eaDir/b/c.jpg", "x/#recycle/a.jpg", "$RECYCLE.BIN/a.jpg"],
+        r"': hidden or of the system: 3 \('\$RECYCLE.BIN', '@eaDir', '#recycle'\)$",
+    ),
+    "hidden": (
+        [".hidden.jpg", "x/._good.jpg", "__MACOSX/._good.jpg", ".git/g.png", ".DS_Store"],
+        r"': hidden or of the system: 4 \('.git', '.hidden.jpg', '__MACOSX', ...\)$",
+    ),
+}
+
+
+@pytest.mark.parametrize("is_zip", [False, True])
+@pytest.mark.parametrize("kind", PLACES)
+def test_files_that_are_not_used_are_counted_in_one_line(tmp_path, kind, is_zip):
+    names, text = PLACES[kind]
+    path = tmp_path / "set"
+    if is_zip:
+        write_zip(path, [(name, b"x") for name in ["x/good.jpg", *names]])
+    else:
+        for name in ["x/good.jpg", *names]:
+            touch(path / name)
+    listing = find_pictures(str(path))
+    assert listing.names == ("x/good.jpg",)
+    assert re.search(rf"^not used in '{path}'?.*{text}", listing.left_out)
+
+
+@pytest.mark.parametrize("form", ["{}", "{}/**", "{}/**/*.png", "{}.zip"])
+def test_pictures_that_commands_wrote_are_no_photos(tmp_path, form):
+    folder = tmp_path / "set"
+    image = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    touch(folder / "out" / "mine.png")  # a photo in an output folder stays one
+    for name in ["out/0.png", "out/frames/1.png", "2.png", "out/2.png", "out/2.png"]:
+        png.save_png(folder / name, image)
+    for name in ["2.gif", "photo.png", "frames/1.png", "out/training_state.pth"]:
+        touch(folder / name)
+    shutil.make_archive(str(folder), "zip", folder)
+    ours = {"out/0.png", "out/frames/1.png", "2.png", "out/2.png"}
+    listing = find_pictures(form.format(folder))
+    photos = {"out/mine.png", "photo.png", "frames/1.png", "2.gif"}
+    assert set(listing.names) == {
+        name for name in photos if form[-3:] != "png" or "gif" not in name
+    }
+    assert "written by this project's commands: 4, listed by '.pigan_outputs' in '.', 'out', " in (
+        listing.left_out
+    )
+    assert "pth" not in listing.left_out
+    with_ours = find_pictures(form.format(folder), takes_outputs=True)
+    assert set(with_ours.names) == {*listing.names, *ours}
+    for name in photos:
+        (folder / name).unlink()
+    with pytest.raises(UsageError, match="no pictures at .*'.pigan_outputs' in '.', 'out'"):
+        find_pictures(str(folder))
+
+
+def test_a_list_of_outputs_is_whole_on_a_full_disk(tmp_path):
+    path = tmp_path / OUTPUTS_FILE
+    with limited(100), pytest.raises(OSError, match=f"'{path}'"):
+        list_outputs(tmp_path, ["a.png"])
+    assert not path.exists()
+    names = ["a.png", "new\nline.png", "grüße.png"]
+    list_outputs(tmp_path, names)
+    whole = path.read_bytes()
+    list_outputs(tmp_path, ["a.png"])
+    with limited(len(whole) + 20), pytest.raises(OSError, match=f"'{path}'"):
+        list_outputs(tmp_path, ["b.png", "c.png", "d.png", "e.png"])
+    assert path.read_bytes() == whole
+    listed = listed_outputs(whole)
+    assert [is_listed(name, listed) for name in [*names, "b.png"]] == [True, True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +218,7 @@ def test_a_place_without_pictures_says_so(tmp_path):
     touch(tmp_path / "folder" / "notes.txt")
     write_zip(tmp_path / "empty.zip", [])
     for path in ["folder", "empty.zip", "*.jpg", "**/*.jpg"]:
-        with pytest.raises(UsageError, match="no pictures at.*jpg, .*webp.*--dataset_path"):
+        with pytest.raises(UsageError, match=r"no pictures at.* \(.*\); give --dataset_path"):
             find_pictures(str(tmp_path / path))
 
 

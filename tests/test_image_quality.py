@@ -81,6 +81,40 @@ def test_the_same_images_are_perfect():
     assert (figures["precision"], figures["recall"]) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("num_generated", "num_real", "there"),
+    [
+        (40, 50, {"fid", "kid_mean", "kid_std", "is_mean", "is_std", "precision", "recall"}),
+        (10, 4, {"fid", "kid_mean", "kid_std", "is_mean", "is_std", "precision", "recall"}),
+        (9, 4, {"fid", "kid_mean", "kid_std", "precision", "recall"}),
+        (9, 3, {"fid", "kid_mean", "kid_std"}),
+        (3, 9, {"fid", "kid_mean", "kid_std"}),
+        (2, 2, {"fid", "kid_mean", "kid_std"}),
+        (40, 1, {"is_mean", "is_std"}),
+        (1, 40, set()),
+    ],
+)
+def test_metrics_without_enough_images_are_left_out(num_generated, num_real, there):
+    needs_libraries()
+    rng = torch.Generator().manual_seed(0)
+    generated = torch.randn(num_generated, WIDTH, generator=rng)
+    figures = quality.image_metrics(generated, torch.randn(num_real, NUM_FEATURES, generator=rng))
+    assert figures.keys() == there
+    assert np.isfinite(list(figures.values())).all()
+
+
+def test_a_few_images_are_measured_as_far_as_they_go(
+    small_network, tiny_run, reals, tmp_path, capsys
+):
+    weights, _ = small_network
+    found = evaluate(tiny_run, reals, weights, tmp_path / "temp", "--num_images", "6")
+    assert {"fid", "kid_mean", "precision"} <= found["images"].keys()
+    assert "is_mean" not in found["images"]
+    assert "IS left out: needs 10 generated images" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="FID needs 2 generated images; KID"):
+        evaluate(tiny_run, reals, weights, tmp_path / "temp", "--num_images", "1")
+
+
 def test_evaluation_says_what_decides_its_figures(small_network, tiny_run, reals, tmp_path, capsys):
     weights, _ = small_network
     found = evaluate(tiny_run, reals, weights, tmp_path / "temp")
@@ -120,7 +154,7 @@ def test_an_image_depends_on_the_seed_and_its_number_alone(tiny_run):
 
     def image(index, **changes):
         changed = dataclasses.replace(options, **changes)
-        return samples.sample_image(saved.generator, index, changed, points_per_chunk=1000)
+        return samples.sample_image(saved.generator, index, changed)
 
     assert torch.equal(image(5), image(5))
     assert not torch.equal(image(5), image(6))
@@ -137,7 +171,7 @@ def test_a_second_evaluation_does_not_read_the_real_images(
     first = evaluate(tiny_run, reals, weights, tmp_path / "temp")
     assert sum(seen) == 50
     with monkeypatch.context() as patched:
-        patched.setattr(real_images.RealSet, "content", lambda *_: pytest.fail("read again"))
+        patched.setattr(real_images, "decode_all", lambda *_: pytest.fail("read again"))
         second = evaluate(tiny_run, reals, weights, tmp_path / "temp")
     assert sum(seen) == 90  # only the generated ones
     assert first["images"] == second["images"]
@@ -297,13 +331,15 @@ def test_published_protocol_is_jpeg_nearest_and_mirrors_some(tmp_path):
     assert manifest["is_flipped"]
 
 
-def test_a_failed_try_does_not_block_the_next_one(tmp_path):
+@pytest.mark.parametrize("content", [b"", b"\x89PNG"])
+def test_a_failed_try_does_not_block_the_next_one(tmp_path, content):
     source, out = tmp_path / "photos", tmp_path / "out"
     source.mkdir()
-    (source / "cut.png").write_bytes(b"\x89PNG")
+    (source / "cut.png").write_bytes(content)
     words = ["--dataset", "Cats", "--dataset_path", str(source), "--output_dir", str(out)]
-    with pytest.raises(UsageError, match="no picture in .* can be read"):
+    with pytest.raises(UsageError, match=r"1 of 1 pictures in .* cannot be read: 'cut.png' \("):
         fid_evaluation.main([*words, "--img_size", "4"])
+    assert not out.exists()
     Image.new("RGB", (9, 9)).save(source / "good.png")
     assert fid_evaluation.main([*words, "--img_size", "8"]) == 0
     assert len(list(out.glob("*.png"))) == 1
@@ -312,13 +348,33 @@ def test_a_failed_try_does_not_block_the_next_one(tmp_path):
 def test_real_images_of_several_sizes_are_refused(tmp_path):
     folder = photos(tmp_path / "photos", 2)
     Image.new("RGB", (9, 10)).save(folder / "photo2.png")
-    real = real_images.open_real_set(folder)
+    real = real_images.open_real_set(folder, tmp_path / "cache")
     assert real.made is None
     assert real.image(1).shape == (3, 10, 10)
     with pytest.raises(UsageError, match="9 x 10"):
         real.image(2)
     with pytest.raises(UsageError, match="is no folder"):
-        real_images.open_real_set(tmp_path / "nowhere")
+        real_images.open_real_set(tmp_path / "nowhere", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG"])
+@pytest.mark.parametrize("number", [0, 5])
+def test_a_damaged_real_image_is_left_out_and_named(
+    small_network, tiny_run, tmp_path, capsys, number, content
+):
+    folder = photos(tmp_path / "photos", 10)
+    (folder / f"photo{number}.png").write_bytes(content)
+    written = tmp_path / "reals"
+    words = ["--dataset", "Cats", "--dataset_path", str(folder), "--output_dir", str(written)]
+    assert fid_evaluation.main([*words, "--img_size", "8"]) == 0
+    assert f"1 of 10 pictures in '{folder}' cannot be read: 'photo{number}.png' (" in (
+        capsys.readouterr().err
+    )
+    assert len(list(written.glob("*.png"))) == 9
+    for _ in range(2):  # read, then known
+        found = evaluate(tiny_run, folder, small_network[0], tmp_path / "temp")
+        assert found["images"]["settings"]["num_real"] == 9
+        assert f"'photo{number}.png' (" in capsys.readouterr().err
 
 
 # 3D quality

@@ -1,10 +1,16 @@
 """Files of a run: limited previews, complete logs and snapshots, one lock."""
 
+import contextlib
 import json
 import os
+import threading
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import windows
 from faults import differences, entries_of, run, state_of, tiny_arguments
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +19,7 @@ import train
 from checkpoint_io import checkpoints
 from system import files
 from system.errors import UsageError
-from system.files import remove_drafts, replaced_folder
+from system.files import remove_drafts, replaced, replaced_folder
 from training import collapse, losses, setup, snapshots, state
 from training.log import Board, JsonLines
 from training.snapshots import SHEETS_PER_KEEP, steps_to_keep
@@ -52,6 +58,36 @@ def test_only_previews_of_the_run_are_removed(tmp_path):
     assert [(out / name).read_text() for name in others] == others
 
 
+@pytest.mark.parametrize("num_refusals", [2, 10**6])
+def test_windows_files_that_are_being_read_are_replaced_later(tmp_path, monkeypatch, num_refusals):
+    path, refusals, rename = tmp_path / "state.pth", [], Path.replace
+
+    def busy(draft, other):
+        refusals.append(draft)
+        if len(refusals) <= num_refusals:
+            raise PermissionError(13, "Access is denied")
+        rename(draft, other)
+
+    monkeypatch.setattr(files, "fcntl", None)
+    monkeypatch.setattr(files, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(files, "RENAME_SECONDS", 0.1 if num_refusals > 2 else 60)
+    monkeypatch.setattr(Path, "replace", busy)
+    is_refused = pytest.raises(PermissionError, match="state.pth")
+    with is_refused if num_refusals > 2 else contextlib.nullcontext(), replaced(path) as file:
+        file.write(b"new")
+    assert path.exists() == (num_refusals == 2)
+    assert len(list(tmp_path.iterdir())) == path.exists()
+
+
+def test_json_has_no_nan():
+    content = {"a": [1.5, float("nan"), {"b": (float("-inf"), np.float64("inf"))}], "c": "NaN"}
+    text = files.json_bytes(content).decode()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "a": [1.5, None, {"b": [None, None]}],
+        "c": "NaN",
+    }
+
+
 def test_a_log_drops_what_was_torn_and_what_comes_again(tmp_path):
     path = tmp_path / "log.jsonl"
     lines = [json.dumps({"step": step}) for step in (10, 20, 20, 30)]
@@ -61,7 +97,7 @@ def test_a_log_drops_what_was_torn_and_what_comes_again(tmp_path):
     log.close()
     entries = [json.loads(line) for line in path.read_text().splitlines()]
     assert [entry["step"] for entry in entries] == [10, 20, 20, 25]
-    assert entries[-1]["loss"] == "inf"
+    assert entries[-1]["loss"] is None
 
 
 def events_of(folder):
@@ -93,6 +129,14 @@ def test_tensorboard_reads_what_is_written_also_after_resuming(tmp_path):
     assert events_of(tmp_path)[1] == [("previews/fixed", 40, (6, 4))]
 
 
+@pytest.fixture(params=["fcntl", "msvcrt"])
+def _locks(request, monkeypatch):
+    """Lock as Linux does, and as Windows does."""
+    if request.param == "msvcrt":
+        windows.install_locks(monkeypatch)
+
+
+@pytest.mark.usefixtures("_locks")
 def test_one_run_holds_a_folder_and_leaves_nothing_after_an_error(tmp_path):
     folder = tmp_path / "deep" / "out"
 
@@ -110,6 +154,35 @@ def test_one_run_holds_a_folder_and_leaves_nothing_after_an_error(tmp_path):
     with files.run_folder(folder):
         pass
     assert list(folder.iterdir()) == []
+
+
+def test_a_system_without_locks_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(files, "fcntl", None)
+    monkeypatch.setattr(files, "msvcrt", None)
+    with files.run_folder(tmp_path):
+        assert "supports no locks" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("_locks")
+def test_a_lock_is_waited_for(tmp_path):
+    path, seen = tmp_path / "x.lock", []
+    held = threading.Event()
+
+    def hold():
+        with files.locked(path, seen.append):
+            held.set()
+            time.sleep(2 * files.POLL_SECONDS)
+            seen.append("released")
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    with files.locked(path, seen.append) as is_locked:
+        assert is_locked
+        assert str(os.getpid()) in seen[0]
+        assert seen[1:] == ["released"]  # told once
+    thread.join()
 
 
 def test_a_lock_file_that_is_replaced_meanwhile_is_not_held(tmp_path, monkeypatch):

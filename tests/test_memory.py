@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
 from fake_steps import run_steps
 
 import curriculums

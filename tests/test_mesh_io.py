@@ -58,13 +58,24 @@ def test_mrc_holds_the_array_the_voxel_size_and_the_axes(tmp_path, values):
 
 
 @pytest.mark.parametrize("name", mesh_files.MESH_FORMATS)
-def test_trimesh_reads_what_was_written(name, tmp_path, tetrahedron):
+@pytest.mark.parametrize(
+    ("where", "bounds"),
+    [
+        ({}, [[0, 0, 0], [0.3, 0.2, 0.1]]),
+        ({"scale": 1000, "up": "z"}, [[0, -100, 0], [300, 0, 200]]),  # front at the lowest y
+    ],
+)
+def test_trimesh_reads_what_was_written(name, where, bounds, tmp_path, tetrahedron):
     path = tmp_path / f"a.{name}"
-    mesh_files.save_mesh(path, tetrahedron)
+    mesh_files.save_mesh(path, tetrahedron, **where)
     found = trimesh.load(path, force="mesh", skip_materials=True)
     assert found.is_watertight
-    assert found.volume == pytest.approx(0.3 * 0.2 * 0.1 / 6)  # positive: wound outward
-    assert found.bounds.tolist() == pytest.approx(np.array([[0, 0, 0], [0.3, 0.2, 0.1]]))
+    sides = np.ptp(bounds, axis=0)
+    assert found.volume == pytest.approx(np.prod(sides) / 6)  # positive: wound outward
+    np.testing.assert_allclose(found.bounds, bounds, atol=1e-7)
+    if name != "stl":  # the normals of its file are those of triangles
+        turned = np.einsum("vi,vi->v", found.vertex_normals, found.vertices - found.centroid)
+        assert (turned > 0).all()
 
 
 @pytest.mark.parametrize("name", ["ply", "obj"])

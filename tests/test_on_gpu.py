@@ -223,10 +223,7 @@ def shown(device, precision, *, size=64):
         for thing in viewing.objects_to_show(saved, args)
         for yaw in (0.0, 0.5)
     ]
-    views = filming.views(
-        saved, shots, viewing.render_options(saved, args), batch_size=1,
-        points_per_chunk=viewing.chunk_size(saved, args),
-    )  # fmt: skip
+    views = filming.views(saved, shots, viewing.render_options(saved, args))
     return [view.images.cpu() for view in views]
 
 
@@ -247,7 +244,7 @@ def test_pictures_are_those_of_the_cpu(counted):
 def test_a_command_writes_pictures_and_depths(tmp_path, capsys):
     command = [str(DEMO), "--seeds", "0", "--image_size", "32", "--device", DEVICE, "--depth_map"]
     assert render_multiview_images.main([*command, "--output_dir", str(tmp_path)]) == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"grid_0.png", "sheet.png"}
+    assert {path.name for path in tmp_path.glob("[!.]*")} == {"grid_0.png", "sheet.png"}
 
 
 def test_a_fit_to_a_photo_descends():

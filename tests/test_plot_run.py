@@ -30,7 +30,7 @@ def test_steps_done_twice_count_once_and_a_torn_line_is_left_out(tmp_path):
 
 
 def test_many_points_are_averaged_in_groups_and_infinities_left_out():
-    entries = [{"step": i, "x": float(i % 2)} for i in range(4000)] + [{"step": 4000, "x": "inf"}]
+    entries = [{"step": i, "x": float(i % 2)} for i in range(4000)] + [{"step": 4000, "x": None}]
     steps, values = plot_run.curve(entries, "x")
     assert len(steps) == plot_run.ROUGH_SHARE
     assert np.allclose(values, 0.5)

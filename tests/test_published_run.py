@@ -192,7 +192,7 @@ def test_other_networks_than_the_curriculums_are_named(tmp_path):
         loaded(tmp_path)
 
 
-def test_training_goes_on(tmp_path, small_file, monkeypatch):
+def test_training_goes_on(tmp_path, small_file, monkeypatch, capsys):
     published_files.write_run(tmp_path / "published")
     before = {p.name: p.read_bytes() for p in (tmp_path / "published").iterdir()}
     cache = ["--cache_dir", str(tmp_path / "cache"), "--device", "cpu", "--max_steps", "44"]
@@ -203,6 +203,7 @@ def test_training_goes_on(tmp_path, small_file, monkeypatch):
     )
     assert train.main([*on, "--output_dir", str(tmp_path / "out")]) == 0
     assert len(opened) == 1
+    assert capsys.readouterr().err.count("taken from the files: latent_dim 6 (not 256)") == 1
     state = checkpoints.read(tmp_path / "out" / "training_state.pth", "training_state")
     assert state["step"] == 44
     assert state["averages"][0]["num_updates"] == 44

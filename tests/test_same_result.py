@@ -101,7 +101,7 @@ def test_image_metrics(tmp_path, tiny_run, small_network, reals, counted):
         for name, more in (("a", []), ("b", []), ("c", ["--max_batch_size", "100"]))
     )
     assert first == second == chunked
-    assert len(first) == 40 + 1 + 2
+    assert len(first) == 40 + 1 + 2 + 1
     counted(f"image metrics: {len(first)} files are the same, byte for byte")
 
 

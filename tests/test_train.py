@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import faults
+import numpy as np
 import pytest
 import torch
 from faults import ROOT, differences, state_of
@@ -40,7 +42,7 @@ def test_a_run_writes_what_it_promises(tiny, tmp_path):
     )
     names = {path.name for path in out.iterdir()}
     assert {"training_state.pth", "generator.pth", "ema.pth", "ema2.pth", "discriminator.pth",
-            "options.json", "log.jsonl", "tensorboard"} <= names  # fmt: skip
+            "options.json", "log.jsonl", "tensorboard", "dataset.png"} <= names  # fmt: skip
     previews = ("fixed", "tilted", "fixed_ema", "tilted_ema", "random")
     for step in ("000004", "000006"):
         assert {f"{step}_{kind}.png" for kind in previews} <= names
@@ -50,7 +52,7 @@ def test_a_run_writes_what_it_promises(tiny, tmp_path):
         assert picture.size == (20, 20)
     state = state_of(out)
     assert (state["step"], state["images_seen"]) == (6, 3 * 3 + 3 * 2)
-    assert not list(out.glob(".*"))
+    assert [path.name for path in out.glob(".*")] == [".pigan_outputs"]
     options = json.loads((out / "options.json").read_text())
     assert options["field"] == "folded"  # on the CPU in float32
     assert options["curriculum"]["0"]["batch_size"] == 3
@@ -135,13 +137,81 @@ def test_a_state_of_other_networks_or_no_state_is_refused(tiny, tmp_path):
             run(tiny, tmp_path / "out", "--resume")
 
 
-def test_a_dry_run_prints_and_writes_nothing(tiny, tmp_path, capsys):
-    assert run(tiny, tmp_path / "out", "--dry_run") == 0
-    text = capsys.readouterr().out
+def test_a_dry_run_shows_the_pictures_and_trains_nothing(tiny, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(tiny, out, "--dry_run") == 0
+    text, noise = capsys.readouterr()
     assert "images: 7 in built-in toy cars" in text
     assert "parameters" in text
     assert f"{3 * 16 * 6:,}" in text  # points per step of the first stage
-    assert not (tmp_path / "out").exists()
+    assert "7 of 7 pictures are used; the first 7 at 4 x 4 pixels, crop none" in noise
+    assert {path.name for path in out.iterdir()} == {"dataset.png", ".pigan_outputs"}
+    assert run(tiny, out, "--max_steps", "1") == 0
+    before = (out / "options.json").stat().st_mtime_ns, state_of(out)["step"]
+    assert run(tiny, out, "--dry_run", "--resume") == 0
+    assert ((out / "options.json").stat().st_mtime_ns, state_of(out)["step"]) == before
+
+
+def test_the_sheet_shows_what_the_discriminator_sees(tiny, tmp_path, capsys):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for number in range(70):
+        image = Image.new("RGB", (40, 20), (3 * number, 255, 0))
+        image.paste((3 * number, 0, 0), (10, 0, 30, 20))  # the largest square
+        image.save(photos / f"{number:02}.{'png' if number % 2 else 'tif'}")
+    (photos / "notes.txt").write_text("")
+    run(tiny, out, "--dataset_path", str(photos), "--max_steps", "1")
+    noise = capsys.readouterr().err
+    for text in (
+        f"note: not used in '{photos}': no pictures that Pillow can read: 1 .txt\n",
+        "dataset: 70 of 70 pictures are used; the first 64 at 4 x 4 pixels, crop center, flip ",
+        "dataset: sizes of files: 40 x 20 (70)\n",
+        "dataset: kinds of files: TIFF RGB (35), PNG RGB (35)\n",
+    ):
+        assert text in noise
+    with Image.open(out / "dataset.png") as sheet:
+        assert sheet.size[0] == 512
+        seen = np.array(sheet)[32:512:64, 32:512:64]  # each enlarged to 64 pixels
+    np.testing.assert_allclose(seen[..., 0].flatten().astype(int), 3 * np.arange(64), atol=1)
+    assert seen[..., 1].max() < 50
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--dataset_path", "{damaged}"], "1 of 2 pictures .* cannot be read: 'a.jpg'"),
+        (["--dataset_path", "{empty}"], "no pictures at"),
+        (["--set", "precision=fp16"], "precision fp16 needs a CUDA device"),
+        (["--set", "0.batch_size=100000000"], "stage 0: needs about"),
+        (["--resume", "--set", "hidden_dim=9"], "whose networks must be"),
+        ([], "holds a run already"),
+    ],
+)
+def test_a_dry_run_refuses_what_training_refuses(tiny, tmp_path, words, text):
+    for name in ("damaged", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "damaged" / "a.jpg").write_bytes(b"<html>")
+    Image.new("RGB", (8, 8)).save(tmp_path / "damaged" / "b.jpg")
+    folders = {name: tmp_path / name for name in ("damaged", "empty")}
+    out = tmp_path / ("run" if words[:1] in ([], ["--resume"]) else "out")
+    if out.name == "run":
+        run(tiny, out, "--max_steps", "1")
+    for more in (["--dry_run"], ["--max_steps", "2"]):
+        with pytest.raises(UsageError, match=text):
+            run(tiny, out, *[word.format(**folders) for word in words], *more)
+
+
+def test_a_run_in_the_folder_of_its_photos_does_not_learn_its_previews(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("photo.png")
+    words = ["--dataset_path", ".", "--sample_interval", "1"]
+    for number, folder in enumerate(("out", "photos", "."), 1):
+        Path(folder).mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(f"{folder}/photo_{number}.png")  # a photo that was there
+        for more in (["--max_steps", "1"], ["--max_steps", "2", "--resume"]):
+            assert run(tiny, Path(folder), *words, *more) == 0
+            images = json.loads((Path(folder) / "options.json").read_text())["images"]
+            assert images["4"]["count"] == 1 + number
 
 
 def test_the_list_of_curricula(capsys):

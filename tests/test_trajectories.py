@@ -44,7 +44,7 @@ HALF, QUARTER = math.pi / 2, math.pi / 4
 )
 def test_quarters_of_the_way(move, expected):
     for i, camera in enumerate(expected):
-        assert move(i / 4, USUAL) == pytest.approx(camera)
+        assert move(i / 4, USUAL)[:3] == pytest.approx(camera)
 
 
 @pytest.mark.parametrize("move", ALL)
@@ -64,6 +64,6 @@ def test_around_a_camera_near_the_pole_stays_off_it():
 
 def test_cameras_turn_the_shorter_way():
     start, end = Camera(1.0, 0.1, 10.0), Camera(2.0, math.tau - 0.1, 20.0)
-    assert start.lerp(end, 0.5) == pytest.approx((1.5, 0.0, 15.0))
+    assert start.lerp(end, 0.5)[:3] == pytest.approx((1.5, 0.0, 15.0))
     assert start.lerp(end, 0.0) == start
     assert math.cos(start.lerp(end, 1.0).yaw) == pytest.approx(math.cos(end.yaw))

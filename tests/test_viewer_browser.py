@@ -1,5 +1,6 @@
 """The viewer in a headless Chromium, which looks, drags, types and saves."""
 
+import os
 import re
 import shlex
 import shutil
@@ -52,7 +53,11 @@ def address(tiny_run, tmp_path):
     command = [sys.executable, "viewer.py", tiny_run / "generator.pth", "--image_size", "96"]
     command += ["--output_dir", tmp_path / "views"]
     process = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, text=True, cwd=Path(viewer.__file__).parent
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(viewer.__file__).parent,
+        env={**os.environ, "SSH_CONNECTION": ""},
     )
     with process:
         yield re.match(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]

@@ -4,6 +4,7 @@ import math
 import os
 import shlex
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from viewer_visits import come, request_of, run_out, shared_of, source_of
 import viewer
 from checkpoint_io import checkpoints
 from generators.trajectories import Camera, SceneObject
-from geometry.mesh_extraction import Wanted
 from system.errors import UsageError
 from web_viewer import pictures, saving, session
 
@@ -62,8 +62,8 @@ def test_a_move_cancels_refinement_and_never_the_first_picture(tiny_run, tmp_pat
     sizes = [picture.pixels.shape[1] for picture in screen.pictures]
     assert len(sizes) > 3
     assert sizes == [64] * (len(sizes) - 1) + [80]
-    eyes = [picture.request.eye for picture in screen.pictures]
-    assert len(set(eyes)) == len(eyes) - 1  # the last was seen twice, quick and finished
+    cameras = [picture.request.camera for picture in screen.pictures]
+    assert len(set(cameras)) == len(cameras) - 1  # the last was seen twice, quick and finished
 
 
 def test_each_visitor_has_a_camera_and_a_seed(shared):
@@ -247,7 +247,8 @@ def test_a_video_and_a_mesh_are_saved_with_progress(shared, tmp_path, monkeypatc
     monkeypatch.setattr(saving, "VIDEO_FRAMES", 3)
     monkeypatch.setattr(saving, "MESH_RESOLUTION", 16)
     # Nothing in these random fields is opaque enough for a level to be chosen.
-    monkeypatch.setattr(saving, "Wanted", lambda: Wanted(level=0.5))
+    take = partial(saving.mesh_extraction.take_shape, iso_level=0.5)
+    monkeypatch.setattr(saving.mesh_extraction, "take_shape", take)
     visitor, screen = come(shared)
     visitor.fill_in({"image_size": "16"})
     saved_by(visitor, screen, "video")
@@ -261,7 +262,7 @@ def test_a_video_and_a_mesh_are_saved_with_progress(shared, tmp_path, monkeypatc
 def test_one_thing_is_saved_at_a_time_and_nothing_for_who_has_gone(shared, tmp_path, monkeypatch):
     begun, go_on = threading.Event(), threading.Event()
 
-    def slow(source, request, folder, progress, max_points):
+    def slow(source, request, folder, progress):
         begun.set()
         assert go_on.wait(60)
         progress(0.5)

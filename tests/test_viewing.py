@@ -69,9 +69,9 @@ def test_rays_are_those_of_the_stage_that_was_trained_last(opened):
 
 def test_chunks_are_at_most_what_is_asked_for(opened):
     saved, args = opened
-    assert viewing.chunk_size(saved, args) == CPU_CHUNK
+    assert saved.generator.points_per_chunk == CPU_CHUNK
     args.max_batch_size = 100
-    assert viewing.chunk_size(saved, args) == 100
+    assert viewing.open_generator(args).generator.points_per_chunk == 100
 
 
 def test_a_missing_average_is_said(tiny_run, capsys):

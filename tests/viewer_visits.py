@@ -7,13 +7,13 @@ import torch
 from conftest import TINY
 
 from config import curriculum
+from generators.trajectories import Camera
 from web_viewer.checkpoints import Checkpoints
-from web_viewer.request import Eye, Request
+from web_viewer.request import Request
 from web_viewer.session import Session, Shared
 
 POSES = curriculum.build("Tiny", TINY).poses()
-EYE = Eye(1.3, 1.1, 12.0)
-MANY = 10**6  # points in one call of the field
+EYE = Camera(1.3, 1.1, 12.0)
 
 
 def source_of(run, **changes):
@@ -23,7 +23,7 @@ def source_of(run, **changes):
 
 
 def request_of(**changes):
-    wanted = {"checkpoint": "generator.pth", "ema": "ema", "eye": EYE, "num_steps": 4}
+    wanted = {"checkpoint": "generator.pth", "ema": "ema", "camera": EYE, "num_steps": 4}
     return Request(**{**wanted, "image_size": 8, **changes})
 
 
@@ -54,10 +54,9 @@ def shared_of(run, output_dir, **changes):
         source=source_of(run),
         start=request_of(image_size=80),
         usual=EYE,
-        fit_eyes={},
+        fit_cameras={},
         output_dir=output_dir,
         options=["--output_dir", str(output_dir)],
-        max_points=MANY,
         saver=ThreadPoolExecutor(1),
         **changes,
     )

@@ -124,10 +124,7 @@ class CollapseWatch:
 
 
 def mean_square(poses: PoseDistribution) -> float:
-    """Estimate the mean of squared pitch and yaw: the error of a head that always answers 0.
-
-    Spreads are taken as deviations, whatever the distribution; only the order of magnitude counts.
-    """
+    """Estimate the mean of squared pitch and yaw, the error of a head that always answers 0."""
     pitch, yaw = poses.center()
     spreads = poses.pitch_spread**2 + poses.yaw_spread**2
     return (pitch**2 + yaw**2 + spreads) / 2

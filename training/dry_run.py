@@ -62,7 +62,7 @@ def report(
     way = Way.at(places[0], curriculum)
     lines = [
         f"curriculum {curriculum.name}, on {world_size} x {device.type}",
-        f"images: {listing.count} in {listing.source} (not yet decoded), {data.kind}, "
+        f"images: {listing.count} in {listing.source}, {data.kind}, "
         f"crop {data.crop}, flip {data.flip}, resize {data.resize}",
         f"generator: {settings.model}, {_count(generator)} parameters",
         f"discriminator: {settings.discriminator}, {_count(discriminator)} parameters",

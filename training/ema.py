@@ -43,11 +43,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load the averages and the count of state; this object keeps its own decay.
-
-        Raises:
-            ValueError: the averages do not have these parameters' shapes.
-        """
+        """Load averages and count, not the decay; ValueError if the shapes differ."""
         loaded: list[Tensor] = state["shadow"]
         if [t.shape for t in loaded] != [t.shape for t in self.shadow]:
             raise ValueError("the averages belong to a different network")

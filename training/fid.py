@@ -21,7 +21,7 @@ from config.curriculum import Curriculum
 from datasets import DatasetOptions
 from distributed import collectives
 from distributed.processes import Place
-from generators.fields import CPU_CHUNK, CUDA_CHUNK
+from generators.fields import default_chunk
 from generators.generators import ImplicitGenerator3d
 from image_io import decoding, png
 from image_io.files import Listing, Skipped
@@ -63,12 +63,10 @@ class FidMeter:
             latent_kind=curriculum.settings.z_dist,
             render=curriculum.preview_render(step - 1, curriculum.settings.preview_size),
         )
-        is_cuda = place.device.type == "cuda"
-        chunk = CUDA_CHUNK if is_cuda else CPU_CHUNK
+        generator.points_per_chunk = default_chunk(place.device)
 
         def image_of(number: int) -> Tensor:
-            image = samples.sample_image(generator, number, sampling, points_per_chunk=chunk)
-            return png.to_uint8(image)
+            return png.to_uint8(samples.sample_image(generator, number, sampling))
 
         found = features.features_of(
             image_of, self.num_images, self.network, NUM_FEATURES, place,
@@ -87,10 +85,9 @@ def open_meter(
     listing: Listing,
     cache_dir: Path,
 ) -> tuple[FidMeter | None, str]:
-    """Return a meter and its description, or None and the reason; called by all ranks.
+    """Return a meter and its description, or None and the reason; all ranks call it.
 
-    Raises:
-        UsageError: the file of weights that was given is not the right one.
+    Raises UsageError if the file of weights that was given is not the right one.
     """
     if not place.is_main:
         collectives.wait_for_all()  # the main process may download the network
@@ -98,7 +95,10 @@ def open_meter(
     try:
         weights = inception.find_weights(options.weights, takes_any=options.takes_any_weights)
         network = inception.pytorch_fid_network(weights, place.device)
-        _check_disk(cache_dir)
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(cache_dir).free
+        if free < FREE_BYTES:
+            raise Unavailable(f"only {free // 2**20} MB are free at {cache_dir}")
     except Unavailable as error:
         reason = f"FID is not measured: {error}"
     if place.is_main:
@@ -112,13 +112,6 @@ def open_meter(
     kind = "" if weights.is_official else " (of a network that is not the published one)"
     text = f"FID{kind} every {options.interval} steps, {options.num_images} images"
     return FidMeter(network, real, curriculum, options.num_images), text
-
-
-def _check_disk(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < FREE_BYTES:
-        raise Unavailable(f"only {free // 2**20} MB are free at {folder}")
 
 
 def _real_statistics(
@@ -153,13 +146,10 @@ def _real_statistics(
 
 
 def note(folder: Path, step: int, fid: float) -> bool:
-    """Add a line `step:fid` to fid.txt; return whether it is the lowest so far.
-
-    Lines of later steps, from before a resume, are dropped.
-    """
+    """Add a line `step:fid` to fid.txt and drop later ones; return whether it is the lowest."""
     path = folder / FID_FILE
     earlier = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
         at, _, value = line.partition(":")
         with contextlib.suppress(ValueError):
             if int(at) < step:

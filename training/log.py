@@ -6,7 +6,6 @@ A failure to write is reported once, and training goes on.
 import contextlib
 import json
 import os
-import resource
 import socket
 import sys
 import time
@@ -23,34 +22,19 @@ from tqdm import tqdm
 
 from config.stage import Stage
 from image_io import png
-from system.files import replaced
+from system.files import json_bytes, replaced
 from system.flags import Screen
+from system.machine import peak_memory_bytes
 
-LOG_FILE = "log.jsonl"
+LOG_FILE, BOARD = "log.jsonl", "writing TensorBoard's files"
 LOG_INTERVAL = 10  # steps; reading the loss terms waits for a CUDA device
 BAR_SECONDS = 0.5  # between redraws on a terminal
 QUIET_SECONDS = 30.0  # between redraws in a log file
 SHORT_NAMES = {"d_real": "D real", "d_fake": "D fake", "d_r1": "R1", "g_fake": "G"}
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return this process's peak memory: allocated on the CUDA device, or resident in RAM."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 class JsonLines:
-    """A file of JSON lines, each with its step; no line is ever half-written.
-
-    Args:
-        path: the file.
-        first_step: lines of later steps, and a last line that is torn, are dropped.
-
-    Raises:
-        OSError: the file cannot be read or written.
-    """
+    """A file of whole JSON lines, each with its step; earlier lines stay up to first_step."""
 
     def __init__(self, path: Path, first_step: int) -> None:
         if path.exists():
@@ -60,12 +44,8 @@ class JsonLines:
         self.file = path.open("ab", buffering=0)
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Write one line atomically.
-
-        Raises:
-            OSError: it could not be written.
-        """
-        line = (json.dumps({key: _plain(value) for key, value in entry.items()}) + "\n").encode()
+        """Write one line; after an OSError none of it stays."""
+        line = json_bytes(entry) + b"\n"
         before = self.file.tell()
         try:
             while line:
@@ -87,22 +67,11 @@ def _step(line: bytes) -> float:
         return float("inf")
 
 
-def _plain(value: object) -> object:
-    """Return value, or its text if it is an infinity or NaN, which JSON does not have."""
-    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
-        return str(value)
-    return value
-
-
 class Board:
-    """TensorBoard events of numbers and pictures, one file per process.
+    """TensorBoard events of numbers and pictures, one file per process; methods may raise OSError.
 
     Events are written at once and by this thread: torch's SummaryWriter has a thread that dies at
-    the first error of the disk.
-
-    Args:
-        folder: made when the first event comes.
-        first_step: TensorBoard hides the entries of earlier files from this step on.
+    the first error of the disk. TensorBoard hides entries of earlier files after first_step.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
@@ -115,20 +84,12 @@ class Board:
         self.file: Any = None
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Add numbers by name.
-
-        Raises:
-            OSError: they could not be written.
-        """
+        """Add numbers by name."""
         for name, value in values.items():
             self._add(Event(step=step, summary=summary.scalar(name, value)))
 
     def image(self, name: str, image: Tensor, step: int) -> None:
-        """Add a uint8 picture (3, H, W).
-
-        Raises:
-            OSError: it could not be written.
-        """
+        """Add a uint8 picture (3, H, W)."""
         self._add(Event(step=step, summary=summary.image(name, image, dataformats="CHW")))
 
     def _add(self, event: Any) -> None:
@@ -164,12 +125,8 @@ class Board:
 class RunLog:
     """The progress bar and the log files of one run; only the main process has one.
 
-    Args:
-        folder: of the run.
-        first_step: steps done before. Log lines of later steps, which will be repeated, are
-            dropped.
-        last_step: the step at which training will end; None for never.
-        device: for the memory figure.
+    first_step: steps done before; log lines of later steps, which will be repeated, are dropped.
+    last_step: the step at which training will end; None for never. device: for the memory figure.
     """
 
     def __init__(
@@ -191,9 +148,7 @@ class RunLog:
         )
         self.file = JsonLines(folder / LOG_FILE, first_step)
         self.board = Board(folder / "tensorboard", first_step)
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-        self.images, self.steps, self.since = 0, 0, time.perf_counter()
+        self.reset_clock()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -225,17 +180,11 @@ class RunLog:
     def step(
         self, done: int, stage: Stage, terms: Mapping[str, Tensor], images: int, where: str
     ) -> dict[str, float] | None:
-        """Record one step.
+        """Record one step; every LOG_INTERVAL steps return the terms' means since then, else None.
 
-        Args:
-            done: steps done so far, this one included.
-            stage: the curriculum at this step.
-            terms: loss terms; not read before the next log entry.
-            images: number of real images that all processes saw.
-            where: text of the progress bar about the stage.
-
-        Returns:
-            The means of the terms since the last entry, every LOG_INTERVAL steps.
+        done: steps done, this one included. terms: loss terms, not read before the next log entry.
+        images: number of real images that all processes saw. where: the progress bar's text about
+        the stage.
         """
         for name, term in terms.items():
             self.sums[name] = self.sums.get(name, 0) + term  # on the device, without waiting
@@ -254,8 +203,9 @@ class RunLog:
         figures = {
             "images_per_second": self.images / seconds,
             "seconds_per_step": seconds / self.steps,
-            "memory_bytes": peak_memory_bytes(self.device),
         }
+        memory = peak_memory_bytes(self.device)
+        figures |= {} if memory is None else {"memory_bytes": memory}
         schedule = {
             "image_size": stage.render.image_size,
             "batch_size": stage.batch_size,
@@ -266,26 +216,27 @@ class RunLog:
             "topk_share": stage.topk_share,
         }
         self.record({"step": done, **schedule, **means, **figures})
-        scalars = {
-            f"{group}/{name}": value
-            for group, values in (("loss", means), ("schedule", schedule), ("speed", figures))
-            for name, value in values.items()
-        }
-        self.attempt("writing TensorBoard's files", lambda: self.board.scalars(scalars, done))
+        for group, values in (("loss", means), ("schedule", schedule), ("speed", figures)):
+            self._show_scalars(group, values, done)
         losses = {SHORT_NAMES[n]: f"{v:.3f}" for n, v in means.items() if n in SHORT_NAMES}
-        speed = {"img/s": f"{figures['images_per_second']:.0f}"}
-        self.bar.set_postfix({**speed, **losses}, refresh=False)
+        speed = f"{figures['images_per_second']:.0f}"
+        self.bar.set_postfix({"img/s": speed, **losses}, refresh=False)
         self.reset_clock()
         return means
 
     def reset_clock(self) -> None:
         """Restart the speed measurement, so that saving and previews do not count as training."""
-        self.sums, self.counts = {}, {}
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
         self.images, self.steps, self.since = 0, 0, time.perf_counter()
 
     def record(self, entry: Mapping[str, Any]) -> None:
         """Append a line to log.jsonl."""
         self.attempt(f"writing {LOG_FILE}", lambda: self.file.append(entry))
+
+    def _show_scalars(self, group: str, values: Mapping[str, float], done: int) -> None:
+        scalars = {f"{group}/{name}": value for name, value in values.items()}
+        self.attempt(BOARD, lambda: self.board.scalars(scalars, done))
 
     def warn(self, step: int, text: str) -> None:
         """Print a warning and append it to log.jsonl."""
@@ -295,8 +246,7 @@ class RunLog:
     def measured(self, done: int, name: str, value: float) -> None:
         """Write a measured figure to log.jsonl, TensorBoard and the screen."""
         self.record({"step": done, name: value})
-        scalars = {f"quality/{name}": value}
-        self.attempt("writing TensorBoard's files", lambda: self.board.scalars(scalars, done))
+        self._show_scalars("quality", {name: value}, done)
         self.say(f"step {done}: {name} {value:.2f}")
 
     def preview(self, done: int, name: str, images: Tensor, columns: int) -> None:
@@ -304,7 +254,4 @@ class RunLog:
         sheet = png.grid(png.to_uint8(images), columns)
         path = self.folder / f"{done:06d}_{name}.png"
         self.attempt("writing previews", lambda: png.save_png(path, sheet))
-        board = self.board
-        self.attempt(
-            "writing TensorBoard's files", lambda: board.image(f"previews/{name}", sheet, done)
-        )
+        self.attempt(BOARD, lambda: self.board.image(f"previews/{name}", sheet, done))

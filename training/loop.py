@@ -42,7 +42,10 @@ def train(place: Place, job: tuple[TrainOptions, Start]) -> int:
     else:
         machine.use_one_thread_for(start.curriculum.field_width())
     with files.run_folder(options.output_dir) if place.is_main else contextlib.nullcontext():
-        return TrainingRun(place, options, set_up(place, options, start), start.listing).run()
+        setup = set_up(place, options, start)
+        if options.is_dry_run:
+            return 0
+        return TrainingRun(place, options, setup, start.listing).run()
 
 
 def computes_apart(place: Place) -> bool:
@@ -202,15 +205,13 @@ class TrainingRun:
             rank=self.place.rank,
             world_size=self.place.world_size,
         )
-        batch = images.batch(indices)
-        if self.place.device.type == "cuda":
-            batch = batch.pin_memory()
         rng = step_rng(
             self.game.seed, self.place.rank, stage.step, Purpose.FLIPS, torch.device("cpu")
         )
-        return datasets.training_images(
-            batch.to(self.place.device, non_blocking=True), flip=images.options.flip, rng=rng
-        )
+        batch = images.batch(indices, rng=rng)
+        if self.place.device.type == "cuda":
+            batch = batch.pin_memory()
+        return datasets.training_images(batch.to(self.place.device, non_blocking=True))
 
     def _complaint(self, terms: dict[str, Tensor]) -> str | None:
         """Return why training must stop if too many updates in a row were skipped, else None.

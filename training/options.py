@@ -46,6 +46,7 @@ class TrainOptions:
     sample_interval, model_save_interval: steps between previews, and between snapshots.
     state_seconds: seconds between saved states.
     keep: number of snapshots that stay; previews of ten times as many steps stay.
+    is_dry_run: stop before the first step, and write only what shows and caches the pictures.
     command: the words of the command line, for options.json.
     """
 
@@ -63,6 +64,7 @@ class TrainOptions:
     state_seconds: float
     keep: int
     fid: FidOptions
+    is_dry_run: bool
     command: list[str]
 
 

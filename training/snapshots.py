@@ -6,6 +6,7 @@ A failure to write is reported once; training continues and tries again.
 import re
 import time
 from collections.abc import Collection
+from functools import partial
 
 from config.curriculum import Curriculum
 from config.stage import Stage
@@ -27,8 +28,8 @@ PREVIEW_NAMES = ("fixed", "tilted", "fixed_ema", "tilted_ema", "random")
 def steps_to_keep(steps: Collection[int], interval: int, keep: int) -> set[int]:
     """Return the steps whose previews stay, at most SHEETS_PER_KEEP * keep of those given.
 
-    The newest keep stay, and all before them while there is room. When there is none, only those
-    at every second interval stay, or fourth, eighth ...: spread over the whole run.
+    The newest keep stay, and of the others as many as fit: all, or those at every second interval,
+    or fourth, eighth ..., spread over the whole run.
     """
     ordered = sorted(steps)
     newest, older = ordered[-keep:], ordered[:-keep]
@@ -66,17 +67,15 @@ class Keeper:
         return self.is_save_due or any(step % interval == 0 for interval in intervals)
 
     def between_steps(self, *, is_last: bool, is_stopped: bool) -> None:
-        """Write the state, a snapshot and previews if due; no previews when asked to stop.
-
-        Raises:
-            NotFinite: the state is not finite.
-        """
+        """Write what is due, no previews when asked to stop; NotFinite as save."""
         step, options = self.progress.step, self.options
         is_snapshot = step % options.model_save_interval == 0
         is_saved = is_snapshot or is_last or is_stopped or self.is_save_due
         is_shown = step % options.sample_interval == 0 or (is_last and not is_stopped)
+        parts = (options.output_dir, self.game, self.curriculum, self.progress)
         if is_snapshot:
-            self.log.attempt("writing a snapshot", self._save_snapshot)
+            write = partial(state.save_snapshot, *parts, keep=options.keep)
+            self.log.attempt("writing a snapshot", write)
         if is_saved:
             self.save()
         if is_shown:
@@ -87,11 +86,7 @@ class Keeper:
             self.log.reset_clock()
 
     def save(self) -> None:
-        """Save the state; if that fails, report it and try again a little later.
-
-        Raises:
-            NotFinite: the state is not finite.
-        """
+        """Save the state, or raise NotFinite; if the disk fails, try again a little later."""
         parts = (self.options.output_dir, self.game, self.curriculum, self.progress)
         is_saved = self.log.attempt(f"writing {state.STATE_FILE}", lambda: state.save_state(*parts))
         pause = self.options.state_seconds if is_saved else RETRY_SECONDS
@@ -100,12 +95,6 @@ class Keeper:
             self.saved_step = self.progress.step
             skipped = int(self.game.health.skipped)
             self.log.record({"step": self.progress.step, "saved": True, "skipped": skipped})
-
-    def _save_snapshot(self) -> None:
-        options = self.options
-        state.save_snapshot(
-            options.output_dir, self.game, self.curriculum, self.progress, keep=options.keep
-        )
 
     def note_losses(self, means: dict[str, float], stage: Stage) -> None:
         """Warn if the means of the loss terms show signs of a collapse."""

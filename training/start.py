@@ -75,34 +75,31 @@ def _unpacked(packed: Tensor) -> Start:
     return Start(**pickle.loads(packed.numpy().tobytes()))
 
 
-def resolve(
-    typed: Curriculum, options: TrainOptions, place: Place, *, is_dry_run: bool = False
-) -> Start:
+def resolve(typed: Curriculum, options: TrainOptions, place: Place) -> Start:
     """Find and read the state to resume from, and list the pictures.
 
     Args:
         typed: the curriculum as it was typed.
         options: of the run.
         place: of this process, or of the first that it will start.
-        is_dry_run: ignore a run in output_dir unless the options ask to continue one.
 
     Raises:
         UsageError: there is no state to resume from, it cannot be used, output_dir holds another
             run, or there are no pictures.
     """
     own_state = stamp_of(options.output_dir / STATE_FILE)  # before all else
-    path = None
-    if not is_dry_run or options.is_resumed or options.load_dir is not None:
-        try:
-            path = find_state(options.output_dir, options.load_dir, is_resumed=options.is_resumed)
-        except UsageError:
-            if place.is_main:  # other machines may lack the file
-                raise
-    content = None
+    path = content = None
+    try:
+        path = find_state(options.output_dir, options.load_dir, is_resumed=options.is_resumed)
+    except UsageError:
+        if place.is_main:  # other machines may lack the file
+            raise
     if path is not None and path.is_dir():
         run = published_run.open_run(path)
-        typed = run.adapt(typed)
-        content = state.published_content(run, typed)
+        adapted = run.adapt(typed)
+        if place.is_main:
+            published_run.note_changes(path, typed, adapted)
+        typed, content = adapted, state.published_content(run, adapted)
     elif path is not None:
         content = state.read_state(path, typed)
     return _start(typed, options, path, content, own_state)

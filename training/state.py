@@ -60,11 +60,7 @@ def about_run(curriculum: Curriculum, progress: Progress) -> dict[str, Any]:
 
 
 def content_of(game: AdversarialGame, curriculum: Curriculum, progress: Progress) -> dict[str, Any]:
-    """Return the whole state of training, as training_state.pth holds it; tensors are not copied.
-
-    Raises:
-        NotFinite: something is not finite.
-    """
+    """Return the whole state of training, tensors not copied; NotFinite if it is not finite."""
     require_finite(game)
     return {
         **about_run(curriculum, progress),
@@ -100,25 +96,19 @@ def write_state(folder: Path, content: Mapping[str, Any]) -> None:
 def save_state(
     folder: Path, game: AdversarialGame, curriculum: Curriculum, progress: Progress
 ) -> None:
-    """Write the whole state of training into folder, then the networks exported from it.
-
-    Raises:
-        NotFinite: something is not finite; nothing was written.
-    """
+    """Write state and exported networks into folder, or raise NotFinite and write nothing."""
     write_state(folder, content_of(game, curriculum, progress))
 
 
 def require_finite(game: AdversarialGame) -> None:
-    """Check that networks, averages and optimizer moments are finite.
-
-    Raises:
-        NotFinite: names the first tensor that is not.
-    """
-    named: dict[str, object] = {}
-    for name in ("generator", "discriminator"):
-        named[name] = getattr(game, name).state_dict()
-        named[f"{name}'s optimizer"] = getattr(game, f"{name}_optimizer").state_dict()["state"]
-    named["average"] = [average.shadow for average in game.averages]
+    """Raise NotFinite, with the tensor's name, unless networks, averages and moments are finite."""
+    named: dict[str, object] = {
+        "generator": game.generator.state_dict(),
+        "generator's optimizer": game.generator_optimizer.state_dict()["state"],
+        "discriminator": game.discriminator.state_dict(),
+        "discriminator's optimizer": game.discriminator_optimizer.state_dict()["state"],
+        "average": [average.shadow for average in game.averages],
+    }
     for name, tensors in named.items():
         for where, tensor in _tensors(tensors, ""):
             if not tensor.isfinite().all():
@@ -129,25 +119,29 @@ def _tensors(value: object, where: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the path and value of every tensor in nested dicts and lists."""
     if isinstance(value, torch.Tensor):
         yield where, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
+    elif isinstance(value, (Mapping, list, tuple)):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from _tensors(item, f"{where}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _tensors(item, f"{where}.{index}")
 
 
 def export(folder: Path, content: Mapping[str, Any]) -> None:
     """Write generator.pth, ema.pth, ema2.pth and discriminator.pth of a state into folder."""
+    for file, (kind, network) in exports(content).items():
+        checkpoints.save(folder / file, kind, network)
+
+
+def exports(content: Mapping[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return kind and content of each of the files with networks of a state, by name."""
     about = {key: content[key] for key in ("curriculum_name", "curriculum", "step", "versions")}
     raw = content["generator"]
-    exports: list[tuple[str, str, Mapping[str, Any]]] = [("generator.pth", "generator", raw)]
+    found = {
+        "generator.pth": ("generator", {**about, "state": raw}),
+        "discriminator.pth": ("discriminator", {**about, "state": content["discriminator"]}),
+    }
     for file, average in zip(AVERAGE_FILES, content["averages"], strict=True):
         averaged = dict(zip(raw, average["shadow"], strict=True))  # a generator has no buffers
-        exports.append((file, "generator", averaged))
-    exports.append(("discriminator.pth", "discriminator", content["discriminator"]))
-    for file, kind, network in exports:
-        checkpoints.save(folder / file, kind, {**about, "state": network})
+        found[file] = ("generator", {**about, "state": averaged})
+    return found
 
 
 def save_snapshot(
@@ -175,29 +169,13 @@ def step_of(folder: Path) -> int:
 
 
 def seed_of(content: Mapping[str, Any]) -> int:
-    """Return the seed of a training state; 0 for a published run, which has none.
-
-    Raises:
-        UsageError: the entry is no seed.
-    """
-    if "seed" not in content:
-        return 0
-    try:
-        return count_entry(content, "seed")
-    except StateError as error:
-        raise UsageError(f"{STATE_FILE}: {error}") from error
+    """Return a training state's seed, 0 for a published run; UsageError if the entry is no seed."""
+    with checkpoints.complaints(Path(STATE_FILE)):
+        return count_entry({"seed": 0, **content}, "seed")
 
 
 def read_state(path: Path, curriculum: Curriculum) -> dict[str, Any]:
-    """Read the content of a training state, for load_state.
-
-    Args:
-        path: a training state of ours, or the folder of a published run.
-        curriculum: what is trained; for a published run, the result of its adapt.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
+    """Read a state of ours, or the folder of a published run that the curriculum fits."""
     if not path.is_dir():
         content = checkpoints.read(path, "training_state")
         _refuse_other_scales(path, checkpoints.curriculum_of(path, content), curriculum)
@@ -206,15 +184,7 @@ def read_state(path: Path, curriculum: Curriculum) -> dict[str, Any]:
 
 
 def published_content(run: PublishedRun, curriculum: Curriculum) -> dict[str, Any]:
-    """Return the content of a training state of a published run.
-
-    Args:
-        run: the published run.
-        curriculum: that of run.adapt.
-
-    Raises:
-        UsageError: a file does not fit the networks.
-    """
+    """Return a published run as a training state; curriculum is the result of run.adapt."""
     return {**about_run(curriculum, Progress(step=run.step)), **run.state(curriculum)}
 
 
@@ -234,13 +204,9 @@ def _refuse_other_scales(path: Path, trained: Curriculum, wanted: Curriculum) ->
 
 
 def load_state(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
-    """Validate a training state, then load it into the game; the game's own options stay.
-
-    Raises:
-        UsageError: it is damaged, or belongs to other networks than the curriculum's.
-    """
+    """Validate a state, then load it; UsageError if it is damaged or of other networks."""
     try:
-        progress = _take_over(content, game)
+        progress = _checked_and_loaded(content, game)
         require_finite(game)
         return progress
     except NotFinite as error:
@@ -253,11 +219,10 @@ def load_state(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
         ) from error
 
 
-def _take_over(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
-    progress = Progress(
-        step=count_entry(content, "step"), images_seen=count_entry(content, "images_seen")
+def _checked_and_loaded(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
+    step, images_seen, skipped = (
+        count_entry(content, key) for key in ("step", "images_seen", "skipped")
     )
-    skipped = count_entry(content, "skipped")
     for name in ("generator", "discriminator"):
         network: nn.Module = getattr(game, name)
         network.load_state_dict(checked_state(network, content.get(name)))
@@ -271,17 +236,13 @@ def _take_over(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
         load_moments(optimizer, content.get(name))
     load_scaler(game.scaler, content.get("scaler"))
     game.health.skipped.fill_(skipped)
-    return progress
+    return Progress(step, images_seen)
 
 
 def load_average(
     average: ExponentialMovingAverage, values: Sequence[object], num_updates: int
 ) -> None:
-    """Validate averaged parameters, then load them in the order of the average's own.
-
-    Raises:
-        StateError: they are not those of this network.
-    """
+    """Check averages in the parameters' order, then load them; StateError if they do not fit."""
     if len(values) != len(average.shadow):
         raise StateError(f"has {len(values)} averages for {len(average.shadow)} parameters")
     pairs = zip(values, average.shadow, strict=True)

@@ -43,12 +43,9 @@ class Opened:
 class Checkpoints:
     """The checkpoints of a run by name, each read at its first use.
 
-    Args:
-        generator: the file that the command names; its folder is the run's.
-        device: of the generators.
-        curriculum: what they were trained with; None takes what the files say.
-        fits: files of fitted objects by name.
-        precision: exact or fast, as --precision says.
+    generator is the file that the command names; its folder is the run's. curriculum None takes
+    what the files say. fits are files of fitted objects by name. precision is as --precision says,
+    max_points the most in one call of the field; None is the default of the device.
     """
 
     def __init__(
@@ -59,11 +56,12 @@ class Checkpoints:
         curriculum: Curriculum | None,
         fits: Mapping[str, Path] | None = None,
         precision: viewing.Precision = "exact",
+        max_points: int | None = None,
     ) -> None:
         self.newest = generator.name
         self._folder = generator.parent
         self._device, self._curriculum = device, curriculum
-        self._precision = precision
+        self._precision, self._max_points = precision, max_points
         self.fits = dict(fits or {})
         self._opened: dict[tuple[str, Average], Opened] = {}
         self._lock = threading.Lock()
@@ -77,11 +75,7 @@ class Checkpoints:
         return [self.newest, *(name for name in names if name != self.newest)]
 
     def path(self, name: str) -> Path:
-        """Return the file of that name.
-
-        Raises:
-            UsageError: the list has no such name.
-        """
+        """Return the file of that name; UsageError if the list has no such name."""
         if name not in self.names():
             raise UsageError(f"no checkpoint {name!r} in this run")
         return self._folder / name
@@ -101,10 +95,8 @@ class Checkpoints:
     def open(self, name: str, ema: Average) -> Opened:
         """Read the checkpoint, or return the one in memory if its files have not changed.
 
-        Where the files have become unreadable, the one in memory is returned too.
-
-        Raises:
-            UsageError: it cannot be read and never could, or there is none of that name.
+        Where the files have become unreadable, the one in memory is returned too. Raises UsageError
+        if it cannot be read and never could, or there is none of that name.
         """
         with self._lock:
             stamp, earlier = self.stamp(name, ema), self._opened.get((name, ema))
@@ -131,35 +123,25 @@ class Checkpoints:
             published_curriculum=curriculums.load("CelebA"),
         )
         viewing.set_precision(saved.generator, self._precision)
+        saved.generator.points_per_chunk = self._max_points or saved.generator.points_per_chunk
         return Opened(saved=saved, mean=viewing.mean_film(saved), stamp=stamp)
 
     def check(self, request: Request) -> None:
-        """Refuse a request whose names are not in the lists.
-
-        Raises:
-            UsageError: there is no such checkpoint, average or fit.
-        """
+        """Raise UsageError if there is no such checkpoint, average or fit."""
         if request.ema not in self.averages(request.checkpoint):
             raise UsageError(f"{request.checkpoint} has no {request.ema} parameters beside it")
         if request.fit and request.fit not in self.fits:
             raise UsageError(f"no fit {request.fit!r} was given with --fit")
 
     def film(self, opened: Opened, request: Request) -> Film:
-        """Return the conditioning (1, F) of the object that the request shows.
-
-        Raises:
-            UsageError: it shows a fit that was made with another generator.
-        """
+        """Return the object's conditioning (1, F); UsageError for a fit of another generator."""
         if request.fit:
-            return self._fitted(opened, request.fit)
+            if request.fit not in opened.fits:
+                (shown,) = viewing.fitted_objects(opened.saved, [self.fits[request.fit]])
+                opened.fits[request.fit] = shown.film
+            return opened.fits[request.fit]
         seeds = [request.seed, request.seed if request.to_seed is None else request.to_seed]
         start, end = viewing.objects_of_seeds(
             opened.saved, seeds, psi=request.psi, mean=opened.mean
         )
         return start.film.lerp(end.film, request.mix)
-
-    def _fitted(self, opened: Opened, name: str) -> Film:
-        if name not in opened.fits:
-            (shown,) = viewing.fitted_objects(opened.saved, [self.fits[name]])
-            opened.fits[name] = shown.film
-        return opened.fits[name]

@@ -14,8 +14,10 @@ import torch
 import viser
 
 from generators.cameras import PoseDistribution, Poses, camera_origins, sample_poses
+from generators.trajectories import Camera
+from web_viewer import origins
 from web_viewer.pictures import Picture
-from web_viewer.request import NARROWEST, SHOWS, WIDEST, Eye, Request, distance_of
+from web_viewer.request import NARROWEST, SHOWS, WIDEST, Request, distance_of
 from web_viewer.session import LABELS, NO_FIT, Session, Shared
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
@@ -54,19 +56,19 @@ class PoseMap:
         turn = (self._middle - yaw + math.pi) % math.tau  # the middle is half way
         return MAP_WIDTH * turn / math.tau, MAP_HEIGHT * pitch / math.pi
 
-    def is_familiar(self, eye: Eye) -> bool:
+    def is_familiar(self, camera: Camera) -> bool:
         """Return whether a training camera was close to the visitor's."""
-        pose = Poses(torch.tensor([eye.pitch]), torch.tensor([eye.yaw]))
+        pose = Poses(torch.tensor([camera.pitch]), torch.tensor([camera.yaw]))
         nearest = (self._places @ camera_origins(pose)[0]).max().clamp(-1, 1)
         return math.acos(float(nearest)) <= FAMILIAR
 
-    def svg(self, eye: Eye) -> str:
-        """Draw the map with the camera of eye on it, and a line of text below."""
-        x, y = self._on_map(eye.pitch, eye.yaw)
+    def svg(self, camera: Camera) -> str:
+        """Draw the map with a camera on it, and a line of text below."""
+        x, y = self._on_map(camera.pitch, camera.yaw)
         color, words = GREEN, "as in training"
-        if not self.is_familiar(eye):
+        if not self.is_familiar(camera):
             color, words = ORANGE, "beyond the training cameras"
-        pitch, yaw = (f"{math.degrees(angle):.0f}" for angle in (eye.pitch, eye.yaw))
+        pitch, yaw = (f"{math.degrees(angle):.0f}" for angle in (camera.pitch, camera.yaw))
         return (
             f'<div style="padding:0 1em"><svg viewBox="0 0 {MAP_WIDTH} {MAP_HEIGHT}" '
             f'style="{FRAME}" role="img" aria-label="training cameras and this camera">'
@@ -74,7 +76,7 @@ class PoseMap:
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{color}" stroke="#fff" '
             'stroke-width="1.5"/></svg>'
             f'<div style="font-size:0.8em">pitch {pitch}°, yaw {yaw}°, angle of view '
-            f'{eye.fov_degrees:.1f}°: <span style="color:{color}">{words}</span></div></div>'
+            f'{camera.fov_degrees:.1f}°: <span style="color:{color}">{words}</span></div></div>'
         )
 
 
@@ -92,7 +94,8 @@ class Server:
     def __init__(self, shared: Shared, pose_map: PoseMap, host: str, port: int) -> None:
         self._shared, self._pose_map = shared, pose_map
         self._pages: dict[int, Page] = {}
-        with contextlib.redirect_stdout(io.StringIO()):  # viser's own greeting
+        silent = contextlib.redirect_stdout(io.StringIO())  # viser's own greeting
+        with silent, origins.guarded(origins.own_names(host)):
             self._viser = _LocalServer(host=host, port=port, verbose=False)
         self.port = self._viser.get_port()
         gui, scene, camera = self._viser.gui, self._viser.scene, self._viser.initial_camera
@@ -100,7 +103,7 @@ class Server:
         gui.set_panel_label("pi-GAN viewer")
         scene.set_up_direction("+y")
         camera.fov = np.radians(shared.usual.fov_degrees)
-        camera.look_at, camera.position = _page_camera(shared.start.eye, shared.usual)
+        camera.look_at, camera.position = _page_camera(shared.start.camera, shared.usual)
         self._viser.on_client_connect(self._came)
         self._viser.on_client_disconnect(self._went)
 
@@ -126,11 +129,11 @@ class Server:
             page.session.join()
 
 
-def _page_camera(eye: Eye, usual: Eye) -> tuple[Vector, Vector]:
-    """Return the target and the place of the page's camera that shows what eye shows."""
-    place, _ = eye.placed()
-    target = np.array(eye.target)
-    distance = distance_of(eye, usual.fov_degrees)
+def _page_camera(camera: Camera, usual: Camera) -> tuple[Vector, Vector]:
+    """Return the target and the place of the page's camera that shows the same as camera."""
+    place, _ = camera.placed()
+    target = np.array(camera.target)
+    distance = distance_of(camera, usual.fov_degrees)
     return target, target + distance * (place[0].double().numpy() - target)
 
 
@@ -150,7 +153,7 @@ class Page:
         with gui.add_folder("Picture", expand_by_default=is_wide):
             self._add_picture(shared.start)
         with gui.add_folder("Camera", expand_by_default=is_wide):
-            self._map = gui.add_html(pose_map.svg(shared.start.eye))
+            self._map = gui.add_html(pose_map.svg(shared.start.camera))
             self._button("Back to the middle", lambda: self._place(shared.usual))
         with gui.add_folder("Save", expand_by_default=is_wide):
             self._add_saving()
@@ -173,8 +176,8 @@ class Page:
             fits = [NO_FIT, *source.fits]
             fit = gui.add_dropdown("Photo's fit", fits, initial_value=start.fit or NO_FIT)
             self._field("fit", fit)
-            eyes = self._shared.fit_eyes
-            fit.on_update(lambda _: self._place(eyes.get(fit.value, self._shared.usual)))
+            cameras = self._shared.fit_cameras
+            fit.on_update(lambda _: self._place(cameras.get(fit.value, self._shared.usual)))
         self._field("seed", gui.add_text(LABELS["seed"], str(start.seed)))
         self._button("Random seed", self._roll)
         self._field("psi", gui.add_slider(LABELS["psi"], 0.0, 1.0, 0.01, start.psi))
@@ -220,9 +223,9 @@ class Page:
         self.session.move(camera.position.tolist(), camera.look_at.tolist(), float(camera.aspect))
         self._tell()
 
-    def _place(self, eye: Eye) -> None:
-        """Move the page's camera to eye."""
-        target, place = _page_camera(eye, self._shared.usual)
+    def _place(self, camera: Camera) -> None:
+        """Make the page's camera show the same as camera."""
+        target, place = _page_camera(camera, self._shared.usual)
         with self._client.atomic():
             self._client.camera.position = place  # first, because it also moves the target
             self._client.camera.look_at = target
@@ -235,7 +238,7 @@ class Page:
 
     def _tell(self) -> None:
         """Update the map and the command line."""
-        self._map.content = self._pose_map.svg(self.session.request.eye)
+        self._map.content = self._pose_map.svg(self.session.request.camera)
         self._command.content = (
             f'<div style="padding:0 1em"><textarea readonly rows="3" style="{TEXT}" '
             f'aria-label="command line">{html.escape(self.session.command_line())}</textarea>'

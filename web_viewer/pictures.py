@@ -46,10 +46,7 @@ def coarse_size(size: int, seconds: float, full: int) -> int:
 
 
 def levels(coarse: int, request: Request, quick_steps: int) -> list[tuple[int, int]]:
-    """Return (size, samples per ray) of the pictures from the quick one to the finished one.
-
-    Each has twice the size of the last; only the finished one has all the samples asked for.
-    """
+    """Return (size, samples per ray) of the pictures; each is twice as large as the last."""
     full, quick = request.image_size, min(quick_steps, request.num_steps)
     sizes = [min(coarse, full)]
     while 2 * sizes[-1] < full:
@@ -68,7 +65,7 @@ def pixels_of(view: View, rays: Rays, request: Request, options: RenderOptions) 
         depths = surface_depths(view, options)
         places = rays.origins + depths.flatten(1)[..., None] * rays.directions
         normals = surface_normals(places.unflatten(1, depths.shape[1:]))
-        image = normal_pictures(normals, request.eye.placed()[1].to(normals))
+        image = normal_pictures(normals, request.camera.placed()[1].to(normals))
     else:
         image = view.images
     return png.to_uint8(image[0])
@@ -76,43 +73,34 @@ def pixels_of(view: View, rays: Rays, request: Request, options: RenderOptions) 
 
 @torch.no_grad()
 def picture_parts(
-    opened: Opened, film: Film, request: Request, *, size: int, num_steps: int, max_points: int
+    opened: Opened, film: Film, request: Request, size: int, num_steps: int
 ) -> Iterator[Tensor | None]:
     """Render a picture: yield None after each part, and its pixels (3, H, W) at the end."""
     options = render_options(opened.saved, request, num_steps)
     frequencies, shape = film.frequencies, request.shape(size)
-    rays = Rays(*(ends.to(frequencies) for ends in request.eye.rays(shape)))
+    rays = Rays(*(ends.to(frequencies) for ends in request.camera.rays(shape)))
+    generator, parts = opened.saved.generator, list[Rendering]()
     largest = CUDA_PART if frequencies.is_cuda else CPU_PART
-    parts: list[Rendering] = []
-    for part in opened.saved.generator.render_parts(
-        film, rays, options, points_per_chunk=min(largest, max_points)
-    ):
+    points = min(largest, generator.points_per_chunk or largest)
+    for part in generator.render_parts(film, rays, options, points_per_chunk=points):
         parts.append(part)
         yield None
     yield pixels_of(as_view(join(parts), shape), rays, request, options)
 
 
-def finished_picture(source: Checkpoints, request: Request, *, max_points: int) -> Tensor:
+def finished_picture(source: Checkpoints, request: Request) -> Tensor:
     """Render the pixels (3, H, W) of the request, as the page finally shows them."""
     opened = source.open(request.checkpoint, request.ema)
-    *_, pixels = picture_parts(
-        opened,
-        source.film(opened, request),
-        request,
-        size=request.image_size,
-        num_steps=request.num_steps,
-        max_points=max_points,
-    )
+    film = source.film(opened, request)
+    *_, pixels = picture_parts(opened, film, request, request.image_size, request.num_steps)
     assert pixels is not None  # the last that picture_parts yields
     return pixels
 
 
-def save_picture(
-    source: Checkpoints, request: Request, folder: Path, progress: Progress, max_points: int
-) -> Path:
+def save_picture(source: Checkpoints, request: Request, folder: Path, progress: Progress) -> Path:
     """Write NAME.png, or NAME_depth.png and so on; return its path."""
     progress(0.0)
-    pixels = finished_picture(source, request, max_points=max_points)
+    pixels = finished_picture(source, request)
     kind = "" if request.show == "color" else f"_{request.show}"
     path = output_folder(folder) / f"{request.object_name()}{kind}.png"
     png.save_png(path, pixels)

@@ -1,7 +1,7 @@
 """The picture that a visitor of the viewer requests; converts flags to requests and back.
 
 A value is checked once, where it is typed: READERS are the types of the flags and of the fields of
-the page, and eye_from keeps the page's camera within what can be shown.
+the page, and camera_from keeps the page's camera within what can be shown.
 """
 
 import argparse
@@ -10,14 +10,11 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
-
-import torch
-from torch import Tensor
+from typing import Any, Literal, get_args
 
 from checkpoint_io.checkpoints import Average, SavedGenerator
-from generators.cameras import POLE_MARGIN, Poses, Rays, camera_origins, camera_rotations, rays_from
-from generators.trajectories import SceneObject
+from generators.cameras import POLE_MARGIN
+from generators.trajectories import Camera, SceneObject
 from generators.volumetric_rendering import RenderOptions
 from rendering import viewing
 from system import flags
@@ -36,33 +33,6 @@ PLAIN_FLAGS = (  # named as the fields of a Request, with the same values
 MAX_SHIFT = 0.5  # scene units from the origin to the target, on each axis
 
 
-class Eye(NamedTuple):
-    """A camera at distance 1 from the point that it looks at.
-
-    pitch, yaw: direction from that point to the camera, radians. fov_degrees: angle of view over
-    the picture's shorter side. target: the point, scene units; training cameras look at the origin.
-    """
-
-    pitch: float
-    yaw: float
-    fov_degrees: float
-    target: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-    def placed(self) -> tuple[Tensor, Tensor]:
-        """Return the camera's place (1, 3) and its rotation (1, 3, 3) from camera to world."""
-        pose = Poses(torch.tensor([self.pitch]), torch.tensor([self.yaw]))
-        return camera_origins(pose) + torch.tensor([self.target]), camera_rotations(pose)
-
-    def rays(self, shape: tuple[int, int]) -> Rays:
-        """Return the rays of a picture of shape (H, W)."""
-        return rays_from(*self.placed(), shape, self.fov_degrees)
-
-    def distance(self) -> float:
-        """Return the origin's distance along the camera's axis; 1 unless target moved it."""
-        place, rotation = self.placed()
-        return float((place * rotation[..., 2]).sum())
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """Everything a picture depends on apart from the files.
@@ -75,7 +45,7 @@ class Request:
 
     checkpoint: str
     ema: Average
-    eye: Eye
+    camera: Camera
     num_steps: int
     seed: int = 0
     fit: str = ""
@@ -99,15 +69,13 @@ class Request:
         return str(self.seed) if self.to_seed is None else f"{self.seed}_to_{self.to_seed}"
 
 
-def eye_from(place: Sequence[float], target: Sequence[float], usual_fov: float) -> Eye:
+def camera_from(place: Sequence[float], target: Sequence[float], usual_fov: float) -> Camera:
     """Convert a page's camera at place to one at distance 1 from target that shows the same.
 
     A page's camera zooms by coming nearer. Ours keeps the distance of training and narrows its
-    angle of view so that the target is as large: tan(fov / 2) is proportional to the distance.
-    What lies beyond the limits of the flags is moved to them.
-
-    Raises:
-        UsageError: place and target are one point, or not finite.
+    angle of view so that the target is as large: tan(fov / 2) is proportional to the distance. What
+    lies beyond the limits of the flags is moved to them. Raises UsageError if place and target are
+    one point, or not finite.
     """
     if not all(map(math.isfinite, [*place, *target])):
         raise UsageError("the camera must stand somewhere")
@@ -118,7 +86,7 @@ def eye_from(place: Sequence[float], target: Sequence[float], usual_fov: float) 
     x, y, z = (part / distance for part in offset)
     shift = [min(MAX_SHIFT, max(-MAX_SHIFT, part)) for part in target]
     half = math.atan(distance * math.tan(math.radians(usual_fov) / 2))
-    return Eye(
+    return Camera(
         pitch=min(math.pi - POLE_MARGIN, max(POLE_MARGIN, math.acos(min(1.0, max(-1.0, y))))),
         yaw=math.atan2(z, x),
         fov_degrees=min(WIDEST, max(NARROWEST, 2 * math.degrees(half))),
@@ -126,15 +94,9 @@ def eye_from(place: Sequence[float], target: Sequence[float], usual_fov: float) 
     )
 
 
-def distance_of(eye: Eye, usual_fov: float) -> float:
-    """Return the distance from target of the page's camera that shows what eye shows."""
-    return math.tan(math.radians(eye.fov_degrees) / 2) / math.tan(math.radians(usual_fov) / 2)
-
-
-def usual_eye(saved: SavedGenerator) -> Eye:
-    """Return the camera in the middle of the training cameras."""
-    pitch, yaw = saved.curriculum.poses().center()
-    return Eye(pitch, yaw, saved.curriculum.settings.fov)
+def distance_of(camera: Camera, usual_fov: float) -> float:
+    """Return the distance from its target at which a page's camera shows the same as ours."""
+    return math.tan(math.radians(camera.fov_degrees) / 2) / math.tan(math.radians(usual_fov) / 2)
 
 
 def quick_steps(saved: SavedGenerator) -> int:
@@ -143,15 +105,12 @@ def quick_steps(saved: SavedGenerator) -> int:
 
 
 def render_options(saved: SavedGenerator, request: Request, num_steps: int) -> RenderOptions:
-    """Return the options that render the request with num_steps samples per ray.
-
-    near and far move along where the camera's distance to the origin differs from training.
-    """
+    """Return the options of the request; near and far move with the camera's distance."""
     usual = saved.curriculum.preview_render(saved.step, request.image_size)
-    moved = request.eye.distance() - 1
+    moved = request.camera.distance() - 1
     return replace(
         usual,
-        fov_degrees=request.eye.fov_degrees,
+        fov_degrees=request.camera.fov_degrees,
         near=max(0.0, usual.near + moved),
         far=usual.far + moved,
         num_steps=num_steps,
@@ -205,7 +164,6 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     add("image_size", default=256, help="pixels of the shorter side of the finished picture")
     add("aspect", default=1.0, help="width over height of a saved picture; the page takes its "
         "window's")  # fmt: skip
-    viewing.add_field_flags(parser)
 
 
 def from_args(
@@ -216,7 +174,7 @@ def from_args(
 ) -> Request:
     """Return the request of the flags of add_request; fits are the opened files of --fit."""
     shown = fits[0] if fits else None
-    usual = usual_eye(saved) if shown is None else shown.camera
+    usual = viewing.usual_camera(saved) if shown is None else shown.camera
     pitch, yaw, fov = (
         own if given is None else given
         for given, own in zip((args.pitch, args.yaw, args.fov), usual[:3], strict=True)
@@ -224,7 +182,7 @@ def from_args(
     return Request(
         checkpoint=checkpoint,
         ema=saved.average,
-        eye=Eye(pitch, yaw, fov, tuple(args.target)),
+        camera=Camera(pitch, yaw, fov, tuple(args.target)),
         num_steps=args.num_steps or 2 * quick_steps(saved),
         fit=shown.name if shown else "",
         **{name: getattr(args, name) for name in PLAIN_FLAGS},
@@ -234,15 +192,7 @@ def from_args(
 def to_command_line(
     request: Request, *, generator: Path, fits: Mapping[str, Path], options: Sequence[str]
 ) -> str:
-    """Return the command that writes the picture of request.
-
-    Args:
-        request: the picture.
-        generator: the file of its checkpoint.
-        fits: files of fitted objects by name.
-        options: further words of the command line.
-    """
-    eye = request.eye
+    """Return the command that writes the picture of request; options are further words of it."""
     words: list[object] = ["python", "viewer.py", generator, *options, "--ema", request.ema]
     if request.fit:
         words += ["--fit", fits[request.fit]]
@@ -250,13 +200,11 @@ def to_command_line(
         words += ["--seed", request.seed, "--psi", request.psi]
         if request.to_seed is not None:
             words += ["--to_seed", request.to_seed, "--mix", request.mix]
-    words += ["--pitch", eye.pitch, "--yaw", eye.yaw, "--fov", eye.fov_degrees]
-    if any(eye.target):
-        words += ["--target", *eye.target]
-    if request.show != "color":
-        words += ["--show", request.show]
-    if request.lock_view_dependence:
-        words.append("--lock_view_dependence")
+    pitch, yaw, fov, target = request.camera
+    words += ["--pitch", pitch, "--yaw", yaw, "--fov", fov]
+    words += ["--target", *target] if any(target) else []
+    words += ["--show", request.show] if request.show != "color" else []
+    words += ["--lock_view_dependence"] if request.lock_view_dependence else []
     words += ["--num_steps", request.num_steps, "--image_size", request.image_size]
     words += ["--aspect", request.aspect, "--save_picture"]
     return shlex.join(map(str, words))

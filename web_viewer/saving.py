@@ -12,12 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from generators.trajectories import Camera, SceneObject
+from generators.trajectories import SceneObject
 from geometry import mesh_extraction, mesh_files
 from geometry.density_grid import Cube
-from geometry.mesh_extraction import Wanted
 from image_io import video
-from rendering import filming
+from rendering import filming, viewing
 from system.files import output_folder
 from web_viewer.checkpoints import Checkpoints
 from web_viewer.pictures import Progress, save_picture
@@ -26,28 +25,23 @@ from web_viewer.request import Request, render_options
 VIDEO_FRAMES, VIDEO_FPS = 72, 24
 MESH_RESOLUTION = 256  # extract_shapes.py's own default
 
-Saver = Callable[[Checkpoints, Request, Path, Progress, int], Path]
+Saver = Callable[[Checkpoints, Request, Path, Progress], Path]
 
 
 class Cancelled(Exception):
     """The visitor who asked for the file has left."""
 
 
-def save_video(
-    source: Checkpoints, request: Request, folder: Path, progress: Progress, max_points: int
-) -> Path:
+def save_video(source: Checkpoints, request: Request, folder: Path, progress: Progress) -> Path:
     """Write NAME.mp4: one turn from the camera's position, with depth beside it if shown."""
     opened = source.open(request.checkpoint, request.ema)
-    film, eye = source.film(opened, request), request.eye
-    around = [math.tau * i / VIDEO_FRAMES for i in range(VIDEO_FRAMES)]
+    camera = request.camera._replace(target=(0.0, 0.0, 0.0))
     name = request.object_name()
-    shots = [
-        SceneObject(name, film, Camera(eye.pitch, eye.yaw + turn, eye.fov_degrees))
-        for turn in around
-    ]
-    centered = replace(request, eye=eye._replace(target=(0.0, 0.0, 0.0)))
-    options = render_options(opened.saved, centered, request.num_steps)
-    views = filming.views(opened.saved, shots, options, batch_size=1, points_per_chunk=max_points)
+    start = SceneObject(name, source.film(opened, request), camera)
+    turns = (math.tau * i / VIDEO_FRAMES for i in range(VIDEO_FRAMES))
+    shots = [start.seen_from(camera._replace(yaw=camera.yaw + turn)) for turn in turns]
+    options = render_options(opened.saved, replace(request, camera=camera), request.num_steps)
+    views = filming.views(opened.saved, shots, options)
 
     def frames() -> Iterator[Tensor]:
         for index, view in enumerate(views):
@@ -60,25 +54,18 @@ def save_video(
     return path
 
 
-def save_mesh(
-    source: Checkpoints, request: Request, folder: Path, progress: Progress, max_points: int
-) -> Path:
+def save_mesh(source: Checkpoints, request: Request, folder: Path, progress: Progress) -> Path:
     """Write NAME.glb, as extract_shapes.py does."""
     opened = source.open(request.checkpoint, request.ema)
     saved, name = opened.saved, request.object_name()
-    usual = saved.curriculum.evaluation_render(saved.step)
-    locked = usual.lock_view_dependence or request.lock_view_dependence
-    options = replace(usual, lock_view_dependence=locked)
-    side = options.visible_side
+    options = viewing.shape_options(saved, request.lock_view_dependence)
     shape = mesh_extraction.take_shape(
         saved.generator,
         source.film(opened, request),
-        Cube(center=(0.0, 0.0, 0.0), side=side, resolution=MESH_RESOLUTION),
+        Cube(side=options.visible_side, resolution=MESH_RESOLUTION),
         options,
-        Wanted(),
+        saved.curriculum.poses(),
         name=name,
-        poses=saved.curriculum.poses(),
-        points_per_chunk=max_points,
         progress=lambda done, needed: progress(done / max(1, needed)),
     )
     path = output_folder(folder) / f"{name}.glb"

@@ -5,15 +5,17 @@ knows the page, which calls a Session and is called back as a Screen.
 """
 
 import argparse
+import contextlib
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from generators.trajectories import Camera
 from siren.film import Film
 from system.errors import UsageError
 from web_viewer import saving
@@ -23,9 +25,8 @@ from web_viewer.request import (
     MAX_ASPECT,
     MAX_SIZE,
     READERS,
-    Eye,
     Request,
-    eye_from,
+    camera_from,
     quick_steps,
     to_command_line,
 )
@@ -65,19 +66,18 @@ class Screen(Protocol):
 class Shared:
     """State shared by all visitors.
 
-    start: the first picture of a visitor. usual: the middle of the training cameras. fit_eyes: the
-    cameras of fitted objects, by name. output_dir: where files are saved. options: words that every
-    command line of the page repeats. max_points: in one call of the field. saver: saves one file
-    at a time. lock: is held while a part of a picture is rendered.
+    start: the first picture of a visitor. usual: the middle of the training cameras. fit_cameras:
+    of fitted objects, by name. output_dir: where files are saved. options: words that every command
+    line of the page repeats. saver: saves one file at a time. lock: is held while a part of a
+    picture is rendered.
     """
 
     source: Checkpoints
     start: Request
-    usual: Eye
-    fit_eyes: Mapping[str, Eye]
+    usual: Camera
+    fit_cameras: Mapping[str, Camera]
     output_dir: Path
     options: Sequence[str]
-    max_points: int
     saver: ThreadPoolExecutor
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -132,47 +132,37 @@ class Session:
             self.is_wanted = True
             self._changed.notify()
 
+    @contextlib.contextmanager
+    def _complaining(self) -> Iterator[None]:
+        """Show a UsageError to the visitor."""
+        try:
+            yield
+        except UsageError as error:
+            self._screen.complain(str(error))
+
     def look_around(self) -> None:
         """List new checkpoints; render again if the files of the shown one have changed."""
         self._screen.list_checkpoints(self._shared.source.names())
-        if self._shown is None:
-            return
-        request, stamp = self._shown
-        try:
-            if self._shared.source.stamp(request.checkpoint, request.ema) != stamp:
-                self._want()
-        except UsageError as error:  # the checkpoint was removed
-            self._screen.complain(str(error))
+        if self._shown is not None:
+            request, stamp = self._shown
+            with self._complaining():  # the checkpoint may have been removed
+                if self._shared.source.stamp(request.checkpoint, request.ema) != stamp:
+                    self._want()
 
     def render(self) -> None:
         """Render the current request: a quick picture, then finer ones."""
         with self._changed:
             request, self.is_wanted = self.request, False
-        source = self._shared.source
-        try:
-            opened = source.open(request.checkpoint, request.ema)
+        with self._complaining():
+            opened = self._shared.source.open(request.checkpoint, request.ema)
             self._shown = request, opened.stamp
-            film = source.film(opened, request)
-        except UsageError as error:
-            self._screen.complain(str(error))
-            return
-        self._render_levels(request, opened, film)
+            self._render_levels(request, opened, self._shared.source.film(opened, request))
 
     def _render_levels(self, request: Request, opened: Opened, film: Film) -> None:
-        """Render the pictures of a request; stop refining when it has changed.
-
-        The first is always finished, so that a visitor who drags without a pause sees pictures.
-        """
+        """Render the pictures of a request: the first to its end, the others until it changes."""
         steps = levels(self._coarse, request, quick_steps(opened.saved))
         for index, (size, num_steps) in enumerate(steps):
-            parts = picture_parts(
-                opened,
-                film,
-                request,
-                size=size,
-                num_steps=num_steps,
-                max_points=self._shared.max_points,
-            )
+            parts = picture_parts(opened, film, request, size, num_steps)
             seconds, pixels = 0.0, None
             while pixels is None:
                 with self._shared.lock:
@@ -188,23 +178,17 @@ class Session:
 
     def fill_in(self, fields: Mapping[str, Any]) -> None:
         """Take the values of the page's fields, or say which one is wrong and change nothing."""
-        try:
+        with self._complaining():
             changes = {name: _read(name, value) for name, value in fields.items()}
             self._shared.source.check(replace(self.request, **changes))
-        except UsageError as error:
-            self._screen.complain(str(error))
-            return
-        self._want(**changes)
-        self._screen.complain("")
+            self._want(**changes)
+            self._screen.complain("")
 
     def move(self, place: Sequence[float], target: Sequence[float], aspect: float) -> None:
         """Look from place towards target through a window of that width over height."""
-        try:
-            eye = eye_from(place, target, self._shared.usual.fov_degrees)
-        except UsageError as error:
-            self._screen.complain(str(error))
-            return
-        self._want(eye=eye, aspect=min(MAX_ASPECT, max(1 / MAX_ASPECT, aspect)))
+        with self._complaining():
+            camera = camera_from(place, target, self._shared.usual.fov_degrees)
+            self._want(camera=camera, aspect=min(MAX_ASPECT, max(1 / MAX_ASPECT, aspect)))
 
     def command_line(self) -> str:
         """Return the command that writes the picture of the current request."""
@@ -235,9 +219,7 @@ class Session:
             self._screen.progress(f"{what}: {share:.0%}", share)
 
         try:
-            path = saving.SAVERS[what](
-                shared.source, request, shared.output_dir, progress, shared.max_points
-            )
+            path = saving.SAVERS[what](shared.source, request, shared.output_dir, progress)
             self._screen.progress(f"saved {path}", None)
         except Cancelled:
             pass
@@ -253,11 +235,7 @@ class Session:
 
 
 def _read(name: str, value: Any) -> Any:
-    """Read a field of the page as a value of a Request.
-
-    Raises:
-        UsageError: it is wrong; the text begins with the field's label.
-    """
+    """Read a field of the page as a value of a Request; UsageError, with its label, if wrong."""
     if name == "fit" and value == NO_FIT:
         return ""
     if name == "to_seed" and value == "":
