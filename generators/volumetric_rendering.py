@@ -124,7 +124,7 @@ def depth_range(rays: Rays, options: RenderOptions) -> tuple[Tensor, Tensor]:
     return near, torch.maximum(near, torch.minimum(far, closest + half_chord))
 
 
-def stratified_depths(rays: Rays, options: RenderOptions, *, rng: torch.Generator | None) -> Tensor:
+def stratified_depths(rays: Rays, options: RenderOptions, *, rng: Rng) -> Tensor:
     """Return depths (B, R, S), evenly spaced, each jittered by up to half a spacing.
 
     The first and the last are near and far, as published. In a bounded scene, where the last sample
@@ -157,9 +157,7 @@ def query(field: Field, rays: Rays, depths: Tensor, *, lock_view_dependence: boo
     return field(points.flatten(1, 2), directions).unflatten(1, depths.shape[1:])
 
 
-def activated_density(
-    samples: Tensor, options: RenderOptions, *, rng: torch.Generator | None
-) -> Tensor:
+def activated_density(samples: Tensor, options: RenderOptions, *, rng: Rng) -> Tensor:
     """Return densities (B, R, S) >= 0 per scene unit: activated raw density plus noise.
 
     Noise is drawn even at deviation 0, so that the stream does not depend on the training step.
@@ -200,9 +198,7 @@ def compositing_weights(density: Tensor, depths: Tensor, *, end: Tensor | None =
     return torch.exp(-before) * -torch.expm1(-optical_depth)
 
 
-def importance_depths(
-    depths: Tensor, weights: Tensor, count: int, *, rng: torch.Generator | None
-) -> Tensor:
+def importance_depths(depths: Tensor, weights: Tensor, count: int, *, rng: Rng) -> Tensor:
     """Draw depths (B, R, count) from the distribution of the coarse weights by inverting its CDF.
 
     The bins lie between the mid-points of the coarse depths (B, R, S) and have the inner weights.
@@ -236,12 +232,7 @@ def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[
 
 
 def composite(
-    samples: Tensor,
-    depths: Tensor,
-    options: RenderOptions,
-    *,
-    rng: torch.Generator | None,
-    end: Tensor | None = None,
+    samples: Tensor, depths: Tensor, options: RenderOptions, *, rng: Rng, end: Tensor | None = None
 ) -> Rendering:
     """Blend samples (B, R, S, 4) at ascending depths (B, R, S) into pixels; end (B, R) or None."""
     weights = compositing_weights(activated_density(samples, options, rng=rng), depths, end=end)
@@ -267,12 +258,7 @@ def rays_that_hit(options: RenderOptions) -> Tensor:
 
 
 def render_rays(
-    field: Field,
-    rays: Rays,
-    options: RenderOptions,
-    *,
-    rng: torch.Generator | None,
-    hits: Tensor | None = None,
+    field: Field, rays: Rays, options: RenderOptions, *, rng: Rng, hits: Tensor | None = None
 ) -> Rendering:
     """Render rays through field, coarse to fine (NeRF, section 5.2).
 
@@ -336,14 +322,14 @@ def _blend(
 ) -> Rendering:
     """Merge one or two sets of depths and samples, and blend them into pixels."""
     if not fast_rays.is_supported(first[1]):
-        depths, samples = first if second is None else merge(first, second)  # (B, R, 2S)
-        return composite(samples, depths, options, rng=rng, end=end)
+        depths, merged = first if second is None else merge(first, second)  # (B, R, 2S)
+        return composite(merged, depths, options, rng=rng, end=end)
     depths, order = first[0], None
     if second is not None:
         depths, order = torch.cat([depths, second[0]], dim=-1).sort(dim=-1)
     noise = None if rng is None else _normal(depths.shape, depths, rng)
-    samples_of = (first[1],) if second is None else (first[1], second[1])
-    return Rendering(*fast_rays.composite(samples_of, order, depths, options, noise=noise, end=end))
+    samples = (first[1],) if second is None else (first[1], second[1])
+    return Rendering(*fast_rays.composite(samples, order, depths, options, noise=noise, end=end))
 
 
 def _visible(field: Field, options: RenderOptions) -> Field:
