@@ -13,6 +13,7 @@ from discriminators.convolutions import CoordConv
 from discriminators.discriminators import PyramidDiscriminator
 from generators.generators import ImplicitGenerator3d
 from siren.film import Film
+from siren.fused.fused_field import JoinedField
 from siren.siren import FilmSiren
 from training import losses
 from training.adversarial import AdversarialGame, Fakes, Scenes, Terms
@@ -22,8 +23,18 @@ from training.health import DISCRIMINATOR
 class TextbookField(FilmSiren):
     """FilmSiren without fast implementations; repeats each direction for every point."""
 
+    def prepared(self, film: Film) -> JoinedField | None:
+        """Return None: nothing is folded."""
+        return None
+
     def forward(
-        self, points: Tensor, directions: Tensor, film: Film, *, skips_clear: bool = False
+        self,
+        points: Tensor,
+        directions: Tensor,
+        film: Film,
+        *,
+        prepared: JoinedField | None = None,
+        skips_clear: bool = False,
     ) -> Tensor:
         """Do as FilmSiren.forward; colors all points.
 

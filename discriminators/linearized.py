@@ -61,7 +61,8 @@ class Affine(AsTheyAre):
         """Return features (B, C, H, W) of x (B, in, ...), constants multiplied by shares."""
         weight, constant, stride, padding = kernel_of(convolution, x)
         linear = F.conv2d(x, weight, None, stride, padding)
-        return torch.addcmul(linear, self.shares.to(linear.dtype), constant.to(linear.dtype))
+        self.shares = self.shares.to(linear.dtype)  # autocast's, after the first layer
+        return torch.addcmul(linear, self.shares, constant.to(linear.dtype))
 
     def rectify(self, x: Tensor) -> Tensor:
         """Return x times the recorded slopes; the LeakyReLU of x for the other images."""

@@ -244,7 +244,7 @@ def test_r1_in_float16_does_not_overflow_at_the_first_step_nor_at_a_grown_scale(
     game, curriculum = tiny_game()
     game.precision = Precision(autocast_dtype=torch.float16, is_scaled=True)
     game.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    reals = game._penalized(real_images(), curriculum.at(0))
+    reals = game._penalized(game.discriminator, real_images(), curriculum.at(0))
     assert reals.images.isfinite().all()
     assert reals.penalty.isfinite()
     if scale == adversarial.INITIAL_LOSS_SCALE:

@@ -17,6 +17,7 @@ from benchmarks.bench import Bench, Sizes, median_seconds
 from benchmarks.table import Table
 from benchmarks.textbook import TextbookGame, twin_of
 from config.stage import OptimizerOptions, Precision
+from generators import fast_rays
 from siren.fused import cpu as fused_cpu
 from siren.siren import TALLSIREN, EmbeddingPiGAN128
 from system.errors import UsageError
@@ -171,6 +172,20 @@ def test_every_section_runs(capsys, monkeypatch):
     assert bench.results["picture, dB against float32"] > 20
     assert bench.results["picture, skipping, images/s"] > 0
     assert bench.results["waits for the device in a step"] == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton interprets no kernel")
+def test_a_wrong_kernel_of_rays_is_a_failure(capsys, monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    bench = Bench(torch.device("cpu"), TINY_SIZES)
+    gpu_checks.check_rays(bench)
+    assert bench.results["rays"]["gradient"] < 1e-5
+    right = fast_rays.importance_depths
+    monkeypatch.setattr(
+        fast_rays, "importance_depths", lambda *args, **more: right(*args, **more) + 0.01
+    )
+    with pytest.raises(RuntimeError, match="errors of the rays' kernels are too large"):
+        gpu_checks.check_rays(bench)
 
 
 def test_failures_are_counted_and_the_rest_goes_on_even_if_memory_cannot_be_freed(

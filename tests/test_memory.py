@@ -8,7 +8,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from fake_steps import peak_bytes
+from fake_steps import run_steps
 
 import curriculums
 import train
@@ -31,7 +31,7 @@ def assert_close(monkeypatch, name, start, *overrides):
     """Covers every CUDA implementation and precision; the kernels take half precision only."""
     curriculum = curriculums.load(name, overrides=list(overrides))
     for path, is_half in PATHS:
-        counted = peak_bytes(monkeypatch, curriculum, start, path, is_half=is_half)
+        counted = run_steps(monkeypatch, curriculum, start, path, is_half=is_half).peak
         estimate = estimated_bytes(curriculum, start, Way(path, is_half, is_alone=True))
         assert estimate == pytest.approx(counted, rel=0.3), (path, is_half)
 

@@ -21,8 +21,9 @@ from generators.sampling import Purpose, sample_latents, step_rng
 from siren.fused import fused_field
 from training import losses
 from training.ema import ExponentialMovingAverage
+from training.halves import converted
 from training.health import DISCRIMINATOR, GENERATOR, Health, poison
-from training.losses import PenalizedReals, penalized_reals
+from training.losses import Critic, PenalizedReals, penalized_reals
 
 INITIAL_LOSS_SCALE = 2.0**15
 # The gradient of R1 starts with its scale itself, and float16 ends at 65,504. It passes all layers
@@ -33,7 +34,7 @@ Terms = dict[str, Tensor]
 
 
 class Scenes(NamedTuple):
-    """Inputs of the generator: latents (B, L) and B camera poses."""
+    """Inputs of the generator: latents (B, L) on its device, and B camera poses on the CPU."""
 
     latents: Tensor
     poses: Poses
@@ -189,13 +190,10 @@ class AdversarialGame:
             raise
 
     def draw_scenes(self, count: int, stage: Stage, *, rng: torch.Generator) -> Scenes:
-        """Draw latents and poses of count images on the CPU, and move them to the device."""
+        """Draw latents and poses of count images on the CPU; move the latents to the device."""
         latents = sample_latents(count, self.generator.z_dim, kind=stage.latent_kind, rng=rng)
         poses = sample_poses(stage.poses, count, rng=rng)
-        return Scenes(
-            moved(latents, self.device),
-            Poses(*(moved(angle, self.device) for angle in poses)),
-        )
+        return Scenes(moved(latents, self.device), poses)
 
     def generate(self, scenes: Scenes, stage: Stage, *, rng: torch.Generator) -> Fakes:
         """Render scenes."""
@@ -209,9 +207,10 @@ class AdversarialGame:
         """Update the discriminator on real (B, 3, H, W) and on fakes; returns its terms."""
         self.discriminator.requires_grad_(True)
         has_penalty = stage.r1_lambda > 0 and stage.step % stage.r1_interval == 0
-        reals = self._penalized(real, stage) if has_penalty else None
+        discriminator = self._in_precision()
+        reals = self._penalized(discriminator, real, stage) if has_penalty else None
         with self.autocast():
-            on_real, on_fake = self._judge(real, fakes, stage, reals)
+            on_real, on_fake = self._judge(discriminator, real, fakes, stage, reals)
         terms = {
             "d_fake": losses.logistic(on_fake.logits, is_real=False),
             "d_identity": losses.identity(
@@ -230,10 +229,17 @@ class AdversarialGame:
         # Detached, not .item(): reading a value waits for the device, so only the logger does it.
         return {name: term.detach() for name, term in terms.items()}
 
-    def _penalized(self, real: Tensor, stage: Stage) -> PenalizedReals:
+    def _in_precision(self) -> Critic:
+        """Return the discriminator; on CUDA with its parameters in autocast's precision."""
+        dtype = self.precision.autocast_dtype
+        if dtype is None or self.device.type != "cuda":
+            return self.discriminator
+        return converted(self.discriminator, dtype)
+
+    def _penalized(self, discriminator: Critic, real: Tensor, stage: Stage) -> PenalizedReals:
         with self.autocast():
             return penalized_reals(
-                self.discriminator,
+                discriminator,
                 real.contiguous(memory_format=torch.channels_last),
                 stage.alpha,
                 strength=0.5 * stage.r1_lambda * stage.r1_interval,
@@ -244,7 +250,12 @@ class AdversarialGame:
         return self.scaler.scale(real.new_ones(())).clamp(max=MAX_R1_SCALE)
 
     def _judge(
-        self, real: Tensor, fakes: Fakes, stage: Stage, reals: PenalizedReals | None
+        self,
+        discriminator: Critic,
+        real: Tensor,
+        fakes: Fakes,
+        stage: Stage,
+        reals: PenalizedReals | None,
     ) -> tuple[Verdict, Verdict]:
         """Return the verdicts on real images (or the inputs of the affine pass) and on fakes.
 
@@ -257,7 +268,7 @@ class AdversarialGame:
             layers = Affine(reals.watched, shares)
         images = torch.cat([real, fakes.images.detach()])
         images = images.contiguous(memory_format=torch.channels_last)
-        return self.discriminator(images, stage.alpha, layers).split(len(real))
+        return discriminator(images, stage.alpha, layers).split(len(real))
 
     def generator_step(self, scenes: Scenes, stage: Stage, *, rng: torch.Generator) -> Terms:
         """Update the generator by gradient accumulation over the splits; returns its mean terms.
@@ -269,13 +280,14 @@ class AdversarialGame:
         """
         self.discriminator.requires_grad_(False)
         self.generator_optimizer.zero_grad(set_to_none=True)
+        discriminator = self._in_precision()
         means: Terms = {}
         latents, pitch, yaw = (t.chunk(stage.batch_split) for t in (scenes.latents, *scenes.poses))
         for part in zip(latents, pitch, yaw, strict=True):
             part_scenes = Scenes(part[0], Poses(*part[1:]))
             fakes = self.generate(part_scenes, stage, rng=rng)
             with self.autocast():
-                verdict = self.discriminator(fakes.images, stage.alpha)
+                verdict = discriminator(fakes.images, stage.alpha)
             best = losses.top_k(verdict.logits, stage.topk_share)
             terms = {
                 "g_fake": losses.logistic(best, is_real=True),

@@ -6,15 +6,18 @@ terms come with the published code.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from discriminators.discriminators import PyramidDiscriminator, Verdict
+from discriminators.discriminators import Verdict
 from discriminators.linearized import Watched
-from generators.cameras import Poses
+from generators.cameras import Poses, moved
+
+Critic = Callable[..., Verdict]  # a discriminator: its arguments are those of its forward
 
 
 def logistic(logits: Tensor, *, is_real: bool) -> Tensor:
@@ -54,7 +57,8 @@ def identity(
     if verdict.latent is not None and z_lambda > 0:
         loss = loss + z_lambda * F.mse_loss(verdict.latent, latents)
     if verdict.pose is not None and pos_lambda > 0:
-        loss = loss + pos_lambda * F.mse_loss(verdict.pose, torch.stack(poses, dim=1))
+        target = moved(torch.stack(poses, dim=1), verdict.pose.device)
+        loss = loss + pos_lambda * F.mse_loss(verdict.pose, target)
     return loss
 
 
@@ -84,7 +88,7 @@ class PenalizedReals(NamedTuple):
 
 
 def penalized_reals(
-    discriminator: PyramidDiscriminator,
+    discriminator: Critic,
     real: Tensor,
     alpha: float,
     *,
@@ -96,7 +100,7 @@ def penalized_reals(
     Source of the penalty: Mescheder et al. 2018, equation 9; strength is its gamma / 2.
 
     Args:
-        discriminator: runs under the caller's autocast.
+        discriminator: a PyramidDiscriminator; runs under the caller's autocast.
         real: images (B, 3, H, W).
         alpha: share of the newest level.
         strength: factor on the mean squared gradient.
