@@ -234,7 +234,10 @@ OF_REAL_IMAGES = [
     (["--protocol", "fast"], "--protocol"),
 ]
 OF_OTHERS = {  # the command, what is right, and what is wrong
-    eval_metrics: (["GENERATOR", "--consistency"], [*OF_ALL, *OF_CURRICULA, *OF_MEASURING]),
+    eval_metrics: (  # which may keep what it knows of real images in its cache
+        ["GENERATOR", "--consistency", "--cache_dir", "../cache"],
+        [*OF_ALL, *OF_CURRICULA, *OF_MEASURING],
+    ),
     fid_evaluation: (["--dataset", "toycars"], [*WITHOUT_DEVICE, *OF_REAL_IMAGES]),
     viewer: (["GENERATOR", "--save_picture"], [*OF_ALL, *OF_CURRICULA, *OF_VIEWS]),
     convert_checkpoint: (
