@@ -100,7 +100,7 @@ def test_splits_of_a_batch_are_averaged(splits):
         stage = replace(curriculum.at(0), batch_split=count)
         scenes = game.draw_scenes(4, stage, rng=torch.Generator().manual_seed(0))
         deterministic = _without_jitter(game)
-        deterministic.generator_step(scenes, stage, rng=torch.Generator())
+        deterministic.generator_step(real_images(), scenes, stage, rng=torch.Generator())
         gradients.append([p.grad for p in game.generator.parameters()])
     for whole, split in zip(*gradients, strict=True):
         torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-7)
@@ -331,7 +331,7 @@ def test_top_k_leaves_the_worst_fakes_without_gradient():
         return shown[-1]
 
     game.generate = watched
-    game.generator_step(scenes, stage, rng=torch.Generator().manual_seed(0))
+    game.generator_step(real_images(), scenes, stage, rng=torch.Generator().manual_seed(0))
     images = shown[0].images
     touched = images.grad.flatten(1).abs().sum(1) > 0
     logits = game.discriminator(images, stage.alpha).logits

@@ -30,7 +30,8 @@ LOG_FILE = "log.jsonl"
 LOG_INTERVAL = 10  # steps; reading the loss terms waits for a CUDA device
 BAR_SECONDS = 0.5  # between redraws on a terminal
 QUIET_SECONDS = 30.0  # between redraws in a log file
-SHORT_NAMES = {"d_real": "D real", "d_fake": "D fake", "d_r1": "R1", "g_fake": "G"}
+SHORT_NAMES = {"d_real": "D real", "d_fake": "D fake", "d_pair": "D", "d_r1": "R1", "d_r2": "R2",
+               "g_fake": "G", "g_pair": "G"}  # fmt: skip
 
 
 def peak_memory_bytes(device: torch.device) -> int:
