@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from benchmarks import cpu, demo, inversion, table, view
+from benchmarks import cpu, demo, inversion, recipes, table, view
 from benchmarks.bench import median_seconds
 from benchmarks.table import Table
 from system.errors import UsageError
@@ -132,3 +132,44 @@ def test_every_part_of_the_cpu_benchmark_gives_its_table(tmp_path, monkeypatch):
     assert all(rate > 0 for _, rate in rates["rows"])
     assert sizes["rows"][0][:3] == [8, "3 + 3", 2]
     assert [row[0] for row in profiles["rows"]] == list(cpu.VARIANTS)
+
+
+def test_kid_is_the_mean_kernel_of_different_pairs():
+    some, others = torch.randn(4, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+
+    def mean(x, y, is_own):
+        pairs = [(i, j) for i in range(len(x)) for j in range(len(y)) if not is_own or i != j]
+        return sum((float(x[i] @ y[j]) / 3 + 1) ** 3 for i, j in pairs) / len(pairs)
+
+    expected = mean(some, some, True) + mean(others, others, True) - 2 * mean(some, others, False)
+    assert recipes.kid(some, others) == pytest.approx(1000 * expected)
+
+
+def test_a_comparison_goes_on_where_it_was_stopped_and_makes_its_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path)
+    monkeypatch.setattr(recipes, "RECIPES", {"old": ["r1_lambda=1"], "new": ["r1_lambda=2"]})
+    monkeypatch.setattr(recipes, "lite_features", lambda: None)
+    trained = []
+
+    def train(job, run, stop):
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        trained.append((job.recipe, job.set_name, stop))
+        return 40.0
+
+    monkeypatch.setattr(recipes, "train", train)
+    kids = iter([30.0, 20.0, 25.0, 15.0, 9.0, 8.0])
+    monkeypatch.setattr(recipes, "measure", lambda *_: next(kids))
+    words = ["--minutes", "1", "--part", "100", "--output_dir", str(tmp_path / "runs")]
+    with pytest.raises(KeyboardInterrupt):
+        recipes.main(words)
+    trained[:] = trained[-1:]
+    recipes.main(words)
+    assert trained == [("new", "toycars", 100), ("new", "toycars", 200)]
+    columns, rows = recipes.table(tmp_path / "recipes", 1)  # the second part ends after 80 s
+    assert (columns[1], sorted(rows)) == ("toycars", [("new", 25.0, 1), ("old", 30.0, 1)])
+
+
+def test_a_set_of_a_comparison_needs_known_cameras():
+    with pytest.raises(UsageError, match="CAMERAS one of cars, faces"):
+        recipes.main(["--images", "mine=boats:x.zip", "--recipes"])

@@ -147,7 +147,7 @@ def small_game(name):
 
 def scenes_of(count):
     poses = Poses(*torch.linspace(0, 2, 2 * count, dtype=torch.float64).view(2, count))
-    return Scenes(torch.ones(count, 4, dtype=torch.float64), poses)
+    return Scenes(images(count)[:, 0, 0, :4], poses)
 
 
 @pytest.mark.parametrize("name", ["CelebA", "Demo"])  # with heads that guess the scene and without
@@ -193,7 +193,9 @@ def test_the_generator_pairs_each_fake_with_the_real_of_its_place(batch_split):
     stage = replace(stage, render=replace(stage.render, density_noise=0.0))
     scenes, real = scenes_of(5), 3 * images(5, size=8)
     game.generate = lambda part, stage, rng: AdversarialGame.generate(game, part, stage, rng=None)
+    game.generator.siren.final_layer.weight.data.mul_(300.0)  # fakes that differ
     verdict = game.discriminator(game.generate(scenes, stage, rng=None).images, 1.0)
+    assert verdict.logits.std() > 1e-3
     pair = F.softplus(game.discriminator(real, 1.0).logits.detach() - verdict.logits).mean()
     identity = losses.identity(verdict, *scenes, z_lambda=stage.z_lambda, pos_lambda=2.0)
     expected = gradients(pair + identity, game.generator)
