@@ -20,9 +20,10 @@ TINY = ["hidden_dim=8", "num_layers=2", "mapping_hidden_dim=8", "latent_dim=4", 
 
 
 @pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("loss", [[], ["gan_loss=relativistic", "r2_lambda=0.3"]])
 @pytest.mark.parametrize("name", ["Demo", "CelebA"])
-def test_the_textbook_step_has_the_terms_and_gradients_of_ours(name, step):
-    curriculum = curriculums.load(name, overrides=TINY)
+def test_the_textbook_step_has_the_terms_and_gradients_of_ours(name, step, loss):
+    curriculum = curriculums.load(name, overrides=[*TINY, *loss])
     real = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     results = []
     for kind in (AdversarialGame, TextbookGame):
