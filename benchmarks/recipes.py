@@ -40,9 +40,21 @@ from system.files import replaced
 from training.options import dataset_options
 
 ROOT = Path(__file__).parent.parent
-# Changes of Demo; a recipe that lost and whose keys are gone stays in the results.
+
+
+def pairs(first: float, rest: float) -> list[str]:
+    """Return changes of Demo: relativistic pairs, with R1 and R2 in the first stage and later."""
+    stages = [f"{key}={rest}" for key in ("r1_lambda", "r2_lambda")]
+    return ["gan_loss=relativistic", *stages, f"0.r1_lambda={first}", f"0.r2_lambda={first}"]
+
+
+# Changes of Demo.
 RECIPES: dict[str, list[str]] = {
-    "logistic, R1": ["gan_loss=logistic", "0.r1_lambda=0.1", "r2_lambda=0"],
+    "Demo": [],
+    "with R2": ["r2_lambda=0.2", "0.r2_lambda=0.1"],
+    "pairs, R1 and R2": pairs(0.1, 0.2),
+    "pairs, R1 and R2, 4 times weaker": pairs(0.025, 0.05),
+    "pairs, R1 and R2, 4 times stronger": pairs(0.4, 0.8),
 }
 CAMERAS = {
     "cars": ["dataset=Carla"],
