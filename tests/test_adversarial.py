@@ -239,14 +239,15 @@ def test_an_overflow_of_scaled_gradients_alone_is_a_back_off():
     assert game.health.skipped.item() == 0
 
 
+@pytest.mark.parametrize("loss", [[], ["gan_loss=relativistic", "r2_lambda=1"]])
 @pytest.mark.parametrize("scale", [adversarial.INITIAL_LOSS_SCALE, 2.0**20])
-def test_r1_in_float16_does_not_overflow_at_the_first_step_nor_at_a_grown_scale(scale):
-    game, curriculum = tiny_game()
+def test_r1_in_float16_does_not_overflow_at_the_first_step_nor_at_a_grown_scale(scale, loss):
+    game, curriculum = tiny_game(*loss)
     game.precision = Precision(autocast_dtype=torch.float16, is_scaled=True)
     game.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    reals = game._penalized(real_images(), curriculum.at(0))
-    assert reals.images.isfinite().all()
-    assert reals.penalty.isfinite()
+    terms, _ = game._penalized(real_images(), fakes_of(game, curriculum), curriculum.at(0))
+    assert all(term.isfinite() for term in terms.values())
+    assert game._observe(real_images(), curriculum.at(0)).gradients.isfinite().all()
     if scale == adversarial.INITIAL_LOSS_SCALE:
         before = parameters_of(game.discriminator)
         game._set_rates(curriculum.at(0))
