@@ -251,14 +251,12 @@ class AdversarialGame:
         return terms, loss
 
     def _observe(self, images: Tensor, stage: Stage) -> Observed:
-        scale = self.scaler.scale(images.new_ones(())).clamp(max=MAX_R1_SCALE)
+        images = images.contiguous(memory_format=torch.channels_last)
+        scale = None
+        if self.scaler.is_enabled():
+            scale = self.scaler.scale(images.new_ones(())).clamp(max=MAX_R1_SCALE)
         with self.autocast():
-            return observe(
-                self.discriminator,
-                images.contiguous(memory_format=torch.channels_last),
-                stage.alpha,
-                scale=scale if self.scaler.is_enabled() else None,
-            )
+            return observe(self.discriminator, images, stage.alpha, scale=scale)
 
     def _judge(
         self, some: Tensor, others: Tensor, stage: Stage, layers: AsTheyAre = AS_THEY_ARE
@@ -273,9 +271,8 @@ class AdversarialGame:
 
     @staticmethod
     def _identity(verdict: Verdict, scenes: Scenes, stage: Stage) -> Tensor:
-        return losses.identity(
-            verdict, *scenes, z_lambda=stage.z_lambda, pos_lambda=stage.pos_lambda
-        )
+        z_lambda, pos_lambda = stage.z_lambda, stage.pos_lambda
+        return losses.identity(verdict, *scenes, z_lambda=z_lambda, pos_lambda=pos_lambda)
 
     def generator_step(
         self, real: Tensor, scenes: Scenes, stage: Stage, *, rng: torch.Generator
