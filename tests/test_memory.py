@@ -13,7 +13,7 @@ from fake_steps import run_steps
 import curriculums
 import train
 from discriminators.discriminators import DISCRIMINATORS
-from discriminators.linearized import Watched
+from discriminators.linearized import RecordedLayers
 from distributed.processes import Place
 from system import machine
 from system.errors import UsageError
@@ -65,7 +65,7 @@ def test_the_estimate_holds_for_other_settings(monkeypatch, overrides):
 @pytest.mark.parametrize("name", DISCRIMINATORS)
 @pytest.mark.parametrize("size", [2, 4, 32])
 def test_numbers_at_the_rectifiers_are_those_of_a_pass(name, size):
-    network, watched = DISCRIMINATORS[name](max_width=9), Watched()
+    network, watched = DISCRIMINATORS[name](max_width=9), RecordedLayers()
     network(torch.zeros(1, 3, size, size), 0.5, watched)
     assert memory._rectified(network, size) == sum(t.numel() for t in watched.rectified)
 
