@@ -118,6 +118,7 @@ def find_job(args: argparse.Namespace) -> Job:
     Raises:
         UsageError: one of them is missing, a library that evaluates them, or a second image.
     """
+    real_images.list_real_images(args.real_image_dir)  # quick; reading them may take minutes
     weights = inception.find_weights(args.inception_weights, takes_any=args.any_inception_weights)
     inception.fidelity()
     real = real_images.open_real_set(args.real_image_dir, args.cache_dir)

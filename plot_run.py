@@ -30,9 +30,12 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 LOSSES = {
     "d_real": "discriminator, real",
     "d_fake": "discriminator, fake",
+    "d_pair": "discriminator, pairs",
     "d_r1": "R1",
+    "d_r2": "R2",
     "d_identity": "discriminator, identity",
     "g_fake": "generator",
+    "g_pair": "generator, pairs",
     "g_identity": "generator, identity",
     "g_opacity": "half-transparency",
 }
@@ -88,7 +91,7 @@ def read_log(folder: Path) -> list[Entry]:
             if entry.get("resumed"):
                 entries = [old for old in entries if old["step"] <= entry["step"]]
             entries.append(entry)
-    if not any("d_real" in entry for entry in entries):
+    if not any(PANELS[0][1].keys() & entry.keys() for entry in entries):
         raise UsageError(f"{path}: no step is logged yet")
     return sorted(entries, key=lambda entry: int(entry["step"]))
 

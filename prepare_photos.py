@@ -32,7 +32,7 @@ from system.files import replaced
 from system.screen import progress_bar
 
 KINDS = ("face", "object", "crop")
-PHOTO_SIDE = 2048  # pixels of the longer side that a large jpg keeps when it is decoded
+PHOTO_SIDE = 1600  # pixels of the longer side that a large jpg keeps when it is decoded
 MAX_OUTSIDE = 0.15  # share of a face's square that may lie outside of the photo
 MIN_SHARE = 0.5  # of the picture's size: a square of fewer pixels is dropped
 MARK = b"prepared by pi-GAN's prepare_photos.py"  # comment of the .zip

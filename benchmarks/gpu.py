@@ -22,7 +22,13 @@ from torch import Tensor
 import curriculums
 from benchmarks import table, view
 from benchmarks.bench import Bench, Sizes, psnr
-from benchmarks.gpu_checks import check, check_without_triton, field_inputs, without_triton
+from benchmarks.gpu_checks import (
+    check,
+    check_rays,
+    check_without_triton,
+    field_inputs,
+    without_triton,
+)
 from benchmarks.table import Table
 from benchmarks.textbook import TextbookGame, twin_of
 from config.curriculum import Curriculum
@@ -251,6 +257,7 @@ def measure(device: torch.device, sizes: Sizes) -> Bench:
     bench.section("Correctness: relative errors against float64", check)
     if device.type == "cuda":
         bench.section("Correctness without Triton", check_without_triton)
+        bench.section("Correctness of sampling and compositing", check_rays)
     bench.section("The limit", matrix_rate)
     bench.section("The field, 256 wide, 8 + 1 layers", measure_field)
     bench.section("Training CelebA's networks", measure_training)

@@ -11,12 +11,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench import Bench
+from generators import fast_rays
+from generators.cameras import Poses, cast_rays
+from generators.volumetric_rendering import RenderOptions, render_rays
 from siren.fused import fused_field, launching
 from siren.siren import FIELDS, FilmSiren
 
 # Relative errors of output and gradients that eight layers of roundings may give: twice what the
 # kernels have in Triton's interpreter.
 TOLERANCE = {torch.float16: (5e-4, 1.2e-2), torch.bfloat16: (4e-3, 0.14)}
+# Of float32 sums in another order; a fine depth moves by much more where a bin is nearly empty.
+RAYS_TOLERANCE = 1e-3
 
 
 def field_inputs(bench: Bench, points: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,6 +44,38 @@ def check_without_triton(bench: Bench) -> None:
     """Do as check, with PyTorch's own operations."""
     with without_triton():
         check(bench)
+
+
+def check_rays(bench: Bench) -> None:
+    """Compare the kernels of sampling and compositing with the reference, gradients included."""
+    options = RenderOptions(
+        image_size=bench.sizes.picture, fov_degrees=12.0, near=0.88, far=1.12,
+        num_steps=bench.sizes.picture_steps, density_noise=0.5,
+    )  # fmt: skip
+    poses = Poses(torch.full((1,), 1.5), torch.full((1,), 1.6))
+    rays = cast_rays(poses, options.image_size, options.fov_degrees, device=bench.device)
+    weight = torch.randn(3, 4, device=bench.device)
+
+    def field(points: Tensor, directions: Tensor) -> Tensor:
+        waves = torch.sin(40 * points) @ given
+        return torch.cat([waves[..., :3].sigmoid(), 30 * waves[..., 3:]], dim=-1)
+
+    runs = []
+    for is_fast in (True, False):
+        given = weight.clone().requires_grad_()
+        rng = torch.Generator(bench.device).manual_seed(0)
+        with mock.patch.object(fast_rays, "is_supported", lambda _, found=is_fast: found):
+            found = render_rays(field, rays, options, rng=rng)
+        (gradient,) = torch.autograd.grad(found.rgb.square().mean() + found.depth.mean(), given)
+        runs.append([*(part.detach() for part in found), gradient])
+    names = ("rgb", "depth", "opacity", "gradient")
+    errors = {
+        name: ((one - other).norm() / other.norm()).item()
+        for name, one, other in zip(names, *runs, strict=True)
+    }
+    bench.note("rays", errors, f"kernels against the reference: {max(errors.values()):.1e}")
+    if not max(errors.values()) < RAYS_TOLERANCE:
+        raise RuntimeError(f"errors of the rays' kernels are too large: {errors}")
 
 
 def check(bench: Bench) -> None:

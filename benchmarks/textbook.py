@@ -13,6 +13,7 @@ from discriminators.convolutions import CoordConv
 from discriminators.discriminators import PyramidDiscriminator
 from generators.generators import ImplicitGenerator3d
 from siren.film import Film
+from siren.fused.fused_field import JoinedField
 from siren.siren import FilmSiren
 from training import losses
 from training.adversarial import AdversarialGame, Fakes, Scenes, Terms
@@ -22,8 +23,18 @@ from training.health import DISCRIMINATOR
 class TextbookField(FilmSiren):
     """FilmSiren without fast implementations; repeats each direction for every point."""
 
+    def prepared(self, film: Film) -> JoinedField | None:
+        """Return None: nothing is folded."""
+        return None
+
     def forward(
-        self, points: Tensor, directions: Tensor, film: Film, *, skips_clear: bool = False
+        self,
+        points: Tensor,
+        directions: Tensor,
+        film: Film,
+        *,
+        prepared: JoinedField | None = None,
+        skips_clear: bool = False,
     ) -> Tensor:
         """Do as FilmSiren.forward; colors all points.
 
@@ -114,26 +125,28 @@ class TextbookGame(AdversarialGame):
     def discriminator_step(self, real: Tensor, fakes: Fakes, stage: Stage) -> Terms:
         """Do as AdversarialGame.discriminator_step."""
         self.discriminator.requires_grad_(True)
-        has_penalty = stage.r1_lambda > 0 and stage.step % stage.r1_interval == 0
-        real = real.detach().requires_grad_(has_penalty)
+        weights = {"d_r1": stage.r1_lambda, "d_r2": stage.r2_lambda}
+        if stage.step % stage.r1_interval:
+            weights = {}
+        images = {"d_r1": real.detach(), "d_r2": fakes.images.detach()}
+        images = {k: x.requires_grad_(weights.get(k, 0) > 0) for k, x in images.items()}
         with self.autocast():
-            on_real = self.discriminator(real, stage.alpha)
-            on_fake = self.discriminator(fakes.images, stage.alpha)
-        terms = {
-            "d_real": losses.logistic(on_real.logits, is_real=True),
-            "d_fake": losses.logistic(on_fake.logits, is_real=False),
-            "d_identity": losses.identity(
-                on_fake, *fakes.scenes, z_lambda=stage.z_lambda, pos_lambda=stage.pos_lambda
-            ),
-        }
-        if has_penalty:
-            scale = self.scaler.scale(real.new_ones(())) if self.scaler.is_enabled() else None
-            outputs = on_real.logits.sum() if scale is None else on_real.logits.sum() * scale
-            (gradient,) = torch.autograd.grad(outputs, real, create_graph=True)
-            gradient = gradient if scale is None else gradient / scale
-            penalty = gradient.flatten(1).square().sum(1).mean()
-            terms["d_r1"] = 0.5 * stage.r1_lambda * stage.r1_interval * penalty
+            on_real, on_fake = (self.discriminator(x, stage.alpha) for x in images.values())
+        terms = losses.of_discriminator(stage.gan_loss, on_real.logits, on_fake.logits)
+        terms["d_identity"] = losses.identity(
+            on_fake, *fakes.scenes, z_lambda=stage.z_lambda, pos_lambda=stage.pos_lambda
+        )
+        for name, verdict in (("d_r1", on_real), ("d_r2", on_fake)):
+            if weights.get(name, 0) > 0:
+                square = self._mean_square(verdict.logits, images[name])
+                terms[name] = 0.5 * weights[name] * stage.r1_interval * square
         self.discriminator_optimizer.zero_grad(set_to_none=True)
         self._backward(sum(terms.values(), real.new_zeros(())))
         self._update(DISCRIMINATOR, terms, stage)
         return {name: term.detach() for name, term in terms.items()}
+
+    def _mean_square(self, logits: Tensor, images: Tensor) -> Tensor:
+        """Return the mean squared norm of the gradients, to be differentiated again."""
+        scale = self.scaler.scale(logits.new_ones(())) if self.scaler.is_enabled() else 1.0
+        (gradient,) = torch.autograd.grad(logits.sum() * scale, images, create_graph=True)
+        return (gradient / scale).flatten(1).square().sum(1).mean()

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Annotated, Any, Literal, get_type_hints
 
+from config.stage import GanLoss
 from config.values import OneOf, Range, convert, literal
 from discriminators.discriminators import DISCRIMINATORS
 from generators.cameras import PoseKind
@@ -95,8 +96,11 @@ class Settings:
     topk_interval: Annotated[float, Range(1, includes_low=True)] | None = None  # steps; None: all
     topk_v: Share = 1.0
     instance_noise: NonNegative = 0.0  # in published dicts, where nothing uses it either
+    # "relativistic" (R3GAN, Huang et al. 2024) compares each fake with a real, without top-k.
+    gan_loss: GanLoss = "logistic"
     r1_lambda: NonNegative
-    r1_interval: Count = 1  # steps between penalties, each that many times stronger
+    r2_lambda: NonNegative = 0.0  # penalty on the gradient at fakes, as r1_lambda at reals (R3GAN)
+    r1_interval: Count = 1  # steps between both penalties, each that many times stronger
     opacity_lambda: NonNegative = 0.0  # the generator's penalty on half-transparent rays
     z_lambda: NonNegative = 0.0
     pos_lambda: NonNegative = 0.0

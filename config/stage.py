@@ -1,6 +1,7 @@
 """Settings of one training step, and the schedules that depend on the step alone."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from generators.generators import ImplicitGenerator3d
 from generators.sampling import LatentKind
 from generators.volumetric_rendering import RenderOptions
 
+GanLoss = Literal["logistic", "relativistic"]
 MAPPING_RATE = 0.05  # share of the generator's rate for its mapping network under unique_lr
 EMA_DECAYS = (0.999, 0.9999)
 TOPK_DECAY = 0.99  # per topk_interval steps (Sinha et al. 2020)
@@ -21,7 +23,7 @@ class Stage:
 
     batch_size is per process; the generator accumulates gradients over batch_split parts. alpha is
     the fade-in of the newest discriminator level, topk_share the share of fakes that train the
-    generator. r1_interval: steps between R1 penalties, each that much stronger.
+    generator. r1_interval: steps between the penalties R1 and R2, each that much stronger.
     opacity_lambda: weight of the generator's penalty on half-transparent rays.
     """
 
@@ -35,7 +37,9 @@ class Stage:
     render: RenderOptions
     poses: PoseDistribution
     latent_kind: LatentKind
+    gan_loss: GanLoss
     r1_lambda: float
+    r2_lambda: float
     r1_interval: int
     opacity_lambda: float
     z_lambda: float

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from discriminators.convolutions import CoordConv
-from discriminators.linearized import AS_THEY_ARE, LEAKY_SLOPE, AsTheyAre
+from discriminators.linearized import LEAKY_SLOPE, NORMAL_LAYERS, NormalLayers
 
 
 class AdapterBlock(nn.Module):
@@ -16,7 +16,7 @@ class AdapterBlock(nn.Module):
         super().__init__()
         self.model = nn.Sequential(nn.Conv2d(3, channels, 1), nn.LeakyReLU(LEAKY_SLOPE))
 
-    def forward(self, images: Tensor, layers: AsTheyAre = AS_THEY_ARE) -> Tensor:
+    def forward(self, images: Tensor, layers: NormalLayers = NORMAL_LAYERS) -> Tensor:
         """Return features of images; layers applies the convolution and the rectifier."""
         return layers.rectify(layers.convolve(self.model[0], images))
 
@@ -55,7 +55,7 @@ class ResidualBlock(nn.Module):
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE)
 
-    def forward(self, x: Tensor, layers: AsTheyAre = AS_THEY_ARE) -> Tensor:
+    def forward(self, x: Tensor, layers: NormalLayers = NORMAL_LAYERS) -> Tensor:
         """Return features (B, out_channels, H / 2, W / 2) of x (B, in_channels, H, W).
 
         layers applies the convolutions and the rectifiers.

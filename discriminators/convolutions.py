@@ -40,12 +40,15 @@ class CoordConv(nn.Module):
         images: computing it once is faster than two more channels in every image.
         """
         _, _, height, width = x.shape
-        rows = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
-        columns = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)
+        axes = {
+            side: torch.linspace(-1, 1, side, device=x.device, dtype=x.dtype)
+            for side in {height, width}
+        }
         coordinates = torch.stack(
-            [rows[:, None].expand(height, width), columns.expand(height, width)]
+            [axes[height][:, None].expand(height, width), axes[width].expand(height, width)]
         )
-        of_x, of_coordinates = self.conv.weight.split([x.shape[1], 2], dim=1)
+        # To the type of x before the split: autocast would convert both parts.
+        of_x, of_coordinates = self.conv.weight.to(x.dtype).split([x.shape[1], 2], dim=1)
         stride, padding = _geometry(self.conv)
         everywhere = F.conv2d(coordinates[None], of_coordinates, self.conv.bias, stride, padding)
         return Kernel(of_x, everywhere, stride, padding)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from discriminators.blocks import AdapterBlock, ResidualBlock
-from discriminators.linearized import AS_THEY_ARE, AsTheyAre
+from discriminators.linearized import NORMAL_LAYERS, NormalLayers
 
 PUBLISHED_WIDTH = 400  # channels of the widest layers
 
@@ -73,7 +73,9 @@ class PyramidDiscriminator(nn.Module):
         """Return the image sizes that have a level, in pixels, ascending."""
         return tuple(2**level for level in range(1, len(cls.widths) + 1))
 
-    def forward(self, images: Tensor, alpha: float, layers: AsTheyAre = AS_THEY_ARE) -> Verdict:
+    def forward(
+        self, images: Tensor, alpha: float, layers: NormalLayers = NORMAL_LAYERS
+    ) -> Verdict:
         """Return the verdicts on images.
 
         Args:

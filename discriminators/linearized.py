@@ -16,7 +16,7 @@ from discriminators.convolutions import kernel_of
 LEAKY_SLOPE = 0.2
 
 
-class AsTheyAre:
+class NormalLayers:
     """Applies layers normally."""
 
     def convolve(self, convolution: nn.Module, x: Tensor) -> Tensor:
@@ -29,10 +29,10 @@ class AsTheyAre:
         return F.leaky_relu(x, LEAKY_SLOPE)
 
 
-AS_THEY_ARE = AsTheyAre()
+NORMAL_LAYERS = NormalLayers()
 
 
-class Watched(AsTheyAre):
+class RecordedLayers(NormalLayers):
     """Applies layers normally and records the inputs of the rectifiers in order."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Watched(AsTheyAre):
         return super().rectify(x)
 
 
-class Affine(AsTheyAre):
+class Affine(NormalLayers):
     """Applies layers with the LeakyReLU slopes of a recorded pass to the first images.
 
     Args:
@@ -53,7 +53,7 @@ class Affine(AsTheyAre):
             for images with normal layers.
     """
 
-    def __init__(self, watched: Watched, shares: Tensor) -> None:
+    def __init__(self, watched: RecordedLayers, shares: Tensor) -> None:
         self.signs = iter(watched.rectified)
         self.shares = shares[:, None, None, None]
 
@@ -61,7 +61,8 @@ class Affine(AsTheyAre):
         """Return features (B, C, H, W) of x (B, in, ...), constants multiplied by shares."""
         weight, constant, stride, padding = kernel_of(convolution, x)
         linear = F.conv2d(x, weight, None, stride, padding)
-        return torch.addcmul(linear, self.shares.to(linear.dtype), constant.to(linear.dtype))
+        self.shares = self.shares.to(linear.dtype)  # autocast's, after the first layer
+        return torch.addcmul(linear, self.shares, constant.to(linear.dtype))
 
     def rectify(self, x: Tensor) -> Tensor:
         """Return x times the recorded slopes; the LeakyReLU of x for the other images."""

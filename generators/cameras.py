@@ -181,11 +181,20 @@ def rays_from(
     return Rays(origins[:, None].expand_as(directions), directions)
 
 
-def cast_rays(poses: Poses, image_size: int, fov_degrees: float | Tensor) -> Rays:
+def cast_rays(
+    poses: Poses,
+    image_size: int,
+    fov_degrees: float | Tensor,
+    *,
+    device: torch.device | None = None,
+) -> Rays:
     """Return the rays of square images from cameras on the unit sphere that look at the origin.
 
     poses (B,) each; fov_degrees: full angle of view across the image, one for all or (B,). Returns
     Rays of (B, H * W, 3) as rays_from gives them, H = W = image_size.
+    device: of the rays; None takes that of poses. Cameras are computed where their poses are.
     """
     shape = (image_size, image_size)
-    return rays_from(camera_origins(poses), camera_rotations(poses), shape, fov_degrees)
+    device = device or poses.pitch.device
+    origins = moved(camera_origins(poses), device)
+    return rays_from(origins, moved(camera_rotations(poses), device), shape, fov_degrees)

@@ -71,10 +71,13 @@ class ImplicitGenerator3d(nn.Module):
 
     def field(self, film: Film, *, points_per_chunk: int | None = None) -> TwofoldField:
         """Return the radiance field of the objects of film."""
+        prepared = self.siren.prepared(film)
 
         def evaluate(points: Tensor, directions: Tensor, *, skips_clear: bool = False) -> Tensor:
             with self._field_precision():
-                samples: Tensor = self.siren(points, directions, film, skips_clear=skips_clear)
+                samples: Tensor = self.siren(
+                    points, directions, film, prepared=prepared, skips_clear=skips_clear
+                )
             return at_least_float32(samples)  # the integral's tail overflows float16
 
         visible = partial(evaluate, skips_clear=True)
@@ -108,9 +111,10 @@ class ImplicitGenerator3d(nn.Module):
         @torch.no_grad()
         def evaluate(points: Tensor) -> Tensor:
             parts = points.to(film.frequencies)[None].split(chunk or len(points), dim=1)
+            prepared = self.siren.prepared(film)
             with self._field_precision():
-                found = torch.cat([self.siren.density(part, film)[0] for part in parts])
-            return at_least_float32(found).to(points.device)
+                found = [self.siren.density(part, film, prepared=prepared)[0] for part in parts]
+            return at_least_float32(torch.cat(found)).to(points.device)
 
         return evaluate
 
@@ -129,7 +133,7 @@ class ImplicitGenerator3d(nn.Module):
 
         Args:
             film: conditioning of B objects.
-            poses: B camera poses; moved to the device of film.
+            poses: B camera poses, on the CPU or on the device of film.
             options: how rays become pixels.
             rng: stream of the draws per sample; None renders without randomness.
             points_per_chunk: that of one call, None is the generator's own. It does not change the
@@ -140,7 +144,8 @@ class ImplicitGenerator3d(nn.Module):
         points_per_chunk = points_per_chunk or self.points_per_chunk
         like = film.frequencies
         fov = options.fov_degrees if fov_degrees is None else fov_degrees.to(like)
-        rays = cast_rays(Poses(*(angle.to(like) for angle in poses)), options.image_size, fov)
+        typed = Poses(*(angle.to(like.dtype) for angle in poses))
+        rays = cast_rays(typed, options.image_size, fov, device=like.device)
         shape = (options.image_size, options.image_size)
         if points_per_chunk is None or rng is not None:  # random draws are made for whole pictures
             field = self.field(film, points_per_chunk=points_per_chunk)

@@ -19,11 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from generators import fast_rays
 from generators.cameras import Poses, Rays, cast_rays, moved
 from generators.fields import Field, TwofoldField
 
 TAIL_LENGTH = 1e10  # scene units; the last sample stands for the rest of the ray (NeRF, section 4)
 WEIGHT_FLOOR = 1e-5  # added twice before the distribution function, as published
+Rng = torch.Generator | None
 LOCKED_DIRECTION = (0.0, 0.0, -1.0)  # direction of every ray under lock_view_dependence
 
 
@@ -122,7 +124,7 @@ def depth_range(rays: Rays, options: RenderOptions) -> tuple[Tensor, Tensor]:
     return near, torch.maximum(near, torch.minimum(far, closest + half_chord))
 
 
-def stratified_depths(rays: Rays, options: RenderOptions, *, rng: torch.Generator | None) -> Tensor:
+def stratified_depths(rays: Rays, options: RenderOptions, *, rng: Rng) -> Tensor:
     """Return depths (B, R, S), evenly spaced, each jittered by up to half a spacing.
 
     The first and the last are near and far, as published. In a bounded scene, where the last sample
@@ -155,9 +157,7 @@ def query(field: Field, rays: Rays, depths: Tensor, *, lock_view_dependence: boo
     return field(points.flatten(1, 2), directions).unflatten(1, depths.shape[1:])
 
 
-def activated_density(
-    samples: Tensor, options: RenderOptions, *, rng: torch.Generator | None
-) -> Tensor:
+def activated_density(samples: Tensor, options: RenderOptions, *, rng: Rng) -> Tensor:
     """Return densities (B, R, S) >= 0 per scene unit: activated raw density plus noise.
 
     Noise is drawn even at deviation 0, so that the stream does not depend on the training step.
@@ -198,9 +198,7 @@ def compositing_weights(density: Tensor, depths: Tensor, *, end: Tensor | None =
     return torch.exp(-before) * -torch.expm1(-optical_depth)
 
 
-def importance_depths(
-    depths: Tensor, weights: Tensor, count: int, *, rng: torch.Generator | None
-) -> Tensor:
+def importance_depths(depths: Tensor, weights: Tensor, count: int, *, rng: Rng) -> Tensor:
     """Draw depths (B, R, count) from the distribution of the coarse weights by inverting its CDF.
 
     The bins lie between the mid-points of the coarse depths (B, R, S) and have the inner weights.
@@ -234,12 +232,7 @@ def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[
 
 
 def composite(
-    samples: Tensor,
-    depths: Tensor,
-    options: RenderOptions,
-    *,
-    rng: torch.Generator | None,
-    end: Tensor | None = None,
+    samples: Tensor, depths: Tensor, options: RenderOptions, *, rng: Rng, end: Tensor | None = None
 ) -> Rendering:
     """Blend samples (B, R, S, 4) at ascending depths (B, R, S) into pixels; end (B, R) or None."""
     weights = compositing_weights(activated_density(samples, options, rng=rng), depths, end=end)
@@ -265,12 +258,7 @@ def rays_that_hit(options: RenderOptions) -> Tensor:
 
 
 def render_rays(
-    field: Field,
-    rays: Rays,
-    options: RenderOptions,
-    *,
-    rng: torch.Generator | None,
-    hits: Tensor | None = None,
+    field: Field, rays: Rays, options: RenderOptions, *, rng: Rng, hits: Tensor | None = None
 ) -> Rendering:
     """Render rays through field, coarse to fine (NeRF, section 5.2).
 
@@ -292,26 +280,56 @@ def render_rays(
 
 
 def _render_hits(
-    field: Field,
-    rays: Rays,
-    end: Tensor | None,
-    options: RenderOptions,
-    *,
-    rng: torch.Generator | None,
+    field: Field, rays: Rays, end: Tensor | None, options: RenderOptions, *, rng: Rng
 ) -> Rendering:
     """Render rays coarse to fine; end (B, R) is where they leave a bounded scene, or None."""
     is_locked = options.lock_view_dependence
     depths = stratified_depths(rays, options, rng=rng)  # (B, R, S)
     samples = _coarse_samples(field, rays, depths, options)  # (B, R, S, 4)
     field = _visible(field, options)
-    if options.hierarchical:
-        with torch.no_grad():
-            density = activated_density(samples, options, rng=rng)
-            weights = compositing_weights(density, depths, end=end)
-            fine_depths = importance_depths(depths, weights, options.num_steps, rng=rng)
-        fine_samples = query(field, rays, fine_depths, lock_view_dependence=is_locked)
-        depths, samples = merge((fine_depths, fine_samples), (depths, samples))  # (B, R, 2S)
-    return composite(samples, depths, options, rng=rng, end=end)
+    if not options.hierarchical:
+        return _blend((depths, samples), None, options, rng=rng, end=end)
+    fine_depths = _fine_depths(samples, depths, options, rng=rng, end=end)
+    fine_samples = query(field, rays, fine_depths, lock_view_dependence=is_locked)
+    return _blend((fine_depths, fine_samples), (depths, samples), options, rng=rng, end=end)
+
+
+@torch.no_grad()
+def _fine_depths(
+    samples: Tensor, depths: Tensor, options: RenderOptions, rng: Rng, end: Tensor | None
+) -> Tensor:
+    """Draw the fine depths (B, R, S) by the weights of coarse samples (B, R, S, 4)."""
+    count = options.num_steps
+    if not fast_rays.is_supported(samples):
+        density = activated_density(samples, options, rng=rng)
+        weights = compositing_weights(density, depths, end=end)
+        return importance_depths(depths, weights, count, rng=rng)
+    noise = quantiles = None
+    if rng is not None:
+        noise = _normal(depths.shape, depths, rng)
+        quantiles = _uniform((depths[..., 0].numel(), count), depths, rng)
+    return fast_rays.importance_depths(
+        samples, depths, count, options, noise=noise, quantiles=quantiles
+    )
+
+
+def _blend(
+    first: tuple[Tensor, Tensor],
+    second: tuple[Tensor, Tensor] | None,
+    options: RenderOptions,
+    rng: Rng,
+    end: Tensor | None,
+) -> Rendering:
+    """Merge one or two sets of depths and samples, and blend them into pixels."""
+    if not fast_rays.is_supported(first[1]):
+        depths, merged = first if second is None else merge(first, second)  # (B, R, 2S)
+        return composite(merged, depths, options, rng=rng, end=end)
+    depths, order = first[0], None
+    if second is not None:
+        depths, order = torch.cat([depths, second[0]], dim=-1).sort(dim=-1)
+    noise = None if rng is None else _normal(depths.shape, depths, rng)
+    samples = (first[1],) if second is None else (first[1], second[1])
+    return Rendering(*fast_rays.composite(samples, order, depths, options, noise=noise, end=end))
 
 
 def _visible(field: Field, options: RenderOptions) -> Field:

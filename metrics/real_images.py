@@ -223,6 +223,18 @@ class RealSet:
         return image
 
 
+def list_real_images(folder: Path) -> Listing:
+    """List the images of a folder, whoever wrote them.
+
+    Raises:
+        UsageError: there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        hint = "; fid_evaluation.py writes real images from a data set"
+        raise UsageError(f"--real_image_dir {folder}: is no folder{hint}")
+    return find_pictures(str(folder), takes_outputs=True, flag="--real_image_dir ")
+
+
 def open_real_set(folder: Path, cache_dir: Path) -> RealSet:
     """Open a folder of real images; files that cannot be read are left out.
 
@@ -232,10 +244,7 @@ def open_real_set(folder: Path, cache_dir: Path) -> RealSet:
     Raises:
         UsageError: there is no such folder, or no image in it that can be read.
     """
-    if not folder.is_dir():
-        hint = "; fid_evaluation.py writes real images from a data set"
-        raise UsageError(f"--real_image_dir {folder}: is no folder{hint}")
-    listing = find_pictures(str(folder), takes_outputs=True, flag="--real_image_dir ")
+    listing = list_real_images(folder)
     key = json.dumps([decoding.VERSION, str(folder.resolve()), listing.names, listing.stamps])
     path = cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     known = read_json(path)

@@ -33,12 +33,14 @@ class Film:
     def __len__(self) -> int:
         return len(self.frequencies)
 
+    def by_layer(self, width: int) -> tuple[Tensor, Tensor]:
+        """Return frequencies and phase shifts (B, layers, width), scaled for the sine."""
+        frequencies = self.frequencies * FREQUENCY_SCALE + FREQUENCY_SHIFT
+        return frequencies.unflatten(-1, (-1, width)), self.phase_shifts.unflatten(-1, (-1, width))
+
     def layers(self, width: int) -> list[tuple[Tensor, Tensor]]:
         """Return each layer's frequencies and phase shifts (B, width), scaled for the sine."""
-        frequencies = self.frequencies * FREQUENCY_SCALE + FREQUENCY_SHIFT
-        return list(
-            zip(frequencies.split(width, -1), self.phase_shifts.split(width, -1), strict=True)
-        )
+        return list(zip(*(part.unbind(1) for part in self.by_layer(width)), strict=True))
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Compile kernels without a GPU, in a process where Triton does not interpret them.
 
 As a script: reads one request (JSON) a line and prints one answer (JSON) a line. A request names
-the kernel, its constants, the compute capability, the number of warps, and whether the answer is
-the intermediate representation ("ttir") or figures of the machine code. As a module: Compiler
-starts the script and asks it.
+the kernel, its constants, the compute capability, the number of warps, the type of operands ("fp16"
+or "bf16"; none is the first), and whether the answer is the intermediate representation ("ttir") or
+figures of the machine code. As a module: Compiler starts the script and asks it.
 """
 
 import collections
@@ -16,8 +16,11 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-HALF = {"features_ptr", "features_weight_ptr", "weights_ptr", "sines_ptr", "gradients_ptr",
-        "left_ptr", "right_ptr", "narrow_ptr"}  # fmt: skip
+OPERANDS = {"features_ptr", "features_weight_ptr", "weights_ptr", "sines_ptr", "gradients_ptr",
+            "left_ptr", "right_ptr", "narrow_ptr", "feature_rows_ptr", "beside_ptr",
+            "logits_ptr"}  # fmt: skip
+INTEGERS = {"counts_ptr": "*i32", "number_ptr": "*i32", "needed_ptr": "*i32", "order_ptr": "*i64"}
+FLOATS = {"noise_scale", "smallest"}
 
 
 class Compiler:
@@ -47,14 +50,15 @@ class Compiler:
         self.process.wait()
 
 
-def source_of(kernel, constants):
+def source_of(kernel, constants, operand):
     """Return Triton's source of a kernel with its constants; pointers are aligned as PyTorch's."""
     from triton.compiler import ASTSource
 
-    types = {name: "constexpr" if name in constants else "i32" for name in kernel.arg_names}
+    types = {name: "fp32" if name in FLOATS else "i32" for name in kernel.arg_names}
+    types |= dict.fromkeys(constants, "constexpr")
     for name in kernel.arg_names:
         if name.endswith("_ptr"):
-            types[name] = "*i32" if name == "counts_ptr" else "*fp16" if name in HALF else "*fp32"
+            types[name] = INTEGERS.get(name, f"*{operand}" if name in OPERANDS else "*fp32")
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, kind in enumerate(types.values())
@@ -156,11 +160,14 @@ def main():
     """Answer requests until there are no more."""
     from triton.backends.compiler import GPUTarget
 
-    from siren.fused import kernels
+    from generators import ray_kernels
+    from siren.fused import kernels, row_kernels
 
+    found = vars(kernels) | vars(row_kernels) | vars(ray_kernels)
     for line in sys.stdin:
         request = json.loads(line)
-        source = source_of(getattr(kernels, request["kernel"]), request["constants"])
+        operand = request.get("operand", "fp16")
+        source = source_of(found[request["kernel"]], request["constants"], operand)
         target = GPUTarget("cuda", request["capability"], 32)
         options = {"num_warps": request["num_warps"], "enable_fp_fusion": True}
         answer = {"ttir": ttir, "machine code": machine_code}[request["output"]]

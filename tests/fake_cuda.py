@@ -1,29 +1,26 @@
-"""CUDA tensors without a GPU: fake tensors, which have a device and a shape but no memory.
+"""CUDA tensors without a GPU: the project's own code, on fake tensors.
 
-`fake_gpu` makes the machine seem to have two GPUs of one kind. Inside of it the project's own code
-runs on "cuda:1" as it is, while "cuda:0" is the current device, and `Watch` sees every operation.
-Code that needs a real device is replaced: random streams, pinned memory, the launch of Triton
-kernels, whose arguments are checked instead, and the backward pass, since PyTorch's automatic
-differentiation runs on threads of the device. Each forward pass of the field's own autograd
-function is followed at once by its backward pass, so that this one is checked as well.
+`fake_gpu` makes the machine seem to have two GPUs of one kind. Inside of it the code runs on
+"cuda:1" as it is, while "cuda:0" is the current device. Code that needs a real device is replaced:
+random streams, pinned memory, Triton kernels, and the backward pass, since PyTorch's automatic
+differentiation runs on threads of the device. Each forward pass of our own autograd functions is
+followed at once by its backward pass, so that this one is checked as well.
 """
 
-import collections
 import contextlib
 import types
 
 import torch
+from fake_gpu import GPU, without_kernels
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from checkpoint_io import network_state
-from generators import cameras, generators, sampling, volumetric_rendering
-from siren.fused import cuda, eager, kernels, launching, triton_field
-from training import adversarial
+from generators import cameras, fast_rays, generators, sampling, volumetric_rendering
+from siren.fused import cuda, eager, launching, triton_field
+from training import adversarial, losses
+from training.adversarial import AdversarialGame
 
-GPU = torch.device("cuda", 1)
 KIB = 1024
 # Compute capability and shared memory of one program, as NVIDIA's programming guide has them.
 GPUS = {
@@ -32,7 +29,6 @@ GPUS = {
     "RTX 3090": (8, 6, 99 * KIB),
     "RTX 2080 Ti": (7, 5, 64 * KIB),
 }
-WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "unique_dim")
 
 
 class Stream:
@@ -40,37 +36,6 @@ class Stream:
 
     def __init__(self, device):
         self.device = torch.device(device)
-
-
-class Watch(TorchDispatchMode):
-    """Counts GPU operations, and records those that mix devices or make the host wait."""
-
-    def __init__(self):
-        super().__init__()
-        self.mixed, self.waits, self.launches = [], [], collections.Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        leaves = torch.utils._pytree.tree_leaves
-        found = [t for t in leaves([args, kwargs, out]) if isinstance(t, torch.Tensor)]
-        name = func.overloadpacket.__name__
-        devices = {t.device for t in found if t.dim() > 0}
-        if len(devices) > 1 and name not in ("_to_copy", "copy_"):
-            self.mixed.append((name, sorted(map(str, devices))))
-        returned = [value.alias_info for value in func._schema.returns]
-        is_view = any(alias is not None and not alias.is_write for alias in returned)
-        if GPU in {t.device for t in found}:
-            self.launches[name] += not (is_view or "empty" in name)
-            if name in WAITS or (name in ("_to_copy", "copy_") and is_awaited(args, kwargs, out)):
-                self.waits.append(name)
-        return out
-
-
-def is_awaited(args, kwargs, out):
-    """Return whether a copy between GPU and host makes the host wait for the GPU."""
-    pair = [t.device.type for t in (*args[:2], out) if isinstance(t, torch.Tensor)]
-    non_blocking = (kwargs or {}).get("non_blocking", args[2] if len(args) > 2 else False)
-    return {"cpu", "cuda"} <= set(pair) and not non_blocking
 
 
 class WithoutDevice(TorchFunctionMode):
@@ -128,41 +93,6 @@ def indexed(tensor, index):
     return torch.ops.aten.index(tensor, gathered) if gathered else tensor
 
 
-class Kernel:
-    """Stands for a Triton kernel: checks the arguments of its launches and counts them."""
-
-    def __init__(self):
-        self.launches = 0
-
-    def __getitem__(self, grid):
-        def launch(*arguments, **constants):
-            tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
-            assert {t.device for t in tensors} == {GPU}
-            assert all(t.is_contiguous() for t in tensors)
-            assert constants["ON_DEVICE"] is True
-            assert all(size > 0 for size in grid)
-            assert all(size < 2**16 for size in grid[1:])
-            assert all(abs(a) < 2**31 for a in arguments if isinstance(a, int))
-            self.launches += 1
-
-        return launch
-
-
-def on_gpu(make):
-    """Return the module of make(), with fake tensors on the GPU as parameters."""
-    with torch._subclasses.fake_tensor.unset_fake_temporarily():
-        module = network_state.unfilled(make)
-    for part in module.modules():
-        for name, value in part._parameters.items():
-            if value is not None:
-                shape = tuple(value.shape)
-                # As AdversarialGame lays out the discriminator.
-                layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
-                empty = torch.empty(shape, device=GPU, memory_format=layout)
-                part._parameters[name] = torch.nn.Parameter(empty, requires_grad=False)
-    return module
-
-
 def draw(kind):
     """Wrap a random draw to require a stream on the device of its values."""
 
@@ -187,6 +117,9 @@ class Context:
     def save_for_backward(self, *tensors):
         self.saved_tensors = tensors
 
+    def set_materialize_grads(self, value):
+        pass
+
 
 def both_passes(function):
     """Return an apply for function that runs its forward pass, then its backward pass if asked."""
@@ -196,9 +129,10 @@ def both_passes(function):
         context = Context(arguments)
         output = function.forward(context, *arguments)
         if is_learning:
-            gradients = function.backward(context, torch.empty_like(output))
+            outputs = output if isinstance(output, tuple) else (output,)
+            gradients = function.backward(context, *map(torch.empty_like, outputs))
             for gradient, of in zip(gradients, arguments, strict=True):
-                if isinstance(of, torch.Tensor):
+                if gradient is not None:
                     assert (gradient.shape, gradient.dtype) == (of.shape, of.dtype)
                     assert gradient.device == of.device
         return output
@@ -233,10 +167,9 @@ def fake_gpu(monkeypatch, kind):
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: contextlib.nullcontext())
     for module in (torch.cuda.amp.common, torch.amp.autocast_mode):
         monkeypatch.setattr(module, "amp_definitely_not_available", lambda: False, raising=False)
-    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_, **__: self)  # see on_gpu
     monkeypatch.setattr(cuda, "missing_tool", lambda: "")
     launching.find_blocks.cache_clear()
-    for module in (cameras, generators, volumetric_rendering, adversarial):
+    for module in (cameras, generators, volumetric_rendering, adversarial, losses):
         monkeypatch.setattr(module, "moved", moved)
     # How many rays hit depends on values, which fake tensors lack.
     monkeypatch.setattr(
@@ -251,13 +184,10 @@ def fake_gpu(monkeypatch, kind):
         return of_cpu(seed, rank, step, purpose, device) if on_cpu else Stream(device)
 
     monkeypatch.setattr(adversarial, "step_rng", step_rng)
-    found = {name: Kernel() for name in ("forward_kernel", "backward_kernel", "reduction_kernel")}
-    for name, kernel in found.items():
-        monkeypatch.setattr(kernels, name, kernel)
-    for module in (triton_field, eager):
-        function = module._FieldFunction
+    found = without_kernels(monkeypatch)
+    for function in (triton_field._FieldFunction, eager._FieldFunction, fast_rays._Composite):
         monkeypatch.setattr(function, "apply", both_passes(function))
-    monkeypatch.setattr(adversarial.AdversarialGame, "_backward", backward)
+    monkeypatch.setattr(AdversarialGame, "_backward", backward)
     monkeypatch.setattr(torch.autograd, "grad", lambda _, wanted, **__: (torch.empty_like(wanted),))
     with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()), WithoutDevice():
         yield found

@@ -1,105 +1,67 @@
-"""Run training steps on fake tensors, which have shapes but no numbers, and count their bytes.
+"""Run training steps with their backward passes on fake tensors, by the implementations for CUDA.
 
-The CUDA path of the field runs on them without a GPU; its kernels do nothing. Storages are counted
-from the operation that makes them until they are freed, as a CUDA allocator would see them.
+The tensors are said to be on the CPU, because automatic differentiation needs a device that is
+there.
 """
 
-import weakref
-
 import torch
-from torch import nn
+from fake_gpu import CPU, Watch, Work, on_gpu, without_kernels
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.nn.utils import clip_grad
 
 from config.stage import Precision
-from discriminators.discriminators import PyramidDiscriminator
-from generators import generators
+from generators import cameras, fast_rays, generators
 from generators.volumetric_rendering import rays_that_hit
-from siren.fused import eager, fused_field, kernels, triton_field
-from training import adversarial
+from siren.fused import eager, fused_field, triton_field
+from siren.siren import FilmSiren
+from training import adversarial, losses
 from training.adversarial import AdversarialGame
-
-CPU = torch.device("cpu")
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all live tensors (now) and their maximum (peak)."""
-
-    def __init__(self):
-        super().__init__()
-        self.known, self.now, self.peak = set(), 0, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self.note(tensor.untyped_storage())
-        return out
-
-    def note(self, storage):
-        key = storage._cdata
-        if key not in self.known:
-            self.known.add(key)
-            weakref.finalize(storage, self.freed, key, storage.nbytes())
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-
-    def freed(self, key, num_bytes):
-        self.known.discard(key)
-        self.now -= num_bytes
+from training.halves import converted
 
 
-class NoKernel:
-    """Stands for a Triton kernel: launched on any grid, it changes no tensor."""
+def on_host(function):
+    """Return function for the CPU beside a device: its operations are not recorded."""
 
-    def __getitem__(self, grid):
-        return lambda *args, **kwargs: None
+    def quiet(*arguments, **more):
+        Watch.is_on_host, before = True, Watch.is_on_host
+        try:
+            return function(*arguments, **more)
+        finally:
+            Watch.is_on_host = before
 
-
-class NoScaler:
-    """A loss scaler that never reads a value."""
-
-    def is_enabled(self):
-        return True
-
-    def scale(self, value):
-        return value * 1
-
-    def unscale_(self, optimizer):
-        pass
-
-    def step(self, optimizer):
-        optimizer.step()
-
-    def update(self, scale):
-        pass
+    return quiet
 
 
-def fake(make):
-    """Return a network with fake parameters; called in a FakeTensorMode."""
-    with unset_fake_temporarily():
-        network = make()
-        if isinstance(network, PyramidDiscriminator):
-            network.to(memory_format=torch.channels_last)
-    for module in network.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = nn.Parameter(torch.empty_like(parameter))
-    network.to = lambda **_: network  # a fake parameter cannot be moved
-    return network
+def moved_and_recorded(tensor, device):
+    """Stands for the copy of a tensor to the device."""
+    if Watch.current is not None:
+        Watch.current.work.append(Work("copy", tensor.nbytes))
+    return tensor
 
 
 def patch_cuda_path(monkeypatch, path, dtype):
-    """Make the field use its CUDA implementation "kernels" or "eager"."""
-    for name in ("forward_kernel", "backward_kernel", "reduction_kernel"):
-        monkeypatch.setattr(kernels, name, NoKernel())
+    """Make CPU tensors take the implementations for CUDA; the field "kernels" or "eager"."""
+    without_kernels(monkeypatch)
     paths = {
         "kernels": lambda field, x, d, **_: triton_field.evaluate(field, x, d, dtype),
         "eager": lambda field, x, d, **_: eager.evaluate(field, x, d, dtype),
     }
     monkeypatch.setattr(fused_field, "is_supported", lambda encoded: True)
     monkeypatch.setattr(fused_field, "evaluate", paths[path])
+    monkeypatch.setattr(fast_rays, "is_supported", lambda samples: dtype is not None)
+    for name in ("prepared", "_fast"):
+        monkeypatch.setattr(FilmSiren, name, FilmSiren.joined)
+    if dtype is not None:
+        monkeypatch.setattr(
+            AdversarialGame, "_in_precision", lambda game: converted(game.discriminator, dtype)
+        )
+    monkeypatch.setattr(clip_grad, "_has_foreach_support", lambda *_: True)
+    for name in ("camera_origins", "camera_rotations"):
+        monkeypatch.setattr(cameras, name, on_host(getattr(cameras, name)))
+    monkeypatch.setattr(adversarial, "sample_latents", on_host(adversarial.sample_latents))
+    monkeypatch.setattr(adversarial, "sample_poses", on_host(adversarial.sample_poses))
+    for module in (cameras, adversarial, losses):
+        monkeypatch.setattr(module, "moved", moved_and_recorded)
     render = generators.render_rays
 
     def render_rays(field, rays, options, **more):
@@ -113,22 +75,24 @@ def patch_cuda_path(monkeypatch, path, dtype):
     monkeypatch.setattr(adversarial, "step_rng", lambda *_: torch.Generator().manual_seed(0))
 
 
-def peak_bytes(monkeypatch, curriculum, start, path, *, is_half):
-    """Return the peak of the first training step of the stage that begins at start."""
+def run_steps(monkeypatch, curriculum, start, path, *, is_half, num_steps=1):
+    """Return the Watch of the last of some training steps from start on."""
     dtype = torch.float16 if is_half else None
     with monkeypatch.context() as patched:
         patch_cuda_path(patched, path, dtype)
-        live = LiveBytes()
-        with FakeTensorMode(allow_non_fake_inputs=True), live:
+        watch = Watch(CPU)
+        with FakeTensorMode(allow_non_fake_inputs=True), watch:
             game = AdversarialGame(
-                fake(curriculum.build_generator),
-                fake(curriculum.build_discriminator),
+                on_gpu(curriculum.build_generator, CPU),
+                on_gpu(curriculum.build_discriminator, CPU),
                 curriculum.optimizer_options(),
-                Precision(autocast_dtype=dtype, is_scaled=is_half),
-                seed=0,
-            )
-            game.scaler = NoScaler()
+                Precision(autocast_dtype=dtype, is_scaled=is_half), seed=0,
+            )  # fmt: skip
+            game.scaler = torch.amp.GradScaler("cpu", enabled=True)
             stage = curriculum.at(start)
             size = stage.render.image_size
-            game.step(torch.empty(stage.batch_size, 3, size, size), stage)
-        return live.peak
+            real = torch.empty(stage.batch_size, 3, size, size)
+            for _ in range(num_steps):
+                watch.work.clear()
+                game.step(real, stage)
+        return watch

@@ -100,7 +100,7 @@ def test_splits_of_a_batch_are_averaged(splits):
         stage = replace(curriculum.at(0), batch_split=count)
         scenes = game.draw_scenes(4, stage, rng=torch.Generator().manual_seed(0))
         deterministic = _without_jitter(game)
-        deterministic.generator_step(scenes, stage, rng=torch.Generator())
+        deterministic.generator_step(real_images(), scenes, stage, rng=torch.Generator())
         gradients.append([p.grad for p in game.generator.parameters()])
     for whole, split in zip(*gradients, strict=True):
         torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-7)
@@ -239,14 +239,16 @@ def test_an_overflow_of_scaled_gradients_alone_is_a_back_off():
     assert game.health.skipped.item() == 0
 
 
+@pytest.mark.parametrize("loss", [[], ["gan_loss=relativistic", "r2_lambda=1"]])
 @pytest.mark.parametrize("scale", [adversarial.INITIAL_LOSS_SCALE, 2.0**20])
-def test_r1_in_float16_does_not_overflow_at_the_first_step_nor_at_a_grown_scale(scale):
-    game, curriculum = tiny_game()
+def test_r1_in_float16_does_not_overflow_at_the_first_step_nor_at_a_grown_scale(scale, loss):
+    game, curriculum = tiny_game(*loss)
     game.precision = Precision(autocast_dtype=torch.float16, is_scaled=True)
     game.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    reals = game._penalized(real_images(), curriculum.at(0))
-    assert reals.images.isfinite().all()
-    assert reals.penalty.isfinite()
+    critic, reals = game.discriminator, real_images()
+    terms, _ = game._penalized(critic, reals, fakes_of(game, curriculum), curriculum.at(0))
+    assert all(term.isfinite() for term in terms.values())
+    assert game._observe(critic, reals, curriculum.at(0)).gradients.isfinite().all()
     if scale == adversarial.INITIAL_LOSS_SCALE:
         before = parameters_of(game.discriminator)
         game._set_rates(curriculum.at(0))
@@ -331,7 +333,7 @@ def test_top_k_leaves_the_worst_fakes_without_gradient():
         return shown[-1]
 
     game.generate = watched
-    game.generator_step(scenes, stage, rng=torch.Generator().manual_seed(0))
+    game.generator_step(real_images(), scenes, stage, rng=torch.Generator().manual_seed(0))
     images = shown[0].images
     touched = images.grad.flatten(1).abs().sum(1) > 0
     logits = game.discriminator(images, stage.alpha).logits

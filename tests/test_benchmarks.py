@@ -12,11 +12,12 @@ from documented import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import curriculums
-from benchmarks import cpu, demo, gpu, gpu_checks, inversion, table, view
+from benchmarks import cpu, demo, gpu, gpu_checks, inversion, recipes, table, view
 from benchmarks.bench import Bench, Sizes, median_seconds
 from benchmarks.table import Table
 from benchmarks.textbook import TextbookGame, twin_of
 from config.stage import OptimizerOptions, Precision
+from generators import fast_rays
 from siren.fused import cpu as fused_cpu
 from siren.siren import TALLSIREN, EmbeddingPiGAN128
 from system.errors import UsageError
@@ -173,6 +174,20 @@ def test_every_section_runs(capsys, monkeypatch):
     assert bench.results["waits for the device in a step"] == []
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton interprets no kernel")
+def test_a_wrong_kernel_of_rays_is_a_failure(capsys, monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    bench = Bench(torch.device("cpu"), TINY_SIZES)
+    gpu_checks.check_rays(bench)
+    assert bench.results["rays"]["gradient"] < 1e-5
+    right = fast_rays.importance_depths
+    monkeypatch.setattr(
+        fast_rays, "importance_depths", lambda *args, **more: right(*args, **more) + 0.01
+    )
+    with pytest.raises(RuntimeError, match="errors of the rays' kernels are too large"):
+        gpu_checks.check_rays(bench)
+
+
 def test_failures_are_counted_and_the_rest_goes_on_even_if_memory_cannot_be_freed(
     capsys, monkeypatch
 ):
@@ -208,9 +223,10 @@ TINY = ["hidden_dim=8", "num_layers=2", "mapping_hidden_dim=8", "latent_dim=4", 
 
 
 @pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("loss", [[], ["gan_loss=relativistic", "r2_lambda=0.3"]])
 @pytest.mark.parametrize("name", ["Demo", "CelebA"])
-def test_the_textbook_step_has_the_terms_and_gradients_of_ours(name, step):
-    curriculum = curriculums.load(name, overrides=TINY)
+def test_the_textbook_step_has_the_terms_and_gradients_of_ours(name, step, loss):
+    curriculum = curriculums.load(name, overrides=[*TINY, *loss])
     real = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     results = []
     for kind in (AdversarialGame, TextbookGame):
@@ -254,3 +270,44 @@ def test_fast_pictures_of_the_shipped_generator_agree_with_exact_ones(monkeypatc
     assert left_out > 100  # its field is narrow: only empty space is left out
     monkeypatch.setattr(fused_cpu, "WIDE", 1)
     assert 45 < view.measure_trained(size=32)["psnr_db"] < left_out  # and rounded like wide ones
+
+
+def test_kid_is_the_mean_kernel_of_different_pairs():
+    some, others = torch.randn(4, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+
+    def mean(x, y, is_own):
+        pairs = [(i, j) for i in range(len(x)) for j in range(len(y)) if not is_own or i != j]
+        return sum((float(x[i] @ y[j]) / 3 + 1) ** 3 for i, j in pairs) / len(pairs)
+
+    expected = mean(some, some, True) + mean(others, others, True) - 2 * mean(some, others, False)
+    assert recipes.kid(some, others) == pytest.approx(1000 * expected)
+
+
+def test_a_comparison_goes_on_where_it_was_stopped_and_makes_its_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path)
+    monkeypatch.setattr(recipes, "RECIPES", {"old": ["r1_lambda=1"], "new": ["r1_lambda=2"]})
+    monkeypatch.setattr(recipes, "lite_features", lambda: None)
+    trained = []
+
+    def train(job, run, stop):
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        trained.append((job.recipe, job.set_name, stop))
+        return 40.0
+
+    monkeypatch.setattr(recipes, "train", train)
+    kids = iter([30.0, 20.0, 25.0, 15.0, 9.0, 8.0])
+    monkeypatch.setattr(recipes, "measure", lambda *_: next(kids))
+    words = ["--minutes", "1", "--part", "100", "--output_dir", str(tmp_path / "runs")]
+    with pytest.raises(KeyboardInterrupt):
+        recipes.main(words)
+    trained[:] = trained[-1:]
+    recipes.main(words)
+    assert trained == [("new", "toycars", 100), ("new", "toycars", 200)]
+    columns, rows = recipes.table(tmp_path / "recipes", 1)  # the second part ends after 80 s
+    assert (columns[1], sorted(rows)) == ("toycars", [("new", 25.0, 1), ("old", 30.0, 1)])
+
+
+def test_a_set_of_a_comparison_needs_known_cameras():
+    with pytest.raises(UsageError, match="CAMERAS one of cars, faces"):
+        recipes.main(["--images", "mine=boats:x.zip", "--recipes"])

@@ -86,8 +86,21 @@ def test_a_lasting_sign_is_reported_and_not_too_often(probe, word):
 
 def losses(watch, steps, **means):
     stage = curriculums.load("CelebA").at(0)
-    terms = {"d_real": 0.7, "d_fake": 0.7, "d_identity": 0.5, **means}
+    terms = {"d_real": 0.6, "d_fake": 0.7, "d_identity": 0.5, **means}
     return [(step, line) for step in steps for line in watch.losses(step, terms, stage)]
+
+
+@pytest.mark.parametrize(
+    ("loss", "first", "words"),
+    [(0.009, 510, "near zero (9.0e-03)"), (0.6935, 1010, "guessed for 1000"), (0.5, None, "")],
+)
+def test_a_relativistic_critic_that_is_too_sure_or_only_guesses_is_reported(loss, first, words):
+    watch, stage = CollapseWatch(), curriculums.load("CelebA").at(0)
+    means = {"d_pair": loss, "d_identity": 0.5}
+    told = {step: watch.losses(step, means, stage) for step in range(10, 1101, 10)}
+    found = [(step, line) for step, lines in told.items() for line in lines]
+    assert [step for step, _ in found] == ([] if first is None else [first])
+    assert all(words in line for _, line in found)
 
 
 def test_a_discriminator_at_zero_and_heads_that_diverge_are_reported():

@@ -5,17 +5,17 @@ gradients (the discriminator's update) and once with them (the generator's). The
 and bytes are those of a GPU; the tensors are said to be on the CPU, whose PyTorch knows no CUDA.
 """
 
-import dataclasses
-import math
-
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="Triton is not installed")
+from fake_gpu import CPU, Watch, without_kernels
+from fake_steps import run_steps
+
+import curriculums
 from benchmarks.textbook import TextbookField
-from siren.fused import eager, eager_layers, kernels, triton_field
+from siren.fused import eager, eager_layers, triton_field
 from siren.siren import TALLSIREN
 
 OBJECTS, RAYS, SAMPLES = 56, 64 * 64, 12  # a batch of CelebA at 64 px, coarse samples
@@ -33,120 +33,10 @@ GPUS = {
 }
 
 
-NO_KERNELS = ("empty", "new_empty", "detach", "device", "_unsafe_view")
-
-
-@dataclasses.dataclass
-class Work:
-    """Bytes that one GPU operation reads and writes, and the operations of its products."""
-
-    name: str
-    bytes: int
-    products: int = 0
-    is_half: bool = True
-
-    def seconds(self, half, single, memory):
-        rate = 1e12 * (half if self.is_half else single)
-        return max(self.bytes / (1e9 * memory), self.products / rate)
-
-
-class Count(TorchDispatchMode):
-    """Records the work of every operation that runs a kernel on a GPU."""
-
-    def __init__(self):
-        super().__init__()
-        self.work = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        returned = [value.alias_info for value in func._schema.returns]
-        is_view = any(alias is not None and not alias.is_write for alias in returned)
-        name = func.overloadpacket.__name__
-        if not is_view and not name.startswith(NO_KERNELS):
-            read = tensors([args, {k: v for k, v in kwargs.items() if k != "out"}])
-            size = sum(distinct_bytes(t) for t in [*read, *tensors(out)])
-            work = Work(name, size)
-            if name in {"mm", "addmm", "bmm", "baddbmm"}:
-                x, y = read[-2:]
-                work.products = 2 * x.numel() * y.shape[-1]
-                work.is_half = x.element_size() == 2
-            self.work.append(work)
-        return out
-
-
-def tensors(tree):
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(tree) if torch.is_tensor(leaf)]
-
-
-def distinct_bytes(tensor):
-    """Return the bytes of a tensor; elements of an expanded dimension count once."""
-    sizes = (n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or n == 1)
-    return math.prod(sizes) * tensor.element_size()
-
-
-PARAMETERS = {
-    name: getattr(kernels, name).arg_names
-    for name in ("forward_kernel", "backward_kernel", "reduction_kernel")
-}
-
-
-class Kernel:
-    """Stands for a Triton kernel: counts each tensor as often as the kernel accesses it."""
-
-    def __init__(self, count, name):
-        self.count, self.name = count, name
-
-    def __getitem__(self, grid):
-        def launch(*arguments, **constants):
-            names = PARAMETERS[self.name]
-            tensors = {
-                name: argument
-                for name, argument in zip(names, arguments, strict=False)
-                if torch.is_tensor(argument)
-            }
-            times, products = getattr(self, self.name)(tensors, constants)
-            size = sum(distinct_bytes(t) * times.get(n, 1) for n, t in tensors.items())
-            self.count.work.append(Work(self.name, int(size), int(products)))
-
-        return launch
-
-    def forward_kernel(self, given, constants):
-        """Return how often tensors are accessed, if not once, and the products' operations."""
-        return {}, self.layers(given, constants, given["points_ptr"])
-
-    def backward_kernel(self, given, constants):
-        """Do as forward_kernel; a chunk accesses its share of tensors with all rows."""
-        rows = given["sines_ptr"][0, ..., :1]
-        share = rows.numel() / given["points_ptr"][..., :1].numel()
-        times = dict.fromkeys(
-            ["points_ptr", "features_ptr", "directions_ptr", "upstream_ptr"], share
-        )
-        times["gradients_ptr"] = 3  # slopes are written, read, and replaced
-        return times, 2 * self.layers(given, constants, rows)
-
-    def reduction_kernel(self, given, constants):
-        """Do as forward_kernel."""
-        left, right = given["left_ptr"], constants["RIGHT"]
-        rows = left[..., 0].numel()
-        times = {"wide_out_ptr": 2 if right else 0, "narrow_out_ptr": 2}  # sums are added to
-        times["narrow_ptr"] = left.shape[2] / given["narrow_ptr"].shape[1]
-        if given["right_ptr"].shape[2] != left.shape[2]:  # it holds all rows
-            times["right_ptr"] = times["narrow_ptr"]
-        elif not right:
-            times["right_ptr"] = 0
-        return times, 2 * rows * constants["H"] * (right + constants["NARROW"])
-
-    @staticmethod
-    def layers(given, constants, points):
-        """Return the operations of the products of inner layers."""
-        num_layers = given["weights_ptr"].shape[1]
-        return 2 * points[..., 0].numel() * constants["H"] ** 2 * num_layers
-
-
 def count_of(path, dtype, monkeypatch):
     """Return the work without gradients and with them."""
     found = []
+    without_kernels(monkeypatch)
     with FakeTensorMode(), torch.autocast("cpu", dtype=HALF, enabled=dtype is not None):
         kind = TextbookField if path == "published" else TALLSIREN
         field = kind()
@@ -154,19 +44,16 @@ def count_of(path, dtype, monkeypatch):
         directions = torch.empty(OBJECTS, RAYS, 3)
         for needs_gradients in (False, True):
             film = field.mapping_network(torch.empty(OBJECTS, 256))
-            count = Count()
-            for name in PARAMETERS:
-                monkeypatch.setattr(kernels, name, Kernel(count, name))
-            with count, torch.set_grad_enabled(needs_gradients):
+            with Watch(CPU) as watch, torch.set_grad_enabled(needs_gradients):
                 if path == "published":
                     output = field(points, directions, film)
                 elif path == "eager":
-                    output = eager.evaluate(field.folded(film), points, directions, dtype)
+                    output = eager.evaluate(field.joined(film), points, directions, dtype)
                 else:
-                    output = triton_field.evaluate(field.folded(film), points, directions, dtype)
+                    output = triton_field.evaluate(field.joined(film), points, directions, dtype)
                 if needs_gradients:
                     torch.autograd.grad(output.sum(), list(field.parameters()), allow_unused=True)
-            found.append(count.work)
+            found.append(watch.work)
     return found
 
 
@@ -223,7 +110,23 @@ def test_no_path_moves_more_bytes_or_takes_longer_than_the_published_arithmetic(
 def test_half_precision_products_on_cuda_are_one_kernel_with_float32_results():
     with FakeTensorMode():
         x, y = (torch.empty(2, 8, 8, dtype=torch.float16, device="cuda") for _ in range(2))
-        with Count() as count:
+        with Watch(torch.device("cuda", 0)) as watch:
             result = eager_layers.product(x, y)
     assert result.dtype == torch.float32
-    assert [work.name for work in count.work] == ["bmm"]
+    assert [work.name for work in watch.work] == ["bmm"]
+
+
+OF_FIELD = ("forward_kernel", "backward_kernel", "reduction_kernel")
+
+
+def test_a_step_of_celeba_starts_fewer_than_1500_operations(monkeypatch, counted):
+    curriculum = curriculums.load("CelebA")
+    watch = run_steps(monkeypatch, curriculum, 20_000, "kernels", is_half=True, num_steps=2)
+    around = [work for work in watch.work if work.name not in OF_FIELD]
+    counted(
+        f"CelebA: {watch.launches} operations a step, {sum(w.launches for w in around)} of them "
+        f"around the field's kernels, {gigabytes(around):.1f} of {gigabytes(watch.work):.1f} GB"
+    )
+    assert watch.launches < 1500
+    assert gigabytes(around) < 30
+    assert watch.waits == []

@@ -105,7 +105,7 @@ def test_the_path_that_is_named_is_taken(gpu, monkeypatch, major, dtype):
     for name in ("evaluate", "density"):
         monkeypatch.setattr(eager, name, lambda *args: taken.append(("folded", args[-1])))
     gpu(major, 232_448, dtype)
-    field = types.SimpleNamespace(color_weight=torch.empty(1, 256, 256))
+    field = types.SimpleNamespace(width=256)
     points = types.SimpleNamespace(device=GPU)
     cuda.evaluate(field, points, points)
     cuda.density(field, points)
@@ -132,21 +132,21 @@ def test_half_precision_operands_keep_within_the_bounds_of_the_kernels(cls, dtyp
         assert difference < 3 * roundings * slow[0][..., columns].norm()
     for one, other in zip(fast[1:], slow[1:], strict=True):
         assert (one - other).norm() <= 10 * roundings * other.norm()
-    alone = eager.density(field.folded(field.mapping_network(z)), field.encode(points), dtype)
+    alone = eager.density(field.joined(field.mapping_network(z)), field.encode(points), dtype)
     torch.testing.assert_close(alone, fast[0][..., 3], rtol=1e-4, atol=1e-5)
 
 
 def test_the_eager_path_takes_no_points_and_keeps_its_precision_under_autocast():
     field = TALLSIREN(z_dim=8, hidden_dim=16, num_layers=2)
     points, directions, z = (t.float() for t in inputs(12, 3))
-    folded = field.folded(field.mapping_network(z))
-    exact = eager.evaluate(folded, points, directions)
+    joined = field.joined(field.mapping_network(z))
+    exact = eager.evaluate(joined, points, directions)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(
-            eager.evaluate(folded, points, directions), exact, rtol=0, atol=0
+            eager.evaluate(joined, points, directions), exact, rtol=0, atol=0
         )
-    output = eager.evaluate(folded, points[:, :0], directions.requires_grad_())
+    output = eager.evaluate(joined, points[:, :0], directions.requires_grad_())
     assert output.shape == (2, 0, 4)
     weight = field.network[1].layer.weight
     assert all((t == 0).all() for t in torch.autograd.grad(output.sum(), [weight, directions]))
-    assert eager.density(folded, points[:, :0]).shape == (2, 0)
+    assert eager.density(joined, points[:, :0]).shape == (2, 0)

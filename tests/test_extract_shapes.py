@@ -27,10 +27,10 @@ GREEN = torch.tensor([0.2, 0.8, 0.4])
 class Ball(SPATIALSIRENBASELINE):
     """A field of known shape: an opaque green ball."""
 
-    def density(self, points, film):
+    def density(self, points, film, **_):
         return 1e7 * (RADIUS - (points - torch.tensor(CENTER)).norm(dim=-1))
 
-    def forward(self, points, directions, film, *, skips_clear=False):
+    def forward(self, points, directions, film, **_):
         colors = GREEN.expand(*points.shape[:2], 3)
         return torch.cat([colors, self.density(points, film)[..., None]], dim=-1)
 

@@ -7,7 +7,15 @@ import torch
 
 from discriminators.discriminators import Verdict
 from generators.cameras import Poses
-from training.losses import half_transparency, identity, logistic, top_k
+from training.losses import (
+    half_transparency,
+    identity,
+    logistic,
+    of_discriminator,
+    relativistic,
+    slopes,
+    top_k,
+)
 
 
 def test_logistic_of_an_undecided_critic_is_log_two():
@@ -21,6 +29,23 @@ def test_logistic_is_minus_the_log_of_the_probability():
     fake = -torch.log(1 - torch.sigmoid(logits)).mean()
     torch.testing.assert_close(logistic(logits, is_real=True), real)
     torch.testing.assert_close(logistic(logits, is_real=False), fake)
+
+
+def test_the_relativistic_loss_depends_on_the_difference_of_a_pair_alone():
+    logits = torch.tensor([-2.0, 0.5, 3.0], dtype=torch.float64)
+    others = torch.tensor([1.0, 0.5, -4.0], dtype=torch.float64)
+    expected = -torch.log(torch.sigmoid(logits - others)).mean()
+    torch.testing.assert_close(relativistic(logits, others), expected)
+    torch.testing.assert_close(relativistic(logits + 7, others + 7), expected)
+    assert relativistic(others, others).item() == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("kind", ["logistic", "relativistic"])
+def test_slopes_are_the_derivatives_of_the_discriminators_terms(kind):
+    on_real, on_fake = (torch.tensor(x, requires_grad=True) for x in ([-2.0, 9.0], [0.5, 3.0]))
+    terms = of_discriminator(kind, on_real, on_fake)
+    found = torch.autograd.grad(sum(terms.values()), [on_real, on_fake])
+    torch.testing.assert_close(slopes(kind, on_real, on_fake).detach(), torch.cat(found))
 
 
 @pytest.mark.parametrize(

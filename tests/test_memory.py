@@ -8,12 +8,12 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from fake_steps import peak_bytes
+from fake_steps import run_steps
 
 import curriculums
 import train
 from discriminators.discriminators import DISCRIMINATORS
-from discriminators.linearized import Watched
+from discriminators.linearized import RecordedLayers
 from distributed.processes import Place
 from system import machine
 from system.errors import UsageError
@@ -31,7 +31,7 @@ def assert_close(monkeypatch, name, start, *overrides):
     """Covers every CUDA implementation and precision; the kernels take half precision only."""
     curriculum = curriculums.load(name, overrides=list(overrides))
     for path, is_half in PATHS:
-        counted = peak_bytes(monkeypatch, curriculum, start, path, is_half=is_half)
+        counted = run_steps(monkeypatch, curriculum, start, path, is_half=is_half).peak
         estimate = estimated_bytes(curriculum, start, Way(path, is_half, is_alone=True))
         assert estimate == pytest.approx(counted, rel=0.3), (path, is_half)
 
@@ -65,7 +65,7 @@ def test_the_estimate_holds_for_other_settings(monkeypatch, overrides):
 @pytest.mark.parametrize("name", DISCRIMINATORS)
 @pytest.mark.parametrize("size", [2, 4, 32])
 def test_numbers_at_the_rectifiers_are_those_of_a_pass(name, size):
-    network, watched = DISCRIMINATORS[name](max_width=9), Watched()
+    network, watched = DISCRIMINATORS[name](max_width=9), RecordedLayers()
     network(torch.zeros(1, 3, size, size), 0.5, watched)
     assert memory._rectified(network, size) == sum(t.numel() for t in watched.rectified)
 

@@ -110,7 +110,7 @@ def test_embeddings_are_trilinear_with_x_along_the_last_axis():
 
 def by_eager(field, points, directions, film, dtype=None):
     """The path on CUDA where no Triton kernel serves; dtype: of the operands."""
-    return eager.evaluate(field.folded(film), field.encode(points), directions, dtype)
+    return eager.evaluate(field.joined(film), field.encode(points), directions, dtype)
 
 
 def results_of(evaluate, field, points, directions, z, upstream):
@@ -181,7 +181,7 @@ def test_density_alone_and_its_gradient_are_those_of_the_whole_field(name, num_p
     whole = field.reference(field.encode(points), directions, film)[..., 3]
     with torch.no_grad():
         fast = field.density(points, film)
-        on_cuda = eager.density(field.folded(film), field.encode(points))
+        on_cuda = eager.density(field.joined(film), field.encode(points))
     torch.testing.assert_close(fast, whole.detach(), rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(on_cuda, whole.detach(), rtol=1e-9, atol=1e-11)
     alone = field.density(points.requires_grad_(), film)

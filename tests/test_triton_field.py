@@ -86,7 +86,7 @@ def assert_equals_reference(device, name, dtype, sizes):
     points, directions = case.points.requires_grad_(), case.directions.requires_grad_()
     film = film_of(case.field, case.latents)
     output = triton_field.evaluate(
-        case.field.folded(film), case.field.encode(points), directions, dtype
+        case.field.joined(film), case.field.encode(points), directions, dtype
     )
     assert output.dtype == torch.float32
     wanted = [points, directions, *case.field.parameters()]
@@ -122,7 +122,7 @@ def test_kernels_equal_the_reference_gradients_included(device, name, dtype, siz
 @pytest.mark.parametrize("name", ["TALLSIREN", "EmbeddingPiGAN128"])
 def test_the_density_alone_is_that_of_the_whole(device, name):
     case = make_case(device, name, 128, 2, 2, 5, 1)
-    folded = case.field.folded(film_of(case.field, case.latents))
+    folded = case.field.joined(film_of(case.field, case.latents))
     encoded = case.field.encode(case.points)
     whole = triton_field.evaluate(folded, encoded, case.directions, torch.float16)
     alone = triton_field.density(folded, encoded, torch.float16)
@@ -134,7 +134,7 @@ def test_the_density_alone_is_that_of_the_whole(device, name):
 def test_blocks_without_density_may_be_left_black_and_the_gradients_stay(device):
     case = make_case(device, "TALLSIREN", 256, 2, 1, 512, 2)
     film = film_of(case.field, case.latents)
-    folded = case.field.folded(film)
+    folded = case.field.joined(film)
     raw = triton_field.density(folded, case.points, torch.float16)[0]
     order = raw.argsort()
     clear, dense = order[:128], order[-128:]
@@ -160,7 +160,7 @@ def test_blocks_without_density_may_be_left_black_and_the_gradients_stay(device)
 def test_no_points_give_no_samples_and_zero_gradients(device):
     case = make_case(device, "TALLSIREN", 64, 2, 2, 0, 1)
     output = triton_field.evaluate(
-        case.field.folded(film_of(case.field, case.latents)),
+        case.field.joined(film_of(case.field, case.latents)),
         case.points, case.directions.requires_grad_(), torch.float16,
     )  # fmt: skip
     assert output.shape == (2, 0, 4)
@@ -172,7 +172,7 @@ def test_no_points_give_no_samples_and_zero_gradients(device):
 
 def test_strided_inputs_and_gradients_equal_contiguous_ones(device):
     case = make_case(device, "TALLSIREN", 64, 2, 2, 6, 3)
-    folded = case.field.folded(film_of(case.field, case.latents))
+    folded = case.field.joined(film_of(case.field, case.latents))
     found = []
     for stride in (torch.Tensor.contiguous, strided):
         points = stride(case.points).requires_grad_()
@@ -197,7 +197,7 @@ def test_gradients_do_not_depend_on_the_chunk_and_splits(device, monkeypatch):
         monkeypatch.setattr(triton_gradients, "CHUNK_NUMBERS", chunk)
         monkeypatch.setattr(triton_gradients, "PROGRAMS", programs)
         output = triton_field.evaluate(
-            case.field.folded(film), case.points, case.directions, torch.float16
+            case.field.joined(film), case.points, case.directions, torch.float16
         )
         found.append(torch.autograd.grad(output.square().sum(), weight, retain_graph=True)[0])
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
@@ -214,7 +214,7 @@ def test_points_without_upstream_gradient_are_left_out(device, monkeypatch):
     points, directions = case.points.requires_grad_(), case.directions.requires_grad_()
     film = film_of(case.field, case.latents)
     output = triton_field.evaluate(
-        case.field.folded(film), case.field.encode(points), directions, torch.float16
+        case.field.joined(film), case.field.encode(points), directions, torch.float16
     )
     kept = []
     room = triton_gradients._kept
@@ -235,7 +235,7 @@ def test_points_without_upstream_gradient_are_left_out(device, monkeypatch):
 def test_a_gradient_that_overflowed_stays_visible(device):
     case = make_case(device, "TALLSIREN", 64, 2, 2, 3, 1)
     output = triton_field.evaluate(
-        case.field.folded(film_of(case.field, case.latents)),
+        case.field.joined(film_of(case.field, case.latents)),
         case.points, case.directions, torch.float16,
     )  # fmt: skip
     upstream = torch.ones_like(output)
@@ -248,7 +248,7 @@ def test_a_gradient_that_overflowed_stays_visible(device):
 def test_the_kernels_are_differentiable_once_and_say_so(device):
     case = make_case(device, "TALLSIREN", 64, 2, 1, 3, 1)
     points = case.points.requires_grad_()
-    folded = case.field.folded(film_of(case.field, case.latents))
+    folded = case.field.joined(film_of(case.field, case.latents))
     output = triton_field.evaluate(folded, points, case.directions, torch.float16)
     with pytest.raises(RuntimeError, match="differentiable once; use FilmSiren.reference"):
         torch.autograd.grad(output.sum(), points, create_graph=True)
@@ -260,7 +260,7 @@ def test_the_kernels_are_differentiable_once_and_say_so(device):
 
 def test_what_the_kernels_cannot_take_is_refused(device):
     case = make_case(device, "TALLSIREN", 32, 2, 1, 6, 1)
-    folded = case.field.folded(film_of(case.field, case.latents))
+    folded = case.field.joined(film_of(case.field, case.latents))
     with pytest.raises(ValueError, match=r"fields \(64, 128, 256\) wide, this one is 32"):
         triton_field.evaluate(folded, case.points, case.directions, torch.float16)
     with pytest.raises(ValueError, match="4 directions cannot share 6 points"):

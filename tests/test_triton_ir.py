@@ -11,11 +11,14 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
+import test_fast_rays as ray_tests
 import test_triton_field as field_tests
 import ttir
+from fake_gpu import KERNELS
 from test_triton_compiles import compiler  # noqa: F401 (a fixture)
 
-from siren.fused import kernels, triton_field
+from generators import ray_kernels
+from siren.fused import triton_field
 
 OPTIONS = {"num_warps", "enable_fp_fusion"}
 
@@ -43,9 +46,9 @@ class Compiled:
 
 @pytest.fixture
 def compiled(compiler, monkeypatch):  # noqa: F811
-    found = {name: Compiled(compiler, name) for name in vars(kernels) if name.endswith("_kernel")}
-    for name, kernel in found.items():
-        monkeypatch.setattr(kernels, name, kernel)
+    found = {name: Compiled(compiler, name) for name in KERNELS}
+    for name, (module, _) in KERNELS.items():
+        monkeypatch.setattr(module, name, found[name])
     return found
 
 
@@ -62,14 +65,25 @@ def test_the_compiled_kernels_equal_the_reference_gradients_included(
     if name.startswith("Embedding"):
         monkeypatch.setattr(field_tests.FIELDS[name], "embedding_shape", (32, 5, 0.1))
     field_tests.assert_equals_reference("cpu", name, torch.float16, sizes)
-    assert all(kernel.texts for kernel in compiled.values())
+    of_field = [kernel for name, kernel in compiled.items() if KERNELS[name][0] is not ray_kernels]
+    assert all(kernel.texts for kernel in of_field)
+
+
+@pytest.mark.parametrize("name", ["noise", "softplus and the last of one set"])
+def test_the_compiled_kernels_of_rays_equal_the_reference(compiled, monkeypatch, name):
+    with monkeypatch.context() as patched:
+        ray_tests.test_pixels_and_gradients_are_those_of_the_reference(name, "cpu", patched)
+    if name == "noise":
+        ray_tests.test_fine_depths_are_those_of_the_reference(name, True, "cpu", monkeypatch)
+        assert compiled["importance_kernel"].texts
+    assert compiled["composite_back_kernel"].texts
 
 
 def test_the_loop_over_wide_layers_carries_both_pieces_and_the_next(compiled):
     case = field_tests.make_case("cpu", "TALLSIREN", 256, 2, 1, 1, 1)
     film = field_tests.film_of(case.field, case.latents)
     output = triton_field.evaluate(
-        case.field.folded(film), case.points, case.directions, torch.float16
+        case.field.joined(film), case.points, case.directions, torch.float16
     )
     output.sum().backward()
     for name, loops in (("forward_kernel", 1), ("backward_kernel", 2)):

@@ -2,7 +2,9 @@
 
 import ast
 import inspect
+import re
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,7 +70,7 @@ def test_no_kernel_is_launched_another_way(module):
 def evaluate_and_differentiate(cls, wants):
     field = cls(z_dim=4, hidden_dim=64, num_layers=2)
     points, directions = torch.rand(2, 150, 3), torch.rand(2, 3, 3)
-    folded = field.folded(field.mapping_network(torch.randn(2, 4)))
+    folded = field.joined(field.mapping_network(torch.randn(2, 4)))
     encoded = field.encode(points).detach()
     for tensor, name in ((encoded, "points"), (directions, "directions")):
         tensor.requires_grad_(name in wants)
@@ -162,3 +164,9 @@ def test_sizes_are_told_in_one_line_and_asked_of_the_device_once(monkeypatch):
     launching.find_blocks.cache_clear()
     assert str(found) == "128 points forward, 64 backward, tiles of 64"
     assert asked == [torch.device("cuda", 3)]
+
+
+def test_the_oldest_pytorch_that_is_accepted_tells_the_shared_memory_of_a_gpu():
+    requirements = (Path(__file__).parent.parent / "requirements.txt").read_text()
+    (version,) = re.findall(r"^torch>=(\d+)\.(\d+)$", requirements, re.M)
+    assert tuple(map(int, version)) >= (2, 7)  # the first with shared_memory_per_block_optin

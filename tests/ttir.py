@@ -16,11 +16,14 @@ TYPES = {"f16": np.float16, "f32": np.float32, "i1": np.bool_, "i32": np.int32, 
 BINARY = {
     "addf": np.add, "subf": np.subtract, "mulf": np.multiply, "divf": np.divide, "addi": np.add,
     "subi": np.subtract, "muli": np.multiply, "divsi": np.floor_divide, "remsi": np.remainder,
-    "minsi": np.minimum, "maxsi": np.maximum, "andi": np.bitwise_and,
+    "minsi": np.minimum, "maxsi": np.maximum, "andi": np.bitwise_and, "ori": np.bitwise_or,
+    "minnumf": np.fmin, "maxnumf": np.fmax,
 }  # fmt: skip
-COMPARISONS = {"slt": np.less, "sle": np.less_equal, "sgt": np.greater, "sge": np.greater_equal,
+COMPARISONS = {"olt": np.less, "ole": np.less_equal, "ogt": np.greater, "oge": np.greater_equal,
+               "oeq": np.equal, "une": np.not_equal, "slt": np.less, "sle": np.less_equal,
+               "sgt": np.greater, "sge": np.greater_equal,
                "eq": np.equal, "ne": np.not_equal}  # fmt: skip
-CASTS = {"extsi", "extf", "truncf", "trunci", "sitofp"}
+CASTS = {"extsi", "extui", "extf", "truncf", "trunci", "sitofp"}
 IGNORED = {"gpu.barrier", "ttg.barrier", "ttg.local_barrier"}  # each operation is whole here
 
 
@@ -29,7 +32,7 @@ def parse(text):
     lines = [line.split(" loc(")[0].strip() for line in text.splitlines()]
     start = next(i for i, line in enumerate(lines) if line.startswith("tt.func"))
     operations, _ = _block(lines, start + 1)
-    return re.findall(r"(%\w+): [!\w]", lines[start]), operations
+    return re.findall(r"(%[\w-]+): [!\w]", lines[start]), operations
 
 
 def _block(lines, at):
@@ -71,7 +74,7 @@ class Program:
     def run(self, operations):
         """Run operations; return the values that the block yields."""
         for results, name, rest, region in operations:
-            operands = re.findall(r"%\w+(?:#\d+)?", rest)
+            operands = re.findall(r"%[\w-]+(?:#\d+)?", rest)
             if name in {"scf.yield", "tt.return"}:
                 return [self.values[operand] for operand in operands]
             if name == "scf.for":
@@ -90,9 +93,9 @@ class Program:
         return []
 
     def _loop(self, text, region):
-        index, *bounds = re.match(r" (%\w+) = (%\w+) to (%\w+) step (%\w+)", text).groups()
+        index, *bounds = re.findall(r"%[\w-]+", text)[:4]  # of "i = begin to end step step"
         begin, end, step = (self.values[bound] for bound in bounds)
-        carried = re.findall(r"(%\w+) = (%\w+(?:#\d+)?)", text.partition("iter_args(")[2])
+        carried = re.findall(r"(%[\w-]+) = (%[\w-]+(?:#\d+)?)", text.partition("iter_args(")[2])
         values = [self.values[initial] for _, initial in carried]
         for i in range(begin, end, step):
             self.values[index] = np.int32(i)
@@ -124,6 +127,14 @@ class Program:
 
     def _arith_negf(self, text, values, region):
         return -values[0]
+
+    _arith_cmpf = _arith_cmpi
+
+    def _math_absf(self, text, values, region):
+        return np.abs(values[0])
+
+    def _math_log(self, text, values, region):
+        return np.log(values[0])
 
     def _math_exp(self, text, values, region):
         return np.exp(values[0])
@@ -157,8 +168,10 @@ class Program:
         return a.astype(np.float32) @ b.astype(np.float32) + total
 
     def _tt_reduce(self, text, values, region):
-        assert [operation[1] for operation in region] == ["arith.addf", "tt.reduce.return"]
-        return values[0].sum(int(re.search(r"axis = (\d+)", text)[1]))
+        combine, end = (operation[1] for operation in region)
+        assert end == "tt.reduce.return"
+        reduce = {"arith.addf": np.sum, "arith.maxnumf": np.max}[combine]
+        return reduce(values[0], int(re.search(r"axis = (\d+)", text)[1]))
 
     def _tt_elementwise_inline_asm(self, text, values, region):
         function = re.match(r' "(sin|cos)\.approx\.ftz\.f32 \$0, \$1;"', text)[1]
@@ -200,7 +213,8 @@ def launch(text, grid, arguments):
     numbers = itertools.count()
     values = [
         np.int64(next(numbers) << OFFSET_BITS) if isinstance(argument, np.ndarray)
-        else np.int32(argument) for argument in arguments
+        else np.float32(argument) if isinstance(argument, float) else np.int32(argument)
+        for argument in arguments
     ]  # fmt: skip
     grid = (*grid, 1, 1)[:3]
     for program_id in itertools.product(*(range(size) for size in grid)):

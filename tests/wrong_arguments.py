@@ -9,6 +9,7 @@ import eval_metrics
 import extract_shapes
 import fid_evaluation
 import plot_run
+import prepare_photos
 import render_multiview_images
 import render_video
 import render_video_interpolation
@@ -233,7 +234,10 @@ OF_REAL_IMAGES = [
     (["--protocol", "fast"], "--protocol"),
 ]
 OF_OTHERS = {  # the command, what is right, and what is wrong
-    eval_metrics: (["GENERATOR", "--consistency"], [*OF_ALL, *OF_CURRICULA, *OF_MEASURING]),
+    eval_metrics: (  # which may keep what it knows of real images in its cache
+        ["GENERATOR", "--consistency", "--cache_dir", "../cache"],
+        [*OF_ALL, *OF_CURRICULA, *OF_MEASURING],
+    ),
     fid_evaluation: (["--dataset", "toycars"], [*WITHOUT_DEVICE, *OF_REAL_IMAGES]),
     viewer: (["GENERATOR", "--save_picture"], [*OF_ALL, *OF_CURRICULA, *OF_VIEWS]),
     convert_checkpoint: (
@@ -259,6 +263,21 @@ OF_OTHERS = {  # the command, what is right, and what is wrong
             (["--output", "a" * 300], "(File name too long)"),
         ],
     ),
+    prepare_photos: (
+        ["reals"],
+        [
+            ([], "required"),
+            (["a.zip"], "required: --kind"),
+            (["a.zip", "--kind", "round"], "--kind: 'round' is none of"),
+            (["a.tar", "--kind", "crop"], "a.tar: the output must be a .zip"),
+            (["nowhere/a.zip", "--kind", "crop"], "there is no folder nowhere"),
+            (["a.zip", "--kind", "crop", "--size", "8"], "--size"),
+            (["a.zip", "--kind", "crop", "--share", "2"], "--share"),
+            (["a.zip", "--kind", "crop", "--cascade", "FILE"], "is for --kind face"),
+            (["a.zip", "--kind", "face", "--cascade", "FILE"], "no cascade"),
+            (["a.zip", "--kind", "crop", "--no_such_flag"], "unknown flag"),
+        ],
+    ),
     gallery: (
         [],
         [
@@ -280,5 +299,7 @@ WITHOUT_A_SOURCE = [
     (convert_checkpoint, ["FILE", "out"], "FILE: is no checkpoint"),
     (convert_checkpoint, ["DIR", "out"], "no such file"),
     (eval_metrics, ["GENERATOR"], "nothing to measure"),
+    (prepare_photos, ["nowhere", "a.zip", "--kind", "crop"], "nowhere"),
+    (prepare_photos, ["DIR", "a.zip", "--kind", "crop"], "no pictures"),
     (viewer, [], "required"),
 ]

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from config.stage import EMA_DECAYS, OptimizerOptions, Precision, Stage, generator_groups
 from discriminators.discriminators import PyramidDiscriminator, Verdict
-from discriminators.linearized import AS_THEY_ARE, Affine
+from discriminators.linearized import NORMAL_LAYERS, Affine, NormalLayers
 from generators.cameras import Poses, moved, sample_poses
 from generators.generators import ImplicitGenerator3d
 from generators.sampling import Purpose, sample_latents, step_rng
 from siren.fused import fused_field
 from training import losses
 from training.ema import ExponentialMovingAverage
+from training.halves import converted
 from training.health import DISCRIMINATOR, GENERATOR, Health, poison
-from training.losses import PenalizedReals, penalized_reals
+from training.penalty import Critic, Observed, observe, stand_ins
 
 INITIAL_LOSS_SCALE = 2.0**15
 # The gradient of R1 starts with its scale itself, and float16 ends at 65,504. It passes all layers
@@ -33,7 +34,7 @@ Terms = dict[str, Tensor]
 
 
 class Scenes(NamedTuple):
-    """Inputs of the generator: latents (B, L) and B camera poses."""
+    """Inputs of the generator: latents (B, L) on its device, and B camera poses on the CPU."""
 
     latents: Tensor
     poses: Poses
@@ -153,7 +154,7 @@ class AdversarialGame:
             fakes = self.generate(scenes, stage, rng=sample_rng)
         terms = self.discriminator_step(real, fakes, stage)
         scenes = self.draw_scenes(stage.batch_size, stage, rng=scene_rng)
-        terms |= self.generator_step(scenes, stage, rng=sample_rng)
+        terms |= self.generator_step(real, scenes, stage, rng=sample_rng)
         self.scaler.update(None if self.precision.is_scaled else 1.0)
         for average in self.averages:
             average.update(self.generator.parameters())
@@ -189,13 +190,10 @@ class AdversarialGame:
             raise
 
     def draw_scenes(self, count: int, stage: Stage, *, rng: torch.Generator) -> Scenes:
-        """Draw latents and poses of count images on the CPU, and move them to the device."""
+        """Draw latents and poses of count images on the CPU; move the latents to the device."""
         latents = sample_latents(count, self.generator.z_dim, kind=stage.latent_kind, rng=rng)
         poses = sample_poses(stage.poses, count, rng=rng)
-        return Scenes(
-            moved(latents, self.device),
-            Poses(*(moved(angle, self.device) for angle in poses)),
-        )
+        return Scenes(moved(latents, self.device), poses)
 
     def generate(self, scenes: Scenes, stage: Stage, *, rng: torch.Generator) -> Fakes:
         """Render scenes."""
@@ -208,81 +206,115 @@ class AdversarialGame:
     def discriminator_step(self, real: Tensor, fakes: Fakes, stage: Stage) -> Terms:
         """Update the discriminator on real (B, 3, H, W) and on fakes; returns its terms."""
         self.discriminator.requires_grad_(True)
-        has_penalty = stage.r1_lambda > 0 and stage.step % stage.r1_interval == 0
-        reals = self._penalized(real, stage) if has_penalty else None
-        with self.autocast():
-            on_real, on_fake = self._judge(real, fakes, stage, reals)
-        terms = {
-            "d_fake": losses.logistic(on_fake.logits, is_real=False),
-            "d_identity": losses.identity(
-                on_fake, *fakes.scenes, z_lambda=stage.z_lambda, pos_lambda=stage.pos_lambda
-            ),
-        }
-        if reals is None:
-            terms["d_real"] = losses.logistic(on_real.logits, is_real=True)
+        discriminator = self._in_precision()
+        has_penalty = stage.r1_lambda + stage.r2_lambda > 0 and stage.step % stage.r1_interval == 0
+        if not has_penalty:
+            on_real, on_fake = self._judge(discriminator, real, fakes.images.detach(), stage)
+            terms = losses.of_discriminator(stage.gan_loss, on_real.logits, on_fake.logits)
+            terms["d_identity"] = self._identity(on_fake, fakes.scenes, stage)
             loss = sum(terms.values(), real.new_zeros(()))
         else:
-            loss = sum(terms.values(), (reals.factors * on_real.logits).sum())
-            terms |= {"d_real": reals.logistic, "d_r1": reals.penalty}
+            terms, loss = self._penalized(discriminator, real, fakes, stage)
         self.discriminator_optimizer.zero_grad(set_to_none=True)
         self._backward(loss)
         self._update(DISCRIMINATOR, terms, stage)
         # Detached, not .item(): reading a value waits for the device, so only the logger does it.
         return {name: term.detach() for name, term in terms.items()}
 
-    def _penalized(self, real: Tensor, stage: Stage) -> PenalizedReals:
-        with self.autocast():
-            return penalized_reals(
-                self.discriminator,
-                real.contiguous(memory_format=torch.channels_last),
-                stage.alpha,
-                strength=0.5 * stage.r1_lambda * stage.r1_interval,
-                scale=self._r1_scale(real) if self.scaler.is_enabled() else None,
-            )
+    def _in_precision(self) -> Critic:
+        """Return the discriminator; on CUDA with its parameters in autocast's precision."""
+        dtype = self.precision.autocast_dtype
+        if dtype is None or self.device.type != "cuda":
+            return self.discriminator
+        return converted(self.discriminator, dtype)
 
-    def _r1_scale(self, real: Tensor) -> Tensor:
-        return self.scaler.scale(real.new_ones(())).clamp(max=MAX_R1_SCALE)
+    def _penalized(
+        self, discriminator: Critic, real: Tensor, fakes: Fakes, stage: Stage
+    ) -> tuple[Terms, Tensor]:
+        """Return the terms with R1 and R2, and a value that has the gradient of their sum.
+
+        Reals take part as stand-ins, and so do fakes if R2 or the loss needs it. Fakes are judged
+        as they are in the same pass if they do not, or if the heads must guess their scenes.
+        """
+        kind, fake, count = stage.gan_loss, fakes.images.detach(), len(real)
+        observes_fakes = kind == "relativistic" or stage.r2_lambda > 0
+        is_judged = not observes_fakes or stage.z_lambda + stage.pos_lambda > 0
+        seen = self._observe(
+            discriminator, torch.cat([real, fake]) if observes_fakes else real, stage
+        )
+        on_real, on_fake = seen.logits[:count], seen.logits[count:]
+        slopes = losses.slopes(kind, on_real, on_fake)
+        if is_judged:
+            slopes[count:] = 0
+        pulls = torch.empty_like(slopes)  # 2 strength / B, with the strength lambda / 2
+        pulls[:count] = stage.r1_lambda * stage.r1_interval / count
+        pulls[count:] = stage.r2_lambda * stage.r1_interval / count
+        ins = stand_ins(seen, slopes, pulls)
+        others = fake if is_judged else fake[:0]
+        shares = torch.cat([ins.shares, torch.ones_like(others[:, 0, 0, 0])])
+        on_ins, judged = self._judge(
+            discriminator, ins.images, others, stage, Affine(seen.watched, shares)
+        )
+        terms = losses.of_discriminator(kind, on_real, judged.logits if is_judged else on_fake)
+        terms["d_identity"] = self._identity(judged, fakes.scenes, stage)
+        loss = sum(terms.values(), (ins.factors * on_ins.logits).sum())
+        penalties = (0.5 * pulls * seen.squares()).split(count)
+        terms |= {name: part.sum() for name, part in zip(("d_r1", "d_r2"), penalties, strict=False)}
+        return terms, loss
+
+    def _observe(self, discriminator: Critic, images: Tensor, stage: Stage) -> Observed:
+        images = images.contiguous(memory_format=torch.channels_last)
+        scale = None
+        if self.scaler.is_enabled():
+            scale = self.scaler.scale(images.new_ones(())).clamp(max=MAX_R1_SCALE)
+        with self.autocast():
+            return observe(discriminator, images, stage.alpha, scale=scale)
 
     def _judge(
-        self, real: Tensor, fakes: Fakes, stage: Stage, reals: PenalizedReals | None
+        self,
+        discriminator: Critic,
+        some: Tensor,
+        others: Tensor,
+        stage: Stage,
+        layers: NormalLayers = NORMAL_LAYERS,
     ) -> tuple[Verdict, Verdict]:
-        """Return the verdicts on real images (or the inputs of the affine pass) and on fakes.
+        """Return the verdicts on some images and on others.
 
         One pass serves both, because no layer mixes images.
         """
-        layers = AS_THEY_ARE
-        if reals is not None:
-            real = reals.images
-            shares = torch.cat([reals.shares, real.new_ones(len(fakes.images))])
-            layers = Affine(reals.watched, shares)
-        images = torch.cat([real, fakes.images.detach()])
-        images = images.contiguous(memory_format=torch.channels_last)
-        return self.discriminator(images, stage.alpha, layers).split(len(real))
+        images = torch.cat([some, others]).contiguous(memory_format=torch.channels_last)
+        with self.autocast():
+            return discriminator(images, stage.alpha, layers).split(len(some))
 
-    def generator_step(self, scenes: Scenes, stage: Stage, *, rng: torch.Generator) -> Terms:
+    @staticmethod
+    def _identity(verdict: Verdict, scenes: Scenes, stage: Stage) -> Tensor:
+        z_lambda, pos_lambda = stage.z_lambda, stage.pos_lambda
+        return losses.identity(verdict, *scenes, z_lambda=z_lambda, pos_lambda=pos_lambda)
+
+    def generator_step(
+        self, real: Tensor, scenes: Scenes, stage: Stage, *, rng: torch.Generator
+    ) -> Terms:
         """Update the generator by gradient accumulation over the splits; returns its mean terms.
 
         Args:
+            real: (B, 3, H, W); the relativistic loss pairs each with the fake of the same index.
             scenes: B scenes to render, in stage.batch_split parts.
             stage: the curriculum at this step.
             rng: stream of the per-sample draws.
         """
         self.discriminator.requires_grad_(False)
         self.generator_optimizer.zero_grad(set_to_none=True)
+        discriminator = self._in_precision()
         means: Terms = {}
         latents, pitch, yaw = (t.chunk(stage.batch_split) for t in (scenes.latents, *scenes.poses))
-        for part in zip(latents, pitch, yaw, strict=True):
+        partners = self._partners(discriminator, real, scenes, stage).chunk(stage.batch_split)
+        for *part, on_real in zip(latents, pitch, yaw, partners, strict=True):
             part_scenes = Scenes(part[0], Poses(*part[1:]))
             fakes = self.generate(part_scenes, stage, rng=rng)
             with self.autocast():
-                verdict = self.discriminator(fakes.images, stage.alpha)
-            best = losses.top_k(verdict.logits, stage.topk_share)
-            terms = {
-                "g_fake": losses.logistic(best, is_real=True),
-                "g_identity": losses.identity(
-                    verdict, *part_scenes, z_lambda=stage.z_lambda, pos_lambda=stage.pos_lambda
-                ),
-            }
+                verdict = discriminator(fakes.images, stage.alpha)
+            terms = losses.of_generator(stage.gan_loss, verdict.logits, on_real, stage.topk_share)
+            terms["g_identity"] = self._identity(verdict, part_scenes, stage)
             if stage.opacity_lambda > 0:
                 clearness = losses.half_transparency(fakes.opacities)
                 terms["g_opacity"] = stage.opacity_lambda * clearness
@@ -292,6 +324,15 @@ class AdversarialGame:
                 means[name] = means.get(name, 0) + weight * term.detach()
         self._update(GENERATOR, means, stage)
         return means
+
+    @torch.no_grad()
+    def _partners(
+        self, discriminator: Critic, real: Tensor, scenes: Scenes, stage: Stage
+    ) -> Tensor:
+        """Return the logits (B,) of the reals to which fakes of scenes are compared, else zeros."""
+        if stage.gan_loss == "logistic":
+            return real.new_zeros(len(scenes.latents))
+        return self._judge(discriminator, real, real[:0], stage)[0].logits
 
     def _backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()

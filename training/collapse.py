@@ -5,6 +5,7 @@ The means are those that the log reads anyway, so no step waits for its device.
 Legend: K objects, R rays, S samples per ray.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, NamedTuple
@@ -23,20 +24,33 @@ from generators.volumetric_rendering import (
 )
 from siren.film import Film
 
-Sign = Literal["loss", "heads", "empty", "full", "alike"]
+Sign = Literal["loss", "blind", "heads", "empty", "full", "alike"]
 
 PROBE_SIZE = 16  # pixels per side
 NOTHING, MATTER = 1e-3, 0.5  # opacity of a sample below which it is air, above which it is solid
 ALMOST_ALL = 0.999  # share of the samples
 ALIKE = 0.5 / 255  # deviation between objects, of colors in [0, 1]: half a step of a png
-LOSS_AT_ZERO = 1e-2  # of the discriminator; one that can tell nothing is at ln 4
+CRITIC_TERMS = ("d_real", "d_fake", "d_pair")  # each is ln 2 if the discriminator only guesses
+LOSS_AT_ZERO = 1e-2  # sum of the discriminator's terms
+GUESSING = 0.998  # share of the loss of a discriminator that only guesses
 DIVERGED = 3.0  # times the error of heads that answer 0 to everything
-PATIENCE: dict[Sign, int] = {"loss": 500, "heads": 500, "empty": 1000, "full": 500, "alike": 1000}
+PATIENCE: dict[Sign, int] = {
+    "loss": 500,
+    "blind": 1000,
+    "heads": 500,
+    "empty": 1000,
+    "full": 500,
+    "alike": 1000,
+}
 REPEAT_STEPS = 2000  # between two lines about the same sign
 
 _TEXTS: dict[Sign, str] = {
     "loss": "the discriminator's loss has been near zero ({value:.1e}) for {steps} steps: the "
-    "generator learns little from it; raise r1_lambda or lower disc_lr",
+    "generator learns little from it; raise r1_lambda (and r2_lambda) or lower disc_lr, or train "
+    "with more pictures: few are learned by heart",
+    "blind": "the discriminator has only guessed for {steps} steps (its loss is {value:.2%} of "
+    "chance): the generator learns little from it; lower r1_lambda (and r2_lambda) or raise "
+    "disc_lr",
     "heads": "the discriminator's guesses of latent and pose have been {value:.1f} times worse "
     "than answering zero for {steps} steps; lower disc_lr or pos_lambda",
     "empty": "space has been empty for {steps} steps ({value:.1%} of the samples have no density); "
@@ -95,8 +109,11 @@ class CollapseWatch:
 
     def losses(self, step: int, means: Mapping[str, float], stage: Stage) -> list[str]:
         """Return warnings from the means of the loss terms over the steps before step."""
-        critic = means["d_real"] + means["d_fake"]
+        terms = [means[name] for name in CRITIC_TERMS if name in means]
+        critic, share = sum(terms), sum(terms) / (len(terms) * math.log(2))
         lines = self._note("loss", step, critic, is_seen=critic < LOSS_AT_ZERO)
+        is_guessing = GUESSING < share < 2 - GUESSING  # far above, it is wrong, and learns
+        lines += self._note("blind", step, share, is_seen=is_guessing)
         zero_answer = stage.z_lambda + stage.pos_lambda * mean_square(stage.poses)
         if zero_answer > 0:
             ratio = means["d_identity"] / zero_answer

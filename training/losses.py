@@ -6,15 +6,14 @@ terms come with the published code.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from discriminators.discriminators import PyramidDiscriminator, Verdict
-from discriminators.linearized import Watched
-from generators.cameras import Poses
+from config.stage import GanLoss
+from discriminators.discriminators import Verdict
+from generators.cameras import Poses, moved
 
 
 def logistic(logits: Tensor, *, is_real: bool) -> Tensor:
@@ -23,6 +22,49 @@ def logistic(logits: Tensor, *, is_real: bool) -> Tensor:
     The generator's non-saturating loss is that of its fakes with is_real=True.
     """
     return F.softplus(-logits if is_real else logits).mean()
+
+
+def relativistic(logits: Tensor, others: Tensor) -> Tensor:
+    """Return the mean of softplus(-(l - o)) over pairs of logits l (B,) and o (B,).
+
+    The discriminator's loss takes those of reals and of fakes, the generator's those of fakes and
+    of reals. Source: Jolicoeur-Martineau 2019; with R1 and R2 Huang et al. 2024 (R3GAN).
+    """
+    return F.softplus(others - logits).mean()
+
+
+def of_discriminator(kind: GanLoss, on_real: Tensor, on_fake: Tensor) -> dict[str, Tensor]:
+    """Return the discriminator's terms, by name, for logits of reals and fakes (B,)."""
+    if kind == "relativistic":
+        return {"d_pair": relativistic(on_real, on_fake)}
+    return {
+        "d_real": logistic(on_real, is_real=True),
+        "d_fake": logistic(on_fake, is_real=False),
+    }
+
+
+def of_generator(
+    kind: GanLoss, on_fake: Tensor, on_real: Tensor, topk_share: float
+) -> dict[str, Tensor]:
+    """Return the generator's term, by name, for logits of fakes (B,) and their partners (B,).
+
+    The logistic loss takes the share topk_share of the best fakes, without partners.
+    """
+    if kind == "relativistic":
+        return {"g_pair": relativistic(on_fake, on_real)}
+    return {"g_fake": logistic(top_k(on_fake, topk_share), is_real=True)}
+
+
+def slopes(kind: GanLoss, on_real: Tensor, on_fake: Tensor) -> Tensor:
+    """Return the derivatives of the sum of of_discriminator by all logits, reals first.
+
+    Without fakes, which only the logistic loss can do without, those by the logits of reals.
+    """
+    if kind == "relativistic":
+        chances = torch.sigmoid(on_fake - on_real) / len(on_real)
+        return torch.cat([-chances, chances])
+    of_fakes = torch.sigmoid(on_fake) / max(1, len(on_fake))
+    return torch.cat([-torch.sigmoid(-on_real) / len(on_real), of_fakes])
 
 
 def half_transparency(opacities: Tensor) -> Tensor:
@@ -54,73 +96,6 @@ def identity(
     if verdict.latent is not None and z_lambda > 0:
         loss = loss + z_lambda * F.mse_loss(verdict.latent, latents)
     if verdict.pose is not None and pos_lambda > 0:
-        loss = loss + pos_lambda * F.mse_loss(verdict.pose, torch.stack(poses, dim=1))
+        target = moved(torch.stack(poses, dim=1), verdict.pose.device)
+        loss = loss + pos_lambda * F.mse_loss(verdict.pose, target)
     return loss
-
-
-class PenalizedReals(NamedTuple):
-    """Inputs of the frozen affine pass, whose gradient is the loss's, and the loss's terms.
-
-    Legend: x images, l their logits, g = grad l their gradients, s = d softplus(-l) / dl.
-
-    Around each image the discriminator is an affine map a(x) = A x + b, and g is a row of A. With g
-    and s held fixed, the parameters' gradient of the loss is that of
-
-        1 / B * sum (s l + 2 strength <g, grad l>) = 1 / B * sum (A (s x + 2 strength g) + s b),
-
-    which is one pass of the affine map over other images, and its ordinary gradient. Automatic
-    differentiation of g takes more convolutions, and some in layouts that are slow.
-
-    The affine pass takes images (B, 3, H, W), scaled to about 1, and shares (B,) of the constants.
-    The sum of its logits times factors (B,) has the gradient of the loss.
-    """
-
-    images: Tensor
-    shares: Tensor
-    factors: Tensor
-    watched: Watched
-    logistic: Tensor
-    penalty: Tensor
-
-
-def penalized_reals(
-    discriminator: PyramidDiscriminator,
-    real: Tensor,
-    alpha: float,
-    *,
-    strength: float,
-    scale: Tensor | None = None,
-) -> PenalizedReals:
-    """Prepare the gradient of mean softplus(-l) + strength * mean |g|^2, as PenalizedReals says.
-
-    Source of the penalty: Mescheder et al. 2018, equation 9; strength is its gamma / 2.
-
-    Args:
-        discriminator: runs under the caller's autocast.
-        real: images (B, 3, H, W).
-        alpha: share of the newest level.
-        strength: factor on the mean squared gradient.
-        scale: factor on the logits before differentiation, divided out of the gradients
-            afterwards; keeps half-precision gradients from vanishing. None is 1.
-    """
-    watched = Watched()
-    wanted = real.detach().requires_grad_()
-    logits = discriminator(wanted, alpha, watched).logits
-    outputs = logits.sum() if scale is None else logits.sum() * scale
-    (gradients,) = torch.autograd.grad(outputs, wanted)
-    gradients = gradients if scale is None else gradients / scale
-    logits = logits.detach()
-    slopes = -torch.sigmoid(-logits) / len(logits)
-    pull = 2 * strength / len(logits)
-    # Divided by their size: in half precision a confident discriminator's slopes would vanish.
-    sizes = slopes.abs() + pull * gradients.abs().amax((1, 2, 3))
-    factors = sizes.clamp(min=torch.finfo(sizes.dtype).tiny)
-    shares, pulls = slopes / factors, pull / factors
-    return PenalizedReals(
-        images=shares[:, None, None, None] * real + pulls[:, None, None, None] * gradients,
-        shares=shares,
-        factors=factors,
-        watched=watched,
-        logistic=logistic(logits, is_real=True),
-        penalty=strength * gradients.flatten(1).square().sum(1).mean(),
-    )

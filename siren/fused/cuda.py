@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from siren.fused import eager, launching
-from siren.fused.folded import FoldedField
+from siren.fused.folded import JoinedField
 from siren.fused.launching import Blocks
 from siren.fused.packing import WIDTHS
 
@@ -57,7 +57,7 @@ def missing_tool() -> str:
     return ""
 
 
-def _half_type(device: torch.device) -> torch.dtype | None:
+def half_type(device: torch.device) -> torch.dtype | None:
     """Return autocast's half precision if the GPU has matrix units for it, else None."""
     if not torch.is_autocast_enabled("cuda") or torch.version.hip is not None:
         return None
@@ -69,7 +69,7 @@ def _half_type(device: torch.device) -> torch.dtype | None:
 
 def choose(device: torch.device, width: int) -> Choice:
     """Choose the implementation for a field of this width on a device under current autocast."""
-    dtype = _half_type(device)
+    dtype = half_type(device)
     if dtype is None:
         return Choice(torch.float32)
     if width not in WIDTHS:
@@ -83,13 +83,13 @@ def choose(device: torch.device, width: int) -> Choice:
 
 
 def evaluate(
-    field: FoldedField, encoded: Tensor, directions: Tensor, *, skips_clear: bool = False
+    field: JoinedField, encoded: Tensor, directions: Tensor, *, skips_clear: bool = False
 ) -> Tensor:
     """Return colors in [0, 1] and raw densities (B, P, 4), by the implementation of choose.
 
     skips_clear: points whose raw density is not positive may be left black.
     """
-    choice = choose(encoded.device, field.color_weight.shape[-1])
+    choice = choose(encoded.device, field.width)
     if choice.blocks is None:
         return eager.evaluate(field, encoded, directions, _operands(choice))
     from siren.fused import triton_field  # here, because CPU users need no Triton
@@ -97,9 +97,9 @@ def evaluate(
     return triton_field.evaluate(field, encoded, directions, choice.dtype, skips_clear=skips_clear)
 
 
-def density(field: FoldedField, encoded: Tensor) -> Tensor:
+def density(field: JoinedField, encoded: Tensor) -> Tensor:
     """Return raw densities (B, P) of encoded (B, P, in), likewise; not differentiable."""
-    choice = choose(encoded.device, field.color_weight.shape[-1])
+    choice = choose(encoded.device, field.width)
     if choice.blocks is None:
         return eager.density(field, encoded, _operands(choice))
     from siren.fused import triton_field

@@ -17,13 +17,13 @@ from torch import Tensor
 from siren.film import at_least_float32
 from siren.fused import eager_layers, packing
 from siren.fused.eager_layers import DENSITY, DIRECTION, ONES, Chunk, Weights, product
-from siren.fused.folded import FoldedField
+from siren.fused.folded import JoinedField
 
 CHUNK_NUMBERS = 2**25  # sines of one layer and chunk: 64 MiB, backward 2 (L + 1) times as much
 
 
 def evaluate(
-    field: FoldedField, encoded: Tensor, directions: Tensor, dtype: torch.dtype | None = None
+    field: JoinedField, encoded: Tensor, directions: Tensor, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Return colors in [0, 1] and raw densities (B, P, 4), float32 at least; differentiable once.
 
@@ -38,17 +38,17 @@ def evaluate(
     with torch.autocast(encoded.device.type, enabled=False):
         encoded, directions = at_least_float32(encoded), at_least_float32(directions)
         output: Tensor = _FieldFunction.apply(  # type: ignore[no-untyped-call]
-            dtype or encoded.dtype, encoded, directions, *packing.joined(field)
+            dtype or encoded.dtype, encoded, directions, *field
         )
     return output
 
 
 @torch.no_grad()
-def density(field: FoldedField, encoded: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def density(field: JoinedField, encoded: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return raw densities (B, P) of encoded (B, P, in); not differentiable."""
     with torch.autocast(encoded.device.type, enabled=False):
         encoded = at_least_float32(encoded)
-        weights = eager_layers.pack(dtype or encoded.dtype, *packing.joined(field))
+        weights = eager_layers.pack(dtype or encoded.dtype, field)
         directions = encoded.new_zeros(len(encoded), 1, 3)
         output = encoded.new_empty(encoded.shape[:2])
         for chunk in eager_layers.chunks(weights, encoded, directions, CHUNK_NUMBERS):
@@ -58,13 +58,13 @@ def density(field: FoldedField, encoded: Tensor, dtype: torch.dtype | None = Non
 
 
 class _FieldFunction(torch.autograd.Function):
-    """The field as one autograd operation on encoded, directions and the packing.joined tensors."""
+    """The field as one autograd operation on encoded, directions and the tensors of JoinedField."""
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, dtype: torch.dtype, encoded: Tensor, directions: Tensor, *joined: Tensor
+        ctx: Any, dtype: torch.dtype, encoded: Tensor, directions: Tensor, *folded: Tensor
     ) -> Tensor:
-        weights = eager_layers.pack(dtype, *joined)
+        weights = eager_layers.pack(dtype, JoinedField(*folded))
         output = encoded.new_empty(*encoded.shape[:2], 4)
         for chunk in eager_layers.chunks(weights, encoded, directions, CHUNK_NUMBERS):
             sines = eager_layers.room(weights, chunk, 2)
@@ -73,17 +73,17 @@ class _FieldFunction(torch.autograd.Function):
             colors = eager_layers.logits(weights, x)[..., :DENSITY]
             torch.sigmoid(colors, out=part[..., :DENSITY])
         ctx.dtype = dtype
-        ctx.save_for_backward(output, encoded, directions, *joined)
+        ctx.save_for_backward(output, encoded, directions, *folded)
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         if torch.is_grad_enabled():  # create_graph=True: the result would lack its graph
             raise RuntimeError("the fast field is differentiable once; use FilmSiren.reference")
-        output, encoded, directions, *joined = ctx.saved_tensors
-        weights = eager_layers.pack(ctx.dtype, *joined)
+        output, encoded, directions, *folded = ctx.saved_tensors
+        weights = eager_layers.pack(ctx.dtype, JoinedField(*folded))
         upstream = packing.upstream(output, gradient)
-        scale = packing.gradient_scale(upstream, joined[4])
+        scale = packing.gradient_scale(upstream, folded[4])
         scaled = upstream * scale[:, None, None]
         needs = ctx.needs_input_grad[1:3]
         sums = _Sums(*(torch.zeros_like(t, dtype=encoded.dtype) for t in weights))
@@ -96,7 +96,7 @@ class _FieldFunction(torch.autograd.Function):
         if of_directions is not None:
             of_each = of_directions.unflatten(1, (directions.shape[1], -1))
             of_directions = of_each.sum(2) / scale[:, None, None]
-        return None, of_encoded, of_directions, *_of_joined(sums, scale), upstream.sum((0, 1))
+        return None, of_encoded, of_directions, *_of_folded(sums, scale), upstream.sum((0, 1))
 
 
 class _Sums(NamedTuple):
@@ -142,8 +142,8 @@ def _add_chunk(
         of_encoded[:, chunk.where] = torch.bmm(of_first, weights.first[..., :-1])
 
 
-def _of_joined(sums: _Sums, scale: Tensor) -> tuple[Tensor, ...]:
-    """Return the gradients of all tensors of packing.joined except the last."""
+def _of_folded(sums: _Sums, scale: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients of all tensors of JoinedField except the last."""
     width = sums.first.shape[1]
     first = sums.first / scale[:, None, None]
     layers = sums.layers / scale[:, None, None, None]

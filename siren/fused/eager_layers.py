@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from siren.fused import packing
+from siren.fused.folded import JoinedField
 
 BESIDE = 8  # extra columns, a multiple that matrix units need: two ones, the direction, zeros
 ONES, DIRECTION = slice(0, 2), slice(2, 5)  # among the extra columns
@@ -50,28 +51,20 @@ def product(x: Tensor, y: Tensor) -> Tensor:
     return torch.bmm(x.float(), y.float())  # PyTorch has out_dtype on CUDA only
 
 
-def pack(
-    dtype: torch.dtype,
-    first: Tensor,
-    direction: Tensor,
-    inner: Tensor,
-    biases: Tensor,
-    heads: Tensor,
-    head_biases: Tensor,
-) -> Weights:
-    """Return the tensors of packing.joined in the layout of the products, operands in dtype."""
-    num_objects, num_layers, width, _ = inner.shape
-    of_heads = inner.new_zeros(BESIDE, width + BESIDE, dtype=dtype)
-    four = of_heads[: len(heads)]
-    four[:, :width] = heads
-    four[:, width:][:, ONES] = torch.stack(packing.high_and_low(head_biases, dtype), -1)
-    layers = inner.new_zeros(num_objects, num_layers, *[width + BESIDE] * 2, dtype=dtype)
-    layers[:, :, :width, :width] = inner
+def pack(dtype: torch.dtype, field: JoinedField) -> Weights:
+    """Return a field's weights in the layout of the products, operands in dtype."""
+    num_objects, num_layers, width, _ = field.inner.shape
+    of_heads = field.inner.new_zeros(BESIDE, width + BESIDE, dtype=dtype)
+    four = of_heads[: len(field.heads)]
+    four[:, :width] = field.heads
+    four[:, width:][:, ONES] = torch.stack(packing.high_and_low(field.head_biases, dtype), -1)
+    layers = field.inner.new_zeros(num_objects, num_layers, *[width + BESIDE] * 2, dtype=dtype)
+    layers[:, :, :width, :width] = field.inner
     beside = layers[:, :, :width, width:]
-    beside[..., ONES] = torch.stack(packing.high_and_low(biases[:, 1:], dtype), -1)
-    beside[:, -1, :, DIRECTION] = direction
+    beside[..., ONES] = torch.stack(packing.high_and_low(field.biases[:, 1:], dtype), -1)
+    beside[:, -1, :, DIRECTION] = field.direction
     layers[:, -1, width:] = of_heads
-    with_bias = torch.cat([first, biases[:, 0, :, None]], dim=-1)
+    with_bias = torch.cat([field.first, field.biases[:, 0, :, None]], dim=-1)
     return Weights(with_bias, layers, of_heads.repeat(num_objects, 1, 1))
 
 

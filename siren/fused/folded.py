@@ -20,3 +20,25 @@ class FoldedField(NamedTuple):
     color_bias: Tensor
     density_head: tuple[Tensor, Tensor]
     color_head: tuple[Tensor, Tensor]
+
+
+class JoinedField(NamedTuple):
+    """FoldedField in six tensors, as its implementations on CUDA take it.
+
+    first (B, H, in) is the first layer's weight, direction (B, H, 3) the color layer's for the
+    direction; inner (B, L, H, H) are those of the other layers of the trunk, then the color
+    layer's for the features. biases (B, L + 1, H) are in the order of the layers; heads (4, H) and
+    head_biases (4,) give color logits (a sigmoid follows), then the density.
+    """
+
+    first: Tensor
+    direction: Tensor
+    inner: Tensor
+    biases: Tensor
+    heads: Tensor
+    head_biases: Tensor
+
+    @property
+    def width(self) -> int:
+        """Return H."""
+        return self.inner.shape[-1]

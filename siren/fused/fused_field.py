@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from siren.fused import cpu, cuda
-from siren.fused.folded import FoldedField
+from siren.fused.folded import FoldedField, JoinedField
 
 __all__ = [
-    "FoldedField", "density", "evaluate", "is_density_supported", "is_supported", "path_name",
+    "FoldedField", "JoinedField", "density", "evaluate", "is_density_supported", "is_supported",
+    "path_name",
 ]  # fmt: skip
 
 
@@ -24,13 +25,18 @@ def path_name(device: torch.device, width: int) -> str:
 
 
 def evaluate(
-    field: FoldedField, encoded: Tensor, directions: Tensor, *, skips_clear: bool = False
+    field: FoldedField | JoinedField,
+    encoded: Tensor,
+    directions: Tensor,
+    *,
+    skips_clear: bool = False,
 ) -> Tensor:
     """Return colors and raw densities (B, P, 4) of encoded (B, P, in) along directions (B, G, 3).
 
+    field: joined for CUDA, folded for other devices.
     skips_clear: points whose raw density is not positive may be left black.
     """
-    if encoded.is_cuda:
+    if isinstance(field, JoinedField):
         return cuda.evaluate(field, encoded, directions, skips_clear=skips_clear)
     return cpu.evaluate(field, encoded, directions, skips_clear=skips_clear)
 
@@ -40,8 +46,8 @@ def is_density_supported(encoded: Tensor) -> bool:
     return is_supported(encoded) and not torch.is_grad_enabled()
 
 
-def density(field: FoldedField, encoded: Tensor) -> Tensor:
-    """Return raw densities (B, P) of encoded (B, P, in); not differentiable."""
-    if encoded.is_cuda:
+def density(field: FoldedField | JoinedField, encoded: Tensor) -> Tensor:
+    """Return raw densities (B, P) of encoded (B, P, in), field as in evaluate; no gradient."""
+    if isinstance(field, JoinedField):
         return cuda.density(field, encoded)
     return cpu.density(field, encoded)

@@ -68,7 +68,9 @@ def blocks_of(device: torch.device) -> Blocks:
     return found
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Tensor | int, **constants: Any) -> None:
+def launch(
+    kernel: Any, grid: tuple[int, ...], *arguments: Tensor | float, **constants: Any
+) -> None:
     """Launch a kernel on the device of its tensors, which need not be the current one."""
     first = next(argument for argument in arguments if isinstance(argument, Tensor))
     with torch.cuda.device_of(first):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from siren.fused import launching
-from siren.fused.folded import FoldedField
+from siren.fused.folded import JoinedField
 
 WIDTHS = (64, 128, 256)  # widths of fields that the kernels take
 SMALLEST_HEAD = 1e-2  # head weights under this do not raise the scale of the gradients
@@ -36,40 +36,16 @@ class Inputs(NamedTuple):
     directions: Tensor
 
 
-def joined(field: FoldedField) -> tuple[Tensor, ...]:
-    """Return the field as six tensors.
-
-    First weight (B, H, in), direction weight (B, H, 3), inner weights (B, L, H, H), biases
-    (B, L + 1, H), heads (4, H) and their biases (4,): colors, then density.
-    """
-    return (
-        field.trunk_weights[0],
-        field.direction_weight,
-        torch.stack([*field.trunk_weights[1:], field.color_weight], dim=1),
-        torch.stack([*field.trunk_biases, field.color_bias], dim=1),
-        torch.cat([field.color_head[0], field.density_head[0]]),
-        torch.cat([field.color_head[1], field.density_head[1]]),
-    )
-
-
-def packed(
-    dtype: torch.dtype,
-    first: Tensor,
-    direction: Tensor,
-    inner: Tensor,
-    biases: Tensor,
-    heads: Tensor,
-    head_biases: Tensor,
-) -> Weights:
-    """Return the tensors of joined in the layout of the kernels."""
+def packed(dtype: torch.dtype, field: JoinedField) -> Weights:
+    """Return a field's weights in the layout of the kernels."""
     return Weights(
-        first[..., -3:].transpose(1, 2).float().contiguous(),
-        first[..., :-3].to(dtype).contiguous(),
-        direction.transpose(1, 2).float().contiguous(),
-        inner.to(dtype).contiguous(),
-        biases.float().contiguous(),
-        heads.float().contiguous(),
-        head_biases.float().contiguous(),
+        field.first[..., -3:].transpose(1, 2).float().contiguous(),
+        field.first[..., :-3].to(dtype).contiguous(),
+        field.direction.transpose(1, 2).float().contiguous(),
+        field.inner.to(dtype).contiguous(),
+        field.biases.float().contiguous(),
+        field.heads.float().contiguous(),
+        field.head_biases.float().contiguous(),
     )
 
 
@@ -108,7 +84,11 @@ def gradient_scale(upstream: Tensor, heads: Tensor) -> Tensor:
     if upstream.numel() == 0:
         return upstream.new_ones(len(upstream))
     largest = heads.abs().amax(dim=1).clamp(min=SMALLEST_HEAD)  # (4,)
-    entering = (upstream.abs() * largest).amax(dim=(1, 2))
+    return power_of_two((upstream.abs() * largest).amax(dim=(1, 2)))
+
+
+def power_of_two(entering: Tensor) -> Tensor:
+    """Return the power of two that brings numbers into [1/2, 1)."""
     exponent = torch.frexp(entering).exponent.clamp(min=-100)
     return torch.ldexp(torch.ones_like(entering), -exponent)
 

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from siren.fused import kernels, launching, packing, triton_gradients
-from siren.fused.folded import FoldedField
+from siren.fused.folded import JoinedField
 from siren.fused.packing import Inputs, Weights
 
 
 def evaluate(
-    field: FoldedField,
+    field: JoinedField,
     encoded: Tensor,
     directions: Tensor,
     dtype: torch.dtype,
@@ -50,20 +50,20 @@ def evaluate(
     num_points, num_directions = encoded.shape[1], directions.shape[1]
     if num_directions == 0 or num_points % num_directions:
         raise ValueError(f"{num_directions} directions cannot share {num_points} points")
-    width = field.color_weight.shape[-1]
+    width = field.width
     if width not in packing.WIDTHS:
         raise ValueError(f"the kernels take fields {packing.WIDTHS} wide, this one is {width}")
     output: Tensor = _FieldFunction.apply(  # type: ignore[no-untyped-call]
-        (dtype, skips_clear), encoded, directions, *packing.joined(field)
+        (dtype, skips_clear), encoded, directions, *field
     )
     return output
 
 
 @torch.no_grad()
-def density(field: FoldedField, encoded: Tensor, dtype: torch.dtype) -> Tensor:
+def density(field: JoinedField, encoded: Tensor, dtype: torch.dtype) -> Tensor:
     """Return raw densities (B, P) of encoded (B, P, in), float32; not differentiable."""
     inputs = packing.inputs(encoded, encoded.new_zeros(len(encoded), 1, 3), dtype)
-    return _forward(packing.packed(dtype, *packing.joined(field)), inputs, is_density_only=True)
+    return _forward(packing.packed(dtype, field), inputs, is_density_only=True)
 
 
 def _forward(
@@ -85,7 +85,7 @@ def _forward(
 
 
 class _FieldFunction(torch.autograd.Function):
-    """The field as one autograd operation on encoded, directions and the packing.joined tensors."""
+    """The field as one autograd operation on encoded, directions and the tensors of JoinedField."""
 
     @staticmethod
     def forward(  # noqa: D102
@@ -93,13 +93,16 @@ class _FieldFunction(torch.autograd.Function):
         how: tuple[torch.dtype, bool],
         encoded: Tensor,
         directions: Tensor,
-        *joined: Tensor,
+        *folded: Tensor,
     ) -> Tensor:
         dtype, skips_clear = how
-        weights, inputs = packing.packed(dtype, *joined), packing.inputs(encoded, directions, dtype)
+        weights, inputs = (
+            packing.packed(dtype, JoinedField(*folded)),
+            packing.inputs(encoded, directions, dtype),
+        )
         output = _forward(weights, inputs, is_density_only=False, skips_clear=skips_clear)
         ctx.save_for_backward(output, *inputs, *weights)
-        ctx.dtypes = [t.dtype for t in (encoded, directions, *joined)]
+        ctx.dtypes = [t.dtype for t in (encoded, directions, *folded)]
         return output
 
     @staticmethod

