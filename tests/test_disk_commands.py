@@ -18,6 +18,7 @@ import extract_shapes
 import fid_evaluation
 import inverse_render
 import plot_run
+import prepare_photos
 import render_multiview_images
 import render_video
 import render_video_interpolation
@@ -65,6 +66,8 @@ COMMANDS = {
     "real images": Case(fid_evaluation, ["--dataset", "toycars", "--img_size", "8", "--num_imgs",
                                          "5"], replaces=False),
     "conversion": Case(convert_checkpoint, ["published/generator.pth", "OUT"], replaces=False),
+    "preparation": Case(prepare_photos, ["noise*.png", "OUT/run.zip", "--kind", "crop", "--size",
+                                         "16"], replaces=False),
     "plot": Case(plot_run, ["run", "--output", "OUT/run.png"]),
 }  # fmt: skip
 
@@ -73,6 +76,7 @@ COMMANDS = {
 def place(tmp_path, tiny_run, monkeypatch):
     """Return a working folder with the files that the commands read."""
     Image.new("RGB", (8, 8), (200, 40, 40)).save(tmp_path / "photo.png")
+    Image.effect_noise((32, 32), 90).save(tmp_path / "noise.png")
     published_files.write_run(tmp_path / "published")
     (tmp_path / "run").mkdir()
     lines = [f'{{"step": {step}, "d_real": 0.5, "g_fake": 0.7}}\n' for step in (10, 20)]
@@ -80,6 +84,7 @@ def place(tmp_path, tiny_run, monkeypatch):
     monkeypatch.setattr(mesh_extraction, "PREVIEW_SIZE", 24)
     monkeypatch.setattr(report, "SHAPE_RESOLUTION", 12)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "good").mkdir()
     return tmp_path
 
 
@@ -92,7 +97,11 @@ def needed(request, name):
 
 def run(monkeypatch, case, out):
     """Run a command that writes into out; return its exit code."""
-    target = [] if {"OUT", "OUT/run.png"} & set(case.words) else ["--output_dir", str(out)]
+    target = (
+        []
+        if {"OUT", "OUT/run.png", "OUT/run.zip"} & set(case.words)
+        else ["--output_dir", str(out)]
+    )
     names = {"GENERATOR": "tiny_run/generator.pth"}
     words = [names.get(word, word).replace("OUT", str(out)) for word in case.words]
     monkeypatch.setattr(sys, "argv", [f"{case.command.__name__}.py", *words, *target])

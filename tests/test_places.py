@@ -92,6 +92,7 @@ def test_every_command_with_all_streams_closed(name, place, monkeypatch):  # noq
     assert run(monkeypatch, case, place / "good") == 0
     words = [str(word) for word in sys.argv[1:]]
     words = [word.replace(str(place / "good"), str(place / "out")) for word in words]
+    (place / "out").mkdir()
     command = ROOT / f"{case.command.__name__}.py"
     done = run_python(command, *words, cwd=place, preexec_fn=closing((0, 1, 2)))
     assert done.returncode == 0
