@@ -207,6 +207,7 @@ def open_images(
     listing: Listing | None = None,
     skipped_file: Path | None = None,
     show_progress: bool = True,
+    names_skipped: bool = True,
 ) -> ImageSet:
     """Return the dataset at one size; decode or render it if cache_dir does not hold it yet.
 
@@ -219,7 +220,8 @@ def open_images(
         listing: the result of find_images; None calls it.
         skipped_file: written with all unreadable files, if any, one per line with the reason. Give
             it to one process only.
-        show_progress: show a bar, and how many files were skipped, on stderr.
+        show_progress: show a bar on stderr.
+        names_skipped: print there how many files were skipped, too, if show_progress.
 
     Raises:
         UsageError: no pictures, more than 1 in 100 unreadable, or cache_dir cannot be written.
@@ -236,7 +238,7 @@ def open_images(
             raise UsageError(f"two readings of the pictures differ; delete '{cache_dir}'")
         to_mirror = entries[1].pixels
     skipped = listing.skipped + entry.skipped
-    _report(skipped, listing, skipped_file, show_progress)
+    _report(skipped, listing, skipped_file, show_progress and names_skipped)
     return ImageSet(
         pixels=entry.pixels,
         options=options,

@@ -122,6 +122,8 @@ def find_job(args: argparse.Namespace) -> Job:
     weights = inception.find_weights(args.inception_weights, takes_any=args.any_inception_weights)
     inception.fidelity()
     real = real_images.open_real_set(args.real_image_dir, args.cache_dir)
+    if real.left_out:
+        print(real.left_out, file=sys.stderr)
     if real.skipped:
         total = len(real) + len(real.skipped)
         text = describe_skipped(real.skipped, total, str(args.real_image_dir))

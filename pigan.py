@@ -13,6 +13,7 @@ a value are `UsageError`s.
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -57,8 +58,10 @@ def load(
         device: device of the generator.
 
     Raises:
-        UsageError: the file cannot be read, or the curriculum is missing or is another one.
+        UsageError: the file cannot be read, the curriculum is missing or is another one, or there
+            is no such average.
     """
+    choose("average", ema, dict.fromkeys(get_args(Average)))
     own_file = None if curriculum_file is None else Path(curriculum_file)
     named = None if curriculum is None else curriculums.load(curriculum, file=own_file)
     return checkpoints.load_generator(path, ema=ema, device=device, curriculum=named)

@@ -30,18 +30,21 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
     """Scale grey of 16 bits, or of floating-point numbers from 0 to 1, to 8 bits.
 
     Integers of 32 bits up to 255 stay as they are. Nothing above 0 becomes 0, so that masks of 0
-    and 1 stay masks.
+    and 1 stay masks. The result is L, or LA if the file has a value that is transparent.
 
     Raises:
         ValueError: it has other values.
     """
-    values = np.asarray(image)
+    values, clear = np.asarray(image), image.info.get("transparency")
     low, high = values.min(), values.max()
     limit = 1 if image.mode == "F" else 255 if image.mode == "I" and high <= 255 else 65535
     if not 0 <= low <= high <= limit:
         raise ValueError(f"holds grey from {low:g} to {high:g}; 0 to {limit} is understood")
     scaled = (values * (255 / limit) + 0.5).astype(np.uint8)
-    return Image.fromarray(np.maximum(scaled, values > 0))
+    grey = Image.fromarray(np.maximum(scaled, values > 0))
+    if isinstance(clear, int):
+        grey.putalpha(Image.fromarray((values != clear).astype(np.uint8) * 255))
+    return grey
 
 
 @functools.lru_cache(8)

@@ -48,7 +48,7 @@ _TURNS = {  # EXIF orientation -> what makes the picture upright
     8: Image.Transpose.ROTATE_90,
 }
 _large_picture = threading.Lock()
-Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS  # Pillow's own limit, which _opened applies sooner
+Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS  # of all kinds, which Pillow applies
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MiB of text or ICC profile
 
 
@@ -129,6 +129,8 @@ def _reason(error: Exception) -> str:
     """Say in one line why a picture cannot be read."""
     if isinstance(error, UnidentifiedImageError):  # its own text holds a memory address
         return "not a picture of a known format"
+    if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
+        return str(error).partition(", could be")[0]  # it is only a large picture
     return printable(str(error) or type(error).__name__)[:MAX_REASON]
 
 

@@ -195,6 +195,7 @@ class RealSet:
     made: the settings of fid_evaluation.py; None if it did not write them.
     fingerprint: hash of the contents of the files and the decoder's version, not of their names.
     skipped: files of the folder that cannot be read; names has the others.
+    left_out: one line about files of other kinds; empty if there are none, or if made is not None.
     """
 
     folder: Path
@@ -203,6 +204,7 @@ class RealSet:
     made: dict[str, Any] | None
     fingerprint: str
     skipped: tuple[Skipped, ...]
+    left_out: str
 
     def __len__(self) -> int:
         return len(self.names)
@@ -258,13 +260,15 @@ def open_real_set(folder: Path, cache_dir: Path) -> RealSet:
     if not names:
         total = listing.count + len(listing.skipped)
         raise UsageError(f"--real_image_dir: {describe_skipped(skipped, total, str(folder))}")
+    made = read_json(folder / MANIFEST)
     return RealSet(
         folder=folder,
         names=names,
         image_size=read_picture(folder / names[0]).width,
-        made=read_json(folder / MANIFEST),
+        made=made,
         fingerprint=known["content"],
         skipped=skipped,
+        left_out=listing.left_out if made is None else "",
     )
 
 

@@ -1,7 +1,9 @@
 """Lists of the pictures that commands have written, so that no command takes them for photos."""
 
+import contextlib
 import os
 from collections.abc import Iterable
+from io import FileIO
 from pathlib import Path
 
 OUTPUTS_FILE = ".pigan_outputs"
@@ -25,7 +27,7 @@ def list_outputs(folder: Path, names: Iterable[str]) -> None:
     added = [line + b"\n" for line in map(_line, names) if line not in listed]
     if not added:
         return
-    with path.open("ab", buffering=0) as file:
+    with _open_list(path) as file:
         size = file.tell()
         try:
             content = b"".join(added) if size else HEAD.encode() + b"".join(added)
@@ -36,6 +38,18 @@ def list_outputs(folder: Path, names: Iterable[str]) -> None:
             if size == 0:
                 path.unlink()
             raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
+
+
+def _open_list(path: Path) -> FileIO:
+    """Open a list to add to; that of another user is first replaced by a copy of our own."""
+    with contextlib.suppress(PermissionError):
+        return path.open("ab", buffering=0)
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):
+        draft.write_bytes(path.read_bytes())
+        draft.replace(path)
+    draft.unlink(missing_ok=True)
+    return path.open("ab", buffering=0)
 
 
 def listed_outputs(content: bytes) -> set[bytes]:

@@ -19,6 +19,7 @@ from image_io.cache import cached
 from image_io.files import Skipped
 from system import files, machine, screen
 from system.errors import UsageError
+from system.outputs import OUTPUTS_FILE, list_outputs, listed_outputs
 
 ROOT = Path(__file__).parents[1]
 
@@ -207,6 +208,18 @@ def shared():
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o755)
         yield Path(name)
+
+
+def test_users_list_their_pictures_in_one_folder(shared):
+    list_outputs(shared, ["a.png"])
+    (shared / OUTPUTS_FILE).chmod(0o644)
+    with another_user(), pytest.raises(PermissionError, match=OUTPUTS_FILE):
+        list_outputs(shared, ["b.png"])  # the folder is closed to them
+    shared.chmod(0o777)
+    with another_user():
+        list_outputs(shared, ["b.png"])
+    assert listed_outputs((shared / OUTPUTS_FILE).read_bytes()) == {b"a.png", b"b.png"}
+    assert names(shared) == [OUTPUTS_FILE]
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o1777])

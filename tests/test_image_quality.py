@@ -365,10 +365,13 @@ def test_a_damaged_real_image_is_left_out_and_named(
         capsys.readouterr().err
     )
     assert len(list(written.glob("*.png"))) == 9
+    (folder / "photo.cr2").write_bytes(b"raw")
     for _ in range(2):  # read, then known
         found = evaluate(tiny_run, folder, small_network[0], tmp_path / "temp")
         assert found["images"]["settings"]["num_real"] == 9
-        assert f"'photo{number}.png' (" in capsys.readouterr().err
+        shown = capsys.readouterr().err
+        assert f"'photo{number}.png' (" in shown
+        assert f"not used in '{folder}': no pictures that Pillow can read: 1 .cr2" in shown
 
 
 # 3D quality

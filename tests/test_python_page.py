@@ -108,9 +108,11 @@ def test_film_mean_and_density_are_those_of_the_published_network(network):
     torch.testing.assert_close(names["density"], raw[0, :, 3], atol=1e-3, rtol=1e-4)
 
 
-def test_a_missing_curriculum_and_an_unknown_format_are_named(network):
+def test_a_missing_curriculum_and_unknown_names_are_named(network):
     with pytest.raises(UsageError, match="does not say its curriculum"):
         pigan.load("celeba/generator.pth")
+    with pytest.raises(UsageError, match=r"average 'ema3'; choose one of ema, ema2, none"):
+        pigan.load("assets/demo/generator.pth", ema="ema3")
     saved = pigan.load("assets/demo/generator.pth")
     shape = pigan.mesh(saved, pigan.film(saved, seed=15), resolution=16, level=10)
     with pytest.raises(UsageError, match=r"mesh format.*'glbb'.*glb"):

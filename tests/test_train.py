@@ -121,20 +121,23 @@ def test_a_dry_run_shows_the_pictures_and_trains_nothing(tiny, tmp_path, capsys)
 def test_the_sheet_shows_what_the_discriminator_sees(tiny, tmp_path, capsys):
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
-    for number in range(70):
-        image = Image.new("RGB", (40, 20), (3 * number, 255, 0))
-        image.paste((3 * number, 0, 0), (10, 0, 30, 20))  # the largest square
+    for number in range(100):
+        red = min(3 * number, 255)
+        image = Image.new("RGB", (40, 20), (red, 255, 0))
+        image.paste((red, 0, 0), (10, 0, 30, 20))  # the largest square
         image.save(photos / f"{number:02}.{'png' if number % 2 else 'tif'}")
     (photos / "notes.txt").write_text("")
+    (photos / "empty.png").write_bytes(b"")
     run(tiny, out, "--dataset_path", str(photos), "--max_steps", "1")
     noise = capsys.readouterr().err
     for text in (
         f"note: not used in '{photos}': no pictures that Pillow can read: 1 .txt\n",
-        "dataset: 70 of 70 pictures are used; the first 64 at 4 x 4 pixels, crop center, flip ",
-        "dataset: sizes of files: 40 x 20 (70)\n",
-        "dataset: kinds of files: TIFF RGB (35), PNG RGB (35)\n",
+        "dataset: 100 of 101 pictures are used; the first 64 at 4 x 4 pixels, crop center, flip ",
+        "dataset: sizes of files: 40 x 20 (100)\n",
+        "dataset: kinds of files: TIFF RGB (50), PNG RGB (50)\n",
     ):
         assert text in noise
+    assert noise.count("'empty.png' (empty file)") == 1  # though there are two sizes
     with Image.open(out / "dataset.png") as sheet:
         assert sheet.size[0] == 512
         seen = np.array(sheet)[32:512:64, 32:512:64]  # each enlarged to 64 pixels

@@ -229,6 +229,7 @@ def _open_all(place: Place, options: TrainOptions, start: Start) -> dict[int, Im
             cache_dir=options.cache_dir,
             skipped_file=options.output_dir / "skipped.txt" if place.is_main else None,
             show_progress=place.is_main,
+            names_skipped=size == min(sizes),  # it is the same line for all sizes
         )
         for size in sorted(sizes)
     }
