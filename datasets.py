@@ -45,7 +45,8 @@ from system.errors import UsageError, choose
 
 KINDS: tuple[DatasetKind, ...] = get_args(DatasetKind)
 
-MAX_SKIPPED_PERCENT = 1  # more unreadable files than this, and a run does not start
+# More unreadable files than both, or half of them all, and a run does not start.
+MAX_SKIPPED_PERCENT, MAX_SKIPPED_FILES = 1, 10
 NUM_TOY_CARS = 4000
 RENDERED_AT_ONCE = 64  # toy cars per step of the progress bar
 
@@ -224,7 +225,7 @@ def open_images(
         names_skipped: print there how many files were skipped, too, if show_progress.
 
     Raises:
-        UsageError: no pictures, more than 1 in 100 unreadable, or cache_dir cannot be written.
+        UsageError: no pictures, too many unreadable, or cache_dir cannot be written.
     """
     listing = listing or find_images(options)
     framings = _framings(options, image_size)
@@ -343,10 +344,12 @@ def _decoded(
 
 
 def _refuse_many(skipped: Sequence[Skipped], listing: Listing, skipped_file: Path | None) -> None:
-    if 100 * len(skipped) > MAX_SKIPPED_PERCENT * (listing.count + len(listing.skipped)):
+    total = listing.count + len(listing.skipped)
+    limit = max(MAX_SKIPPED_PERCENT * total // 100, min(MAX_SKIPPED_FILES, total // 2))
+    if len(skipped) > limit:
         _write_skipped(skipped, skipped_file)
         text = _describe(skipped, listing, skipped_file)
-        raise UsageError(f"{text}; a run starts with at most {MAX_SKIPPED_PERCENT} in 100")
+        raise UsageError(f"{text}; a run starts with at most {limit} of {total}")
 
 
 def _report(

@@ -219,7 +219,7 @@ def test_a_list_of_them_that_cannot_be_written_leaves_the_earlier_one(tmp_path):
 @pytest.mark.parametrize("count", [100, 299])
 def test_more_stop_the_run_with_all_of_them_named(tmp_path, count):
     folder = write_pictures(tmp_path / "set", count)
-    bad = [f"{index:04}.png" for index in range(1, count, 25)]
+    bad = [f"{index:04}.png" for index in range(1, count, 6)]
     for name in bad:
         (folder / name).write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
     listed = tmp_path / "skipped.txt"
@@ -227,16 +227,20 @@ def test_more_stop_the_run_with_all_of_them_named(tmp_path, count):
         open_at(folder, tmp_path, skipped_file=listed)
     text = str(error.value)
     assert f"{len(bad)} of {count} pictures" in text
-    assert all(part in text for part in [*bad[:3], str(folder), str(listed), "1 in 100", "..."])
+    limit = f"at most 10 of {count}"
+    assert all(part in text for part in [*bad[:3], str(folder), str(listed), limit, "..."])
     assert [line.split("\t")[0] for line in listed.read_text().splitlines()] == bad
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
 
 
-def test_empty_files_that_come_after_caching_stop_the_run_too(tmp_path):
+def test_some_of_a_small_set_are_left_out_and_more_than_half_are_not(tmp_path):
     folder = write_pictures(tmp_path / "set", 10)
     open_at(folder, tmp_path)
-    (folder / "late.png").write_bytes(b"")
-    with pytest.raises(UsageError, match="1 of 11 pictures.*'late.png' .empty file"):
+    for number in range(10):
+        (folder / f"late{number}.png").write_bytes(b"")
+        assert len(open_at(folder, tmp_path)) == 10  # in the cache already
+    (folder / "one too many.png").write_bytes(b"")
+    with pytest.raises(UsageError, match="11 of 21 pictures.*empty file.*at most 10 of 21"):
         open_at(folder, tmp_path)
 
 
