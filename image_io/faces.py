@@ -92,8 +92,14 @@ def _candidates(grey: Image.Image, cascade: Cascade) -> list[_Window]:
             )
         if any(group.hits >= SURE for group in groups):
             break
-    groups.sort(key=lambda group: -group.hits)
-    return [group for group in groups if group.hits >= MIN_WINDOWS][:MAX_CANDIDATES]
+    groups = [group for group in groups if group.hits >= MIN_WINDOWS]
+    whole = [one for one in groups if not any(_is_within(one, other) for other in groups)]
+    return sorted(whole, key=lambda group: -group.hits)[:MAX_CANDIDATES]
+
+
+def _is_within(one: _Window, other: _Window) -> bool:
+    """Return whether one is a part of a face that other may be, such as its mouth."""
+    return one.width < 0.7 * other.width and _distance(one, other) < 0.5 * other.width
 
 
 def _windows(grey: Image.Image, cascade: Cascade, least: int, most: int) -> NDArray[np.float64]:
