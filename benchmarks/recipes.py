@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -88,8 +87,8 @@ def train(job: Job, run: Path, stop: int) -> float:
     """Train up to step stop; returns the processor seconds of that."""
 
     def used() -> float:
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return usage.ru_utime + usage.ru_stime
+        times = os.times()  # Windows knows no times of children
+        return times.children_user + times.children_system
 
     before = used()
     words = [sys.executable, "train.py", "--curriculum", "Demo", "--output_dir", str(run),
