@@ -148,7 +148,7 @@ def test_the_sheet_shows_what_the_discriminator_sees(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--dataset_path", "{damaged}"], "1 of 2 pictures .* cannot be read: 'a.jpg'"),
+        (["--dataset_path", "{damaged}"], "2 of 3 pictures .* cannot be read: 'a.jpg'"),
         (["--dataset_path", "{empty}"], "no pictures at"),
         (["--set", "precision=fp16"], "precision fp16 needs a CUDA device"),
         (["--set", "0.batch_size=100000000"], "stage 0: needs about"),
@@ -159,8 +159,9 @@ def test_the_sheet_shows_what_the_discriminator_sees(tiny, tmp_path, capsys):
 def test_a_dry_run_refuses_what_training_refuses(tiny, tmp_path, words, text):
     for name in ("damaged", "empty"):
         (tmp_path / name).mkdir()
-    (tmp_path / "damaged" / "a.jpg").write_bytes(b"<html>")
-    Image.new("RGB", (8, 8)).save(tmp_path / "damaged" / "b.jpg")
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "damaged" / name).write_bytes(b"<html>")
+    Image.new("RGB", (8, 8)).save(tmp_path / "damaged" / "c.jpg")
     folders = {name: tmp_path / name for name in ("damaged", "empty")}
     out = tmp_path / ("run" if words[:1] in ([], ["--resume"]) else "out")
     if out.name == "run":
