@@ -45,7 +45,7 @@ from system.errors import UsageError, choose
 
 KINDS: tuple[DatasetKind, ...] = get_args(DatasetKind)
 
-# More unreadable files than both, or half of them all, and a run does not start.
+# A run starts with so many unreadable files, whichever is more; but half of a set must be readable.
 MAX_SKIPPED_PERCENT, MAX_SKIPPED_FILES = 1, 10
 NUM_TOY_CARS = 4000
 RENDERED_AT_ONCE = 64  # toy cars per step of the progress bar

@@ -67,6 +67,23 @@ def test_a_face_is_upright_and_as_large_as_in_celeba(portrait, tilt, scale):
     assert (face.x, face.y) == pytest.approx(tuple(wanted), abs=0.08 * side)
 
 
+class Cascade:
+    """Sees a mouth in eight windows of a photo and the face around it in four."""
+
+    def detect_multi_scale(self, image, **_):
+        if image.shape == (77, 77):  # a candidate at one of the fine tilts
+            places = [(38, 38, 32)] * 5
+        else:
+            places = [(60, 88, 30)] * 8 + [(68, 64, 85)] * 4
+        return [{"c": x - width // 2, "r": y - width // 2, "width": width}
+                for x, y, width in places]  # fmt: skip
+
+
+def test_a_part_of_a_face_is_no_face():
+    (face,) = faces.find_faces(Image.new("L", (128, 128)), Cascade())
+    assert face.side == pytest.approx(85 / faces.WINDOW_SHARE, rel=0.05)
+
+
 def test_two_faces_and_none(portrait, folder):
     face = portrait.crop((124, 12, 324, 212))
     both = Image.new("RGB", (480, 260), (128, 128, 128))
