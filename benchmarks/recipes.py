@@ -58,7 +58,7 @@ CAMERAS = {
     "cars": ["dataset=Carla"],
     "faces": ["dataset=Images", "fov=12", "ray_start=0.88", "ray_end=1.12", "sample_dist=gaussian",
               f"v_mean={math.pi / 2}", "h_stddev=0.3", "v_stddev=0.155", "box_side=0.24",
-              "scene_radius=0.11", "density_scale=7"],
+              "scene_radius=0.15", "density_scale=7"],
 }  # fmt: skip
 
 

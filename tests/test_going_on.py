@@ -169,7 +169,8 @@ def test_the_last_line_and_a_dry_run_say_what_ends_a_run(tiny, tmp_path, capsys)
 def test_small_pictures_and_few_pictures_are_noted(tiny, tmp_path, capsys):
     path = photos(tmp_path / "photos", 5)
     Image.new("RGB", (20, 7)).save(tmp_path / "photos" / "small.png")
-    words = ["--dataset_path", path, "--max_steps", "1"]
+    words = ["--dataset_path", path, "--max_steps", "1", "--set", "white_back=False",
+             "--set", "scene_radius=None"]  # fmt: skip
     for folder in ("first", "again"):  # decoded, and then out of the cache
         run(tiny, tmp_path / folder, *words)
         notes = [line for line in capsys.readouterr().err.splitlines() if "note: " in line]

@@ -16,10 +16,9 @@ from datasets import ImageSet
 from distributed import collectives
 from distributed.processes import Place
 from image_io import png, survey
-from siren.fused import arithmetic
 from system.errors import UsageError
 from system.files import json_bytes, remove_drafts, replaced
-from training import state
+from training import notes, state
 from training.adversarial import AdversarialGame
 from training.options import TrainOptions, dataset_options
 from training.start import (
@@ -105,7 +104,7 @@ def set_up(place: Place, options: TrainOptions, start: Start) -> Setup:
     images = _open_all(place, options, start)
     _require_same_images(images)
     if place.is_main:
-        for note in _notes(place, start, images):
+        for note in notes.of_start(place, start, images):
             print(f"note: {note}", file=sys.stderr)
         _print_changes(start, images)
         try:
@@ -151,30 +150,6 @@ def _show_pictures(path: Path, start: Start, images: dict[int, ImageSet]) -> Non
     png.save_png(path, survey.sheet(found.pixels, lines))
     for line in [*lines, f"the first {shown} are shown in {path}"]:
         print(f"dataset: {line}", file=sys.stderr)
-
-
-def _notes(place: Place, start: Start, images: dict[int, ImageSet]) -> list[str]:
-    """Return warnings about the dataset and the precision."""
-    notes = [start.listing.left_out] if start.listing.left_out else []
-    curriculum = start.curriculum
-    is_slow = place.device.type == "cpu" and not arithmetic.HAS_BFLOAT16_INSTRUCTIONS
-    if curriculum.settings.precision == "bf16" and is_slow:
-        notes.append("this processor has no bfloat16 instructions, so that precision bf16 takes "
-                     "several times as long as fp32 (measured: 6 to 7 times)")  # fmt: skip
-    size, largest = max(images.items())
-    if largest.num_small:
-        crop = curriculum.settings.crop
-        least = f"{size} px and are enlarged"
-        if isinstance(crop, int) and crop > size:
-            least = f"the crop of {crop} px; of each the largest square is taken"
-        notes.append(f"{largest.num_small} of {len(largest)} pictures are smaller than {least}")
-    current = curriculum.stage_settings(start.step)
-    coming = [stage for first, stage in curriculum.stages if first > start.step]
-    batch = place.world_size * max(stage.batch_size for stage in [current, *coming])
-    if len(largest) < batch:
-        notes.append(f"{len(largest)} pictures are fewer than a batch of {batch}, which repeats "
-                     "some of them")  # fmt: skip
-    return notes
 
 
 def _print_changes(start: Start, images: dict[int, ImageSet]) -> None:
