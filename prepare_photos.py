@@ -9,14 +9,17 @@ Writes faces.zip (square png files), faces.csv (what became of each photo, and w
 import argparse
 import contextlib
 import io
+import math
 import sys
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -32,9 +35,11 @@ from system.files import replaced
 from system.screen import progress_bar
 
 KINDS = ("face", "object", "crop")
+SMALL_PHOTO_SIDE = 400  # pixels that are enough to find an object
 PHOTO_SIDE = 1600  # pixels of the longer side that a large jpg keeps when it is decoded
 MAX_OUTSIDE = 0.15  # share of a face's square that may lie outside of the photo
 MIN_SHARE = 0.5  # of the picture's size: a square of fewer pixels is dropped
+T = TypeVar("T")
 MARK = b"prepared by pi-GAN's prepare_photos.py"  # comment of the .zip
 
 CURRICULUM = '''"""A curriculum for {name}. Correct the cameras where your photos differ."""
@@ -53,7 +58,7 @@ Cameras = {{
 }}
 
 Photos = {{**{base}, **Cameras}}  # for a GPU
-SmallPhotos = {{**Demo, **Cameras}}  # for a processor: small networks, 32 pixels
+SmallPhotos = {{**Demo, **Cameras{small}}}  # for a processor: small networks, 32 pixels
 '''
 AROUND_FRONT = """    "sample_dist": "gaussian",  # directions around the front, in radians
     "h_mean": math.pi / 2,
@@ -64,6 +69,8 @@ ABOVE_GROUND = """    "sample_dist": "spherical_uniform",  # from all sides, lev
 FIELD_DECIDES = """    "white_back": False,
     "eval_last_back": True,  # the last sample of a ray shows what is behind the object
     "scene_radius": None,"""
+# Demo's field expects a larger scene, through which the same density lets less light pass.
+SMALL_SCENE = ', "box_side": 0.24, "density_scale": 7'
 WHITE_GROUND = """    "white_back": True,  # transparent parts of pictures are white, too"""
 
 
@@ -81,6 +88,8 @@ def build_parser() -> flags.ArgumentParser:
         "binary patterns in OpenCV's XML format; default: frontal faces of people")  # fmt: skip
     add("--share", type=flags.number(0.1, 1), default=0.8, help="of the picture's side that the "
         "longer side of an object takes")  # fmt: skip
+    add("--one_scale", action="store_true", help="cut squares of one size, for objects that were "
+        "all photographed from the same distance; default: as each object needs it")  # fmt: skip
     add("--ground", choices=("white", "transparent"), default="white", help="behind objects")
     return parser
 
@@ -89,8 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the photos, then write the pictures and their report."""
     args = build_parser().parse_args(argv)
     _require_output(args.output)
-    find = _finder(args)
     listing = find_pictures(args.photos, flag="")
+    find = _finder(args, listing)
     report = Report()
     csv_path, sheet_path = args.output.with_suffix(".csv"), args.output.with_suffix(".png")
     try:
@@ -124,7 +133,7 @@ def _require_output(path: Path) -> None:
 Finder = Callable[[Image.Image], tuple[Image.Image, list[Square]]]
 
 
-def _finder(args: argparse.Namespace) -> Finder:
+def _finder(args: argparse.Namespace, listing: Listing) -> Finder:
     """Return what finds the squares of a photo, and the photo to cut them from."""
     if args.kind == "face":
         cascade = faces.open_cascade(args.cascade)
@@ -138,6 +147,8 @@ def _finder(args: argparse.Namespace) -> Finder:
         return find
     if args.cascade is not None:
         raise UsageError("--cascade: is for --kind face")
+    if args.one_scale and args.kind != "object":
+        raise UsageError("--one_scale: is for --kind object")
     if args.kind == "crop":
         return lambda photo: (over_white(photo), [placing.centred(photo)])
 
@@ -145,7 +156,34 @@ def _finder(args: argparse.Namespace) -> Finder:
         cutout, square = placing.find_object(photo, args.share)
         return cutout, [square]
 
-    return find_object
+    if not args.one_scale:
+        return find_object
+    side = _side_for_all(listing, find_object)
+
+    def find_at_one_scale(photo: Image.Image) -> tuple[Image.Image, list[Square]]:
+        cutout, (square,) = find_object(photo)
+        return cutout, [replace(square, side=side * max(photo.size))]
+
+    return find_at_one_scale
+
+
+def _side_for_all(listing: Listing, find: Finder) -> float:
+    """Return the side of a square in which the objects fit, as a share of a photo's longer side."""
+
+    def side(name: str) -> float:
+        with contextlib.suppress(ValueError, OSError), open_file(name) as stream:
+            photo = read_photo(stream, SMALL_PHOTO_SIDE)
+            return find(photo)[1][0].side / max(photo.size)
+        return math.nan
+
+    with opened(listing) as open_file, progress_bar(listing.count, "photo") as bar:
+        sides = []
+        for found in _in_order(listing, side):
+            bar.update()
+            sides.append(found)
+    known = [found for found in sides if not math.isnan(found)]
+    # A larger one still fits: an object takes --share of its square.
+    return float(np.quantile(known, 0.95)) if known else 1.0
 
 
 def _write_pictures(
@@ -178,9 +216,9 @@ def _write_pictures(
                 report.add(outcome, name)
 
 
-def _in_order(listing: Listing, work: Callable[[str], list[Outcome]]) -> Iterator[list[Outcome]]:
+def _in_order(listing: Listing, work: Callable[[str], T]) -> Iterator[T]:
     """Work on photos on all cores, a few at a time."""
-    pending: deque[Future[list[Outcome]]] = deque()
+    pending: deque[Future[T]] = deque()
     with ThreadPoolExecutor(machine.num_cores()) as pool:
         try:
             for name in listing.names:
@@ -258,11 +296,11 @@ def _curriculum(args: argparse.Namespace) -> str:
     if args.kind == "object":
         return CURRICULUM.format(
             name=args.output.name, base="CARLA", fov=30, near=0.7, far=1.3, poses=ABOVE_GROUND,
-            ground=WHITE_GROUND,
+            ground=WHITE_GROUND, small="",
         )  # fmt: skip
     return CURRICULUM.format(
         name=args.output.name, base="CelebA", fov=12, near=0.88, far=1.12, poses=AROUND_FRONT,
-        ground=FIELD_DECIDES,
+        ground=FIELD_DECIDES, small=SMALL_SCENE,
     )  # fmt: skip
 
 

@@ -98,6 +98,18 @@ def test_two_faces_and_none(portrait, folder):
     assert [picture.size for picture in pictures.values()] == [(64, 64)] * 2
 
 
+def test_at_one_scale_objects_keep_their_sizes(folder):
+    for name, radius, scale, color in [("a", 20, 1, "red"), ("b", 40, 1, "blue"), ("c", 80, 2, 0)]:
+        photo = disk((400 * scale, 300 * scale), (150 * scale, 140 * scale), radius, color=color)
+        photo.save(folder / f"{name}.png")
+    words = ["--kind", "object", "--size", "64", "--share", "0.5"]
+    for flags, diameters in [([], [32, 32, 32]), (["--one_scale"], [16, 32, 32])]:
+        pictures, _ = prepared(folder, *words, *flags, out=f"{len(flags)}.zip")
+        for picture, diameter in zip(pictures.values(), diameters, strict=True):
+            shown = np.argwhere(np.asarray(picture)[..., 1] < 150)
+            assert np.ptp(shown, axis=0) + 1 == pytest.approx([diameter] * 2, abs=3)
+
+
 def disk(size=(400, 300), at=(250, 120), radius=40, ground=(255, 255, 255), color=(200, 30, 60)):
     photo = Image.new("RGB", size, ground)
     x, y = at
@@ -185,6 +197,8 @@ def test_only_its_own_output_is_replaced(portrait, folder, tmp_path):
             prepare_photos.main([str(folder), str(output), *words])
     with pytest.raises(UsageError, match="; give FOLDER, "):  # this command has no --dataset_path
         prepare_photos.main([str(tmp_path / "nowhere"), str(tmp_path / "b.zip"), *words])
+    with pytest.raises(UsageError, match="--one_scale: is for --kind object"):
+        prepare_photos.main([str(folder), str(tmp_path / "b.zip"), *words, "--one_scale"])
     with pytest.raises(UsageError, match="--cascade"):
         prepare_photos.main([str(folder), str(tmp_path / "b.zip"), "--kind", "face",
                              "--cascade", str(folder / "a.png")])  # fmt: skip
