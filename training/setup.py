@@ -21,6 +21,7 @@ from system.errors import UsageError
 from system.files import json_bytes, remove_drafts, replaced
 from training import state
 from training.adversarial import AdversarialGame
+from training.augmentation import Augmentation, augmentation_of
 from training.options import TrainOptions, dataset_options
 from training.start import (
     OPTIONS_FILE,
@@ -95,6 +96,7 @@ def set_up(place: Place, options: TrainOptions, start: Start) -> Setup:
         require_unchanged(start, options.output_dir)
     start = agree(place, start, options)
     game = build_game(place, start.curriculum, start.seed)
+    game.augmentation, about = _augmentation(place, start)
     progress = Progress()
     if start.content is not None:
         progress = state.load_state(start.content, game)
@@ -107,6 +109,8 @@ def set_up(place: Place, options: TrainOptions, start: Start) -> Setup:
     if place.is_main:
         for note in _notes(place, start, images):
             print(f"note: {note}", file=sys.stderr)
+        if about:
+            print(about, file=sys.stderr)
         _print_changes(start, images)
         try:
             _show_pictures(options.output_dir / DATASET_PICTURE, start, images)
@@ -116,6 +120,16 @@ def set_up(place: Place, options: TrainOptions, start: Start) -> Setup:
             reason = f"cannot be written ({error.strerror})"
             raise UsageError(f"--output_dir {options.output_dir}: {reason}") from error
     return Setup(curriculum=start.curriculum, game=game, progress=progress, images=images)
+
+
+def _augmentation(place: Place, start: Start) -> tuple[Augmentation | None, str]:
+    """Return the augmentation of the run, if any, and a line about it."""
+    return augmentation_of(
+        start.curriculum.settings,
+        start.listing.count,
+        is_built_in=dataset_options(start.curriculum).kind == "ToyCars",
+        device=place.device,
+    )
 
 
 def _begin_folder(
