@@ -161,6 +161,10 @@ OF_TRAINING = [
     (["--load_dir", "EXPORTED"], "holds only exported networks"),
     (["--load_dir", "DIR"], "no training_state.pth"),
     (["--load_dir", "FILE"], "--load_dir"),
+    (["--transfer", "nowhere"], "--transfer nowhere: there is no generator in it"),
+    (["--transfer", "DIR"], "there is no generator in it"),
+    (["--transfer", "FILE"], "is no checkpoint"),
+    (["--transfer", "EXPORTED", "--load_dir", "EXPORTED"], "give either"),
     (["--curriculum", "Demmo"], "Did you mean 'Demo'?"),
     (["--curriculum_file", "FILE"], "--curriculum_file"),
 ]

@@ -7,7 +7,6 @@ Source: pi-GAN (Chan et al. 2021), section 3.3.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +20,7 @@ from generators.generators import ImplicitGenerator3d
 from generators.sampling import Purpose, sample_latents, step_rng
 from siren.fused import fused_field
 from training import losses
-from training.augmentation import Augmentation
+from training.augmentation import Augment, Augmentation, unchanged
 from training.ema import ExponentialMovingAverage
 from training.halves import converted
 from training.health import DISCRIMINATOR, GENERATOR, Health, poison
@@ -33,11 +32,6 @@ INITIAL_LOSS_SCALE = 2.0**15
 MAX_R1_SCALE = 2.0**10
 
 Terms = dict[str, Tensor]
-Augment = Callable[[Tensor], Tensor]  # of images (B, 3, H, W)
-
-
-def _unchanged(images: Tensor) -> Tensor:
-    return images
 
 
 class Scenes(NamedTuple):
@@ -161,8 +155,11 @@ class AdversarialGame:
         scenes = self.draw_scenes(len(real), stage, rng=scene_rng)
         with torch.no_grad():
             fakes = self.generate(scenes, stage, rng=sample_rng)
-        augment = self._augment(stage)
-        real, fakes = augment(real), fakes._replace(images=augment(fakes.images))
+        augment = unchanged
+        if self.augmentation is not None:
+            augment = self.augmentation.of_step(self.seed, self.rank, stage.step)
+            real, images = augment(torch.cat([real, fakes.images])).split(len(real))
+            fakes = fakes._replace(images=images)
         means = self._mean_logits(real, fakes.images, held_out, augment, stage)
         terms = self.discriminator_step(real, fakes, stage)
         scenes = self.draw_scenes(stage.batch_size, stage, rng=scene_rng)
@@ -217,13 +214,6 @@ class AdversarialGame:
             view = self.generator.render(film, scenes.poses, stage.render, rng=rng)
         images = view.images.contiguous(memory_format=torch.channels_last)
         return Fakes(images, view.opacities, scenes)
-
-    def _augment(self, stage: Stage) -> Augment:
-        """Return the function through which the discriminator sees images in this step."""
-        if self.augmentation is None:
-            return _unchanged
-        key = (self.seed, self.rank, stage.step, Purpose.AUGMENTATION)
-        return partial(self.augmentation.apply, rng=step_rng(*key, self.device))
 
     @torch.no_grad()
     def _mean_logits(
@@ -336,7 +326,7 @@ class AdversarialGame:
         stage: Stage,
         *,
         rng: torch.Generator,
-        augment: Augment = _unchanged,
+        augment: Augment = unchanged,
     ) -> Terms:
         """Update the generator by gradient accumulation over the splits; returns its mean terms.
 

@@ -9,6 +9,8 @@ Source: the transformations are those of Zhao et al. 2020 (DiffAugment), with in
 probability follows Karras et al. 2020 (ADA), equation 1, with pictures that are held out.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,16 +19,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from config.schema import Settings
+from generators.sampling import Purpose, step_rng
 
 FEW = 5000  # pictures below which "auto" augments
 MOST_HELD_OUT, HELD_OUT_PERCENT = 64, 10  # of the pictures; the smaller number counts
 INTERVAL = 8  # steps between two looks at the pictures that are held out
-STEPS_TO_ONE = 1000  # in which the probability can rise from 0 to 1
+STEPS_TO_ONE = 500  # in which the probability can rise from 0 to 1
 HIGHEST = 0.8  # probability from which on generated pictures may look augmented (ADA, section 2.2)
 TARGET = 0.5  # overfitting that is kept: 0 is none, at 1 pictures held out look like generated ones
 BRIGHTNESS, CONTRAST, SATURATION = 0.5, 0.5, 1.0  # greatest changes; colors are in [-1, 1]
 SHIFT, CUT = 1 / 8, 1 / 2  # greatest shift, and side of the square cut out, as shares of the side
 NUM_DRAWS = 10  # random numbers of a picture
+
+Augment = Callable[[Tensor], Tensor]  # of images (B, 3, H, W)
+
+
+def unchanged(images: Tensor) -> Tensor:
+    """Return images."""
+    return images
 
 
 def augmented(images: Tensor, draws: Tensor, probability: Tensor) -> Tensor:
@@ -53,12 +63,11 @@ def _colored(images: Tensor, strengths: Tensor) -> Tensor:
 
     x -> contrast (saturation x + (1 - saturation) mean of the colors of x) + brightness.
     """
-    limits = strengths.new_tensor([BRIGHTNESS, CONTRAST, SATURATION])
-    brightness, contrast, saturation = (strengths * limits)[..., None].unbind(1)  # (B, 1) each
-    kept = (1 + saturation)[..., None] * torch.eye(3, device=images.device)
-    matrix = (1 + contrast)[..., None] * (kept - (saturation / 3)[..., None])  # (B, 3, 3)
-    changed = torch.baddbmm(brightness[..., None], matrix, images.flatten(2))
-    return changed.view_as(images)
+    brightness, contrast, saturation = strengths[..., None, None].unbind(1)  # (B, 1, 1) each
+    saturation = SATURATION * saturation
+    one = torch.eye(3, dtype=images.dtype, device=images.device)
+    matrix = (1 + CONTRAST * contrast) * ((1 + saturation) * one - saturation / 3)  # (B, 3, 3)
+    return torch.baddbmm(BRIGHTNESS * brightness, matrix, images.flatten(2)).view_as(images)
 
 
 def _shifted(images: Tensor, places: Tensor, is_shifted: Tensor) -> Tensor:
@@ -112,6 +121,11 @@ class Augmentation:
     def __init__(self, probability: Tensor, *, is_adaptive: bool) -> None:
         self.probability = probability
         self.is_adaptive = is_adaptive
+
+    def of_step(self, seed: int, rank: int, step: int) -> Augment:
+        """Return the augmentation of images in one training step on one rank."""
+        rng = step_rng(seed, rank, step, Purpose.AUGMENTATION, self.probability.device)
+        return partial(self.apply, rng=rng)
 
     def apply(self, images: Tensor, *, rng: torch.Generator) -> Tensor:
         """Return images (B, 3, H, W), augmented by the draws of rng, a stream of their device."""

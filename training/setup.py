@@ -34,6 +34,7 @@ from training.start import (
     require_unchanged,
 )
 from training.state import Progress
+from training.transfer import load_networks
 
 DATASET_PICTURE = "dataset.png"
 
@@ -101,6 +102,9 @@ def set_up(place: Place, options: TrainOptions, start: Start) -> Setup:
     if start.content is not None:
         progress = state.load_state(start.content, game)
         start.content = None  # frees its memory
+    elif start.networks is not None:
+        load_networks(start.networks, game)
+        start.networks = None
     progress.step = start.step
     # Already equal, unless machines draw different initial parameters.
     collectives.broadcast_state(game.tensors())
@@ -109,8 +113,8 @@ def set_up(place: Place, options: TrainOptions, start: Start) -> Setup:
     if place.is_main:
         for note in _notes(place, start, images):
             print(f"note: {note}", file=sys.stderr)
-        if about:
-            print(about, file=sys.stderr)
+        for line in filter(None, (start.transfer, about)):
+            print(line, file=sys.stderr)
         _print_changes(start, images)
         try:
             _show_pictures(options.output_dir / DATASET_PICTURE, start, images)
