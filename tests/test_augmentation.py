@@ -1,17 +1,20 @@
 """Augmentation for few pictures: closed forms, cameras, adaptation, resuming, ranks."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from faults import assert_same_state, state_of
+from PIL import Image
 from test_adversarial import real_images, tiny_game
 from test_going_on import photos
 from test_train import run
 
 import curriculums
+from benchmarks import neighbours
 from checkpoint_io.network_state import StateError
 from training import augmentation, state
 from training.adversarial import AdversarialGame
@@ -279,6 +282,7 @@ def test_a_run_on_photos_resumes_exactly_and_never_learns_what_it_holds_out(
     monkeypatch.setattr(AdversarialGame, "step", watched)
     words = ["--dataset_path", photos(tmp_path / "photos", 20), "--set", "flip=false"]
     monkeypatch.setattr(augmentation, "INTERVAL", 1)
+    monkeypatch.setattr(augmentation, "STEPS_TO_ONE", -500)  # rises where it would fall
     run(tiny, tmp_path / "whole", "--max_steps", "4", *words)
     assert "augmentation: on, because 20 pictures" in capsys.readouterr().err
     assert (len(learned), len(held_out)) == (9, 2)
@@ -287,7 +291,7 @@ def test_a_run_on_photos_resumes_exactly_and_never_learns_what_it_holds_out(
     between = state_of(tmp_path / "parts")["augment_probability"]
     run(tiny, tmp_path / "parts", "--max_steps", "4", "--resume", *words)
     assert_same_state(tmp_path / "whole", tmp_path / "parts")
-    assert state_of(tmp_path / "whole")["augment_probability"] != between
+    assert 0 < between < state_of(tmp_path / "whole")["augment_probability"]
 
 
 @pytest.mark.parametrize("value", [True, "0.5", 2.0, math.nan, None])
@@ -303,3 +307,23 @@ def test_a_damaged_probability_is_refused_and_an_older_state_has_none(value):
     del content["augment_probability"]
     state.load_state(content, game)
     assert game.augmentation.probability == 0
+
+
+def test_neighbours_of_a_generator_that_copies_are_its_copies(tiny, tmp_path, capsys, monkeypatch):
+    run(tiny, tmp_path / "out", "--max_steps", "4", "--dataset_path", photos(tmp_path / "p", 12))
+
+    def copied(generator, index, options):
+        with Image.open(tmp_path / "p" / f"{index}.png") as photo:
+            square = photo.crop((5, 0, 25, 20)).resize((8, 8), Image.Resampling.BOX)
+        return torch.from_numpy(np.array(square)).permute(2, 0, 1) / 127.5 - 1
+
+    monkeypatch.setattr(neighbours, "sample_image", copied)
+    neighbours.main([str(tmp_path / "out"), "--num_images", "5"])
+    found = re.findall(r"pictures (.+): (.+) from", capsys.readouterr().out)
+    (_, copies), (_, others) = found
+    assert float(copies) < 0.5 * float(others)
+    with Image.open(tmp_path / "out" / "neighbours.png") as sheet:
+        assert sheet.size == (5 * 8, 3 * 8)
+    some = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    expected = torch.tensor([[0.0, 12.5**0.5], [12.5**0.5, 0.0]])
+    torch.testing.assert_close(neighbours.distances(some, some), expected)
