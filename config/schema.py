@@ -70,7 +70,7 @@ class Settings:
     flip: bool | None = None  # None: the data set's own
     resize: Literal["antialias", "nearest"] = "antialias"
     # Probability of augmentation; "auto" adapts it, for own pictures if there are fewer than 5000.
-    augment: Literal["auto"] | Probability = 0.0
+    augment: Probability | Literal["auto"] = 0.0
     # Cameras
     fov: Annotated[float, Range(0, 179)]  # degrees
     ray_start: NonNegative

@@ -133,6 +133,7 @@ OF_TRAINING = [
     (["--set", f"fov={'(' * 9000}"], "fov"),
     (["--set", "0.batch_split=99"], "batch_split"),
     (["--set", "fov=999"], "fov"),
+    (["--set", "augment=2"], "at least 0 and at most 1, or choose one of auto"),
     (["--set", "no_such_key=1"], "unknown key"),
     (["--set", "fov"], "expected KEY=VALUE"),
     (["--set", "img_size=64"], "img_size is a key of stages: --set 0.img_size=64"),
