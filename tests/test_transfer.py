@@ -1,5 +1,6 @@
 """A new run that begins with the networks of another one."""
 
+import published_files
 import pytest
 import torch
 from faults import assert_same_state, state_of
@@ -58,6 +59,16 @@ def test_a_file_gives_the_generator_alone(tmp_path):
     assert not any((p == 0.25).all() for p in game.generator.parameters())
     assert all((p == 0.25).all() for p in game.discriminator.parameters())
     assert line.endswith("discriminator all fresh")
+
+
+def test_a_published_run_gives_its_networks(tmp_path):
+    published_files.write_run(tmp_path)
+    widths = ["hidden_dim=8", "mapping_hidden_dim=8", f"latent_dim={published_files.Z_DIM}"]
+    curriculum = curriculums.load("Demo", overrides=[*TINY, *widths])
+    networks, line = read_networks(tmp_path, curriculum)
+    assert "siren.network.1.layer.weight" in networks["generator"]
+    assert networks["discriminator"]
+    assert line.startswith(f"transfer from {tmp_path}: generator ")
 
 
 def test_what_does_not_fit_is_named_and_stays_fresh(tmp_path):
