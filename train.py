@@ -52,6 +52,8 @@ def build_parser() -> flags.ArgumentParser:
     add("--load_dir", type=_folder_or_none, help="resume from the run in this folder, ours or a "
         "published one; '' is none")  # fmt: skip
     add("--resume", action="store_true", help="resume the run in --output_dir if there is one")
+    add("--transfer", type=Path, metavar="RUN", help="begin a new run with the networks of another "
+        "one: its folder, or a generator.pth")  # fmt: skip
     add("--set_step", type=flags.non_negative_int, help="set the number of completed steps")
     add("--seed", type=flags.non_negative_int, help="of all random numbers; default: that of the "
         "resumed run, else 0")  # fmt: skip
@@ -138,6 +140,7 @@ def _options(args: argparse.Namespace, command: list[str]) -> TrainOptions:
         names_pictures=_names_pictures(args),
         output_dir=args.output_dir,
         load_dir=args.load_dir,
+        transfer=args.transfer,
         is_resumed=args.resume,
         cache_dir=args.cache_dir or args.output_dir / "cache",
         drops_caches=args.drop_unused_caches,

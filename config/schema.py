@@ -26,6 +26,7 @@ Precision = Literal["auto", "fp32", "fp16", "bf16"]
 Positive = Annotated[float, Range(0)]
 NonNegative = Annotated[float, Range(0, includes_low=True)]
 Share = Annotated[float, Range(0, 1)]
+Probability = Annotated[float, Range(0, 1, includes_low=True)]
 Count = Annotated[int, Range(1, 2**31 - 1, includes_low=True)]
 Width = Annotated[int, Range(1, 2**20, includes_low=True)]
 Layers = Annotated[int, Range(1, 1000, includes_low=True)]
@@ -68,6 +69,8 @@ class Settings:
     crop: Count | Literal["none", "center"] | None = None  # None: the data set's own
     flip: bool | None = None  # None: the data set's own
     resize: Literal["antialias", "nearest"] = "antialias"
+    # Probability of augmentation; "auto" adapts it, for own pictures if there are fewer than 5000.
+    augment: Probability | Literal["auto"] = 0.0
     # Cameras
     fov: Annotated[float, Range(0, 179)]  # degrees
     ray_start: NonNegative
@@ -118,7 +121,7 @@ _ONCE = {
         *("mapping_hidden_dim", "box_side", "density_scale", "discriminator_width"),
     ),
     "the pictures are opened once": (
-        *("dataset", "dataset_path", "num_images", "crop", "flip", "resize"),
+        *("dataset", "dataset_path", "num_images", "crop", "flip", "resize", "augment"),
     ),
     "the optimizers are built once": (
         *("betas", "weight_decay", "unique_lr", "precision", "disable_scaler"),

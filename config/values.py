@@ -95,13 +95,13 @@ def _convert_choice(where: str, value: object, choices: tuple[object, ...]) -> o
 def _convert_union(where: str, value: object, options: tuple[Any, ...]) -> Any:
     if value is None and type(None) in options:
         return None
-    first_error: UsageError | None = None
+    reasons: list[str] = []
     for option in options:
         if option is type(None):
             continue
         try:
             return convert(where, value, option)
         except UsageError as error:
-            first_error = first_error or error
-    assert first_error is not None
-    raise first_error
+            reasons.append(str(error).removeprefix(f"{where} is {value!r}"))
+    others = "".join(f", or {reason.strip(',; .')}" for reason in reasons[1:])
+    raise UsageError(f"{where} is {value!r}{reasons[0]}{others}")

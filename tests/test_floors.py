@@ -36,7 +36,7 @@ REACH_OUTSIDE = {
         "geometry": ("mesh_extraction", "mesh_files"),
         "metrics": ("features", "inception", "real_images", "record", "report"),
         "training": ("dry_run", "fid", "log", "loop", "options", "setup", "snapshots", "start",
-                     "state"),
+                     "state", "transfer"),
     }.items()
     for name in names
 }  # fmt: skip

@@ -133,6 +133,7 @@ OF_TRAINING = [
     (["--set", f"fov={'(' * 9000}"], "fov"),
     (["--set", "0.batch_split=99"], "batch_split"),
     (["--set", "fov=999"], "fov"),
+    (["--set", "augment=2"], "at least 0 and at most 1, or choose one of auto"),
     (["--set", "no_such_key=1"], "unknown key"),
     (["--set", "fov"], "expected KEY=VALUE"),
     (["--set", "img_size=64"], "img_size is a key of stages: --set 0.img_size=64"),
@@ -161,6 +162,10 @@ OF_TRAINING = [
     (["--load_dir", "EXPORTED"], "holds only exported networks"),
     (["--load_dir", "DIR"], "no training_state.pth"),
     (["--load_dir", "FILE"], "--load_dir"),
+    (["--transfer", "nowhere"], "--transfer nowhere: there is no generator in it"),
+    (["--transfer", "DIR"], "there is no generator in it"),
+    (["--transfer", "FILE"], "is no checkpoint"),
+    (["--transfer", "EXPORTED", "--load_dir", "EXPORTED"], "give either"),
     (["--curriculum", "Demmo"], "Did you mean 'Demo'?"),
     (["--curriculum_file", "FILE"], "--curriculum_file"),
 ]

@@ -20,6 +20,7 @@ from generators.generators import ImplicitGenerator3d
 from generators.sampling import Purpose, sample_latents, step_rng
 from siren.fused import fused_field
 from training import losses
+from training.augmentation import Augment, Augmentation, unchanged
 from training.ema import ExponentialMovingAverage
 from training.halves import converted
 from training.health import DISCRIMINATOR, GENERATOR, Health, poison
@@ -93,6 +94,7 @@ class AdversarialGame:
         self.precision = precision
         self.seed, self.rank = seed, rank
         self.synchronize = synchronize
+        self.augmentation: Augmentation | None = None  # of what the discriminator sees
         self.generator_optimizer = build_optimizer(
             generator_groups(generator, has_slow_mapping=optimizer_options.has_slow_mapping),
             optimizer_options,
@@ -129,20 +131,21 @@ class AdversarialGame:
         dtype = self.precision.autocast_dtype
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
-    def step(self, real: Tensor, stage: Stage) -> Terms:
+    def step(self, real: Tensor, stage: Stage, held_out: Tensor | None = None) -> Terms:
         """Update both networks and the averages; if it raises, none of them is changed.
 
         Args:
             real: (B, 3, H, W) in [-1, 1], on the device.
             stage: the curriculum at this step.
+            held_out: reals (N, 3, H, W) that take no part, to measure overfitting; None does not.
 
         Returns:
             The loss terms by name, detached and on the device: reading one waits for it.
         """
         with self._whole_or_undone():
-            return self._step(real, stage)
+            return self._step(real, stage, held_out)
 
-    def _step(self, real: Tensor, stage: Stage) -> Terms:
+    def _step(self, real: Tensor, stage: Stage, held_out: Tensor | None) -> Terms:
         cpu = torch.device("cpu")
         scene_rng = step_rng(self.seed, self.rank, stage.step, Purpose.SCENES, cpu)
         sample_rng = step_rng(self.seed, self.rank, stage.step, Purpose.SAMPLES, self.device)
@@ -152,9 +155,18 @@ class AdversarialGame:
         scenes = self.draw_scenes(len(real), stage, rng=scene_rng)
         with torch.no_grad():
             fakes = self.generate(scenes, stage, rng=sample_rng)
+        augment = unchanged
+        if self.augmentation is not None:
+            augment = self.augmentation.of_step(self.seed, self.rank, stage.step)
+            real, images = augment(torch.cat([real, fakes.images])).split(len(real))
+            fakes = fakes._replace(images=images)
+        means = self._mean_logits(real, fakes.images, held_out, augment, stage)
         terms = self.discriminator_step(real, fakes, stage)
         scenes = self.draw_scenes(stage.batch_size, stage, rng=scene_rng)
-        terms |= self.generator_step(real, scenes, stage, rng=sample_rng)
+        terms |= self.generator_step(real, scenes, stage, rng=sample_rng, augment=augment)
+        if self.augmentation is not None:
+            terms["augment_probability"] = self.augmentation.probability.clone()
+            terms |= {} if means is None else self.augmentation.adapt(*means)
         self.scaler.update(None if self.precision.is_scaled else 1.0)
         for average in self.averages:
             average.update(self.generator.parameters())
@@ -202,6 +214,22 @@ class AdversarialGame:
             view = self.generator.render(film, scenes.poses, stage.render, rng=rng)
         images = view.images.contiguous(memory_format=torch.channels_last)
         return Fakes(images, view.opacities, scenes)
+
+    @torch.no_grad()
+    def _mean_logits(
+        self, real: Tensor, fake: Tensor, held_out: Tensor | None, augment: Augment, stage: Stage
+    ) -> Tensor | None:
+        """Return mean logits (3,) of all processes: of reals, fakes, and reals held out."""
+        if held_out is None:
+            return None
+        seen, unseen = self._judge(
+            self._in_precision(), torch.cat([real, fake]), augment(held_out), stage
+        )
+        parts = (*seen.logits.split([len(real), len(fake)]), unseen.logits)
+        means = torch.stack([logits.mean() for logits in parts])
+        if self.synchronize is not None:
+            self.synchronize([means])
+        return means
 
     def discriminator_step(self, real: Tensor, fakes: Fakes, stage: Stage) -> Terms:
         """Update the discriminator on real (B, 3, H, W) and on fakes; returns its terms."""
@@ -292,7 +320,13 @@ class AdversarialGame:
         return losses.identity(verdict, *scenes, z_lambda=z_lambda, pos_lambda=pos_lambda)
 
     def generator_step(
-        self, real: Tensor, scenes: Scenes, stage: Stage, *, rng: torch.Generator
+        self,
+        real: Tensor,
+        scenes: Scenes,
+        stage: Stage,
+        *,
+        rng: torch.Generator,
+        augment: Augment = unchanged,
     ) -> Terms:
         """Update the generator by gradient accumulation over the splits; returns its mean terms.
 
@@ -301,6 +335,7 @@ class AdversarialGame:
             scenes: B scenes to render, in stage.batch_split parts.
             stage: the curriculum at this step.
             rng: stream of the per-sample draws.
+            augment: changes fakes before the discriminator, as reals are changed already.
         """
         self.discriminator.requires_grad_(False)
         self.generator_optimizer.zero_grad(set_to_none=True)
@@ -311,8 +346,9 @@ class AdversarialGame:
         for *part, on_real in zip(latents, pitch, yaw, partners, strict=True):
             part_scenes = Scenes(part[0], Poses(*part[1:]))
             fakes = self.generate(part_scenes, stage, rng=rng)
+            images = augment(fakes.images)
             with self.autocast():
-                verdict = discriminator(fakes.images, stage.alpha)
+                verdict = discriminator(images, stage.alpha)
             terms = losses.of_generator(stage.gan_loss, verdict.logits, on_real, stage.topk_share)
             terms["g_identity"] = self._identity(verdict, part_scenes, stage)
             if stage.opacity_lambda > 0:

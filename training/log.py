@@ -28,7 +28,7 @@ from system.screen import progress_bar
 LOG_FILE, BOARD = "log.jsonl", "writing TensorBoard's files"
 LOG_INTERVAL = 10  # steps; reading the loss terms waits for a CUDA device
 SHORT_NAMES = {"d_real": "D real", "d_fake": "D fake", "d_pair": "D", "d_r1": "R1", "d_r2": "R2",
-               "g_fake": "G", "g_pair": "G"}  # fmt: skip
+               "g_fake": "G", "g_pair": "G", "augment_probability": "augment"}  # fmt: skip
 
 
 class JsonLines:

@@ -6,7 +6,9 @@ import sys
 import time
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import datasets
@@ -18,6 +20,7 @@ from distributed.supervision import StopSignal
 from generators.sampling import Purpose, step_rng
 from image_io.files import Listing
 from system import files, machine
+from training.augmentation import HeldOut, hold_out
 from training.fid import FidMeter, open_meter
 from training.log import RunLog
 from training.options import TrainOptions, dataset_options
@@ -60,9 +63,10 @@ class TrainingRun:
         self.place, self.options = place, options
         self.game, self.progress, self.images = setup.game, setup.progress, setup.images
         self.curriculum = setup.curriculum
+        self.pictures = self._pictures()
         self.ending = self.curriculum.ending(
             first_step=self.progress.step,
-            num_images=len(next(iter(self.images.values()))),
+            num_images=len(self.pictures.learned),
             world_size=self.place.world_size,
             max_steps=self.options.max_steps,
             n_epochs=self.options.n_epochs,
@@ -128,7 +132,7 @@ class TrainingRun:
             images = stage.batch_size * self.place.world_size
             # A penalty every r1_interval steps runs other kernels, which are compiled then.
             with timeouts.step(self.curriculum.stage_settings(step), 1 + stage.r1_interval):
-                terms = self.game.step(self._next_images(stage), stage)
+                terms = self.game.step(*self._next_images(stage))
                 self.progress.step = step + 1
                 self.progress.images_seen += images
                 terms = collectives.mean_over_ranks(terms)
@@ -194,11 +198,30 @@ class TrainingRun:
             self.copy = copied(content_of(self.game, self.curriculum, self.progress))
         self.copied_at = time.monotonic()
 
-    def _next_images(self, stage: Stage) -> Tensor:
-        """Return this rank's next real images, (B, 3, H, W) in [-1, 1], on the device."""
+    def _pictures(self) -> HeldOut:
+        """Return the numbers of the pictures to learn from, and of those held out."""
+        count = len(next(iter(self.images.values())))
+        augmentation = self.game.augmentation
+        if augmentation is not None and augmentation.is_adaptive:
+            return hold_out(count)
+        return HeldOut(np.arange(count), np.arange(0))
+
+    def _next_images(self, stage: Stage) -> tuple[Tensor, Stage, Tensor | None]:
+        """Return the arguments of the next step: real images, stage, and images held out, if due.
+
+        Images are (B, 3, H, W) in [-1, 1] on the device.
+        """
+        real = self._batch(stage, self.pictures.learned)
+        augmentation = self.game.augmentation
+        if augmentation is None or not augmentation.is_due(stage.step):
+            return real, stage, None
+        return real, stage, self._batch(stage, self.pictures.held_out)
+
+    def _batch(self, stage: Stage, chosen: NDArray[np.int64]) -> Tensor:
+        """Return this rank's next images of those with the chosen numbers."""
         images = self.images[stage.render.image_size]
         indices = datasets.batch_indices(
-            len(images),
+            len(chosen),
             seed=self.game.seed,
             images_seen=self.progress.images_seen,
             batch_size=stage.batch_size,
@@ -208,7 +231,7 @@ class TrainingRun:
         rng = step_rng(
             self.game.seed, self.place.rank, stage.step, Purpose.FLIPS, torch.device("cpu")
         )
-        batch = images.batch(indices, rng=rng)
+        batch = images.batch(chosen[indices], rng=rng)
         if self.place.device.type == "cuda":
             batch = batch.pin_memory()
         return datasets.training_images(batch.to(self.place.device, non_blocking=True))

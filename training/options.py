@@ -39,6 +39,7 @@ class TrainOptions:
 
     names_pictures: the command names a dataset path; otherwise a resumed run keeps its own.
     load_dir: folder of the run to continue in output_dir; None if there is none.
+    transfer: run folder or generator whose networks a new run begins with; None for fresh ones.
     is_resumed: continue the run in output_dir if there is one.
     drops_caches: remove what cache_dir holds of the same pictures and no run uses.
     seed: None takes the seed of the resumed run, or 0.
@@ -54,6 +55,7 @@ class TrainOptions:
     names_pictures: bool
     output_dir: Path
     load_dir: Path | None
+    transfer: Path | None
     is_resumed: bool
     cache_dir: Path
     drops_caches: bool

@@ -20,6 +20,7 @@ from system.errors import UsageError
 from system.files import json_bytes, remove_drafts, replaced
 from training import notes, state
 from training.adversarial import AdversarialGame
+from training.augmentation import Augmentation, augmentation_of
 from training.options import TrainOptions, dataset_options
 from training.start import (
     OPTIONS_FILE,
@@ -32,6 +33,7 @@ from training.start import (
     require_unchanged,
 )
 from training.state import Progress
+from training.transfer import load_networks
 
 DATASET_PICTURE = "dataset.png"
 
@@ -94,10 +96,14 @@ def set_up(place: Place, options: TrainOptions, start: Start) -> Setup:
         require_unchanged(start, options.output_dir)
     start = agree(place, start, options)
     game = build_game(place, start.curriculum, start.seed)
+    game.augmentation, about = _augmentation(place, start)
     progress = Progress()
     if start.content is not None:
         progress = state.load_state(start.content, game)
         start.content = None  # frees its memory
+    elif start.networks is not None:
+        load_networks(start.networks, game)
+        start.networks = None
     progress.step = start.step
     # Already equal, unless machines draw different initial parameters.
     collectives.broadcast_state(game.tensors())
@@ -106,6 +112,8 @@ def set_up(place: Place, options: TrainOptions, start: Start) -> Setup:
     if place.is_main:
         for note in notes.of_start(place, start, images):
             print(f"note: {note}", file=sys.stderr)
+        for line in filter(None, (start.transfer, about)):
+            print(line, file=sys.stderr)
         _print_changes(start, images)
         try:
             _show_pictures(options.output_dir / DATASET_PICTURE, start, images)
@@ -115,6 +123,16 @@ def set_up(place: Place, options: TrainOptions, start: Start) -> Setup:
             reason = f"cannot be written ({error.strerror})"
             raise UsageError(f"--output_dir {options.output_dir}: {reason}") from error
     return Setup(curriculum=start.curriculum, game=game, progress=progress, images=images)
+
+
+def _augmentation(place: Place, start: Start) -> tuple[Augmentation | None, str]:
+    """Return the augmentation of the run, if any, and a line about it."""
+    return augmentation_of(
+        start.curriculum.settings,
+        start.listing.count,
+        is_built_in=dataset_options(start.curriculum).kind == "ToyCars",
+        device=place.device,
+    )
 
 
 def _begin_folder(

@@ -32,6 +32,7 @@ from system.files import Stamp, stamp_of
 from training import state
 from training.options import TrainOptions, dataset_options
 from training.state import STATE_FILE
+from training.transfer import Networks, read_networks
 
 OPTIONS_FILE = "options.json"
 
@@ -49,6 +50,8 @@ class Start:
     step: steps done before the first one.
     seed, seed_before: of this run, and of the resumed one.
     own_state: stamp of the training state in the output folder; None if there was none.
+    networks, transfer: the tensors of another run that a new one begins with until the networks
+        have taken them, and a line about them; None and "" without --transfer.
 
     Processes that are started with one get it as a single block of shared memory, because a pipe
     would be filled while each of them still starts. In containers with too little shared memory
@@ -64,6 +67,8 @@ class Start:
     seed: int
     seed_before: int
     own_state: Stamp | None
+    networks: Networks | None = None
+    transfer: str = ""
     packed: Tensor | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -94,6 +99,8 @@ def resolve(typed: Curriculum, options: TrainOptions, place: Place) -> Start:
     """
     own_state = stamp_of(options.output_dir / STATE_FILE)  # before all else
     path = content = None
+    if options.transfer is not None and options.load_dir is not None:
+        raise UsageError("--transfer begins a new run and --load_dir goes on with one: give either")
     try:
         path = find_state(options.output_dir, options.load_dir, is_resumed=options.is_resumed)
     except UsageError:
@@ -107,7 +114,22 @@ def resolve(typed: Curriculum, options: TrainOptions, place: Place) -> Start:
         typed, content = adapted, state.published_content(run, adapted)
     elif path is not None:
         content = state.read_state(path, typed)
-    return _start(typed, options, path, content, own_state)
+    start = _start(typed, options, path, content, own_state)
+    if options.transfer is not None:
+        _add_networks(start, options.transfer, is_main=place.is_main)
+    return start
+
+
+def _add_networks(start: Start, source: Path, *, is_main: bool) -> None:
+    """Read the networks that a new run begins with; a resumed run has its own."""
+    if start.path is not None:
+        start.transfer = f"note: --transfer is not used again: {start.path} is resumed"
+        return
+    try:
+        start.networks, start.transfer = read_networks(source, start.curriculum)
+    except UsageError:
+        if is_main:  # the other ranks get its networks, and other machines may lack the file
+            raise
 
 
 def _start(

@@ -73,7 +73,12 @@ def content_of(game: AdversarialGame, curriculum: Curriculum, progress: Progress
         "discriminator_optimizer": game.discriminator_optimizer.state_dict(),
         "scaler": game.scaler.state_dict(),
         "skipped": int(game.health.skipped),
+        "augment_probability": _probability_of(game),
     }
+
+
+def _probability_of(game: AdversarialGame) -> float:
+    return 0.0 if game.augmentation is None else float(game.augmentation.probability)
 
 
 def copied(content: Any) -> Any:
@@ -236,7 +241,17 @@ def _checked_and_loaded(content: Mapping[str, Any], game: AdversarialGame) -> Pr
         load_moments(optimizer, content.get(name))
     load_scaler(game.scaler, content.get("scaler"))
     game.health.skipped.fill_(skipped)
+    _load_probability(content, game)
     return Progress(step, images_seen)
+
+
+def _load_probability(content: Mapping[str, Any], game: AdversarialGame) -> None:
+    """Load the adaptive probability of augmentation; states of earlier versions have none."""
+    probability = entry({"augment_probability": 0.0, **content}, "augment_probability", float)
+    if not 0 <= probability <= 1:
+        raise StateError(f"has {probability} as 'augment_probability'")
+    if game.augmentation is not None and game.augmentation.is_adaptive:
+        game.augmentation.probability.fill_(probability)
 
 
 def load_average(
