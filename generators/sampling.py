@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     SAMPLES = 1  # jitter and noise, on the device
     FLIPS = 2
     PREVIEWS = 3
+    CAMERAS = 4  # comparisons of photos with generated images
 
 
 def stream(*key: int, device: torch.device | str = "cpu") -> torch.Generator:

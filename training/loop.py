@@ -119,7 +119,7 @@ class TrainingRun:
         if first > 0:
             log.record({"step": first, "resumed": True})
         scenes = self._preview_scenes()
-        return Keeper(options, self.game, self.curriculum, self.progress, scenes, log)
+        return Keeper(options, self.game, self.curriculum, self.progress, scenes, log, self.images)
 
     def _loop(self, stop: StopSignal, keeper: Keeper | None) -> int:
         timeouts = StepTimeouts()
