@@ -9,6 +9,7 @@ Legend: N images.
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 LEAST_SHARE = 0.5  # of the guesses' variance; below it they say too little
@@ -31,18 +32,26 @@ class Response(NamedTuple):
         return self.share >= LEAST_SHARE
 
 
-def fit_response(guesses: Tensor, angles: Tensor) -> Response:
-    """Fit guesses (N,) to true angles (N,) by least squares; equal angles have share 0."""
+def fit_response(guesses: Tensor, angles: Tensor, weights: Tensor | None = None) -> Response:
+    """Fit guesses (N,) to true angles (N,) by least squares; equal angles have share 0.
+
+    weights: (N,), positive; None counts all alike.
+    """
     guesses, angles = guesses.double(), angles.double()
-    spread = float(angles.var(correction=0))
-    total = float(guesses.var(correction=0))
+    shares = torch.ones_like(angles) if weights is None else weights.double()
+    shares = shares / shares.sum()
+
+    def mean(values: Tensor) -> Tensor:
+        return (shares * values).sum()
+
+    middle, center = mean(guesses), mean(angles)
+    total = float(mean((guesses - middle) ** 2))
+    spread = float(mean((angles - center) ** 2))
     if spread <= 0 or not 0 < total < math.inf:
         return Response(0.0, 0.0, 0.0, 0.0)
-    both = (guesses - guesses.mean()) * (angles - angles.mean())
-    slope = float(both.mean()) / spread
+    slope = float(mean((guesses - middle) * (angles - center))) / spread
     noise = max(0.0, total - slope**2 * spread)
-    offset = float(guesses.mean()) - slope * float(angles.mean())
-    return Response(slope, offset, noise, 1 - noise / total)
+    return Response(slope, float(middle) - slope * float(center), noise, 1 - noise / total)
 
 
 def true_moments(guesses: Tensor, response: Response) -> tuple[float, float]:

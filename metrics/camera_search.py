@@ -1,0 +1,300 @@
+"""Find the cameras of photos by matching them with renders of a generator's objects.
+
+The renders show a few objects from every camera of a grid of pitches and yaws. A photo's guess is
+the mean of the posterior over the grid. Guesses of other renders, whose cameras are known, measure
+how much guesses are blurred and drawn to the middle, and this is undone for the photos.
+
+Legend: N images, K objects, G cameras of the grid, D features, H x W pixels.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from generators.cameras import DEVIATIONS, PoseDistribution, PoseKind, Poses
+from generators.generators import ImplicitGenerator3d
+from generators.sampling import LatentKind, sample_latents
+from generators.volumetric_rendering import RenderOptions
+from metrics.pose_response import LEAST_SHARE, fit_response
+from siren.film import Film
+
+REACH = 2.5  # standard deviations of the curriculum that the grid covers on each side, at least
+LEAST_REACH = Poses(pitch=0.5, yaw=1.0)  # radians
+POLE_DISTANCE = 0.05  # radians between the grid and the poles
+ALL_AROUND = 2.2  # radians of reach in yaw from which the grid is a whole circle
+GRID = Poses(pitch=9, yaw=18)  # cameras of the grid in each direction
+ROUNDS = 4  # of measuring the response where the photos seem to be
+LEAST_WIDTH = 0.2  # of these weights, in deviations of the known angles
+FLAT_CIRCLE = 0.3  # length of the mean direction below which yaws are all around
+FLAT_TOP = -0.6  # excess kurtosis between that of a normal distribution, 0, and a uniform, -1.2
+PSI = 0.5  # truncation of the objects: sharper than the mean object, and still turned alike
+OBJECTS = 12  # seen from every camera of the grid
+OTHERS = 600  # renders that measure the response, each of another object
+NUM_RENDERS = OBJECTS * GRID.pitch * GRID.yaw + OTHERS
+MEAN_LATENTS = 2000  # latents whose mean is the center of truncation
+NUM_PHOTOS = 2000  # at most
+
+
+class Grid(NamedTuple):
+    """Cameras (G,) and whether their yaws go all around."""
+
+    poses: Poses
+    is_circle: bool
+
+
+class Found(NamedTuple):
+    """Mean and standard deviation of an angle, radians, and its excess kurtosis.
+
+    share: R^2 of the guesses on renders; where it is below LEAST_SHARE, nothing is found. A spread
+    that goes all around the circle is infinite.
+    """
+
+    mean: float
+    spread: float
+    kurtosis: float
+    share: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Return whether the angle was found."""
+        return self.share >= LEAST_SHARE
+
+
+def grid_of(poses: PoseDistribution) -> Grid:
+    """Return the cameras in which photos are searched: wider than the curriculum's."""
+    (pitch, pitch_spread), (yaw, yaw_spread) = poses.moments()
+    reach = max(LEAST_REACH.pitch, REACH * pitch_spread)
+    low, high = max(POLE_DISTANCE, pitch - reach), min(math.pi - POLE_DISTANCE, pitch + reach)
+    pitches = torch.linspace(low, high, GRID.pitch)
+    reach = max(LEAST_REACH.yaw, REACH * yaw_spread)
+    is_circle = reach >= ALL_AROUND
+    yaws = torch.linspace(yaw - reach, yaw + reach, GRID.yaw)
+    if is_circle:
+        yaws = yaw + math.pi * (2 * torch.arange(GRID.yaw) / GRID.yaw - 1)
+    pairs = torch.cartesian_prod(pitches, yaws)
+    return Grid(Poses(pitch=pairs[:, 0], yaw=pairs[:, 1]), is_circle)
+
+
+def spread_evenly(grid: Grid, count: int, *, rng: torch.Generator) -> Poses:
+    """Draw cameras (count,) evenly from the range of the grid."""
+    drawn = []
+    for angles in grid.poses:
+        low, high = angles.min(), angles.max()
+        drawn.append(low + (high - low) * torch.rand(count, generator=rng))
+    if grid.is_circle:
+        drawn[1] = 2 * math.pi * torch.rand(count, generator=rng)
+    return Poses(*drawn)
+
+
+def outlines(images: Tensor) -> Tensor:
+    """Return differences of neighboring pixels (N, 2, H - 1, W - 1) of images (N, 3, H, W).
+
+    They show silhouettes and features, not the colors of skin, paint or light. Their deviation is 1
+    in every image.
+    """
+    gray = images.double().mean(1)
+    corner = gray[:, 1:, 1:]
+    steps = torch.stack([corner - gray[:, 1:, :-1], corner - gray[:, :-1, 1:]], dim=1)
+    return steps / (steps.std((1, 2, 3), keepdim=True) + 1e-3)
+
+
+class Matcher:
+    """Posterior over the cameras of a grid, p(camera | image) for a flat prior.
+
+    p(image | camera) is normal around the mean over the objects seen from there. Its covariance is
+    that of the objects, the same for all cameras, plus the noise floor: the mean squared distance
+    of a photo from the nearest mean, in every direction.
+
+    Args:
+        renders: features (K, G, D) of K objects from each camera.
+        photos: features (N, D).
+    """
+
+    def __init__(self, renders: Tensor, photos: Tensor) -> None:
+        means = renders.mean(0)
+        own = (renders - means).flatten(0, 1)
+        covariance = own.T @ own / max(1, len(own) - len(means))
+        floor = torch.cdist(photos, means).amin(1).square().mean() / means.shape[1]
+        covariance.diagonal().add_(floor + 1e-9)
+        self.root = torch.linalg.cholesky(covariance)
+        self.means = self._whitened(means)
+
+    def _whitened(self, features: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.root, features.T, upper=False).T
+
+    def posterior(self, features: Tensor) -> Tensor:
+        """Return probabilities (N, G) of the cameras for features (N, D)."""
+        return torch.softmax(-0.5 * torch.cdist(self._whitened(features), self.means) ** 2, dim=1)
+
+
+class Guesses(NamedTuple):
+    """Guessed angles: from whole images (N,), and from their upper and lower halves (2, N)."""
+
+    whole: Tensor
+    halves: Tensor
+
+
+def guess(grid: Grid, renders: Tensor, photos: Tensor, others: Tensor) -> list[list[Guesses]]:
+    """Return guesses for photos (N, ...) and for others, each by axis.
+
+    renders (K, G, ...), photos and others hold images' outlines (2, H - 1, W - 1).
+    """
+    half = photos.shape[-2] // 2
+    parts = []
+    for rows in (slice(None), slice(None, half), slice(half, None)):
+        own, *images = (x[..., rows, :].flatten(-3) for x in (renders, photos, others))
+        matcher = Matcher(own, images[0])
+        parts.append([_angles(grid, matcher.posterior(features)) for features in images])
+    return [
+        [Guesses(whole, torch.stack(halves)) for whole, *halves in zip(*of_one, strict=True)]
+        for of_one in zip(*parts, strict=True)
+    ]
+
+
+def _angles(grid: Grid, posterior: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the posterior's mean pitch and yaw, each (N,)."""
+    pitch, yaw = (angles.double() for angles in grid.poses)
+    if not grid.is_circle:
+        return posterior @ pitch, posterior @ yaw
+    return posterior @ pitch, torch.atan2(posterior @ yaw.sin(), posterior @ yaw.cos())
+
+
+def find_angle(photos: Guesses, others: Guesses, angles: Tensor) -> Found:
+    """Return the distribution of an angle on the photos.
+
+    others are guesses of renders with known angles (M,). Their response, guess = slope * angle +
+    offset + noise, is measured with weights that follow what is found, in ROUNDS rounds. The
+    errors of both halves of a photo are nearly independent, whatever makes photos harder than
+    renders, so that
+
+        variance = (cov(upper, lower) - cov(their noise)) / (slope of upper * slope of lower)
+    """
+    weights = torch.ones_like(angles, dtype=torch.float64)
+    share = fit_response(others.whole, angles).share
+    if share < LEAST_SHARE:
+        return Found(math.nan, math.nan, math.nan, share)
+    for _ in range(ROUNDS):
+        whole = fit_response(others.whole, angles, weights)
+        ends = [fit_response(part, angles, weights) for part in others.halves]
+        mean = (float(photos.whole.mean()) - whole.offset) / whole.slope
+        left = [g - e.slope * angles - e.offset for g, e in zip(others.halves, ends, strict=True)]
+        noise = float((weights * left[0] * left[1]).sum() / weights.sum())
+        shared = float(torch.cov(photos.halves, correction=0)[0, 1]) - noise
+        spread = math.sqrt(max(0.0, shared / (ends[0].slope * ends[1].slope)))
+        width = max(spread, LEAST_WIDTH * float(angles.std()))
+        weights = torch.exp(-((angles - mean) ** 2) / (2 * width**2)).double()
+    centered = photos.whole - photos.whole.mean()
+    fourth = float((centered**4).mean()) - 3 * float((centered**2).mean()) ** 2
+    kurtosis = fourth / (whole.slope * max(spread, 1e-6)) ** 4
+    return Found(mean, spread, kurtosis, share)
+
+
+def find_direction(photos: Guesses, others: Guesses, angles: Tensor) -> Found:
+    """Return the distribution of a yaw that may go all around, as find_angle does.
+
+    Guesses turn the mean direction's length r by the blur of the guesses, which renders measure as
+    the length of the mean of exp(i (guess - angle)). The spread is sqrt(-2 ln r), that of a wrapped
+    normal distribution.
+    """
+    errors = torch.polar(torch.ones_like(angles).double(), (others.whole - angles).double()).mean()
+    seen = torch.polar(torch.ones_like(photos.whole), photos.whole).mean()
+    blur = float(errors.abs())
+    length = min(1.0, float(seen.abs()) / max(blur, 1e-9))
+    spread = math.inf if length < FLAT_CIRCLE else math.sqrt(-2 * math.log(length))
+    mean = float((seen / errors).angle())
+    return Found(mean, spread, -1.2 if math.isinf(spread) else 0.0, blur**2)
+
+
+def _kind(pitch: Found, yaw: Found) -> PoseKind:
+    """Return the kind of distribution: that of the clearest angle."""
+    if math.isinf(yaw.spread):
+        return "spherical_uniform"
+    clearest = max(pitch, yaw, key=lambda each: each.share)
+    return "uniform" if clearest.kurtosis < FLAT_TOP else "gaussian"
+
+
+def distribution(pitch: Found, yaw: Found, before: PoseDistribution) -> PoseDistribution:
+    """Return the distribution that was found; angles that are not clear stay as before."""
+    kind = _kind(pitch, yaw)
+    moments = [
+        (each.mean, each.spread) if each.is_clear else own
+        for each, own in zip((pitch, yaw), before.moments(), strict=True)
+    ]
+    scale = DEVIATIONS[kind]
+    (pitch_mean, pitch_spread), (yaw_mean, yaw_spread) = moments
+    pitch_spread, yaw_spread = pitch_spread / scale, yaw_spread / scale
+    if kind == "spherical_uniform":
+        pitch_mean, pitch_spread = _band(*moments[0])
+        yaw_mean, yaw_spread = before.yaw_mean, math.pi
+    return PoseDistribution(
+        kind=kind,
+        yaw_mean=yaw_mean,
+        yaw_spread=yaw_spread,
+        pitch_mean=pitch_mean,
+        pitch_spread=pitch_spread,
+    )
+
+
+def _band(mean: float, spread: float) -> tuple[float, float]:
+    """Return pitch_mean and pitch_spread of the band of the sphere with these moments of pitch."""
+    ends = torch.linspace(0, 1, 101, dtype=torch.float64)
+    low, high = torch.cartesian_prod(ends, ends).T
+    shares = torch.linspace(0, 1, 101, dtype=torch.float64)
+    angles = torch.arccos(1 - 2 * (low[:, None] + (high - low)[:, None] * shares))
+    errors = (angles.mean(1) - mean) ** 2 + (angles.std(1, correction=0) - spread) ** 2
+    best = errors.masked_fill(high <= low, math.inf).argmin()
+    middle, half = (low + high) / 2, (high - low) / 2
+    return math.pi * float(middle[best]), math.pi * float(half[best])
+
+
+@torch.no_grad()
+def search(
+    generator: ImplicitGenerator3d,
+    photos: Tensor,
+    poses: PoseDistribution,
+    options: RenderOptions,
+    latent_kind: LatentKind,
+    *,
+    rng: torch.Generator,
+    report: Callable[[int], object] = lambda count: None,
+) -> tuple[Found, Found]:
+    """Return pitch and yaw of the cameras of photos (N, 3, H, W) in [-1, 1].
+
+    Args:
+        generator: trained with poses, of which the search covers more.
+        photos: of options.image_size pixels.
+        poses: cameras of the generator's training.
+        options: of renders without randomness.
+        latent_kind: of the objects.
+        rng: CPU stream.
+        report: called with the number of renders since the last call.
+    """
+    grid = grid_of(poses)
+    size = (MEAN_LATENTS + OBJECTS + OTHERS, generator.z_dim)
+    latents = sample_latents(*size, kind=latent_kind, rng=rng)
+    latents = latents.to(next(generator.parameters()).device)
+    middle = generator.average_film(latents[:MEAN_LATENTS])
+    films = middle.lerp(generator.mapping(latents[MEAN_LATENTS:]), PSI)
+    known = spread_evenly(grid, OTHERS, rng=rng)
+
+    def rendered(film: Film, poses: Poses) -> Tensor:
+        images = generator.render(film, poses, options).images
+        report(len(images))
+        return outlines(images.cpu())
+
+    ones = torch.zeros(len(grid.poses.yaw), dtype=torch.long)
+    renders = [rendered(films[ones + k], grid.poses) for k in range(OBJECTS)]
+    parts = (torch.arange(OTHERS) + OBJECTS).split(len(ones))
+    others = [
+        rendered(films[part], Poses(*(angles[part - OBJECTS] for angles in known)))
+        for part in parts
+    ]
+    on_photos, on_others = guess(
+        grid, torch.stack(renders), outlines(photos.cpu()), torch.cat(others)
+    )
+    pitch = find_angle(on_photos[0], on_others[0], known.pitch)
+    find = find_direction if grid.is_circle else find_angle
+    return pitch, find(on_photos[1], on_others[1], known.yaw)
