@@ -18,7 +18,7 @@ from generators.cameras import DEVIATIONS, PoseDistribution, PoseKind, Poses
 from generators.generators import ImplicitGenerator3d
 from generators.sampling import LatentKind, sample_latents
 from generators.volumetric_rendering import RenderOptions
-from metrics.pose_response import LEAST_SHARE, fit_response
+from metrics.pose_response import LEAST_SHARE, Response, fit_response
 from siren.film import Film
 
 REACH = 2.5  # standard deviations of the curriculum that the grid covers on each side, at least
@@ -29,7 +29,8 @@ GRID = Poses(pitch=9, yaw=18)  # cameras of the grid in each direction
 ROUNDS = 4  # of measuring the response where the photos seem to be
 LEAST_WIDTH = 0.2  # of these weights, in deviations of the known angles
 FLAT_CIRCLE = 0.3  # length of the mean direction below which yaws are all around
-FLAT_TOP = -0.6  # excess kurtosis between that of a normal distribution, 0, and a uniform, -1.2
+FLAT_TOP = (-1.8, -0.6)  # excess kurtosis taken for a uniform distribution, whose own is -1.2
+EXPLAINED, MOST_NOISE = 0.2, 10.0  # of the variance of guesses, and times that on renders
 PSI = 0.5  # truncation of the objects: sharper than the mean object, and still turned alike
 OBJECTS = 12  # seen from every camera of the grid
 OTHERS = 600  # renders that measure the response, each of another object
@@ -186,10 +187,20 @@ def find_angle(photos: Guesses, others: Guesses, angles: Tensor) -> Found:
         spread = math.sqrt(max(0.0, shared / (ends[0].slope * ends[1].slope)))
         width = max(spread, LEAST_WIDTH * float(angles.std()))
         weights = torch.exp(-((angles - mean) ** 2) / (2 * width**2)).double()
-    centered = photos.whole - photos.whole.mean()
-    fourth = float((centered**4).mean()) - 3 * float((centered**2).mean()) ** 2
-    kurtosis = fourth / (whole.slope * max(spread, 1e-6)) ** 4
-    return Found(mean, spread, kurtosis, share)
+    if _is_noise(photos.whole, whole, spread):
+        return Found(math.nan, math.nan, math.nan, 0.0)
+    upper, lower = photos.halves - photos.halves.mean(1, keepdim=True)
+    squares = float(torch.cov(torch.stack([upper, lower]) ** 2, correction=0)[0, 1])
+    fourth = squares - 2 * float((upper * lower).mean()) ** 2
+    scale = ends[0].slope * ends[1].slope * max(spread, 1e-3) ** 2
+    return Found(mean, spread, fourth / scale**2, share)
+
+
+def _is_noise(guesses: Tensor, response: Response, spread: float) -> bool:
+    """Return whether guesses on photos vary far more than photos and guesses on renders explain."""
+    total = float(guesses.var(correction=0))
+    explained = (response.slope * spread) ** 2
+    return explained < EXPLAINED * total and total > MOST_NOISE * response.noise
 
 
 def find_direction(photos: Guesses, others: Guesses, angles: Tensor) -> Found:
@@ -209,11 +220,11 @@ def find_direction(photos: Guesses, others: Guesses, angles: Tensor) -> Found:
 
 
 def _kind(pitch: Found, yaw: Found) -> PoseKind:
-    """Return the kind of distribution: that of the clearest angle."""
+    """Return the kind of distribution, that of yaw where it is clear: it varies most."""
     if math.isinf(yaw.spread):
         return "spherical_uniform"
-    clearest = max(pitch, yaw, key=lambda each: each.share)
-    return "uniform" if clearest.kurtosis < FLAT_TOP else "gaussian"
+    kurtosis = (yaw if yaw.is_clear else pitch).kurtosis
+    return "uniform" if FLAT_TOP[0] < kurtosis < FLAT_TOP[1] else "gaussian"
 
 
 def distribution(pitch: Found, yaw: Found, before: PoseDistribution) -> PoseDistribution:
