@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 import own_modules  # noqa: F401
@@ -57,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         machine.use_one_thread_for(saved.generator.siren.hidden_dim)
     photos = open_photos(saved, args)
     poses = saved.curriculum.at(saved.step - 1).poses
-    with progress_bar(camera_search.NUM_RENDERS, "render", "cameras") as bar:
+    with progress_bar(camera_search.WHOLE.renders, "render", "cameras") as bar:
         found = camera_search.search(
             saved.generator,
             photos,
@@ -81,7 +80,7 @@ def open_photos(saved: SavedGenerator, args: argparse.Namespace) -> Tensor:
         options, args.image_size, cache_dir=args.cache_dir or args.run / "cache"
     )
     count = min(len(images), args.num_photos)
-    chosen = np.linspace(0, len(images) - 1, count).astype(np.int64)
+    chosen = datasets.spread(len(images), count)
     return datasets.training_images(images.batch(chosen, rng=stream(STREAM, args.seed, 1)))
 
 

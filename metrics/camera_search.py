@@ -9,6 +9,7 @@ Legend: N images, K objects, G cameras of the grid, D features, H x W pixels.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -28,15 +29,29 @@ ALL_AROUND = 2.2  # radians of reach in yaw from which the grid is a whole circl
 GRID = Poses(pitch=9, yaw=18)  # cameras of the grid in each direction
 ROUNDS = 4  # of measuring the response where the photos seem to be
 LEAST_WIDTH = 0.2  # of these weights, in deviations of the known angles
+LEAST_FORM = 0.25  # of the same, the narrowest distribution whose form is told
 FLAT_CIRCLE = 0.3  # length of the mean direction below which yaws are all around
 FLAT_TOP = (-1.8, -0.6)  # excess kurtosis taken for a uniform distribution, whose own is -1.2
 EXPLAINED, MOST_NOISE = 0.2, 10.0  # of the variance of guesses, and times that on renders
 PSI = 0.5  # truncation of the objects: sharper than the mean object, and still turned alike
-OBJECTS = 12  # seen from every camera of the grid
-OTHERS = 600  # renders that measure the response, each of another object
-NUM_RENDERS = OBJECTS * GRID.pitch * GRID.yaw + OTHERS
+POINTS_PER_CHUNK = 2**18  # bounds the memory; the result does not depend on it
 MEAN_LATENTS = 2000  # latents whose mean is the center of truncation
 NUM_PHOTOS = 2000  # at most
+
+
+class Effort(NamedTuple):
+    """Numbers of objects seen from every camera of the grid, and of renders of other objects."""
+
+    objects: int
+    others: int
+
+    @property
+    def renders(self) -> int:
+        """Return the number of all renders."""
+        return self.objects * GRID.pitch * GRID.yaw + self.others
+
+
+WHOLE, QUICK = Effort(12, 600), Effort(4, 200)
 
 
 class Grid(NamedTuple):
@@ -189,10 +204,12 @@ def find_angle(photos: Guesses, others: Guesses, angles: Tensor) -> Found:
         weights = torch.exp(-((angles - mean) ** 2) / (2 * width**2)).double()
     if _is_noise(photos.whole, whole, spread):
         return Found(math.nan, math.nan, math.nan, 0.0)
+    if spread < LEAST_FORM * float(angles.std()):
+        return Found(mean, spread, 0.0, share)
     upper, lower = photos.halves - photos.halves.mean(1, keepdim=True)
     squares = float(torch.cov(torch.stack([upper, lower]) ** 2, correction=0)[0, 1])
     fourth = squares - 2 * float((upper * lower).mean()) ** 2
-    scale = ends[0].slope * ends[1].slope * max(spread, 1e-3) ** 2
+    scale = ends[0].slope * ends[1].slope * spread**2
     return Found(mean, spread, fourth / scale**2, share)
 
 
@@ -229,24 +246,45 @@ def _kind(pitch: Found, yaw: Found) -> PoseKind:
 
 def distribution(pitch: Found, yaw: Found, before: PoseDistribution) -> PoseDistribution:
     """Return the distribution that was found; angles that are not clear stay as before."""
-    kind = _kind(pitch, yaw)
     moments = [
         (each.mean, each.spread) if each.is_clear else own
         for each, own in zip((pitch, yaw), before.moments(), strict=True)
     ]
+    kind = _kind(pitch, yaw)
+    if kind != "spherical_uniform":
+        return with_moments(kind, *moments)
+    middle, half = _band(*moments[0])
+    return replace(before, kind=kind, pitch_mean=middle, pitch_spread=half, yaw_spread=math.pi)
+
+
+def with_moments(
+    kind: PoseKind, pitch: tuple[float, float], yaw: tuple[float, float]
+) -> PoseDistribution:
+    """Return the distribution of a kind that has these means and standard deviations."""
     scale = DEVIATIONS[kind]
-    (pitch_mean, pitch_spread), (yaw_mean, yaw_spread) = moments
-    pitch_spread, yaw_spread = pitch_spread / scale, yaw_spread / scale
-    if kind == "spherical_uniform":
-        pitch_mean, pitch_spread = _band(*moments[0])
-        yaw_mean, yaw_spread = before.yaw_mean, math.pi
     return PoseDistribution(
         kind=kind,
-        yaw_mean=yaw_mean,
-        yaw_spread=yaw_spread,
-        pitch_mean=pitch_mean,
-        pitch_spread=pitch_spread,
+        yaw_mean=yaw[0],
+        yaw_spread=yaw[1] / scale,
+        pitch_mean=pitch[0],
+        pitch_spread=pitch[1] / scale,
     )
+
+
+def step_towards(
+    found: tuple[Found, Found], before: PoseDistribution, share: float
+) -> PoseDistribution:
+    """Return before moved by a share towards what was found, of the same kind.
+
+    Means move along a line, and so do logarithms of spreads, by a factor of two at most.
+    """
+    moments = []
+    for each, (mean, spread) in zip(found, before.moments(), strict=True):
+        if each.is_clear and math.isfinite(each.spread):
+            factor = min(2.0, max(0.5, each.spread / spread))
+            mean, spread = mean + share * (each.mean - mean), spread * factor**share
+        moments.append((mean, spread))
+    return with_moments(before.kind, *moments)
 
 
 def _band(mean: float, spread: float) -> tuple[float, float]:
@@ -270,6 +308,7 @@ def search(
     latent_kind: LatentKind,
     *,
     rng: torch.Generator,
+    effort: Effort = WHOLE,
     report: Callable[[int], object] = lambda count: None,
 ) -> tuple[Found, Found]:
     """Return pitch and yaw of the cameras of photos (N, 3, H, W) in [-1, 1].
@@ -281,30 +320,32 @@ def search(
         options: of renders without randomness.
         latent_kind: of the objects.
         rng: CPU stream.
+        effort: more takes longer and finds more exactly.
         report: called with the number of renders since the last call.
     """
     grid = grid_of(poses)
-    size = (MEAN_LATENTS + OBJECTS + OTHERS, generator.z_dim)
+    objects, others = effort
+    size = (MEAN_LATENTS + objects + others, generator.z_dim)
     latents = sample_latents(*size, kind=latent_kind, rng=rng)
     latents = latents.to(next(generator.parameters()).device)
     middle = generator.average_film(latents[:MEAN_LATENTS])
     films = middle.lerp(generator.mapping(latents[MEAN_LATENTS:]), PSI)
-    known = spread_evenly(grid, OTHERS, rng=rng)
+    known = spread_evenly(grid, others, rng=rng)
 
     def rendered(film: Film, poses: Poses) -> Tensor:
-        images = generator.render(film, poses, options).images
+        chunk = generator.points_per_chunk or POINTS_PER_CHUNK
+        images = generator.render(film, poses, options, points_per_chunk=chunk).images
         report(len(images))
         return outlines(images.cpu())
 
-    ones = torch.zeros(len(grid.poses.yaw), dtype=torch.long)
-    renders = [rendered(films[ones + k], grid.poses) for k in range(OBJECTS)]
-    parts = (torch.arange(OTHERS) + OBJECTS).split(len(ones))
-    others = [
-        rendered(films[part], Poses(*(angles[part - OBJECTS] for angles in known)))
-        for part in parts
+    count = len(grid.poses.yaw)
+    renders = [rendered(films[torch.full((count,), k)], grid.poses) for k in range(objects)]
+    ahead = [
+        rendered(films[objects + part], Poses(*(angles[part] for angles in known)))
+        for part in torch.arange(others).split(count)
     ]
     on_photos, on_others = guess(
-        grid, torch.stack(renders), outlines(photos.cpu()), torch.cat(others)
+        grid, torch.stack(renders), outlines(photos.cpu()), torch.cat(ahead)
     )
     pitch = find_angle(on_photos[0], on_others[0], known.pitch)
     find = find_direction if grid.is_circle else find_angle

@@ -1,21 +1,27 @@
 """Cameras of photos are found by matching, and where they cannot be found, this is said."""
 
+import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import TINY
+from faults import assert_same_state, state_of
 from PIL import Image
 
 import curriculums
 import estimate_cameras
+import train
+from checkpoint_io import checkpoints
 from config import curriculum as curricula
 from generators.cameras import PoseDistribution, project, sample_poses
 from generators.generators import View
 from metrics import camera_search
+from metrics.camera_search import Found
 from siren.film import Film
 from system.errors import UsageError
+from training import adversarial, photo_cameras
 
 SIZE, REACH = 16, 0.09
 OPTIONS = curriculums.load("CelebA").preview_render(0, SIZE)
@@ -32,7 +38,7 @@ class Dots(torch.nn.Module):
     is_round: all dots are on the vertical axis, so that yaw changes nothing.
     """
 
-    z_dim = 18
+    z_dim, points_per_chunk = 18, None
 
     def __init__(self, is_round=False):
         super().__init__()
@@ -49,7 +55,7 @@ class Dots(torch.nn.Module):
     def average_film(self, latents):
         return Film(latents.mean(0, keepdim=True), latents.mean(0, keepdim=True))
 
-    def render(self, film, poses, options):
+    def render(self, film, poses, options, *, points_per_chunk=None):
         moves = film.frequencies.unflatten(1, (6, 3))
         points = self.points + 0.01 * moves * torch.tensor([1 - self.is_round, 1, 0])
         places, _ = project(points, poses, options.fov_degrees)
@@ -125,7 +131,7 @@ def test_the_command_prints_flags_that_train_py_takes(tiny_run, tmp_path, monkey
     (tmp_path / "photos").mkdir()
     for number in range(9):
         Image.new("RGB", (20, 20), (number, 0, 0)).save(tmp_path / f"photos/{number}.png")
-    there = camera_search.Found(1.6, 0.2, 0.1, 0.9), camera_search.Found(1.5, 0.31, 0.2, 0.9)
+    there = Found(1.6, 0.2, 0.1, 0.9), Found(1.5, 0.31, 0.2, 0.9)
     seen = {}
 
     def search(generator, photos, poses, options, kind, *, rng, report):
@@ -142,3 +148,72 @@ def test_the_command_prints_flags_that_train_py_takes(tiny_run, tmp_path, monkey
     poses = curricula.build("Tiny", TINY, [change.strip() for change in changes]).poses()
     assert poses.moments() == ((1.6, 0.2), (1.5, 0.31))
     assert poses.kind == "gaussian"
+
+
+def found_by_step(monkeypatch, learn_at=2):
+    """Replace the search by one that finds cameras from the sum of the parameters."""
+
+    def search(generator, photos, poses, options, kind, *, rng, effort):
+        mean = float(sum(p.double().abs().sum() for p in generator.parameters())) % 1
+        assert photos.shape[-1] == options.image_size
+        return Found(1 + mean, 0.2, 0.0, 0.9), Found(math.nan, math.nan, math.nan, 0.1)
+
+    monkeypatch.setattr(camera_search, "search", search)
+    monkeypatch.setattr(photo_cameras, "LEARN_OFTEN", learn_at)
+
+
+LEARN = ["--set", "learnable_dist=True", "--set", "sample_dist=gaussian", "--set", "h_stddev=0.4",
+         "--set", "v_stddev=0.3"]  # fmt: skip
+
+
+def test_learned_cameras_are_in_all_files_and_resumed_exactly(tiny, tmp_path, monkeypatch):
+    found_by_step(monkeypatch)
+    whole, parts = ([*tiny, *LEARN, "--output_dir", str(tmp_path / n)] for n in ("whole", "parts"))
+    assert train.main([*whole, "--max_steps", "5", "--model_save_interval", "2"]) == 0
+    assert train.main([*parts, "--max_steps", "3"]) == 0
+    assert train.main([*parts, "--max_steps", "5", "--resume"]) == 0
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
+    own, middle = (
+        state_of(tmp_path / "whole" / f)["curriculum"] for f in (".", "snapshot_00000002")
+    )
+    assert own["h_stddev"] == middle["h_stddev"] == 0.4  # it was not found
+    assert middle["v_stddev"] == pytest.approx((0.3 * 0.2) ** 0.5)  # half of the way, in logarithms
+    assert own["v_stddev"] == pytest.approx((middle["v_stddev"] * 0.2) ** 0.5)
+    for name in ("generator", "ema"):
+        saved = checkpoints.load_generator(tmp_path / "whole" / f"{name}.pth", ema="none")
+        assert saved.curriculum.at(4).poses.pitch_spread == own["v_stddev"]
+        assert saved.curriculum.evaluation_poses().pitch_mean == own["v_mean"]
+    log = [json.loads(x) for x in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    spreads = [x["pitch_spread_curriculum"] for x in log if "pitch_spread_curriculum" in x]
+    assert spreads == [middle["v_stddev"], own["v_stddev"]]
+
+
+def test_a_run_draws_from_what_it_learned_and_previews_show_it(tiny, tmp_path, monkeypatch):
+    found_by_step(monkeypatch)
+    drawn = []
+    monkeypatch.setattr(
+        adversarial,
+        "sample_poses",
+        lambda d, n, rng: drawn.append(d) or sample_poses(d, n, rng=rng),
+    )
+    words = [*LEARN, "--max_steps", "4", "--sample_interval", "3"]
+    assert train.main([*tiny, *words, "--output_dir", str(tmp_path / "out")]) == 0
+    spreads = [each.pitch_spread for each in drawn[::2]]
+    assert spreads[0] == spreads[1] == 0.3
+    assert spreads[2] == spreads[3] == pytest.approx((0.3 * 0.2) ** 0.5)
+
+
+@pytest.mark.parametrize("kind", ["mean", "spherical_uniform"])
+def test_what_cannot_be_learned_is_refused(kind):
+    with pytest.raises(UsageError, match=f"learnable_dist needs sample_dist .* not {kind}"):
+        curriculums.load("CelebA", overrides=["learnable_dist=True", f"sample_dist={kind}"])
+
+
+def test_a_step_goes_half_of_the_way_and_by_a_factor_of_two_at_most():
+    there = Found(1.6, 0.15, 0.0, 0.9), Found(1.37, 6.0, 0.0, 0.9)
+    after = camera_search.step_towards(there, replace(BEFORE, kind="uniform"), 0.5)
+    (pitch, pitch_spread), (yaw, yaw_spread) = after.moments()
+    assert (pitch, yaw) == pytest.approx((1.585, 1.47))
+    before = replace(BEFORE, kind="uniform").moments()
+    assert pitch_spread == pytest.approx((before[0][1] * 0.15) ** 0.5)
+    assert yaw_spread == pytest.approx(before[1][1] * 2**0.5)

@@ -4,19 +4,26 @@ Legend: N images.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
+from config.curriculum import Curriculum
 from config.stage import Stage
 from generators.cameras import PoseDistribution
 from generators.sampling import Purpose, stream
+from metrics import camera_search
 from metrics.pose_response import fit_response, true_moments
 from training.adversarial import AdversarialGame
 from training.collapse import Axis
 
 NUM_IMAGES = 256  # photos, and as many generated images
+LEARN_SIZE = 16  # pixels per side
+LEARN_OFTEN, LEARN_SELDOM = 100, 1000  # steps between searches up to step 1000, and later
+LEARN_SHARE = 0.5  # of the way to what is found
 ALLOWED = 1 / 3  # of the curriculum's spread
 AXES: tuple[Axis, ...] = ("pitch", "yaw")
 KEYS = {"pitch": ("v_mean", "v_stddev"), "yaw": ("h_mean", "h_stddev")}
@@ -30,6 +37,30 @@ class Seen(NamedTuple):
     spread: float
     curriculum_mean: float
     curriculum_spread: float
+
+
+def learns_at(step: int) -> bool:
+    """Return whether cameras are searched after step: often while shapes still form."""
+    return step % (LEARN_OFTEN if step <= LEARN_SELDOM else LEARN_SELDOM) == 0
+
+
+def learned(
+    game: AdversarialGame, curriculum: Curriculum, photos: Tensor, step: int
+) -> PoseDistribution:
+    """Return the cameras for the steps after step, nearer to those of photos (N, 3, H, W)."""
+    options = curriculum.evaluation_render(step - 1)
+    size = min(LEARN_SIZE, options.image_size)
+    poses = curriculum.at(step - 1).poses
+    found = camera_search.search(
+        game.averages[0].averaged(game.generator),
+        adaptive_avg_pool2d(photos, size),
+        poses,
+        replace(options, image_size=size),
+        curriculum.settings.z_dist,
+        rng=stream(game.seed, 0, step, Purpose.CAMERAS, 2),
+        effort=camera_search.QUICK,
+    )
+    return camera_search.step_towards(found, poses, LEARN_SHARE)
 
 
 @torch.no_grad()

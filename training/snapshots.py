@@ -8,7 +8,6 @@ import time
 from collections.abc import Collection, Mapping
 from functools import partial
 
-import numpy as np
 import torch
 
 import datasets
@@ -131,6 +130,18 @@ class Keeper:
         for line in self.watch.probed(step, found):
             self.log.warn(step, line)
 
+    def use_cameras_of(self, curriculum: Curriculum, scenes: PreviewScenes) -> None:
+        """Take over a curriculum with other cameras and the previews' scenes, and log them."""
+        self.curriculum, self.scenes = curriculum, scenes
+        moments = zip(photo_cameras.AXES, curriculum.poses().moments(), strict=True)
+        figures = {
+            f"{axis}_{name}_curriculum": value
+            for axis, pair in moments
+            for name, value in zip(("mean", "spread"), pair, strict=True)
+        }
+        self.log.measured_all(self.progress.step, "cameras", figures)
+        self.log.reset_clock()
+
     def _compare_cameras(self) -> None:
         """Log how wide photos look to a critic that guesses poses, and warn if cameras differ."""
         step, cpu = self.progress.step, torch.device("cpu")
@@ -138,7 +149,7 @@ class Keeper:
         images = self.images[stage.render.image_size]
         count = min(len(images), photo_cameras.NUM_IMAGES)
         rng = step_rng(game.seed, 0, step, Purpose.CAMERAS, cpu)
-        photos = images.batch(np.linspace(0, len(images) - 1, count).astype(np.int64), rng=rng)
+        photos = images.batch(datasets.spread(len(images), count), rng=rng)
         real = datasets.training_images(photos.to(game.device))
         found = photo_cameras.compare(game, stage, real, rng=rng)
         if not found:
