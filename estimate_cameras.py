@@ -93,9 +93,14 @@ def show(found: tuple[Found, Found], before: PoseDistribution) -> int:
     lines = []
     for axis, each, own in zip(KEYS, found, before.moments(), strict=True):
         if not each.is_clear:
-            lines.append(f"{axis}: cannot be found; renders of this generator look too much alike "
-                         f"from different sides (R^2 {each.share:.2f}, {LEAST_SHARE} is "
-                         "needed)")  # fmt: skip
+            reason = (
+                "guesses for the photos are mostly noise: they look like none of this generator's "
+                f"renders, or all have the same {axis}"
+            )
+            if each.share < LEAST_SHARE:
+                reason = ("renders of this generator look too much alike from different sides "
+                          f"(R^2 {each.share:.2f}, {LEAST_SHARE} is needed)")  # fmt: skip
+            lines.append(f"{axis}: cannot be found; {reason}")
         else:
             lines.append(f"{axis}: mean {each.mean:.3f}, standard deviation {each.spread:.3f} "
                          f"(trained with {own[0]:.3f}, {own[1]:.3f})")  # fmt: skip

@@ -19,7 +19,7 @@ from generators.cameras import DEVIATIONS, PoseDistribution, PoseKind, Poses
 from generators.generators import ImplicitGenerator3d
 from generators.sampling import LatentKind, sample_latents
 from generators.volumetric_rendering import RenderOptions
-from metrics.pose_response import LEAST_SHARE, Response, fit_response
+from metrics.pose_response import LEAST_SHARE, fit_response
 from siren.film import Film
 
 REACH = 2.5  # standard deviations of the curriculum that the grid covers on each side, at least
@@ -27,15 +27,14 @@ LEAST_REACH = Poses(pitch=0.5, yaw=1.0)  # radians
 POLE_DISTANCE = 0.05  # radians between the grid and the poles
 ALL_AROUND = 2.2  # radians of reach in yaw from which the grid is a whole circle
 GRID = Poses(pitch=9, yaw=18)  # cameras of the grid in each direction
+MOST_CHANGE = 2.0  # factor of one step of learned spreads
 ROUNDS = 4  # of measuring the response where the photos seem to be
 LEAST_WIDTH = 0.2  # of these weights, in deviations of the known angles
 LEAST_FORM = 0.25  # of the same, the narrowest distribution whose form is told
 FLAT_CIRCLE = 0.3  # length of the mean direction below which yaws are all around
 FLAT_TOP = (-1.8, -0.6)  # excess kurtosis taken for a uniform distribution, whose own is -1.2
-EXPLAINED, MOST_NOISE = 0.2, 10.0  # of the variance of guesses, and times that on renders
-PSI = 0.5  # truncation of the objects: sharper than the mean object, and still turned alike
+LEAST_EXPLAINED = 0.2  # of the variance of the guesses on photos
 POINTS_PER_CHUNK = 2**18  # bounds the memory; the result does not depend on it
-MEAN_LATENTS = 2000  # latents whose mean is the center of truncation
 NUM_PHOTOS = 2000  # at most
 
 
@@ -51,7 +50,7 @@ class Effort(NamedTuple):
         return self.objects * GRID.pitch * GRID.yaw + self.others
 
 
-WHOLE, QUICK = Effort(12, 600), Effort(4, 200)
+WHOLE, QUICK = Effort(32, 600), Effort(4, 200)
 
 
 class Grid(NamedTuple):
@@ -64,19 +63,21 @@ class Grid(NamedTuple):
 class Found(NamedTuple):
     """Mean and standard deviation of an angle, radians, and its excess kurtosis.
 
-    share: R^2 of the guesses on renders; where it is below LEAST_SHARE, nothing is found. A spread
-    that goes all around the circle is infinite.
+    A spread that goes all around the circle is infinite. share: R^2 of the guesses on renders;
+    explained: share of the variance of the guesses on photos that the spread explains; the rest is
+    noise. An angle is clear, that is found, if both are large enough.
     """
 
     mean: float
     spread: float
     kurtosis: float
     share: float
+    explained: float
 
     @property
     def is_clear(self) -> bool:
         """Return whether the angle was found."""
-        return self.share >= LEAST_SHARE
+        return self.share >= LEAST_SHARE and self.explained >= LEAST_EXPLAINED
 
 
 def grid_of(poses: PoseDistribution) -> Grid:
@@ -190,11 +191,15 @@ def find_angle(photos: Guesses, others: Guesses, angles: Tensor) -> Found:
     """
     weights = torch.ones_like(angles, dtype=torch.float64)
     share = fit_response(others.whole, angles).share
-    if share < LEAST_SHARE:
-        return Found(math.nan, math.nan, math.nan, share)
+    unclear = Found(math.nan, math.nan, math.nan, share, 0.0)
+    total = float(photos.whole.var(correction=0))
+    if share < LEAST_SHARE or total <= 0:
+        return unclear
     for _ in range(ROUNDS):
         whole = fit_response(others.whole, angles, weights)
         ends = [fit_response(part, angles, weights) for part in others.halves]
+        if min(whole.slope, *(end.slope for end in ends)) <= 0:
+            return unclear
         mean = (float(photos.whole.mean()) - whole.offset) / whole.slope
         left = [g - e.slope * angles - e.offset for g, e in zip(others.halves, ends, strict=True)]
         noise = float((weights * left[0] * left[1]).sum() / weights.sum())
@@ -202,22 +207,14 @@ def find_angle(photos: Guesses, others: Guesses, angles: Tensor) -> Found:
         spread = math.sqrt(max(0.0, shared / (ends[0].slope * ends[1].slope)))
         width = max(spread, LEAST_WIDTH * float(angles.std()))
         weights = torch.exp(-((angles - mean) ** 2) / (2 * width**2)).double()
-    if _is_noise(photos.whole, whole, spread):
-        return Found(math.nan, math.nan, math.nan, 0.0)
+    explained = (whole.slope * spread) ** 2 / total
     if spread < LEAST_FORM * float(angles.std()):
-        return Found(mean, spread, 0.0, share)
+        return Found(mean, spread, 0.0, share, explained)
     upper, lower = photos.halves - photos.halves.mean(1, keepdim=True)
     squares = float(torch.cov(torch.stack([upper, lower]) ** 2, correction=0)[0, 1])
     fourth = squares - 2 * float((upper * lower).mean()) ** 2
     scale = ends[0].slope * ends[1].slope * spread**2
-    return Found(mean, spread, fourth / scale**2, share)
-
-
-def _is_noise(guesses: Tensor, response: Response, spread: float) -> bool:
-    """Return whether guesses on photos vary far more than photos and guesses on renders explain."""
-    total = float(guesses.var(correction=0))
-    explained = (response.slope * spread) ** 2
-    return explained < EXPLAINED * total and total > MOST_NOISE * response.noise
+    return Found(mean, spread, fourth / scale**2, share, explained)
 
 
 def find_direction(photos: Guesses, others: Guesses, angles: Tensor) -> Found:
@@ -233,7 +230,7 @@ def find_direction(photos: Guesses, others: Guesses, angles: Tensor) -> Found:
     length = min(1.0, float(seen.abs()) / max(blur, 1e-9))
     spread = math.inf if length < FLAT_CIRCLE else math.sqrt(-2 * math.log(length))
     mean = float((seen / errors).angle())
-    return Found(mean, spread, -1.2 if math.isinf(spread) else 0.0, blur**2)
+    return Found(mean, spread, -1.2 if math.isinf(spread) else 0.0, blur**2, 1.0)
 
 
 def _kind(pitch: Found, yaw: Found) -> PoseKind:
@@ -271,18 +268,16 @@ def with_moments(
     )
 
 
-def step_towards(
-    found: tuple[Found, Found], before: PoseDistribution, share: float
-) -> PoseDistribution:
-    """Return before moved by a share towards what was found, of the same kind.
+def step_towards(found: tuple[Found, Found], before: PoseDistribution) -> PoseDistribution:
+    """Return what was found, of the kind of before, with spreads changed by at most MOST_CHANGE.
 
-    Means move along a line, and so do logarithms of spreads, by a factor of two at most.
+    Angles that are not clear stay.
     """
     moments = []
     for each, (mean, spread) in zip(found, before.moments(), strict=True):
         if each.is_clear and math.isfinite(each.spread):
-            factor = min(2.0, max(0.5, each.spread / spread))
-            mean, spread = mean + share * (each.mean - mean), spread * factor**share
+            spread *= min(MOST_CHANGE, max(1 / MOST_CHANGE, each.spread / spread))
+            mean = each.mean
         moments.append((mean, spread))
     return with_moments(before.kind, *moments)
 
@@ -325,11 +320,8 @@ def search(
     """
     grid = grid_of(poses)
     objects, others = effort
-    size = (MEAN_LATENTS + objects + others, generator.z_dim)
-    latents = sample_latents(*size, kind=latent_kind, rng=rng)
-    latents = latents.to(next(generator.parameters()).device)
-    middle = generator.average_film(latents[:MEAN_LATENTS])
-    films = middle.lerp(generator.mapping(latents[MEAN_LATENTS:]), PSI)
+    latents = sample_latents(objects + others, generator.z_dim, kind=latent_kind, rng=rng)
+    films = generator.mapping(latents.to(next(generator.parameters()).device))
     known = spread_evenly(grid, others, rng=rng)
 
     def rendered(film: Film, poses: Poses) -> Tensor:

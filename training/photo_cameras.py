@@ -23,7 +23,6 @@ from training.collapse import Axis
 NUM_IMAGES = 256  # photos, and as many generated images
 LEARN_SIZE = 16  # pixels per side
 LEARN_OFTEN, LEARN_SELDOM = 100, 1000  # steps between searches up to step 1000, and later
-LEARN_SHARE = 0.5  # of the way to what is found
 ALLOWED = 1 / 3  # of the curriculum's spread
 AXES: tuple[Axis, ...] = ("pitch", "yaw")
 KEYS = {"pitch": ("v_mean", "v_stddev"), "yaw": ("h_mean", "h_stddev")}
@@ -60,7 +59,7 @@ def learned(
         rng=stream(game.seed, 0, step, Purpose.CAMERAS, 2),
         effort=camera_search.QUICK,
     )
-    return camera_search.step_towards(found, poses, LEARN_SHARE)
+    return camera_search.step_towards(found, poses)
 
 
 @torch.no_grad()
