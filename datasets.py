@@ -431,6 +431,11 @@ def batch_indices(
     return np.concatenate(parts)
 
 
+def spread(num_images: int, count: int) -> NDArray[np.int64]:
+    """Return the indices (count,) of images that are spread evenly over a dataset."""
+    return np.linspace(0, num_images - 1, count).astype(np.int64)
+
+
 def training_images(images: Tensor) -> Tensor:
     """Return images (B, 3, H, W), of type uint8, as float32 in [-1, 1] on their device."""
     return images.to(torch.float32).div_(127.5).sub_(1)

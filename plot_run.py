@@ -41,6 +41,11 @@ LOSSES = {
 }
 RATES = {"generator_lr": "generator", "discriminator_lr": "discriminator"}
 SCHEDULES = {"alpha": "fade-in", "density_noise": "density noise", "topk_share": "top-k share"}
+SPREADS = {
+    f"{axis}_spread_{of}": f"{axis}, {name}"
+    for axis in ("yaw", "pitch")
+    for of, name in (("photos", "of photos to the critic"), ("curriculum", "of the curriculum"))
+}
 # Panels from the top: title, logged names with their labels, whether the axis is logarithmic.
 PANELS: tuple[tuple[str, dict[str, str], bool], ...] = (
     ("losses", LOSSES, False),
@@ -48,6 +53,7 @@ PANELS: tuple[tuple[str, dict[str, str], bool], ...] = (
     ("schedules", SCHEDULES, False),
     ("images per second", {"images_per_second": "all processes"}, False),
     ("quality (lower is better)", {"fid": "FID", "kid": "KID"}, False),
+    ("cameras' deviation, radians", SPREADS, False),
 )
 
 

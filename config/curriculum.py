@@ -15,6 +15,8 @@ from generators.volumetric_rendering import RenderOptions
 from siren.siren import FIELDS
 from system.errors import UsageError
 
+LEARNABLE = ("gaussian", "truncated_gaussian", "uniform", "hybrid")  # kinds that are searched
+
 
 class Ending(NamedTuple):
     """The last step of a run (None: no end) and a description of the limit that sets it."""
@@ -43,6 +45,17 @@ class Curriculum:
     def with_dataset_path(self, path: str) -> "Curriculum":
         """Return the same curriculum with another dataset path."""
         return build(self.name, {**self.source, "dataset_path": path})
+
+    def with_poses(self, poses: PoseDistribution) -> "Curriculum":
+        """Return the same curriculum with other training cameras in all stages."""
+        values = {
+            "sample_dist": poses.kind,
+            "h_mean": poses.yaw_mean,
+            "h_stddev": poses.yaw_spread,
+            "v_mean": poses.pitch_mean,
+            "v_stddev": poses.pitch_spread,
+        }
+        return build(self.name, self.source, [f"{key}={value}" for key, value in values.items()])
 
     def stage_settings(self, step: int) -> StageSettings:
         """Return the stage that holds at step, as written; after the end, the last one."""
@@ -258,6 +271,11 @@ def _check(curriculum: Curriculum) -> None:
             raise UsageError(
                 f"{where}: last_back needs samples on every ray, scene_radius leaves some without; "
                 "choose one"
+            )
+        if settings.learnable_dist and settings.sample_dist not in LEARNABLE:
+            raise UsageError(
+                f"{where}: learnable_dist needs sample_dist {' or '.join(LEARNABLE)}, not "
+                f"{settings.sample_dist}"
             )
         if stage.img_size not in sizes:
             raise UsageError(

@@ -83,7 +83,7 @@ class Settings:
     sample_dist_eval: PoseKind | None = None
     h_stddev_eval: NonNegative | None = None
     v_stddev_eval: NonNegative | None = None
-    learnable_dist: Literal[False] = False  # in published dicts, never used
+    learnable_dist: bool = False  # search the cameras while training (published: never used)
     # Rendering
     clamp_mode: Literal["relu", "softplus"] = "relu"
     hierarchical_sample: bool = True
@@ -126,6 +126,7 @@ _ONCE = {
     "the optimizers are built once": (
         *("betas", "weight_decay", "unique_lr", "precision", "disable_scaler"),
     ),
+    "cameras are searched in the whole run": ("learnable_dist",),
     "previews and FID of all stages are to be compared": (
         *("z_dist", "sample_dist_eval", "h_stddev_eval", "v_stddev_eval", "preview_size"),
     ),

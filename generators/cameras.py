@@ -24,6 +24,15 @@ CANDIDATES = 4  # normal numbers drawn for each angle of "truncated_gaussian", a
 PoseKind = Literal[
     "gaussian", "uniform", "hybrid", "truncated_gaussian", "spherical_uniform", "mean"
 ]
+# Standard deviations of the kinds, in spreads.
+DEVIATIONS: dict[PoseKind, float] = {
+    "gaussian": 1.0,
+    "uniform": 1 / math.sqrt(3),
+    "hybrid": math.sqrt((1 + 4 / 3) / 2),
+    "truncated_gaussian": 0.8796,  # sqrt(1 - 2 c phi(c) / (2 Phi(c) - 1)), c = TRUNCATION
+    "spherical_uniform": 1 / math.sqrt(3),
+    "mean": 0.0,
+}
 
 
 class Poses(NamedTuple):
@@ -66,6 +75,21 @@ class PoseDistribution:
             return math.acos(min(1.0, max(-1.0, cosine))), self.yaw_mean
         return self.pitch_mean, self.yaw_mean
 
+    def moments(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Return mean and standard deviation of pitch and of yaw, radians."""
+        scale = DEVIATIONS[self.kind]
+        pitch = (self.pitch_mean, scale * self.pitch_spread)
+        if self.kind == "spherical_uniform":
+            ends = torch.arange(-1, 1.0005, 0.001, dtype=torch.float64)
+            angles = _on_sphere(self.pitch_mean + self.pitch_spread * ends)
+            pitch = float(angles.mean()), float(angles.std(correction=0))
+        return pitch, (self.yaw_mean, scale * self.yaw_spread)
+
+
+def _on_sphere(pitch: Tensor) -> Tensor:
+    """Return arccos(1 - 2 v) of pitch = pi v, which covers the sphere evenly for an even v."""
+    return torch.arccos(1 - 2 * (pitch / math.pi).clamp(POLE_MARGIN, 1 - POLE_MARGIN))
+
 
 def _deviations(kind: PoseKind, count: int, rng: torch.Generator) -> Tensor:
     """Draw (count,) deviations from the mean, in spreads."""
@@ -96,7 +120,7 @@ def sample_poses(distribution: PoseDistribution, count: int, *, rng: torch.Gener
     yaw = distribution.yaw_mean + scale * distribution.yaw_spread * draw()
     pitch = distribution.pitch_mean + scale * distribution.pitch_spread * draw()
     if kind == "spherical_uniform":
-        pitch = torch.arccos(1 - 2 * (pitch / math.pi).clamp(POLE_MARGIN, 1 - POLE_MARGIN))
+        pitch = _on_sphere(pitch)
     return Poses(pitch=pitch.clamp(POLE_MARGIN, math.pi - POLE_MARGIN), yaw=yaw)
 
 

@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     FLIPS = 2
     PREVIEWS = 3
     AUGMENTATION = 4  # on the device
+    CAMERAS = 5  # comparisons of photos with generated images
 
 
 def stream(*key: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -42,7 +42,7 @@ def test_code_and_tests_named_in_the_method_exist(path, name):
 
 def test_every_section_of_the_method_names_its_code_and_its_tests():
     sections = METHOD.split("\n## ")[1:]
-    assert len(sections) == 10
+    assert len(sections) == 13
     assert all("- Code: `" in section and "- Tests: `" in section for section in sections)
 
 

@@ -36,6 +36,7 @@ TINY = {
     "--film_steps 1",
     "fid_evaluation": "--img_size 8",
     "eval_metrics": "--num_objects 1 --consistency_size 8 --device cpu",
+    "estimate_cameras": "--num_photos 200 --device cpu",
     "prepare_photos": "--kind crop --size 16",  # the photos of this test are noise
     "viewer": "--save_picture --image_size 8 --num_steps 4 --device cpu",
 }

@@ -5,6 +5,7 @@ by files that a command reads.
 """
 
 import convert_checkpoint
+import estimate_cameras
 import eval_metrics
 import extract_shapes
 import fid_evaluation
@@ -300,6 +301,12 @@ WITHOUT_A_SOURCE = [
     (plot_run, [], "required"),
     (plot_run, ["nowhere"], "nowhere"),
     (plot_run, ["DIR"], "DIR"),
+    (estimate_cameras, [], "required"),
+    (estimate_cameras, ["nowhere"], "no such file"),
+    (estimate_cameras, ["DIR"], "no such file"),
+    (estimate_cameras, ["DIR", "--image_size", "0"], "--image_size"),
+    (estimate_cameras, ["DIR", "--num_photos", "0"], "--num_photos"),
+    (estimate_cameras, ["DIR", "--device", "gpu"], "--device gpu"),
     (convert_checkpoint, ["nowhere", "out"], "nowhere"),
     (convert_checkpoint, ["FILE", "out"], "FILE: is no checkpoint"),
     (convert_checkpoint, ["DIR", "out"], "no such file"),

@@ -314,6 +314,10 @@ class AdversarialGame:
         with self.autocast():
             return discriminator(images, stage.alpha, layers).split(len(some))
 
+    def judge(self, images: Tensor, stage: Stage) -> Verdict:
+        """Return the verdicts on images (B, 3, H, W) as in a step."""
+        return self._judge(self._in_precision(), images, images[:0], stage)[0]
+
     @staticmethod
     def _identity(verdict: Verdict, scenes: Scenes, stage: Stage) -> Tensor:
         z_lambda, pos_lambda = stage.z_lambda, stage.pos_lambda

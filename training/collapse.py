@@ -24,7 +24,8 @@ from generators.volumetric_rendering import (
 )
 from siren.film import Film
 
-Sign = Literal["loss", "blind", "heads", "empty", "full", "alike"]
+Sign = Literal["loss", "blind", "heads", "empty", "full", "alike", "pitch", "yaw"]
+Axis = Literal["pitch", "yaw"]
 
 PROBE_SIZE = 16  # pixels per side
 NOTHING, MATTER = 1e-3, 0.5  # opacity of a sample below which it is air, above which it is solid
@@ -41,6 +42,8 @@ PATIENCE: dict[Sign, int] = {
     "empty": 1000,
     "full": 500,
     "alike": 1000,
+    "pitch": 500,
+    "yaw": 500,
 }
 REPEAT_STEPS = 2000  # between two lines about the same sign
 
@@ -59,6 +62,8 @@ _TEXTS: dict[Sign, str] = {
     "gen_lr or density_scale",
     "alike": "all objects have looked alike for {steps} steps (they differ by {value:.1e} of the "
     "color range); lower gen_lr, or raise topk_v",
+    "pitch": "{value}, for {steps} steps now; cameras that fit make better shapes",
+    "yaw": "{value}, for {steps} steps now; cameras that fit make better shapes",
 }
 
 
@@ -128,7 +133,15 @@ class CollapseWatch:
             *self._note("alike", step, probe.deviation, is_seen=probe.deviation < ALIKE),
         ]
 
-    def _note(self, sign: Sign, step: int, value: float, *, is_seen: bool) -> list[str]:
+    def compared(self, step: int, complaints: Mapping[Axis, str | None]) -> list[str]:
+        """Return warnings from a comparison of the photos' cameras with the curriculum's."""
+        return [
+            line
+            for axis, text in complaints.items()
+            for line in self._note(axis, step, text or "", is_seen=text is not None)
+        ]
+
+    def _note(self, sign: Sign, step: int, value: float | str, *, is_seen: bool) -> list[str]:
         if not is_seen:
             self._since.pop(sign, None)
             return []

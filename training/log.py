@@ -232,9 +232,13 @@ class RunLog:
 
     def measured(self, done: int, name: str, value: float) -> None:
         """Write a measured figure to log.jsonl, TensorBoard and the screen."""
-        self.record({"step": done, name: value})
-        self._show_scalars("quality", {name: value}, done)
+        self.measured_all(done, "quality", {name: value})
         self.say(f"step {done}: {name} {value:.2f}")
+
+    def measured_all(self, done: int, group: str, values: Mapping[str, float]) -> None:
+        """Write measured figures to log.jsonl and TensorBoard."""
+        self.record({"step": done, **values})
+        self._show_scalars(group, values, done)
 
     def preview(self, done: int, name: str, images: Tensor, columns: int) -> None:
         """Write previews (N, 3, H, W) in [-1, 1] to STEP_name.png and to TensorBoard."""

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from distributed.processes import Place
 from distributed.supervision import StopSignal
 from generators.sampling import Purpose, step_rng
 from image_io.files import Listing
+from metrics import camera_search
 from system import files, machine
+from training import photo_cameras
 from training.augmentation import HeldOut, hold_out
 from training.fid import FidMeter, open_meter
 from training.log import RunLog
@@ -123,7 +126,7 @@ class TrainingRun:
         if first > 0:
             log.record({"step": first, "resumed": True})
         scenes = self._preview_scenes()
-        return Keeper(options, self.game, self.curriculum, self.progress, scenes, log)
+        return Keeper(options, self.game, self.curriculum, self.progress, scenes, log, self.images)
 
     def _loop(self, stop: StopSignal, keeper: Keeper | None) -> int:
         timeouts = StepTimeouts()
@@ -139,7 +142,6 @@ class TrainingRun:
                 complaint = self._complaint(terms)  # waits for the device
                 takes_long = keeper is not None and keeper.takes_long(step + 1)
                 is_stopped, takes_long = collectives.agree(stop.requested, takes_long)
-            self._copy_state()
             if keeper is not None:
                 where = self.curriculum.describe(step, self.ending.step)
                 means = keeper.log.step(step + 1, stage, terms, images, where)
@@ -150,6 +152,10 @@ class TrainingRun:
                     keeper.log.say(complaint)
                     keeper.log.record({"step": step + 1, "error": complaint})
                 return 1
+            learns = self.curriculum.settings.learnable_dist and photo_cameras.learns_at(step + 1)
+            if learns:
+                self._learn_cameras(keeper)
+            self._copy_state()
             is_last = self.ending.is_reached(step + 1)
             if keeper is not None:
                 keeper.between_steps(is_last=is_last, is_stopped=is_stopped)
@@ -157,9 +163,30 @@ class TrainingRun:
                 self._measure_fid(stop, keeper)
             if is_stopped or is_last:
                 return self._farewell(stop, keeper, is_stopped=is_stopped)
-            if takes_long or self.options.fid.is_due(step + 1):
+            if takes_long or learns or self.options.fid.is_due(step + 1):
                 timeouts.wait_for_rank_0()
         raise AssertionError("unreachable")
+
+    def _learn_cameras(self, keeper: Keeper | None) -> None:
+        """Move the training cameras towards those of the photos, on all ranks alike."""
+        step, game = self.progress.step, self.game
+        images = self.images[self.curriculum.at(step - 1).render.image_size]
+        count = min(len(images), camera_search.NUM_PHOTOS)
+        rng = step_rng(game.seed, 0, step, Purpose.CAMERAS, torch.device("cpu"))  # of mirroring
+        photos = datasets.training_images(
+            images.batch(datasets.spread(len(images), count), rng=rng)
+        )
+        poses = photo_cameras.learned(game, self.curriculum, photos, step)
+        names = ("yaw_mean", "yaw_spread", "pitch_mean", "pitch_spread")
+        values = torch.tensor([getattr(poses, name) for name in names], dtype=torch.float64)
+        values = values.to(self.place.device)
+        collectives.broadcast_state([values])  # ranks on other processors may round differently
+        poses = replace(poses, **dict(zip(names, values.tolist(), strict=True)))
+        self.curriculum = self.curriculum.with_poses(poses)
+        if self.meter is not None:
+            self.meter.curriculum = self.curriculum
+        if keeper is not None:
+            keeper.use_cameras_of(self.curriculum, self._preview_scenes())
 
     def _save_alone(self, error: PeerLost, keeper: Keeper | None) -> None:
         """Save this process's state when another one is lost, unless one has; print the result.

@@ -5,12 +5,17 @@ A failure to write is reported once; training continues and tries again.
 
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 
+import torch
+
+import datasets
 from config.curriculum import Curriculum
 from config.stage import Stage
-from training import collapse, fid, state
+from datasets import ImageSet
+from generators.sampling import Purpose, step_rng
+from training import collapse, fid, photo_cameras, state
 from training.adversarial import AdversarialGame
 from training.collapse import CollapseWatch
 from training.log import RunLog
@@ -51,9 +56,10 @@ class Keeper:
         progress: Progress,
         scenes: PreviewScenes,
         log: RunLog,
+        images: Mapping[int, ImageSet],
     ) -> None:
         self.options, self.game, self.curriculum = options, game, curriculum
-        self.progress, self.scenes, self.log = progress, scenes, log
+        self.progress, self.scenes, self.log, self.images = progress, scenes, log, images
         self.watch = CollapseWatch()
         self.due = time.monotonic() + options.state_seconds
         self.saved_step: int | None = None  # of this process's last good state
@@ -80,6 +86,7 @@ class Keeper:
             self.save()
         if is_shown:
             self._write_previews()
+            self._compare_cameras()
         if step % PROBE_INTERVAL == 0:
             self._probe()
         if is_saved or is_shown:
@@ -121,6 +128,35 @@ class Keeper:
         options = self.curriculum.evaluation_render(step - 1)
         found = collapse.probe(generator, film, self.scenes.center, options)
         for line in self.watch.probed(step, found):
+            self.log.warn(step, line)
+
+    def use_cameras_of(self, curriculum: Curriculum, scenes: PreviewScenes) -> None:
+        """Take over a curriculum with other cameras and the previews' scenes, and log them."""
+        self.curriculum, self.scenes = curriculum, scenes
+        moments = zip(photo_cameras.AXES, curriculum.poses().moments(), strict=True)
+        figures = {
+            f"{axis}_{name}_curriculum": value
+            for axis, pair in moments
+            for name, value in zip(("mean", "spread"), pair, strict=True)
+        }
+        self.log.measured_all(self.progress.step, "cameras", figures)
+        self.log.reset_clock()
+
+    def _compare_cameras(self) -> None:
+        """Log how wide photos look to a critic that guesses poses, and warn if cameras differ."""
+        step, cpu = self.progress.step, torch.device("cpu")
+        stage, game = self.curriculum.at(step - 1), self.game
+        images = self.images[stage.render.image_size]
+        count = min(len(images), photo_cameras.NUM_IMAGES)
+        rng = step_rng(game.seed, 0, step, Purpose.CAMERAS, cpu)
+        photos = images.batch(datasets.spread(len(images), count), rng=rng)
+        real = datasets.training_images(photos.to(game.device))
+        found = photo_cameras.compare(game, stage, real, rng=rng)
+        if not found:
+            return
+        self.log.measured_all(step, "cameras", photo_cameras.figures(found))
+        complaints = {a: photo_cameras.complaint(a, seen, stage.poses) for a, seen in found.items()}
+        for line in self.watch.compared(step, complaints):
             self.log.warn(step, line)
 
     def _write_previews(self) -> None:

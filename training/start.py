@@ -148,6 +148,8 @@ def _start(
         seed_before = state.seed_of(content)
         if not options.names_pictures:
             curriculum = with_pictures_of(typed, before)
+        if curriculum.settings.learnable_dist and before.settings.learnable_dist:
+            curriculum = curriculum.with_poses(before.poses())
     return Start(
         curriculum=curriculum,
         listing=_find_images(curriculum, typed),

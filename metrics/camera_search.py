@@ -1,0 +1,344 @@
+"""Find the cameras of photos by matching them with renders of a generator's objects.
+
+The renders show a few objects from every camera of a grid of pitches and yaws. A photo's guess is
+the mean of the posterior over the grid. Guesses of other renders, whose cameras are known, measure
+how much guesses are blurred and drawn to the middle, and this is undone for the photos.
+
+Legend: N images, K objects, G cameras of the grid, D features, H x W pixels.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from generators.cameras import DEVIATIONS, PoseDistribution, PoseKind, Poses
+from generators.generators import ImplicitGenerator3d
+from generators.sampling import LatentKind, sample_latents
+from generators.volumetric_rendering import RenderOptions
+from metrics.pose_response import LEAST_SHARE, fit_response
+from siren.film import Film
+
+REACH = 2.5  # standard deviations of the curriculum that the grid covers on each side, at least
+LEAST_REACH = Poses(pitch=0.5, yaw=1.0)  # radians
+POLE_DISTANCE = 0.05  # radians between the grid and the poles
+ALL_AROUND = 2.2  # radians of reach in yaw from which the grid is a whole circle
+GRID = Poses(pitch=9, yaw=18)  # cameras of the grid in each direction
+MOST_CHANGE = 2.0  # factor of one step of learned spreads
+ROUNDS = 4  # of measuring the response where the photos seem to be
+LEAST_WIDTH = 0.2  # of these weights, in deviations of the known angles
+LEAST_FORM = 0.25  # of the same, the narrowest distribution whose form is told
+FLAT_CIRCLE = 0.3  # length of the mean direction below which yaws are all around
+FLAT_TOP = (-1.8, -0.6)  # excess kurtosis taken for a uniform distribution, whose own is -1.2
+LEAST_EXPLAINED = 0.2  # of the variance of the guesses on photos
+POINTS_PER_CHUNK = 2**18  # bounds the memory; the result does not depend on it
+NUM_PHOTOS = 2000  # at most
+
+
+class Effort(NamedTuple):
+    """Numbers of objects seen from every camera of the grid, and of renders of other objects."""
+
+    objects: int
+    others: int
+
+    @property
+    def renders(self) -> int:
+        """Return the number of all renders."""
+        return self.objects * GRID.pitch * GRID.yaw + self.others
+
+
+WHOLE, QUICK = Effort(32, 600), Effort(4, 200)
+
+
+class Grid(NamedTuple):
+    """Cameras (G,) and whether their yaws go all around."""
+
+    poses: Poses
+    is_circle: bool
+
+
+class Found(NamedTuple):
+    """Mean and standard deviation of an angle, radians, and its excess kurtosis.
+
+    A spread that goes all around the circle is infinite. share: R^2 of the guesses on renders;
+    explained: share of the variance of the guesses on photos that the spread explains; the rest is
+    noise. An angle is clear, that is found, if both are large enough.
+    """
+
+    mean: float
+    spread: float
+    kurtosis: float
+    share: float
+    explained: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Return whether the angle was found."""
+        return self.share >= LEAST_SHARE and self.explained >= LEAST_EXPLAINED
+
+
+def grid_of(poses: PoseDistribution) -> Grid:
+    """Return the cameras in which photos are searched: wider than the curriculum's."""
+    (pitch, pitch_spread), (yaw, yaw_spread) = poses.moments()
+    reach = max(LEAST_REACH.pitch, REACH * pitch_spread)
+    low, high = max(POLE_DISTANCE, pitch - reach), min(math.pi - POLE_DISTANCE, pitch + reach)
+    pitches = torch.linspace(low, high, GRID.pitch)
+    reach = max(LEAST_REACH.yaw, REACH * yaw_spread)
+    is_circle = reach >= ALL_AROUND
+    yaws = torch.linspace(yaw - reach, yaw + reach, GRID.yaw)
+    if is_circle:
+        yaws = yaw + math.pi * (2 * torch.arange(GRID.yaw) / GRID.yaw - 1)
+    pairs = torch.cartesian_prod(pitches, yaws)
+    return Grid(Poses(pitch=pairs[:, 0], yaw=pairs[:, 1]), is_circle)
+
+
+def spread_evenly(grid: Grid, count: int, *, rng: torch.Generator) -> Poses:
+    """Draw cameras (count,) evenly from the range of the grid."""
+    drawn = []
+    for angles in grid.poses:
+        low, high = angles.min(), angles.max()
+        drawn.append(low + (high - low) * torch.rand(count, generator=rng))
+    if grid.is_circle:
+        drawn[1] = 2 * math.pi * torch.rand(count, generator=rng)
+    return Poses(*drawn)
+
+
+def outlines(images: Tensor) -> Tensor:
+    """Return differences of neighboring pixels (N, 2, H - 1, W - 1) of images (N, 3, H, W).
+
+    They show silhouettes and features, not the colors of skin, paint or light. Their deviation is 1
+    in every image.
+    """
+    gray = images.double().mean(1)
+    corner = gray[:, 1:, 1:]
+    steps = torch.stack([corner - gray[:, 1:, :-1], corner - gray[:, :-1, 1:]], dim=1)
+    return steps / (steps.std((1, 2, 3), keepdim=True) + 1e-3)
+
+
+class Matcher:
+    """Posterior over the cameras of a grid, p(camera | image) for a flat prior.
+
+    p(image | camera) is normal around the mean over the objects seen from there. Its covariance is
+    that of the objects, the same for all cameras, plus the noise floor: the mean squared distance
+    of a photo from the nearest mean, in every direction.
+
+    Args:
+        renders: features (K, G, D) of K objects from each camera.
+        photos: features (N, D).
+    """
+
+    def __init__(self, renders: Tensor, photos: Tensor) -> None:
+        means = renders.mean(0)
+        own = (renders - means).flatten(0, 1)
+        covariance = own.T @ own / max(1, len(own) - len(means))
+        floor = torch.cdist(photos, means).amin(1).square().mean() / means.shape[1]
+        covariance.diagonal().add_(floor + 1e-9)
+        self.root = torch.linalg.cholesky(covariance)
+        self.means = self._whitened(means)
+
+    def _whitened(self, features: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.root, features.T, upper=False).T
+
+    def posterior(self, features: Tensor) -> Tensor:
+        """Return probabilities (N, G) of the cameras for features (N, D)."""
+        return torch.softmax(-0.5 * torch.cdist(self._whitened(features), self.means) ** 2, dim=1)
+
+
+class Guesses(NamedTuple):
+    """Guessed angles: from whole images (N,), and from their upper and lower halves (2, N)."""
+
+    whole: Tensor
+    halves: Tensor
+
+
+def guess(grid: Grid, renders: Tensor, photos: Tensor, others: Tensor) -> list[list[Guesses]]:
+    """Return guesses for photos (N, ...) and for others, each by axis.
+
+    renders (K, G, ...), photos and others hold images' outlines (2, H - 1, W - 1).
+    """
+    half = photos.shape[-2] // 2
+    parts = []
+    for rows in (slice(None), slice(None, half), slice(half, None)):
+        own, *images = (x[..., rows, :].flatten(-3) for x in (renders, photos, others))
+        matcher = Matcher(own, images[0])
+        parts.append([_angles(grid, matcher.posterior(features)) for features in images])
+    return [
+        [Guesses(whole, torch.stack(halves)) for whole, *halves in zip(*of_one, strict=True)]
+        for of_one in zip(*parts, strict=True)
+    ]
+
+
+def _angles(grid: Grid, posterior: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the posterior's mean pitch and yaw, each (N,)."""
+    pitch, yaw = (angles.double() for angles in grid.poses)
+    if not grid.is_circle:
+        return posterior @ pitch, posterior @ yaw
+    return posterior @ pitch, torch.atan2(posterior @ yaw.sin(), posterior @ yaw.cos())
+
+
+def find_angle(photos: Guesses, others: Guesses, angles: Tensor) -> Found:
+    """Return the distribution of an angle on the photos.
+
+    others are guesses of renders with known angles (M,). Their response, guess = slope * angle +
+    offset + noise, is measured with weights that follow what is found, in ROUNDS rounds. The
+    errors of both halves of a photo are nearly independent, whatever makes photos harder than
+    renders, so that
+
+        variance = (cov(upper, lower) - cov(their noise)) / (slope of upper * slope of lower)
+    """
+    weights = torch.ones_like(angles, dtype=torch.float64)
+    share = fit_response(others.whole, angles).share
+    unclear = Found(math.nan, math.nan, math.nan, share, 0.0)
+    total = float(photos.whole.var(correction=0))
+    if share < LEAST_SHARE or total <= 0:
+        return unclear
+    for _ in range(ROUNDS):
+        whole = fit_response(others.whole, angles, weights)
+        ends = [fit_response(part, angles, weights) for part in others.halves]
+        if min(whole.slope, *(end.slope for end in ends)) <= 0:
+            return unclear
+        mean = (float(photos.whole.mean()) - whole.offset) / whole.slope
+        left = [g - e.slope * angles - e.offset for g, e in zip(others.halves, ends, strict=True)]
+        noise = float((weights * left[0] * left[1]).sum() / weights.sum())
+        shared = float(torch.cov(photos.halves, correction=0)[0, 1]) - noise
+        spread = math.sqrt(max(0.0, shared / (ends[0].slope * ends[1].slope)))
+        width = max(spread, LEAST_WIDTH * float(angles.std()))
+        weights = torch.exp(-((angles - mean) ** 2) / (2 * width**2)).double()
+    explained = (whole.slope * spread) ** 2 / total
+    if spread < LEAST_FORM * float(angles.std()):
+        return Found(mean, spread, 0.0, share, explained)
+    upper, lower = photos.halves - photos.halves.mean(1, keepdim=True)
+    squares = float(torch.cov(torch.stack([upper, lower]) ** 2, correction=0)[0, 1])
+    fourth = squares - 2 * float((upper * lower).mean()) ** 2
+    scale = ends[0].slope * ends[1].slope * spread**2
+    return Found(mean, spread, fourth / scale**2, share, explained)
+
+
+def find_direction(photos: Guesses, others: Guesses, angles: Tensor) -> Found:
+    """Return the distribution of a yaw that may go all around, as find_angle does.
+
+    Guesses turn the mean direction's length r by the blur of the guesses, which renders measure as
+    the length of the mean of exp(i (guess - angle)). The spread is sqrt(-2 ln r), that of a wrapped
+    normal distribution.
+    """
+    errors = torch.polar(torch.ones_like(angles).double(), (others.whole - angles).double()).mean()
+    seen = torch.polar(torch.ones_like(photos.whole), photos.whole).mean()
+    blur = float(errors.abs())
+    length = min(1.0, float(seen.abs()) / max(blur, 1e-9))
+    spread = math.inf if length < FLAT_CIRCLE else math.sqrt(-2 * math.log(length))
+    mean = float((seen / errors).angle())
+    return Found(mean, spread, -1.2 if math.isinf(spread) else 0.0, blur**2, 1.0)
+
+
+def _kind(pitch: Found, yaw: Found) -> PoseKind:
+    """Return the kind of distribution, that of yaw where it is clear: it varies most."""
+    if math.isinf(yaw.spread):
+        return "spherical_uniform"
+    kurtosis = (yaw if yaw.is_clear else pitch).kurtosis
+    return "uniform" if FLAT_TOP[0] < kurtosis < FLAT_TOP[1] else "gaussian"
+
+
+def distribution(pitch: Found, yaw: Found, before: PoseDistribution) -> PoseDistribution:
+    """Return the distribution that was found; angles that are not clear stay as before."""
+    moments = [
+        (each.mean, each.spread) if each.is_clear else own
+        for each, own in zip((pitch, yaw), before.moments(), strict=True)
+    ]
+    kind = _kind(pitch, yaw)
+    if kind != "spherical_uniform":
+        return with_moments(kind, *moments)
+    middle, half = _band(*moments[0])
+    return replace(before, kind=kind, pitch_mean=middle, pitch_spread=half, yaw_spread=math.pi)
+
+
+def with_moments(
+    kind: PoseKind, pitch: tuple[float, float], yaw: tuple[float, float]
+) -> PoseDistribution:
+    """Return the distribution of a kind that has these means and standard deviations."""
+    scale = DEVIATIONS[kind]
+    return PoseDistribution(
+        kind=kind,
+        yaw_mean=yaw[0],
+        yaw_spread=yaw[1] / scale,
+        pitch_mean=pitch[0],
+        pitch_spread=pitch[1] / scale,
+    )
+
+
+def step_towards(found: tuple[Found, Found], before: PoseDistribution) -> PoseDistribution:
+    """Return what was found, of the kind of before, with spreads changed by at most MOST_CHANGE.
+
+    Angles that are not clear stay.
+    """
+    moments = []
+    for each, (mean, spread) in zip(found, before.moments(), strict=True):
+        if each.is_clear and math.isfinite(each.spread):
+            spread *= min(MOST_CHANGE, max(1 / MOST_CHANGE, each.spread / spread))
+            mean = each.mean
+        moments.append((mean, spread))
+    return with_moments(before.kind, *moments)
+
+
+def _band(mean: float, spread: float) -> tuple[float, float]:
+    """Return pitch_mean and pitch_spread of the band of the sphere with these moments of pitch."""
+    ends = torch.linspace(0, 1, 101, dtype=torch.float64)
+    low, high = torch.cartesian_prod(ends, ends).T
+    shares = torch.linspace(0, 1, 101, dtype=torch.float64)
+    angles = torch.arccos(1 - 2 * (low[:, None] + (high - low)[:, None] * shares))
+    errors = (angles.mean(1) - mean) ** 2 + (angles.std(1, correction=0) - spread) ** 2
+    best = errors.masked_fill(high <= low, math.inf).argmin()
+    middle, half = (low + high) / 2, (high - low) / 2
+    return math.pi * float(middle[best]), math.pi * float(half[best])
+
+
+@torch.no_grad()
+def search(
+    generator: ImplicitGenerator3d,
+    photos: Tensor,
+    poses: PoseDistribution,
+    options: RenderOptions,
+    latent_kind: LatentKind,
+    *,
+    rng: torch.Generator,
+    effort: Effort = WHOLE,
+    report: Callable[[int], object] = lambda count: None,
+) -> tuple[Found, Found]:
+    """Return pitch and yaw of the cameras of photos (N, 3, H, W) in [-1, 1].
+
+    Args:
+        generator: trained with poses, of which the search covers more.
+        photos: of options.image_size pixels.
+        poses: cameras of the generator's training.
+        options: of renders without randomness.
+        latent_kind: of the objects.
+        rng: CPU stream.
+        effort: more takes longer and finds more exactly.
+        report: called with the number of renders since the last call.
+    """
+    grid = grid_of(poses)
+    objects, others = effort
+    latents = sample_latents(objects + others, generator.z_dim, kind=latent_kind, rng=rng)
+    films = generator.mapping(latents.to(next(generator.parameters()).device))
+    known = spread_evenly(grid, others, rng=rng)
+
+    def rendered(film: Film, poses: Poses) -> Tensor:
+        chunk = generator.points_per_chunk or POINTS_PER_CHUNK
+        images = generator.render(film, poses, options, points_per_chunk=chunk).images
+        report(len(images))
+        return outlines(images.cpu())
+
+    count = len(grid.poses.yaw)
+    renders = [rendered(films[torch.full((count,), k)], grid.poses) for k in range(objects)]
+    ahead = [
+        rendered(films[objects + part], Poses(*(angles[part] for angles in known)))
+        for part in torch.arange(others).split(count)
+    ]
+    on_photos, on_others = guess(
+        grid, torch.stack(renders), outlines(photos.cpu()), torch.cat(ahead)
+    )
+    pitch = find_angle(on_photos[0], on_others[0], known.pitch)
+    find = find_direction if grid.is_circle else find_angle
+    return pitch, find(on_photos[1], on_others[1], known.yaw)
