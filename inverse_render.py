@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 import own_modules  # noqa: F401
-from checkpoint_io import checkpoints
+from checkpoint_io import checkpoints, encoders
 from checkpoint_io.checkpoints import SavedGenerator
-from generators import inversion
+from generators import guided_fit, inversion
 from generators.cameras import Poses
+from generators.encoder import Encoder
 from generators.inversion import FitOptions, Guess, Photo
 from generators.trajectories import TRAJECTORIES, Camera, SceneObject
+from generators.tuning import Tuning, tune, tuned_film
 from generators.volumetric_rendering import RenderOptions
 from image_io import png, video
 from image_io.decoding import Crop
@@ -52,12 +54,16 @@ def build_parser() -> flags.ArgumentParser:
     add("--output_dir", type=Path, help="default: PHOTO_fit in the current folder")
     add("--fit_size", type=flags.pixels, help="pixels per side for the comparison; "
         "default: those of the curriculum's last stage")  # fmt: skip
-    add("--candidates", type=flags.whole(1, MAX_CANDIDATES), default=DEFAULTS.num_candidates,
-        help="random objects and poses that are tried first")  # fmt: skip
+    add("--candidates", type=flags.whole(1, MAX_CANDIDATES), help="random objects and poses that "
+        f"are tried first; default: {DEFAULTS.num_candidates}, or none where encoder.pth beside "
+        "the generator guesses")  # fmt: skip
     add("--starts", type=flags.positive_int, default=DEFAULTS.num_starts, help="number of the best "
         "candidates that are optimized")  # fmt: skip
     add("--latent_steps", type=flags.positive_int, default=DEFAULTS.latent_steps)
     add("--film_steps", type=flags.positive_int, default=DEFAULTS.film_steps)
+    add("--instant", action="store_true", help="take the encoder's guess as it is")
+    add("--tune", type=flags.whole(0, MAX_CANDIDATES), default=0, metavar="N", help="tune the "
+        "generator to the photo for N steps, for this object alone; 200 is enough")  # fmt: skip
     add("--fov", type=flags.positive_float, help="the photo's angle of view in degrees; default: "
         "fit it")  # fmt: skip
     add("--seed", type=flags.non_negative_int, default=0, help="of the candidates")
@@ -74,11 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     photo = _open_photo(saved, args, options)
     folder = args.output_dir or Path(f"{args.photo.stem}_fit")
     video_path = _video_path(saved, folder, options, args)
+    encoder = _encoder(saved, args)
     with filled_folder(folder):
-        guess, loss = _fitted(saved, photo, options, args)
+        guess, loss = _fitted(saved, encoder, photo, options, args)
+        tuning = _tuned(saved, guess, photo, options, args) if args.tune else None
     pitch, yaw, fov = (float(angle) for angle in (*guess.poses, guess.fov_degrees))
-    fit = SceneObject(args.photo.stem, guess.film, Camera(pitch, yaw, fov))
-    checkpoints.save_fit(folder / "fit.pth", fit, saved)
+    film = guess.film if tuning is None else tuned_film(saved.generator.siren, guess.film, tuning)
+    fit = SceneObject(args.photo.stem, film, Camera(pitch, yaw, fov))
+    checkpoints.save_fit(folder / "fit.pth", fit, saved, tuning)
     decibels = _save_comparison(folder / "fit.png", saved, fit, photo, options, args)
     print(
         f"pitch {math.degrees(pitch):.1f}, yaw {math.degrees(yaw):.1f}, angle of view "
@@ -145,25 +154,47 @@ def _open_photo(saved: SavedGenerator, args: argparse.Namespace, options: Render
     return Photo(photo.image.to(device), photo.weight.to(device), alpha)
 
 
+def _encoder(saved: SavedGenerator, args: argparse.Namespace) -> Encoder | None:
+    """Return the encoder beside the generator, unless --candidates asks for a random search."""
+    encoder = encoders.beside(args.generator, saved) if args.candidates is None else None
+    if args.instant and encoder is None:
+        reason = f"is no {encoders.NAME} beside {args.generator}; train_encoder.py makes it"
+        if args.candidates is not None:
+            reason = "are no random --candidates"
+        raise UsageError(f"--instant: there {reason}")
+    return encoder
+
+
 def _fitted(
-    saved: SavedGenerator, photo: Photo, options: RenderOptions, args: argparse.Namespace
+    saved: SavedGenerator,
+    encoder: Encoder | None,
+    photo: Photo,
+    options: RenderOptions,
+    args: argparse.Namespace,
 ) -> tuple[Guess, float]:
     """Fit the photo with a progress bar; return the best guess and its loss."""
+    candidates = args.candidates or DEFAULTS.num_candidates
     fit = FitOptions(
-        num_candidates=args.candidates,
-        num_starts=min(args.starts, args.candidates),
+        num_candidates=candidates,
+        num_starts=min(args.starts, candidates),
         latent_steps=args.latent_steps,
         film_steps=args.film_steps,
         fits_fov=args.fov is None,
     )
+    num_steps = candidates + fit.latent_steps + fit.film_steps
     done: dict[str, int] = {}
-    with progress_bar(args.candidates + fit.latent_steps + fit.film_steps, "step") as bar:
+    with progress_bar(num_steps if encoder is None else guided_fit.STEPS, "step") as bar:
 
         def report(name: str, count: int, loss: float) -> None:
             bar.set_postfix_str(f"{name}, loss {loss:.5f}", refresh=False)
             bar.update(count - done.get(name, 0))
             done[name] = count
 
+        if encoder is not None:
+            return guided_fit.fit_from_guess(
+                encoder, saved.generator, photo, options,
+                fits_fov=fit.fits_fov, is_instant=args.instant, report=report,
+            )  # fmt: skip
         return inversion.fit_photo(
             saved.generator,
             photo,
@@ -172,6 +203,30 @@ def _fitted(
             fit,
             kind=saved.curriculum.settings.z_dist,
             guessed_pose=_guessed_pose(saved, args.generator, photo),
+            rng=torch.Generator().manual_seed(args.seed),
+            report=report,
+        )
+
+
+def _tuned(
+    saved: SavedGenerator, guess: Guess, photo: Photo, options: RenderOptions,
+    args: argparse.Namespace,
+) -> Tuning:  # fmt: skip
+    """Tune the generator's field to the photo, with a progress bar."""
+    with progress_bar(args.tune, "step") as bar:
+
+        def report(_: int, loss: float) -> None:
+            bar.set_postfix_str(f"tune, loss {loss:.5f}", refresh=False)
+            bar.update()
+
+        return tune(
+            saved.generator,
+            guess,
+            photo,
+            saved.curriculum.poses(),
+            options,
+            steps=args.tune,
+            kind=saved.curriculum.settings.z_dist,
             rng=torch.Generator().manual_seed(args.seed),
             report=report,
         )

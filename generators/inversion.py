@@ -166,7 +166,7 @@ def search(
     return latents[best], Poses(*(angle[best] for angle in cameras))
 
 
-class _Cameras:
+class Cameras:
     """Learnable pitch, yaw and angle of view of K guesses."""
 
     def __init__(self, poses: Poses, fov_degrees: Tensor, given_fov: float) -> None:
@@ -175,9 +175,11 @@ class _Cameras:
         self.given_fov = given_fov
 
     def parameters(self, *, fits_fov: bool) -> list[Tensor]:
+        """Return what is learned."""
         return [self.pitch, self.yaw, *([self.log_zoom] if fits_fov else [])]
 
     def guess(self, film: Film) -> Guess:
+        """Return objects of film seen from these cameras."""
         pitch = self.pitch.clamp(POLE_MARGIN, math.pi - POLE_MARGIN)
         return Guess(film, Poses(pitch, self.yaw), self.given_fov * self.log_zoom.exp())
 
@@ -198,11 +200,11 @@ def _better(losses: Tensor, guess: Guess, lowest: Tensor, best: Guess) -> tuple[
     return choose(losses, lowest), Guess(film, poses, fov_degrees)
 
 
-def _descend(
+def descend(
     film_of: Callable[[], tuple[Film, Tensor]],
     parameters: list[Tensor],
     rate: float,
-    cameras: _Cameras,
+    cameras: Cameras,
     generator: ImplicitGenerator3d,
     photo: Photo,
     options: RenderOptions,
@@ -265,13 +267,13 @@ def fit_photo(
     )  # fmt: skip
     z = latents.to(device).requires_grad_()
     given = torch.full((len(z),), fov, device=device)
-    cameras = _Cameras(Poses(*(angle.to(device) for angle in cameras_found)), given, fov)
+    cameras = Cameras(Poses(*(angle.to(device) for angle in cameras_found)), given, fov)
 
     def film_of_latents() -> tuple[Film, Tensor]:
         return generator.mapping(z), LATENT_PRIOR * z.square().mean(1)
 
     size = max(fit.search_size, photo.image.shape[-1] // 2)
-    losses, best = _descend(
+    losses, best = descend(
         film_of_latents, [z], fit.latent_rate, cameras, generator, photo.at(size), options, fit,
         steps=fit.latent_steps, report=partial(report, "latent"),
     )  # fmt: skip
@@ -303,8 +305,8 @@ def _refine(
         squares = torch.cat(offsets, dim=1).square().mean(1)
         return film, OFFSET_PRIOR * squares
 
-    cameras = _Cameras(start.poses, start.fov_degrees, options.fov_degrees)
-    losses, best = _descend(
+    cameras = Cameras(start.poses, start.fov_degrees, options.fov_degrees)
+    losses, best = descend(
         film_of_offsets, offsets, fit.film_rate, cameras, generator, photo, options, fit,
         steps=fit.film_steps, report=partial(report, "film"),
     )  # fmt: skip
