@@ -183,7 +183,12 @@ def _fitted(
     )
     num_steps = candidates + fit.latent_steps + fit.film_steps
     done: dict[str, int] = {}
-    with progress_bar(num_steps if encoder is None else guided_fit.STEPS, "step") as bar:
+    with progress_bar(
+        num_steps
+        if encoder is None
+        else sum(each.steps for each in guided_fit.passes(options.image_size)),
+        "step",
+    ) as bar:
 
         def report(name: str, count: int, loss: float) -> None:
             bar.set_postfix_str(f"{name}, loss {loss:.5f}", refresh=False)

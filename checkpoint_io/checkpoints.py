@@ -261,7 +261,8 @@ def load_fit(path: Path, saved: SavedGenerator) -> SceneObject:
             raise StateError(f"has a camera at pitch {pitch}, yaw {yaw}, angle of view {fov}")
         changes = _weight_changes(content, siren)
     name = path.absolute().parent.name if path.name == "fit.pth" else path.stem
-    return SceneObject(name, Film(*films, changes), Camera(pitch, yaw, fov))
+    film = Film(films[0], films[1], changes)
+    return SceneObject(name, film, Camera(pitch, yaw, fov))
 
 
 def _weight_changes(content: Mapping[Any, Any], siren: FilmSiren) -> Tensor | None:

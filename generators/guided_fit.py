@@ -38,21 +38,21 @@ OFFSET_RATE = 0.75  # learning rate of offsets, as a share of that of coordinate
 
 
 class Pass(NamedTuple):
-    """One descent: its name, 1 / share of the photo's size, steps and learning rates."""
+    """One descent: its name, pixels per side, steps and learning rates."""
 
     name: str
-    shrink: int
+    size: int
     steps: int
     rate: float
     pose_rate: float
 
 
-PASSES = (
-    Pass("small", 1_000, 40, 0.08, 0.03),
-    Pass("half", 2, 80, 0.06, 0.02),
-    Pass("film", 1, 60, 0.04, 0.01),
-)
-STEPS = sum(each.steps for each in PASSES)
+def passes(size: int) -> list[Pass]:
+    """Return the descents of a fit to a photo of size x size pixels."""
+    small = Pass("small", min(SMALLEST, size), 30, 0.08, 0.03)
+    if size <= 2 * SMALLEST:
+        return [small, Pass("film", size, 100, 0.06, 0.02)]
+    return [small, Pass("half", size // 2, 80, 0.06, 0.02), Pass("film", size, 60, 0.04, 0.01)]
 
 
 @torch.no_grad()
@@ -111,8 +111,7 @@ def fit_from_guess(
         prior = prior + OFFSET_PRIOR * (OFFSET_RATE * offsets).square().mean(1)
         return encoder.film(coordinates, offsets * scale), prior
 
-    for name, shrink, steps, rate, pose_rate in PASSES:
-        size = max(photo.image.shape[-1] // shrink, min(SMALLEST, photo.image.shape[-1]))
+    for name, size, steps, rate, pose_rate in passes(photo.image.shape[-1]):
         cameras = Cameras(guess.poses, guess.fov_degrees, options.fov_degrees)
         fit = FitOptions(fits_fov=fits_fov, pose_rate=pose_rate)
         losses, guess = descend(

@@ -173,8 +173,8 @@ def tune(
     with torch.no_grad():
         front = _view(generator, found, options, None)
     for step in range(steps):
-        tuned = tuned_film(generator.siren, found.film, Tuning(RANK, factors))
-        tuned, changes = replace(found, film=tuned), tuned.weight_changes
+        film = tuned_film(generator.siren, found.film, Tuning(RANK, factors))
+        tuned, changes = replace(found, film=film), film.weight_changes
         loss = photo_losses(*render_guess(generator, tuned, options, size), photo).sum()
         kept = _to_keep(generator, found, poses, kind, rng)
         with torch.no_grad():

@@ -37,6 +37,7 @@ TINY = {
     "fid_evaluation": "--img_size 8",
     "eval_metrics": "--num_objects 1 --consistency_size 8 --device cpu",
     "prepare_photos": "--kind crop --size 16",  # the photos of this test are noise
+    "train_encoder": "--steps 1 --batch_size 2 --renders_per_step 2 --device cpu",
     "viewer": "--save_picture --image_size 8 --num_steps 4 --device cpu",
 }
 OURS = ("runs/demo", "assets/demo", "out")
@@ -133,6 +134,8 @@ def run(line):
     words = [*arguments, *TINY.get(module, "").split()]
     if "--trajectory" in words and words[words.index("--trajectory") + 1].endswith(".csv"):
         words = [*words[: words.index("--num_frames")]]
+    if "--instant" in words:
+        del words[words.index("--candidates") : words.index("--candidates") + 2]
     assert importlib.import_module(module).main(words) == 0
     return {str(path) for path in set(Path().rglob("*")) - before}
 
