@@ -13,7 +13,7 @@ from PIL import Image
 import inverse_render
 from checkpoint_io import checkpoints
 from config import curriculum
-from generators import inversion
+from generators import inversion, joint_inversion
 from generators.cameras import Poses, cast_rays, sample_poses
 from generators.inversion import FitOptions, Photo, photo_losses
 from generators.sampling import sample_latents
@@ -104,6 +104,41 @@ def test_a_render_of_the_generator_is_found_again(saved):
     error = ((shown[0] - image) / 2).square().mean()
     assert -10 * math.log10(float(error)) > 25
     assert len(guess.film) == len(guess.poses.yaw) == len(guess.fov_degrees) == 1
+
+
+def test_several_photos_of_one_object_have_a_camera_each(saved):
+    bounded = {**TINY, "scene_radius": 0.1, "density_scale": 200, "h_stddev": 0.6}
+    saved = replace(saved, curriculum=curriculum.build("Bounded", bounded))
+    saved.generator.siren.density_scale = 200.0
+    rng = torch.Generator().manual_seed(3)
+    film = saved.generator.mapping(sample_latents(1, 6, kind="gaussian", rng=rng))
+    poses = Poses(torch.tensor([1.5, 1.6, 1.4]), torch.tensor([0.9, 1.6, 2.2]))
+    options, three = saved.curriculum.preview_render(0, 16), torch.zeros(3, dtype=torch.long)
+    with torch.no_grad():
+        images = saved.generator.render(film[three], poses, options).images
+    steps = []
+    guess, loss = joint_inversion.fit_photos(
+        saved.generator,
+        [Photo(image, torch.ones(16, 16)) for image in images],
+        saved.curriculum.poses(),
+        options,
+        replace(QUICK, num_starts=4),
+        kind="gaussian",
+        guessed_poses=[None] * 3,
+        rng=torch.Generator().manual_seed(0),
+        report=lambda name, count, lowest: steps.append((name, count, lowest)),
+    )
+    assert [count for name, count, _ in steps if name == "search"] == [*range(32, 193, 32)]
+    assert all(
+        (part == part[:1]).all() for part in (guess.film.frequencies, guess.film.phase_shifts)
+    )
+    shown, opacities = inversion.render_guess(saved.generator, guess, options, 16)
+    each = [photo_losses(*seen, Photo(image, torch.ones(16, 16))) for *seen, image in
+            zip(shown.split(1), opacities.split(1), images, strict=True)]  # fmt: skip
+    assert loss == pytest.approx(float(torch.stack(each).mean()), rel=1e-4)
+    assert (guess.poses.yaw - poses.yaw).abs().max() < 0.2
+    errors = ((shown - images) / 2).square().mean((1, 2, 3))
+    assert float(-10 * errors.max().log10()) > 25
 
 
 def test_a_known_angle_of_view_stays(saved):
