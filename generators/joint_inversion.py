@@ -37,6 +37,11 @@ def fit_photos(
     guessed_poses has one for each photo; the photos are of one size. The other arguments are those
     of inversion.fit_photo.
     """
+    if len(photos) == 1:
+        return inversion.fit_photo(
+            generator, photos[0], poses, options, fit,
+            kind=kind, guessed_pose=guessed_poses[0], rng=rng, report=report,
+        )  # fmt: skip
     options = replace(options, density_noise=0.0)
     start = search_together(
         generator, photos, poses, options, fit,

@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
-import torch
 import viser
 
-from generators.cameras import PoseDistribution, Poses, camera_origins, sample_poses
+from generators.cameras import PoseDistribution
 from generators.trajectories import Camera
+from rendering import viewing
 from web_viewer import origins
 from web_viewer.pictures import Picture
 from web_viewer.request import NARROWEST, SHOWS, WIDEST, Request, distance_of
@@ -31,8 +31,7 @@ TROUBLE = "color:#fff;background:#c92a2a;padding:6px;margin:0 1em;border-radius:
 TEXT = "width:100%;box-sizing:border-box;font:11px monospace;resize:vertical"
 # The old clipboard interface: browsers allow the new one only on pages of this machine.
 COPY = "this.previousElementSibling.select();document.execCommand('copy');this.textContent='Copied'"
-NUM_DOTS, NUM_CAMERAS = 300, 2000  # training cameras that are drawn, and compared with
-FAMILIAR = math.radians(8)  # largest angle to the nearest training camera
+NUM_DOTS = 300  # training cameras that are drawn
 FRAME = "width:100%;display:block;border:1px solid #8886;border-radius:4px"
 BLUE, GREEN, ORANGE = "#4dabf7", "#20c997", "#fd7e14"
 MAP_WIDTH, MAP_HEIGHT = 240, 120  # of 360 degrees of yaw and 180 of pitch
@@ -42,10 +41,9 @@ class PoseMap:
     """A small SVG map of the training cameras and the visitor's camera."""
 
     def __init__(self, distribution: PoseDistribution) -> None:
-        poses = sample_poses(distribution, NUM_CAMERAS, rng=torch.Generator().manual_seed(0))
-        self._places = camera_origins(poses)  # (NUM_CAMERAS, 3)
+        self._poses = viewing.training_cameras(distribution)
         self._middle = distribution.yaw_mean
-        dots = zip(*(angles[:NUM_DOTS].tolist() for angles in poses), strict=True)
+        dots = zip(*(angles[:NUM_DOTS].tolist() for angles in self._poses), strict=True)
         self._dots = "".join(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
             for x, y in (self._on_map(pitch, yaw) for pitch, yaw in dots)
@@ -58,9 +56,7 @@ class PoseMap:
 
     def is_familiar(self, camera: Camera) -> bool:
         """Return whether a training camera was close to the visitor's."""
-        pose = Poses(torch.tensor([camera.pitch]), torch.tensor([camera.yaw]))
-        nearest = (self._places @ camera_origins(pose)[0]).max().clamp(-1, 1)
-        return math.acos(float(nearest)) <= FAMILIAR
+        return viewing.angle_to_nearest(self._poses, camera) <= viewing.FAMILIAR
 
     def svg(self, camera: Camera) -> str:
         """Draw the map with a camera on it, and a line of text below."""
