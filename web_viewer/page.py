@@ -15,7 +15,7 @@ import viser
 from generators.cameras import PoseDistribution
 from generators.trajectories import Camera
 from rendering import viewing
-from web_viewer import origins
+from web_viewer import origins, photo_fits, uploads
 from web_viewer.pictures import Picture
 from web_viewer.request import NARROWEST, SHOWS, WIDEST, Request, distance_of
 from web_viewer.session import LABELS, NO_FIT, Session, Shared
@@ -151,6 +151,8 @@ class Page:
         is_wide = client.camera.image_width >= NARROW  # else the fields would cover the object
         self._trouble = gui.add_html("")
         self._status = gui.add_html("")
+        with gui.add_folder("Photo", expand_by_default=is_wide):
+            self._add_photo()
         with gui.add_folder("Object", expand_by_default=is_wide):
             self._add_object(shared.start)
         with gui.add_folder("Picture", expand_by_default=is_wide):
@@ -173,14 +175,22 @@ class Page:
     def _button(self, label: str, pressed: Callable[[], None]) -> None:
         self._client.gui.add_button(label).on_click(lambda _: pressed())
 
+    def _add_photo(self) -> None:
+        gui = self._client.gui
+        shown = gui.add_dropdown("Photo shows", list(photo_fits.CONTENTS))
+        self._uploads = uploads.Uploads(gui, self.complain)
+        button = gui.add_upload_button("Fit a photo", mime_type=uploads.TYPE)
+        button.on_upload(lambda _: self.session.fit(button.value.content, shown.value))
+        gui.add_html(uploads.DROPPING)
+
     def _add_object(self, start: Request) -> None:
-        gui, source = self._client.gui, self._shared.source
-        if source.fits:
-            fits = [NO_FIT, *source.fits]
-            fit = gui.add_dropdown("Photo's fit", fits, initial_value=start.fit or NO_FIT)
-            self._field("fit", fit)
-            cameras = self._shared.fit_cameras
-            fit.on_update(lambda _: self._place(cameras.get(fit.value, self._shared.usual)))
+        gui, fits = self._client.gui, [NO_FIT, *self._shared.source.fits]
+        fit = gui.add_dropdown(
+            "Photo's fit", fits, initial_value=start.fit or NO_FIT, visible=len(fits) > 1
+        )
+        self._field("fit", fit)
+        cameras = self._shared.fit_cameras
+        fit.on_update(lambda _: self._place(cameras.get(fit.value, self._shared.usual)))
         self._field("seed", gui.add_text(LABELS["seed"], str(start.seed)))
         self._button("Random seed", self._roll)
         self._field("psi", gui.add_slider(LABELS["psi"], 0.0, 1.0, 0.01, start.psi))
@@ -239,6 +249,13 @@ class Page:
         if list(picker.options) != names:
             picker.options = names
 
+    def show_fit(self, name: str) -> None:
+        """Show a photo's fit, which is new in the list of fits."""
+        picker = self._fields["fit"]
+        picker.options = [NO_FIT, *self._shared.source.fits]
+        picker.visible = True
+        picker.value = name
+
     def _tell(self) -> None:
         """Update the map and the command line."""
         self._map.content = self._pose_map.svg(self.session.request.camera)
@@ -268,7 +285,7 @@ class Page:
         self._trouble.content = box if text else ""
 
     def progress(self, text: str, share: float | None) -> None:
-        """Show the progress of saving."""
+        """Show the progress of saving or fitting."""
         self._bar.visible = share is not None
         self._bar.value = 100 * (share or 0.0)
         self._bar_text.content = f'<div style="{SMALL}">{html.escape(text)}</div>'
