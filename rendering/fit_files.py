@@ -78,6 +78,7 @@ def _save_views(
     start = fit.shots[0]
     shots = [start.seen_from(start.camera.turned(0, offset)) for offset in VIEW_OFFSETS]
     small = replace(options, image_size=SEEN_SIZE)
+    word = "photo" if len(fit.shots) == 1 else "photos"
     photographed = list(filming.views(fitter.saved, fit.shots, small))
     columns = []
     with filming.progress(len(shots), options) as bar:
@@ -85,7 +86,7 @@ def _save_views(
         for shot, view in zip(shots, views, strict=True):
             share = seen_share(shot, view, fit.shots, photographed, options)
             picture = torch.cat(filming.pictures(view, options, depth_map=depth_map), dim=2)
-            strip = png.bar(options.image_size, share, f"{share:.0%} seen in the photo")
+            strip = png.bar(options.image_size, share, f"{share:.0%} seen in the {word}")
             columns.append(torch.cat([picture, strip[None]], dim=2))
     png.save_png(path, png.grid(torch.cat(columns), len(columns)))
 

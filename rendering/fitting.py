@@ -18,10 +18,10 @@ from generators import joint_inversion
 from generators.cameras import Poses
 from generators.generators import View
 from generators.inversion import FitOptions, Photo, Report
+from generators.pictures import psnr
 from generators.sampling import sample_latents
 from generators.trajectories import Camera, SceneObject
 from generators.volumetric_rendering import RenderOptions
-from metrics.consistency import psnr
 from rendering import filming, viewing
 from rendering.photos import Opened
 from siren.film import Film

@@ -97,7 +97,7 @@ def _prepared(
     return Opened(
         name=name,
         photo=_photo(picture.convert("RGBA"), name, background),
-        ground=image if source is image else _without(image, source),
+        ground=_without(image, source) if how.kind == "object" else image,
         square=square,
         note=f"{len(squares)} {how.kind}s; takes the largest" if len(squares) > 1 else "",
         fault=preparing.fault(how.kind, image, square, picture, blur),

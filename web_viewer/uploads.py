@@ -14,8 +14,9 @@ MAX_BYTES = 2**25  # of a photo: 32 MiB
 TYPE = "image/*"  # that the browser offers; what the file is is found by decoding it
 # Hands a dropped file to viser's own field for uploads. An image's onload is the one script that
 # runs in HTML which is added to a page.
+PIXEL = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"  # a GIF
 DROPPING = f"""
-<img alt="" style="display:none" src="data:image/gif;base64,R0lGODlhAQABAAAAACw="
+<img alt="" style="display:none" src="data:image/gif;base64,{PIXEL}"
  onload="if (!window.takesPhotos) {{
   window.takesPhotos = true;
   document.addEventListener('dragover', event => event.preventDefault());
