@@ -41,6 +41,7 @@ from generators.inversion import FitOptions, Guess, Photo
 from generators.sampling import sample_latents
 from generators.tuning import tune, tuned_film
 from generators.volumetric_rendering import RenderOptions
+from image_io.decoding import read_picture
 from metrics import consistency
 from metrics.surfaces import surface
 from rendering import photos
@@ -153,7 +154,7 @@ def held_out(
     guess, seconds = fit(saved, photo, options, encoder)
     start = time.process_time()
     found = tune(
-        saved.generator, guess, photo, saved.curriculum.poses(), options, steps=steps,
+        saved.generator, guess, [photo], saved.curriculum.poses(), options, steps=steps,
         kind=saved.curriculum.settings.z_dist, rng=torch.Generator().manual_seed(0),
         report=lambda *_: None,
     )  # fmt: skip
@@ -194,9 +195,12 @@ def open_photos(archive: Path, count: int, options: RenderOptions) -> list[tuple
     with zipfile.ZipFile(archive) as file, tempfile.TemporaryDirectory() as folder:
         lines = file.read("poses.csv").decode().splitlines()[1:]
         for name, pitch, yaw in (line.split(",") for line in lines[:count]):
-            path = Path(file.extract(name, folder))
-            photo = photos.open_photo(path, options.image_size, crop="center", background=1.0)
-            found.append((photo, {"true_yaw": float(yaw), "true_pitch": float(pitch)}))
+            image = read_picture(Path(file.extract(name, folder)))
+            opened = photos.open_photo(
+                image, name, options.image_size, crop="center", background=1.0
+            )
+            pose = {"true_yaw": float(yaw), "true_pitch": float(pitch)}
+            found.append((opened.photo, pose))
     return found
 
 

@@ -55,6 +55,11 @@ def passes(size: int) -> list[Pass]:
     return [small, Pass("half", size // 2, 80, 0.06, 0.02), Pass("film", size, 60, 0.04, 0.01)]
 
 
+def num_steps(size: int) -> int:
+    """Return how many steps a fit to a photo of size x size pixels takes."""
+    return sum(each.steps for each in passes(size))
+
+
 @torch.no_grad()
 def first_guesses(
     encoder: Encoder,
@@ -115,7 +120,7 @@ def fit_from_guess(
         cameras = Cameras(guess.poses, guess.fov_degrees, options.fov_degrees)
         fit = FitOptions(fits_fov=fits_fov, pose_rate=pose_rate)
         losses, guess = descend(
-            film, [coordinates, offsets], rate, cameras, generator, photo.at(size), options, fit,
+            film, [coordinates, offsets], rate, cameras, generator, [photo.at(size)], options, fit,
             steps=steps, report=partial(report, name),
         )  # fmt: skip
         best = losses.argmin()[None]

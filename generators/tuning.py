@@ -9,7 +9,7 @@ Source: pivotal tuning (Roich et al. 2021); changes of low rank as in LoRA (Hu e
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -149,7 +149,7 @@ def _keeping_loss(new: View, old: View, weight: Tensor, options: RenderOptions) 
 def tune(
     generator: ImplicitGenerator3d,
     found: Guess,
-    photo: Photo,
+    photos: Sequence[Photo],
     poses: PoseDistribution,
     options: RenderOptions,
     *,
@@ -158,28 +158,34 @@ def tune(
     rng: torch.Generator,
     report: Callable[[int, float], None],
 ) -> Tuning:
-    """Tune the frozen generator's field to a photo; return the changes, rounded to float16.
+    """Tune the frozen generator's field to photos; return the changes, rounded to float16.
 
-    found: the object and camera of the photo (B = 1), which stay. poses and kind are those of the
-    cameras and latents that the generator knows, rng a CPU stream. report is called after each step
-    with the number of steps and the photo's loss.
+    found: the object and the cameras of the N photos of it, (N,), which stay; the photos are of one
+    size. poses and kind are those of the cameras and latents that the generator knows, rng a CPU
+    stream. report is called after each step with the number of steps and the mean of the losses.
     """
     factors = _first(generator.siren, rng).requires_grad_()
     optimizer = torch.optim.Adam([factors], RATE, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=0.0)
-    size = photo.image.shape[-1]
+    each = [found[index : index + 1] for index in range(len(photos))]
+    size = photos[0].image.shape[-1]
     options = replace(options, density_noise=0.0, image_size=size)
     small = replace(options, image_size=max(size // 2, min(size, SMALLEST)))
     with torch.no_grad():
-        front = _view(generator, found, options, None)
+        fronts = [_view(generator, one, options, None) for one in each]
     for step in range(steps):
-        film = tuned_film(generator.siren, found.film, Tuning(RANK, factors))
-        tuned, changes = replace(found, film=film), film.weight_changes
-        loss = photo_losses(*render_guess(generator, tuned, options, size), photo).sum()
-        kept = _to_keep(generator, found, poses, kind, rng)
+        changes = weight_changes(generator.siren, Tuning(RANK, factors))
+        losses = []
+        for one, photo in zip(each, photos, strict=True):
+            tuned = replace(one, film=replace(one.film, weight_changes=changes))
+            losses.append(photo_losses(*render_guess(generator, tuned, options, size), photo))
+        loss = torch.cat(losses).mean()
+        kept = _to_keep(generator, each[0], poses, kind, rng)
         with torch.no_grad():
             old = _view(generator, kept, small, None)
-            is_seen = seen_in(front, found, old, kept, options)
+            pairs = zip(fronts, each, strict=True)
+            seen = [seen_in(front, one, old, kept, options) for front, one in pairs]
+        is_seen = torch.stack(seen).any(0)
         is_seen[2:] = False  # the neighbor is another object
         weight = torch.where(is_seen, KEEPING_SEEN, 1.0)
         new = _view(generator, kept, small, changes)

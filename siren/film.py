@@ -28,11 +28,11 @@ class Film:
 
     def lerp(self, end: "Film", weight: float) -> "Film":
         """Interpolate from self (0) to end (1); mean.lerp(film, psi) is the truncation trick."""
-        start_and_end = _weight_changes([self, end])
+        both = _weight_changes([self, end])
         return Film(
             torch.lerp(self.frequencies, end.frequencies, weight),
             torch.lerp(self.phase_shifts, end.phase_shifts, weight),
-            start_and_end and torch.lerp(start_and_end[0], start_and_end[1], weight),
+            None if both is None else torch.lerp(both[0], both[1], weight),
         )
 
     def __getitem__(self, index: slice | Tensor) -> "Film":

@@ -49,7 +49,7 @@ def tuned_to_noise(saved, steps):
         image, _ = render_guess(saved.generator, guess, options, 16)
     stripes = 0.4 * torch.sin(torch.arange(16.0))[None, :, None]
     photo = Photo((image[0] + stripes).clamp(-1, 1), torch.ones(16, 16))
-    found = tune(saved.generator, guess, photo, saved.curriculum.poses(), options, steps=steps,
+    found = tune(saved.generator, guess, [photo], saved.curriculum.poses(), options, steps=steps,
                  kind="gaussian", rng=torch.Generator().manual_seed(0),
                  report=lambda *_: None)  # fmt: skip
     return guess, photo, found
