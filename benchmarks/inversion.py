@@ -53,8 +53,8 @@ from system.screen import progress_bar
 
 HELD_OUT = 1_000_000  # number of the first car; training sees the first thousands
 OFFSETS = (-0.5, -0.25, 0.25, 0.5)  # radians of yaw from the fitted view
+CONSISTENCY_SIZE = 128  # pixels per side, the default of eval_metrics.py
 FAILED = 10.0  # degrees of yaw or pitch
-SMALL_TURN = 0.25
 Row = dict[str, float]
 
 
@@ -128,8 +128,8 @@ def seen_from_sides(
     fov = float(guess.fov_degrees)
     poses = [Poses(guess.poses.pitch, guess.poses.yaw + turn) for turn in (0.0, *OFFSETS)]
     views = [look(saved, film, pose, options, fov) for pose in poses]
-    seen = replace(options, fov_degrees=fov)
-    here, *others = (surface(*pair, seen) for pair in zip(views, poses, strict=True))
+    large = replace(options, fov_degrees=fov, image_size=CONSISTENCY_SIZE)
+    here, *others = (surface(look(saved, film, pose, large, fov), pose, large) for pose in poses)
     found = [consistency.compare(here, there) for there in others]
     figures = {
         name: statistics.fmean(float(getattr(each, name)) for each in found)
@@ -268,13 +268,21 @@ def median(rows: Sequence[Row], name: str) -> float:
     return statistics.median(row[name] for row in rows)
 
 
-def _sides(row: Row, name: str, when: str, turn: float) -> float:
-    return statistics.fmean(row[f"{name}{sign * turn}_{when}"] for sign in (-1, 1))
+def change(rows: Sequence[Row], names: Sequence[str], digits: int, scale: float = 1) -> str:
+    """Return the mean of figures before and after tuning; a figure can be unknown in some rows."""
+    texts = []
+    for when in ("before", "after"):
+        values = [row[f"{name}_{when}"] for row in rows for name in names]
+        known = [value for value in values if value is not None]
+        texts.append(f"{scale * statistics.fmean(known):.{digits}f}" if known else "unknown")
+    return " → ".join(texts)
 
 
 def _own_rows(rows: dict[str, list[Row]]) -> dict[str, str]:
     """Return the lines of the table about own renders: random starts, then the encoder's guess."""
     count = min(len(rows.get(name, [])) for name in ("search", "encoder"))
+    if not count:
+        return {}
     pairs = [rows[name][:count] for name in ("search", "encoder")]
 
     def line(text: Callable[[list[Row]], str]) -> str:
@@ -294,34 +302,27 @@ def _own_rows(rows: dict[str, list[Row]]) -> dict[str, str]:
 def _held_out_rows(rows: list[Row], is_known: bool) -> dict[str, str]:
     """Return the lines of the table about held-out photos: before tuning, then after."""
     against = "the true ones" if is_known else "those before tuning"
-
-    def line(text: Callable[[Row, str], float], digits: int) -> str:
-        means = [statistics.fmean(text(row, when) for row in rows) for when in ("before", "after")]
-        return " → ".join(f"{mean:.{digits}f}" for mean in means)
-
     turns = [degrees(torch.tensor(row["yaw"] - row["true_yaw"])) for row in rows]
     middle = statistics.median(about_shared_turn(turns))
     found = {
         "held-out photos: fit → tuned (means)": str(len(rows)),
-        "yaw error about the shared turn, median": f"{middle:.1f}",
-        "seconds of the fit, of tuning": f"{median(rows, 'seconds'):.1f}, "
+        "processor seconds of the fit, of tuning": f"{median(rows, 'seconds'):.1f}, "
         f"{median(rows, 'tuning_seconds'):.1f}",
-        "PSNR at the photo's view, dB": line(lambda row, when: row[f"psnr_{when}"], 1),
+        "yaw error about the shared turn, median, degrees": f"{middle:.1f}",
+        "PSNR at the photo's view, dB": change(rows, ["psnr"], 1),
     }
-    for turn in (SMALL_TURN, 2 * SMALL_TURN):
-        side = line(lambda row, when, turn=turn: _sides(row, "side", when, turn), 1)  # type: ignore[misc]
-        shape = line(lambda row, when, turn=turn: _sides(row, "iou", when, turn), 3)  # type: ignore[misc]
-        if not is_known:
-            side, shape = (text.split(" → ")[1] for text in (side, shape))
-        found[f"views turned by {turn:g} against {against}, dB"] = side
-        found[f"their silhouettes, IoU with {against}"] = shape
-    for name, title, digits in (
-        ("l1", "reprojection L1 x 1000", 1), ("depth_error", "depth error x 1000", 1),
-        ("depth_agreement", "depths that agree, %", 1),
-    ):  # fmt: skip
-        scale = 1 if "%" in title else 1000
-        found[title] = line(lambda row, when, n=name, s=scale: s * row[f"{n}_{when}"], digits)  # type: ignore[misc]
-    return found
+    for turn in (0.25, 0.5):
+        side, shape = ([f"{name}{sign * turn}" for sign in (-1, 1)] for name in ("side", "iou"))
+        texts = [change(rows, side, 1), change(rows, shape, 3)]
+        if not is_known:  # those before tuning equal themselves
+            texts = [text.split(" → ")[1] for text in texts]
+        found[f"views turned by {turn:g} radians against {against}, dB"] = texts[0]
+        found[f"silhouettes turned by {turn:g} against {against}, IoU"] = texts[1]
+    return found | {
+        "reprojection L1 x 1000": change(rows, ["l1"], 1, 1000),
+        "depth error x 1000": change(rows, ["depth_error"], 1, 1000),
+        "depths that agree, %": change(rows, ["depth_agreement"], 1),
+    }
 
 
 def table(paths: Sequence[Path]) -> Table:

@@ -32,7 +32,13 @@ from generators.inversion import (
 from generators.volumetric_rendering import RenderOptions
 from siren.film import Film
 
-TURNS = (0.0, 0.3, -0.3)  # radians of yaw from the guess, and from the guess turned by half
+TURNS = (
+    0.0,
+    0.3,
+    -0.3,
+    0.8,
+    -0.8,
+)  # radians of yaw from the guess, and from the guess turned by half
 SMALLEST = 16  # pixels per side
 OFFSET_RATE = 0.75  # learning rate of offsets, as a share of that of coordinates
 
