@@ -266,8 +266,8 @@ def _fit_each(fitter: Fitter, crop: Crop | Preparation, args: argparse.Namespace
             raise UsageError(f"unreadable: {error}") from error
         opened = photos.open_photo(image, name, size, crop=crop, background=background)
         fit = fitter.fit([opened], report)
-        fit_files.save(own, fitter, fit, options, depth_map=args.depth_map)
-        return fit_files.record(fit, fitting.poor_because(fitter, fit))
+        names = fit_files.save(own, fitter, fit, options, depth_map=args.depth_map)
+        return {**fit_files.record(fit, fitting.poor_because(fitter, fit)), "files": names}
 
     if listing.left_out:
         print(listing.left_out, file=sys.stderr)
@@ -285,8 +285,9 @@ def _fit_each(fitter: Fitter, crop: Crop | Preparation, args: argparse.Namespace
         raise UsageError(f"no photo can be fitted; see {folder / fit_batch.TABLE}")
     fit_batch.write_sheet(folder, rows)
     num_poor = sum(bool(row["poor"]) for row in rows if "folder" in row)
-    print(f"in {folder}: {num_fits} fits, {num_poor} of them poor, {len(rows) - num_fits} photos "
-          f"without one; {fit_batch.TABLE} tells of each, look at {fit_batch.SHEET}")  # fmt: skip
+    print(f"in {folder}: fits: {num_fits}, of them poor: {num_poor}, photos that cannot be "
+          f"fitted: {len(rows) - num_fits}; {fit_batch.TABLE} tells of each, look at "
+          f"{fit_batch.SHEET}")  # fmt: skip
     return 0
 
 

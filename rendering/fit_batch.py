@@ -1,17 +1,18 @@
 """Fit each of many photos: a folder per photo, one table, one sheet.
 
-A photo's fit.json is written last and says what the fit depends on. Where it says the same again,
-the photo is not fitted again, so that a stopped batch goes on.
+A photo's fit.json is written last. It says what the fit depends on, and has digests of the files.
+Where all that is the same again the photo is not fitted again, so that a stopped batch goes on.
 """
 
 import csv
+import hashlib
 import io
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import IO, Any
 
 import numpy as np
@@ -72,7 +73,8 @@ def fit_each(
         folder: takes a folder for each photo, and the table.
         depends_on: all that a fit depends on apart from the photo, for json.
         work: takes a photo's bytes, its name and its folder; writes all files but fit.json, and
-            returns its content. A UsageError says why the photo cannot be fitted.
+            returns its content, with their names as "files". A UsageError says why the photo cannot
+            be fitted.
     """
     rows: list[Row] = []
     for skipped in listing.skipped:
@@ -96,21 +98,31 @@ def _record(
     folder: Path, of: Mapping[str, Any], open_file: Callable[[str], IO[bytes]], work: Work
 ) -> Row:
     """Return the columns of a photo's fit, which is made unless it was made before."""
-    path, key = folder / RECORD, json.loads(json_bytes(of))
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        content = {}
-    if not isinstance(content, dict) or content.get("of") != key:
-        path.unlink(missing_ok=True)  # its other files are about to change
-        began = time.monotonic()
+    content, key = _earlier(folder), json.loads(json_bytes(of))
+    if content.get("of") != key:
+        began = monotonic()
         content = {**work(_bytes(open_file, of["photo"]), of["photo"], folder), "of": key}
-        content["seconds"] = round(time.monotonic() - began, 1)
-        with replaced(path) as file:
+        content["seconds"] = round(monotonic() - began, 1)
+        content["files"] = {name: _digest(folder / name) for name in content["files"]}
+        with replaced(folder / RECORD) as file:
             file.write(json_bytes(content, indent=1))
     (first, *_) = content["photos"]
     columns = {name: round(first[name], 4) for name in ("psnr", "pitch", "yaw", "fov")}
     return {**columns, "poor": "; ".join(content["poor"]), "seconds": content["seconds"]}
+
+
+def _earlier(folder: Path) -> Row:
+    """Return the content of an earlier fit.json if the files of that fit are still there."""
+    try:
+        content = json.loads((folder / RECORD).read_bytes())
+        digests = {name: _digest(folder / name) for name in content["files"]}
+    except (OSError, ValueError, TypeError, KeyError):  # none, or of another program
+        return {}
+    return content if digests == content["files"] else {}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _bytes(open_file: Callable[[str], IO[bytes]], name: str) -> IO[bytes]:
@@ -147,5 +159,5 @@ def _pictures(folder: Path) -> Iterator[torch.Tensor]:
     boxes = [(compared, (0, 0, height, height)), (compared, (height, 0, 2 * height, height)),
              (views, (0, 0, width, width))]  # fmt: skip
     for image, box in boxes:
-        small = image.resize((SHEET_SIDE, SHEET_SIDE), Image.Resampling.BICUBIC, box=box)
+        small = image.crop(box).resize((SHEET_SIDE, SHEET_SIDE), Image.Resampling.BICUBIC)
         yield torch.from_numpy(np.array(small)).permute(2, 0, 1)

@@ -126,11 +126,11 @@ def ball(pitch, yaw, size=128, fov=30.0):
 def test_a_camera_sees_the_part_of_a_ball_that_faces_it(turn):
     points, normals, _ = ball(1.3, 0.7 + turn)
     photo, depths = Poses(torch.tensor([1.3]), torch.tensor([0.7])), ball(1.3, 0.7)[2]
-    seen = seen_points(points, normals, photo, depths, fov_degrees=30.0, slack=0.01)
+    seen = seen_points(points, normals, photo, depths, fov_degrees=30.0, slack=0.012)
     wanted = (normals * (camera_origins(photo) - points)).sum(-1) > 0
     is_ball = points[..., 0].isfinite()
     share, expected = ((part & is_ball).sum() / is_ball.sum() for part in (seen, wanted))
-    assert float(expected) - 0.035 <= float(share) <= float(expected)  # less along the outline
+    assert float(expected) - 0.04 <= float(share) <= float(expected)  # less along the outline
     assert not seen[~is_ball].any()
     hidden = seen_points(points, normals, photo, depths - 0.1, fov_degrees=30.0, slack=0.01)
     assert hidden.sum() <= 0.15 * seen.sum()  # something stands before it; its rim is behind that
@@ -296,6 +296,10 @@ def test_a_stopped_batch_goes_on(tiny_run, tmp_path, monkeypatch):
     fitted.clear()
     run(tiny_run, "mine", "--each", "--prepare", "object")
     assert fitted == []
+    (folder / "sub_b" / "views.png").write_bytes(b"half")
+    run(tiny_run, "mine", "--each", "--prepare", "object")
+    assert fitted == ["sub/b.png"]
+    fitted.clear()
     with pytest.raises(KeyboardInterrupt):  # another seed is another fit
         run(tiny_run, "mine", "--each", "--prepare", "object", "--seed", "1")
     assert fitted == ["c.png", "sub/a.jpg"]

@@ -151,6 +151,8 @@ class Page:
         is_wide = client.camera.image_width >= NARROW  # else the fields would cover the object
         self._trouble = gui.add_html("")
         self._status = gui.add_html("")
+        self._bar: Any = gui.add_progress_bar(0.0, visible=False)
+        self._bar_text = gui.add_html("")
         with gui.add_folder("Photo", expand_by_default=is_wide):
             self._add_photo()
         with gui.add_folder("Object", expand_by_default=is_wide):
@@ -214,8 +216,6 @@ class Page:
         gui = self._client.gui
         for what, label in SAVED.items():
             self._button(label, functools.partial(self.session.save, what))
-        self._bar: Any = gui.add_progress_bar(0.0, visible=False)
-        self._bar_text = gui.add_html("")
         self._command = gui.add_html("")
 
     def _set_camera_limits(self) -> None:
