@@ -11,33 +11,31 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import IO, Any
 
 import own_modules  # noqa: F401
-from checkpoint_io import checkpoints
+from checkpoint_io import checkpoints, encoders
 from checkpoint_io.checkpoints import SavedGenerator
-from generators import inversion
-from generators.cameras import Poses
-from generators.inversion import FitOptions, Guess, Photo
+from generators.inversion import FitOptions
 from generators.trajectories import TRAJECTORIES, Camera, SceneObject
-from generators.volumetric_rendering import RenderOptions
-from image_io import png, video
-from image_io.decoding import Crop
-from metrics.consistency import psnr
-from rendering import filming, photos, viewing
+from image_io import preparing, video
+from image_io.decoding import Crop, read_photo, read_picture
+from image_io.preparing import OBJECT_SHARE
+from rendering import filming, fit_batch, fit_files, fitting, photos, viewing
+from rendering.fitting import Fit, Fitter
+from rendering.photos import Opened, Preparation
 from system import flags
 from system.errors import UsageError
-from system.files import filled_folder
+from system.files import filled_folder, json_bytes, replaced
 from system.screen import progress_bar
 
-VIEW_OFFSETS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # radians of yaw around the photo's camera
 DEFAULTS = FitOptions()
 MAX_CANDIDATES = 1_000_000
-POOR_GAIN = 6.0  # dB better than a single color: the error is a quarter of the photo's variance
+OF_MACHINE = {  # flags that change no fit and none of its pictures, and what each photo is asked
+    *("photos", "each", "generator", "output_dir", "device", "max_batch_size", "batch_size"),
+    *("trajectory", "num_frames", "fps", "format"),
+}
 
 
 def build_parser() -> flags.ArgumentParser:
@@ -45,19 +43,37 @@ def build_parser() -> flags.ArgumentParser:
     parser = flags.ArgumentParser(description="Fit an object and a camera to a photo.")
     viewing.add_generator(parser)
     add = parser.add_argument
-    add("photo", type=Path, help="a picture; its alpha channel says where the object is")
+    add("photos", nargs="+", metavar="photo", help="a picture; its alpha channel says where the "
+        "object is. Several, with --same_object or --each")  # fmt: skip
+    many = parser.add_mutually_exclusive_group()
+    many.add_argument("--same_object", action="store_true", help="the photos show one object from "
+        "several sides: fit one object, and a camera for each")  # fmt: skip
+    many.add_argument("--each", action="store_true", help="fit each photo of a folder, glob or "
+        ".zip, or of several files; without videos. What is done is not done again")  # fmt: skip
     add("--mask", type=Path, help="picture of the photo's size: white where the object is and "
         "black elsewhere, or a cut-out")  # fmt: skip
-    add("--crop", default="center", help="none, center (the largest square), or pixels")
-    add("--output_dir", type=Path, help="default: PHOTO_fit in the current folder")
+    cut = parser.add_mutually_exclusive_group()
+    cut.add_argument("--crop", default="center", help="none, center (the largest square), or "
+        "pixels")  # fmt: skip
+    cut.add_argument("--prepare", choices=("face", "object"), help="find, crop and align it as "
+        "prepare_photos.py does, and put the fit back into the photo")  # fmt: skip
+    add("--cascade", type=Path, help="of --prepare face, as in prepare_photos.py")
+    add("--share", type=flags.number(0.1, 1), default=OBJECT_SHARE, help="of --prepare object, as "
+        "in prepare_photos.py")  # fmt: skip
+    add("--output_dir", type=Path, help="default: PHOTO_fit in the current folder, FOLDER_fits "
+        "with --each")  # fmt: skip
     add("--fit_size", type=flags.pixels, help="pixels per side for the comparison; "
         "default: those of the curriculum's last stage")  # fmt: skip
-    add("--candidates", type=flags.whole(1, MAX_CANDIDATES), default=DEFAULTS.num_candidates,
-        help="random objects and poses that are tried first")  # fmt: skip
+    add("--candidates", type=flags.whole(1, MAX_CANDIDATES), help="random objects and poses that "
+        f"are tried first; default: {DEFAULTS.num_candidates}, or none where encoder.pth beside "
+        "the generator guesses")  # fmt: skip
     add("--starts", type=flags.positive_int, default=DEFAULTS.num_starts, help="number of the best "
         "candidates that are optimized")  # fmt: skip
     add("--latent_steps", type=flags.positive_int, default=DEFAULTS.latent_steps)
     add("--film_steps", type=flags.positive_int, default=DEFAULTS.film_steps)
+    add("--instant", action="store_true", help="take the encoder's guess as it is")
+    add("--tune", type=flags.whole(0, MAX_CANDIDATES), default=0, metavar="N", help="tune the "
+        "generator to the photo for N steps, for this object alone; 200 are enough")  # fmt: skip
     add("--fov", type=flags.positive_float, help="the photo's angle of view in degrees; default: "
         "fit it")  # fmt: skip
     add("--seed", type=flags.non_negative_int, default=0, help="of the candidates")
@@ -67,170 +83,150 @@ def build_parser() -> flags.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fit the photo, then write the fit and its pictures."""
+    """Fit the photo or the photos, then write the fits and their pictures."""
     args = build_parser().parse_args(argv)
+    _require_sense(args)
     saved = viewing.open_generator(args)
-    options = _fit_options(saved, args)
-    photo = _open_photo(saved, args, options)
-    folder = args.output_dir or Path(f"{args.photo.stem}_fit")
-    video_path = _video_path(saved, folder, options, args)
-    with filled_folder(folder):
-        guess, loss = _fitted(saved, photo, options, args)
-    pitch, yaw, fov = (float(angle) for angle in (*guess.poses, guess.fov_degrees))
-    fit = SceneObject(args.photo.stem, guess.film, Camera(pitch, yaw, fov))
-    checkpoints.save_fit(folder / "fit.pth", fit, saved)
-    decibels = _save_comparison(folder / "fit.png", saved, fit, photo, options, args)
-    print(
-        f"pitch {math.degrees(pitch):.1f}, yaw {math.degrees(yaw):.1f}, angle of view "
-        f"{fov:.1f} degrees (--pitch {pitch:.4f} --yaw {yaw:.4f} --fov "
-        f"{fov:.2f}); {decibels:.1f} dB at {options.image_size} px, loss {loss:.5f}"
-    )
-    gain = decibels - _flat_psnr(photo)
-    if gain < POOR_GAIN:
-        print(f"a poor fit: only {gain:.1f} dB better than a single color (less than {POOR_GAIN:g} "
-              "is poor); look at fit.png")  # fmt: skip
-    _save_views(folder / "views.png", saved, fit, args)
-    _save_video(video_path, saved, fit, _way(args, fit.camera), args)
-    print(f"in {folder}: fit.pth fit.png views.png {video_path.name}")
+    fitter = _fitter(saved, args)
+    crop = _crop(args)
+    if args.each:
+        return _fit_each(fitter, crop, args)
+    opened = [
+        photos.open_photo(
+            read_picture(Path(photo)),
+            photo,
+            fitter.options.image_size,
+            crop=crop,
+            mask=args.mask,
+            background=fitter.background,
+        )
+        for photo in args.photos
+    ]
+    for one in opened:
+        if one.note:
+            print(f"{one.name}: {one.note}", file=sys.stderr)
+    _fit_one(fitter, opened, args)
     return 0
+
+
+def _require_sense(args: argparse.Namespace) -> None:
+    """Refuse flags that do not go together."""
+    count = len(args.photos)
+    if count > 1 and not (args.same_object or args.each):
+        raise UsageError(f"{count} photos: say --same_object if they show one object, or --each")
+    folders = [photo for photo in args.photos if Path(photo).is_dir()]
+    if folders and not args.each:
+        raise UsageError(f"{folders[0]}: is a folder; --each fits each photo in it")
+    if args.mask is not None and (args.each or count > 1):
+        raise UsageError("--mask: is for one photo; give the others as cut-outs")
+    if args.instant and (args.same_object or args.candidates is not None):
+        other = "--same_object" if args.same_object else "--candidates"
+        raise UsageError(f"--instant: takes the guess for one photo; leave {other} out")
+    if args.cascade is not None and args.prepare != "face":
+        raise UsageError("--cascade: is for --prepare face")
+
+
+def _fitter(saved: SavedGenerator, args: argparse.Namespace) -> Fitter:
+    options = fitting.render_options(
+        saved, size=args.fit_size, fov_degrees=args.fov, is_locked=args.lock_view_dependence
+    )
+    encoder = encoders.beside(args.generator, saved) if args.candidates is None else None
+    if args.instant and encoder is None:
+        raise UsageError(f"--instant: there is no {encoders.NAME} beside {args.generator}; "
+                         "train_encoder.py makes it")  # fmt: skip
+    candidates = args.candidates or DEFAULTS.num_candidates
+    effort = FitOptions(
+        num_candidates=candidates,
+        num_starts=min(args.starts, candidates),
+        latent_steps=args.latent_steps,
+        film_steps=args.film_steps,
+        fits_fov=args.fov is None,
+    )
+    critic = fitting.pose_critic(saved, args.generator)
+    return Fitter(
+        saved=saved,
+        options=options,
+        effort=effort,
+        critic=critic,
+        encoder=encoder,
+        is_instant=args.instant,
+        tuning_steps=args.tune,
+        seed=args.seed,
+    )
+
+
+def _crop(args: argparse.Namespace) -> Crop | Preparation:
+    if args.prepare is not None:
+        find = preparing.finder(args.prepare, cascade=args.cascade, share=args.share)
+        return Preparation(kind=args.prepare, find=find)
+    if args.crop == "none":
+        return "none"
+    if args.crop == "center":
+        return "center"
+    try:
+        return flags.positive_int(args.crop)
+    except argparse.ArgumentTypeError:
+        text = f"--crop {args.crop}: choose none, center, or a number of pixels"
+        raise UsageError(text) from None
+
+
+def _fit_one(fitter: Fitter, opened: Sequence[Opened], args: argparse.Namespace) -> None:
+    """Fit the one object of all photos, and write everything."""
+    stem = Path(opened[0].name).stem
+    folder = args.output_dir or Path(f"{stem}_fit")
+    video_path = _video_path(fitter, folder, args)
+    with filled_folder(folder):
+        fit = _fitted(fitter, opened)
+    names = fit_files.save(
+        folder, fitter, fit, viewing.render_options(fitter.saved, args), depth_map=args.depth_map
+    )
+    poor = fitting.poor_because(fitter, fit)
+    _tell(fitter, fit, poor)
+    if len(opened) > 1 or args.prepare:
+        names.append(fit_batch.RECORD)
+        with replaced(folder / names[-1]) as file:
+            file.write(json_bytes(fit_files.record(fit, poor), indent=1))
+    start = fit.shots[0]
+    _save_video(video_path, fitter.saved, start, _way(args, start.camera), args)
+    print(f"in {folder}: {' '.join(names)} {video_path.name}")
 
 
 def _way(args: argparse.Namespace, usual: Camera) -> list[Camera]:
     return filming.cameras(args, TRAJECTORIES, [usual])[0]
 
 
-def _video_path(
-    saved: SavedGenerator, folder: Path, options: RenderOptions, args: argparse.Namespace
-) -> Path:
+def _video_path(fitter: Fitter, folder: Path, args: argparse.Namespace) -> Path:
     """Return the path of the video; its flags are checked before the long fit."""
-    usual = Camera(*saved.curriculum.poses().center(), options.fov_degrees)
+    usual = Camera(*fitter.saved.curriculum.poses().center(), fitter.options.fov_degrees)
     return filming.destination(args, folder, "reconstructed", len(_way(args, usual)))
 
 
-def _crop(text: str) -> Crop:
-    if text == "none":
-        return "none"
-    if text == "center":
-        return "center"
-    try:
-        return flags.positive_int(text)
-    except argparse.ArgumentTypeError:
-        raise UsageError(f"--crop {text}: choose none, center, or a number of pixels") from None
-
-
-def _fit_options(saved: SavedGenerator, args: argparse.Namespace) -> RenderOptions:
-    """Return the render options for the fit: those of training, without randomness."""
-    curriculum = saved.curriculum
-    size = args.fit_size or max(stage.img_size for _, stage in curriculum.stages)
-    options = replace(curriculum.preview_render(saved.step, size))
-    lock = options.lock_view_dependence or args.lock_view_dependence
-    fov = args.fov or options.fov_degrees
-    try:
-        return replace(options, lock_view_dependence=lock, fov_degrees=fov)
-    except ValueError as error:
-        raise UsageError(f"--fov {fov}: {error}") from error
-
-
-def _open_photo(saved: SavedGenerator, args: argparse.Namespace, options: RenderOptions) -> Photo:
-    background = {"white": 1.0, "black": -1.0, "last_sample": None}[options.background]
-    photo = photos.open_photo(
-        args.photo,
-        options.image_size,
-        crop=_crop(args.crop),
-        mask=args.mask,
-        background=background,
-    )
-    device = next(saved.generator.parameters()).device
-    alpha = None if photo.alpha is None else photo.alpha.to(device)
-    return Photo(photo.image.to(device), photo.weight.to(device), alpha)
-
-
-def _fitted(
-    saved: SavedGenerator, photo: Photo, options: RenderOptions, args: argparse.Namespace
-) -> tuple[Guess, float]:
-    """Fit the photo with a progress bar; return the best guess and its loss."""
-    fit = FitOptions(
-        num_candidates=args.candidates,
-        num_starts=min(args.starts, args.candidates),
-        latent_steps=args.latent_steps,
-        film_steps=args.film_steps,
-        fits_fov=args.fov is None,
-    )
+def _fitted(fitter: Fitter, opened: Sequence[Opened]) -> Fit:
+    """Fit the photos with a progress bar."""
     done: dict[str, int] = {}
-    with progress_bar(args.candidates + fit.latent_steps + fit.film_steps, "step") as bar:
+    with progress_bar(fitter.num_steps(len(opened)), "step") as bar:
 
         def report(name: str, count: int, loss: float) -> None:
             bar.set_postfix_str(f"{name}, loss {loss:.5f}", refresh=False)
             bar.update(count - done.get(name, 0))
             done[name] = count
 
-        return inversion.fit_photo(
-            saved.generator,
-            photo,
-            saved.curriculum.poses(),
-            options,
-            fit,
-            kind=saved.curriculum.settings.z_dist,
-            guessed_pose=_guessed_pose(saved, args.generator, photo),
-            rng=torch.Generator().manual_seed(args.seed),
-            report=report,
+        return fitter.fit(opened, report)
+
+
+def _tell(fitter: Fitter, fit: Fit, poor: Sequence[str]) -> None:
+    """Print the camera of each photo, how well it is reproduced, and what is poor."""
+    several = len(fit.shots) > 1
+    for shot, decibels in zip(fit.shots, fit.psnrs(), strict=True):
+        pitch, yaw, fov = shot.camera[:3]
+        print(
+            f"{f'{shot.name}: ' if several else ''}"
+            f"pitch {math.degrees(pitch):.1f}, yaw {math.degrees(yaw):.1f}, angle of view "
+            f"{fov:.1f} degrees (--pitch {pitch:.4f} --yaw {yaw:.4f} --fov "
+            f"{fov:.2f}); {decibels:.1f} dB at {fitter.options.image_size} px, loss {fit.loss:.5f}"
         )
-
-
-def _guessed_pose(saved: SavedGenerator, generator: Path, photo: Photo) -> Poses | None:
-    """Return the camera that the discriminator beside the generator predicts, if it learned to."""
-    path = checkpoints.beside(generator, "discriminator.pth")
-    if saved.curriculum.settings.pos_lambda == 0 or not path.is_file():
-        return None
-    _, critic = checkpoints.load_discriminator(path, saved.curriculum)
-    size = saved.curriculum.stage_settings(saved.step).img_size  # the level that was trained last
-    with torch.no_grad():
-        pose = critic.to(photo.image.device)(photo.at(size).image[None], alpha=1.0).pose
-    return None if pose is None else Poses(pose[:, 0], pose[:, 1])
-
-
-def _save_comparison(
-    path: Path,
-    saved: SavedGenerator,
-    fit: SceneObject,
-    photo: Photo,
-    options: RenderOptions,
-    args: argparse.Namespace,
-) -> float:
-    """Write photo, fit and difference side by side; return the PSNR in dB, weighted."""
-    (view,) = filming.views(saved, [fit], options)
-    shown = view.images[0]
-    difference = (shown - photo.image).abs() - 1  # 0 is black
-    sheet = png.grid(torch.stack([photo.image, shown, difference]), 3)
-    png.save_png(path, png.to_uint8(sheet))
-    return _psnr(shown, photo)
-
-
-def _psnr(shown: Tensor, photo: Photo) -> float:
-    """Return the PSNR of (3, H, W) against the photo, weighted by photo.weight, dB."""
-    error = ((shown - photo.image) / 2).square().mean(0) * photo.weight
-    return float(psnr(error.sum() / photo.weight.sum()))
-
-
-def _flat_psnr(photo: Photo) -> float:
-    """Return the PSNR of the best single color, dB: its error is the photo's variance."""
-    mean = (photo.image * photo.weight).sum((1, 2)) / photo.weight.sum()
-    return _psnr(mean[:, None, None].expand_as(photo.image), photo)
-
-
-def _save_views(
-    path: Path, saved: SavedGenerator, fit: SceneObject, args: argparse.Namespace
-) -> None:
-    """Write views of the object from both sides of the photo's camera, with depths on request."""
-    options = viewing.render_options(saved, args)
-    shots = [fit.seen_from(fit.camera.turned(0, offset)) for offset in VIEW_OFFSETS]
-    with filming.progress(len(shots), options) as bar:
-        views = filming.views(saved, shots, options, bar=bar)
-        columns = [
-            torch.cat(filming.pictures(view, options, depth_map=args.depth_map), dim=2)
-            for view in views
-        ]
-    png.save_png(path, png.grid(torch.cat(columns), len(columns)))
+    for reason in poor:
+        print(f"a poor fit: {reason}")
 
 
 def _save_video(
@@ -242,6 +238,57 @@ def _save_video(
     with filming.progress(len(shots), options) as bar:
         frames = filming.frames(saved, shots, options, args, bar)
         video.save_video(path, frames, kind=args.format, fps=args.fps)
+
+
+def _folder_of_fits(word: str) -> Path:
+    path = Path(word)
+    if not path.is_dir() and path.suffix != ".zip":  # a picture or a glob
+        path = path.parent
+    return Path(f"{path.resolve().stem}_fits")
+
+
+def _fit_each(fitter: Fitter, crop: Crop | Preparation, args: argparse.Namespace) -> int:
+    """Fit each photo into a folder of its own."""
+    listing = fit_batch.list_photos(args.photos)
+    folder = args.output_dir or _folder_of_fits(args.photos[0])
+    options = viewing.render_options(fitter.saved, args)
+    size, background = fitter.options.image_size, fitter.background
+    depends_on = {
+        "generator": checkpoints.fingerprint(fitter.saved.generator),
+        "encoder": fitter.encoder and checkpoints.fingerprint(fitter.encoder),
+        **{name: str(value) for name, value in vars(args).items() if name not in OF_MACHINE},
+    }
+
+    def work(stream: IO[bytes], name: str, own: Path) -> dict[str, Any]:
+        try:
+            image = read_photo(stream)
+        except ValueError as error:
+            raise UsageError(f"unreadable: {error}") from error
+        opened = photos.open_photo(image, name, size, crop=crop, background=background)
+        fit = fitter.fit([opened], report)
+        names = fit_files.save(own, fitter, fit, options, depth_map=args.depth_map)
+        return {**fit_files.record(fit, fitting.poor_because(fitter, fit)), "files": names}
+
+    if listing.left_out:
+        print(listing.left_out, file=sys.stderr)
+    rows = []
+    with filled_folder(folder), progress_bar(listing.count, "photo") as bar:
+
+        def report(name: str, count: int, loss: float) -> None:
+            bar.set_postfix_str(f"{name} {count}, loss {loss:.5f}")
+
+        for row in fit_batch.fit_each(listing, folder, depends_on, work):
+            rows.append(row)
+            bar.update("folder" in row)
+    num_fits = sum("folder" in row for row in rows)
+    if num_fits == 0:
+        raise UsageError(f"no photo can be fitted; see {folder / fit_batch.TABLE}")
+    fit_batch.write_sheet(folder, rows)
+    num_poor = sum(bool(row["poor"]) for row in rows if "folder" in row)
+    print(f"in {folder}: fits: {num_fits}, of them poor: {num_poor}, photos that cannot be "
+          f"fitted: {len(rows) - num_fits}; {fit_batch.TABLE} tells of each, look at "
+          f"{fit_batch.SHEET}")  # fmt: skip
+    return 0
 
 
 if __name__ == "__main__":

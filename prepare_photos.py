@@ -17,28 +17,26 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, TypeVar, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 
 import own_modules  # noqa: F401
-from image_io import faces, photo_checks, photo_report, placing, png
+from image_io import photo_checks, photo_report, placing, png, preparing
 from image_io.decoding import over_white, read_photo
 from image_io.files import Listing, find_pictures, opened, printable
 from image_io.photo_report import Outcome, Report, outlined
 from image_io.placing import NotFound, Square
+from image_io.preparing import Finder
 from system import flags, machine
 from system.errors import UsageError
 from system.files import replaced
 from system.screen import progress_bar
 
-KINDS = ("face", "object", "crop")
 SMALL_PHOTO_SIDE = 400  # pixels that are enough to find an object
 PHOTO_SIDE = 1600  # pixels of the longer side that a large jpg keeps when it is decoded
-MAX_OUTSIDE = 0.15  # share of a face's square that may lie outside of the photo
-MIN_SHARE = 0.5  # of the picture's size: a square of fewer pixels is dropped
 T = TypeVar("T")
 MARK = b"prepared by pi-GAN's prepare_photos.py"  # comment of the .zip
 
@@ -81,14 +79,14 @@ def build_parser() -> flags.ArgumentParser:
     add = parser.add_argument
     add("photos", help="folder, glob or .zip; they are not changed")
     add("output", type=Path, help="the .zip to write")
-    add("--kind", choices=KINDS, required=True, help="face: upright faces, as large in the picture "
-        "as in CelebA; object: things on a plain or transparent ground; crop: the largest centred "
-        "square")  # fmt: skip
+    add("--kind", choices=get_args(preparing.Kind), required=True, help="face: upright "
+        "faces, as large in the picture as in CelebA; object: things on a plain or transparent "
+        "ground; crop: the largest centred square")  # fmt: skip
     add("--size", type=flags.whole(16, 1024), default=256, help="pixels per side of the pictures")
     add("--cascade", type=Path, help="faces of another kind, such as cats: a cascade of local "
         "binary patterns in OpenCV's XML format; default: frontal faces of people")  # fmt: skip
-    add("--share", type=flags.number(0.1, 1), default=0.8, help="of the picture's side that the "
-        "longer side of an object takes")  # fmt: skip
+    add("--share", type=flags.number(0.1, 1), default=preparing.OBJECT_SHARE,
+        help="of the picture's side that the longer side of an object takes")  # fmt: skip
     add("--one_scale", action="store_true", help="cut squares of one size, for objects that were "
         "all photographed from the same distance; default: as each object needs it")  # fmt: skip
     add("--ground", choices=("white", "transparent"), default="white", help="behind objects")
@@ -99,8 +97,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the photos, then write the pictures and their report."""
     args = build_parser().parse_args(argv)
     _require_output(args.output)
+    if args.cascade is not None and args.kind != "face":
+        raise UsageError("--cascade: is for --kind face")
+    if args.one_scale and args.kind != "object":
+        raise UsageError("--one_scale: is for --kind object")
+    find = preparing.finder(args.kind, cascade=args.cascade, share=args.share)
     listing = find_pictures(args.photos, flag="")
-    find = _finder(args, listing)
+    find = _at_one_scale(listing, find) if args.one_scale else find
     report = Report()
     csv_path, sheet_path = args.output.with_suffix(".csv"), args.output.with_suffix(".png")
     try:
@@ -131,38 +134,12 @@ def _require_output(path: Path) -> None:
     raise UsageError(f"{path}: exists and was not written by this command; choose another name")
 
 
-Finder = Callable[[Image.Image], tuple[Image.Image, list[Square]]]
-
-
-def _finder(args: argparse.Namespace, listing: Listing) -> Finder:
-    """Return what finds the squares of a photo, and the photo to cut them from."""
-    if args.kind == "face":
-        cascade = faces.open_cascade(args.cascade)
-
-        def find(photo: Image.Image) -> tuple[Image.Image, list[Square]]:
-            found = faces.find_faces(photo, cascade)
-            if not found:
-                raise NotFound("no face found")
-            return over_white(photo), found
-
-        return find
-    if args.cascade is not None:
-        raise UsageError("--cascade: is for --kind face")
-    if args.one_scale and args.kind != "object":
-        raise UsageError("--one_scale: is for --kind object")
-    if args.kind == "crop":
-        return lambda photo: (over_white(photo), [placing.centred(photo)])
-
-    def find_object(photo: Image.Image) -> tuple[Image.Image, list[Square]]:
-        cutout, square = placing.find_object(photo, args.share)
-        return cutout, [square]
-
-    if not args.one_scale:
-        return find_object
-    side = _side_for_all(listing, find_object)
+def _at_one_scale(listing: Listing, find: Finder) -> Finder:
+    """Return what finds objects as find does, with one size of square for all photos."""
+    side = _side_for_all(listing, find)
 
     def find_at_one_scale(photo: Image.Image) -> tuple[Image.Image, list[Square]]:
-        cutout, (square,) = find_object(photo)
+        cutout, (square,) = find(photo)
         return cutout, [replace(square, side=side * max(photo.size))]
 
     return find_at_one_scale
@@ -244,6 +221,7 @@ def _outcomes(
         return [Outcome(photo=shown, reason=f"unreadable: {error}")]
     try:
         source, squares = find(photo)
+        source = source if args.kind == "object" else over_white(source)
     except NotFound as error:
         return [Outcome(photo=shown, reason=str(error))]
     return [_cut(shown, photo, source, square, args) for square in squares]
@@ -259,14 +237,8 @@ def _cut(
     """Cut a square out of source, which is the photo or its object alone, and check it."""
     picture = placing.cut(source, square, args.size)
     opaque = over_white(picture)
-    blur, outside = photo_checks.blur(opaque), placing.share_outside(photo, square)
-    reason = ""
-    if square.side < MIN_SHARE * args.size:
-        reason = f"small: {square.side:.0f} pixels for {args.size}"
-    elif args.kind == "face" and outside > MAX_OUTSIDE:
-        reason = f"cut off: {outside:.0%} of the face's square is outside of the photo"
-    elif blur > photo_checks.MAX_BLUR:
-        reason = f"blurred: {blur:.2f} (at most {photo_checks.MAX_BLUR:g})"
+    blur = photo_checks.blur(opaque)
+    reason = preparing.fault(args.kind, photo, square, picture, blur)
     return Outcome(
         photo=name,
         reason=reason,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from checkpoint_io import network_state, published, safe_load
 from checkpoint_io.network_state import StateError, checked_tensor, count_entry, entry
@@ -28,7 +28,9 @@ from discriminators.discriminators import PyramidDiscriminator
 from generators.fields import default_chunk
 from generators.generators import ImplicitGenerator3d
 from generators.trajectories import Camera, SceneObject
+from generators.tuning import MAX_RANK, Tuning, num_factors, weight_changes
 from siren.film import Film
+from siren.siren import FilmSiren
 from system.errors import UsageError
 from system.files import replaced
 
@@ -221,13 +223,19 @@ def averaged_file(path: Path, ema: Average) -> tuple[Path, Average]:
     return (file, ema) if file.is_file() else (path, "none")
 
 
-def save_fit(path: Path, fit: SceneObject, saved: SavedGenerator) -> None:
-    """Write an object and a camera that were fitted to a photo, for the same generator alone."""
+def save_fit(
+    path: Path, fit: SceneObject, saved: SavedGenerator, tuning: Tuning | None = None
+) -> None:
+    """Write an object and a camera that were fitted to a photo, for the same generator alone.
+
+    tuning: the changes of weights of the object, which its film has too.
+    """
     content = {
         "generator": fingerprint(saved.generator),
         "frequencies": fit.film.frequencies.cpu(),
         "phase_shifts": fit.film.phase_shifts.cpu(),
         **dict(zip(("pitch", "yaw", "fov_degrees"), fit.camera[:3], strict=True)),
+        **({} if tuning is None else {"rank": tuning.rank, "factors": tuning.factors.cpu()}),
     }
     save(path, "fit", content)
 
@@ -251,8 +259,22 @@ def load_fit(path: Path, saved: SavedGenerator) -> SceneObject:
         pitch, yaw, fov = (entry(content, n, float) for n in ("pitch", "yaw", "fov_degrees"))
         if not (math.isfinite(pitch) and math.isfinite(yaw) and 0 < fov < 180):
             raise StateError(f"has a camera at pitch {pitch}, yaw {yaw}, angle of view {fov}")
+        changes = _weight_changes(content, siren)
     name = path.absolute().parent.name if path.name == "fit.pth" else path.stem
-    return SceneObject(name, Film(*films), Camera(pitch, yaw, fov))
+    film = Film(films[0], films[1], changes)
+    return SceneObject(name, film, Camera(pitch, yaw, fov))
+
+
+def _weight_changes(content: Mapping[Any, Any], siren: FilmSiren) -> Tensor | None:
+    """Return the changes of weights (1, W) in a fit, None if it was not tuned."""
+    if "rank" not in content and "factors" not in content:
+        return None
+    rank = entry(content, "rank", int)
+    if not 1 <= rank <= MAX_RANK:
+        raise StateError(f"has changes of weights of rank {rank}, not 1 to {MAX_RANK}")
+    factors = checked_tensor("factors", content.get("factors"), (num_factors(siren, rank),))
+    device = next(siren.parameters()).device
+    return weight_changes(siren, Tuning(rank, factors.to(device)))
 
 
 def fingerprint(generator: nn.Module) -> str:

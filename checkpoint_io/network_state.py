@@ -101,12 +101,12 @@ def build_generator(curriculum: Curriculum, state: object) -> ImplicitGenerator3
     count = sum(is_layer(name) for name in names)
     if count != (curriculum.settings.num_layers or PUBLISHED_NUM_LAYERS):  # before making so many
         raise StateError(f"has {count} layers in its field")
-    return _filled(unfilled(curriculum.build_generator), state)
+    return filled(unfilled(curriculum.build_generator), state)
 
 
 def build_discriminator(curriculum: Curriculum, state: object) -> PyramidDiscriminator:
     """Build a discriminator from state; StateError if it does not fit the curriculum."""
-    return _filled(unfilled(curriculum.build_discriminator), state)
+    return filled(unfilled(curriculum.build_discriminator), state)
 
 
 def is_layer(name: object) -> bool:
@@ -141,7 +141,8 @@ def unfilled(make: Callable[[], Network]) -> Network:
         raise StateError("belongs to networks that are too large to be made") from error
 
 
-def _filled(module: Network, state: object) -> Network:
+def filled(module: Network, state: object) -> Network:
+    """Load checked state into a module on the device "meta"; StateError if it does not fit."""
     module.load_state_dict(checked_state(module, state), assign=True)
     return module
 

@@ -76,7 +76,11 @@ class PyramidDiscriminator(nn.Module):
     def forward(
         self, images: Tensor, alpha: float, layers: NormalLayers = NORMAL_LAYERS
     ) -> Verdict:
-        """Return the verdicts on images.
+        """Return the verdicts on images; arguments and errors are those of outputs."""
+        return self._verdict(self.outputs(images, alpha, layers))
+
+    def outputs(self, images: Tensor, alpha: float, layers: NormalLayers = NORMAL_LAYERS) -> Tensor:
+        """Return the final layer's numbers (B, outputs).
 
         Args:
             images: (B, 3, size, size) in [-1, 1], size one of image_sizes().
@@ -96,7 +100,7 @@ class PyramidDiscriminator(nn.Module):
                 halved = F.interpolate(images, scale_factor=0.5, mode="nearest")
                 x = alpha * x + (1 - alpha) * self.fromRGB[level](halved, layers)
             x = self.layers[level](x, layers)
-        return self._verdict(layers.convolve(self.final_layer, x).flatten(1))
+        return layers.convolve(self.final_layer, x).flatten(1)
 
     def _verdict(self, outputs: Tensor) -> Verdict:
         outputs = outputs.float() if outputs.dtype.itemsize < 4 else outputs

@@ -4,11 +4,11 @@ Three passes, coarse to fine: a random search over objects and poses on thumbnai
 best few in latent space, which keeps them plausible; descent of the best one in FiLM space, which
 holds more objects than the latents map to.
 
-Legend: K guesses, L width of a latent, F FiLM features, H = W pixels.
+Legend: K guesses, N photos of one object, L width of a latent, F FiLM features, H = W pixels.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -76,7 +76,10 @@ class FitOptions:
 
 @dataclass(frozen=True, eq=False)
 class Guess:
-    """K objects and their cameras, with gradients; fov_degrees (K,)."""
+    """K objects and their cameras, with gradients; fov_degrees (K,).
+
+    For N photos N * K: all objects for the first photo, then for the next.
+    """
 
     film: Film
     poses: Poses
@@ -166,8 +169,8 @@ def search(
     return latents[best], Poses(*(angle[best] for angle in cameras))
 
 
-class _Cameras:
-    """Learnable pitch, yaw and angle of view of K guesses."""
+class Cameras:
+    """Learnable pitch, yaw and angle of view of K guesses for each of N photos, (N * K,)."""
 
     def __init__(self, poses: Poses, fov_degrees: Tensor, given_fov: float) -> None:
         self.pitch, self.yaw = (angle.detach().clone().requires_grad_() for angle in poses)
@@ -175,11 +178,16 @@ class _Cameras:
         self.given_fov = given_fov
 
     def parameters(self, *, fits_fov: bool) -> list[Tensor]:
+        """Return what is learned."""
         return [self.pitch, self.yaw, *([self.log_zoom] if fits_fov else [])]
 
-    def guess(self, film: Film) -> Guess:
-        pitch = self.pitch.clamp(POLE_MARGIN, math.pi - POLE_MARGIN)
-        return Guess(film, Poses(pitch, self.yaw), self.given_fov * self.log_zoom.exp())
+    def guess(self, film: Film, part: slice = slice(None)) -> Guess:
+        """Return film (K objects) seen by the cameras of part, which are K or N * K."""
+        pitch = self.pitch[part].clamp(POLE_MARGIN, math.pi - POLE_MARGIN)
+        repeats = (len(pitch) // len(film), 1)
+        film = Film(film.frequencies.repeat(repeats), film.phase_shifts.repeat(repeats))
+        fov_degrees = self.given_fov * self.log_zoom[part].exp()
+        return Guess(film, Poses(pitch, self.yaw[part]), fov_degrees)
 
 
 def _better(losses: Tensor, guess: Guess, lowest: Tensor, best: Guess) -> tuple[Tensor, Guess]:
@@ -187,7 +195,8 @@ def _better(losses: Tensor, guess: Guess, lowest: Tensor, best: Guess) -> tuple[
     is_new = losses < lowest
 
     def choose(new: Tensor, old: Tensor) -> Tensor:
-        return torch.where(is_new.view(-1, *[1] * (new.dim() - 1)), new, old).detach()
+        is_chosen = is_new.repeat(len(new) // len(is_new)).view(-1, *[1] * (new.dim() - 1))
+        return torch.where(is_chosen, new, old).detach()
 
     film = Film(
         choose(guess.film.frequencies, best.film.frequencies),
@@ -198,41 +207,49 @@ def _better(losses: Tensor, guess: Guess, lowest: Tensor, best: Guess) -> tuple[
     return choose(losses, lowest), Guess(film, poses, fov_degrees)
 
 
-def _descend(
+def descend(
     film_of: Callable[[], tuple[Film, Tensor]],
     parameters: list[Tensor],
     rate: float,
-    cameras: _Cameras,
+    cameras: Cameras,
     generator: ImplicitGenerator3d,
-    photo: Photo,
+    photos: Sequence[Photo],
     options: RenderOptions,
     fit: FitOptions,
     *,
     steps: int,
     report: Callable[[int, float], None],
 ) -> tuple[Tensor, Guess]:
-    """Descend with Adam on film_of's conditioning and prior; return lowest losses, guesses."""
+    """Descend with Adam on film_of's conditioning and prior; return lowest losses, guesses.
+
+    The photos are rendered one after the other, so that memory does not grow with their number.
+    """
     poses = cameras.parameters(fits_fov=fit.fits_fov)
     groups = [{"params": parameters, "lr": rate}, {"params": poses, "lr": fit.pose_rate}]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=0.0)
     best, reference, since = None, math.inf, 0  # since: step of the last gain of MIN_GAIN
-    lowest = torch.full_like(cameras.pitch, math.inf, requires_grad=False)
+    count = len(cameras.pitch) // len(photos)  # K
+    lowest = torch.full_like(cameras.pitch[:count], math.inf, requires_grad=False)
     for step in range(steps):
-        film, prior = film_of()
+        optimizer.zero_grad(set_to_none=True)
+        losses = torch.zeros_like(lowest)
+        for index, photo in enumerate(photos):
+            film, prior = film_of()
+            part = slice(index * count, (index + 1) * count)
+            guess = cameras.guess(film, part)
+            seen = render_guess(generator, guess, options, photo.image.shape[-1])
+            own = photo_losses(*seen, photo)
+            total = own + prior + FOV_PRIOR * cameras.log_zoom[part].square()
+            (total.sum() / len(photos)).backward()
+            losses = losses + own.detach() / len(photos)
         guess = cameras.guess(film)
-        losses = photo_losses(
-            *render_guess(generator, guess, options, photo.image.shape[-1]), photo
-        )
-        total = losses + prior + FOV_PRIOR * cameras.log_zoom.square()
         lowest, best = _better(losses, guess, lowest, best or guess)
         report(step + 1, float(lowest.min()))
         if lowest.min() < reference * (1 - MIN_GAIN):
             reference, since = float(lowest.min()), step
         if step - since > PATIENCE:
             break
-        optimizer.zero_grad(set_to_none=True)
-        total.sum().backward()
         optimizer.step()
         schedule.step()
     assert best is not None  # steps is positive
@@ -257,55 +274,78 @@ def fit_photo(
     guessed_pose that of search. options say how to render; the image size is the photo's. kind is
     that of the latents, rng the CPU stream of the candidates. report is called after each step.
     """
-    device, fov = photo.image.device, options.fov_degrees
     options = replace(options, density_noise=0.0)
-    latents, cameras_found = search(
+    start = search(
         generator, photo, poses, options, fit,
         kind=kind, guessed_pose=guessed_pose, rng=rng, report=report,
     )  # fmt: skip
+    return fit_from(generator, [photo], *start, options, fit, kind=kind, rng=rng, report=report)
+
+
+def fit_from(
+    generator: ImplicitGenerator3d,
+    photos: Sequence[Photo],
+    latents: Tensor,
+    poses: Poses,
+    options: RenderOptions,
+    fit: FitOptions,
+    *,
+    kind: LatentKind,
+    rng: torch.Generator,
+    report: Report,
+) -> tuple[Guess, float]:
+    """Descend from latents (K, L) and poses (N * K,); return the best guess and its loss.
+
+    The N photos, of one size, show one object: the guess is that object for each of their cameras,
+    (N,), and the loss their mean. The other arguments are those of fit_photo.
+    """
+    device, fov = photos[0].image.device, options.fov_degrees
+    options = replace(options, density_noise=0.0)
     z = latents.to(device).requires_grad_()
-    given = torch.full((len(z),), fov, device=device)
-    cameras = _Cameras(Poses(*(angle.to(device) for angle in cameras_found)), given, fov)
+    given = torch.full((len(poses.yaw),), fov, device=device)
+    cameras = Cameras(Poses(*(angle.to(device) for angle in poses)), given, fov)
 
     def film_of_latents() -> tuple[Film, Tensor]:
         return generator.mapping(z), LATENT_PRIOR * z.square().mean(1)
 
-    size = max(fit.search_size, photo.image.shape[-1] // 2)
-    losses, best = _descend(
-        film_of_latents, [z], fit.latent_rate, cameras, generator, photo.at(size), options, fit,
+    size = max(fit.search_size, photos[0].image.shape[-1] // 2)
+    losses, best = descend(
+        film_of_latents, [z], fit.latent_rate, cameras, generator,
+        [photo.at(size) for photo in photos], options, fit,
         steps=fit.latent_steps, report=partial(report, "latent"),
     )  # fmt: skip
-    return _refine(generator, best[losses.argmin()[None]], photo, options, fit, kind, rng, report)
+    chosen = best[torch.arange(len(photos), device=device) * len(z) + losses.argmin()]
+    return _refine(generator, chosen, photos, options, fit, kind, rng, report)
 
 
 def _refine(
     generator: ImplicitGenerator3d,
     start: Guess,
-    photo: Photo,
+    photos: Sequence[Photo],
     options: RenderOptions,
     fit: FitOptions,
     kind: LatentKind,
     rng: torch.Generator,
     report: Report,
 ) -> tuple[Guess, float]:
-    """Descend in FiLM space from one guess, at the photo's full size."""
+    """Descend in FiLM space from one object and its N cameras, at the photos' full size."""
     with torch.no_grad():
         latents = sample_latents(1000, generator.z_dim, kind=kind, rng=rng)
-        spread = generator.mapping(latents.to(photo.image.device))
+        spread = generator.mapping(latents.to(photos[0].image.device))
     scales = [part.std(0, keepdim=True) for part in (spread.frequencies, spread.phase_shifts)]
     offsets = [torch.zeros_like(scale, requires_grad=True) for scale in scales]
 
     def film_of_offsets() -> tuple[Film, Tensor]:
         film = Film(
-            start.film.frequencies + scales[0] * offsets[0],
-            start.film.phase_shifts + scales[1] * offsets[1],
+            start.film.frequencies[:1] + scales[0] * offsets[0],
+            start.film.phase_shifts[:1] + scales[1] * offsets[1],
         )
         squares = torch.cat(offsets, dim=1).square().mean(1)
         return film, OFFSET_PRIOR * squares
 
-    cameras = _Cameras(start.poses, start.fov_degrees, options.fov_degrees)
-    losses, best = _descend(
-        film_of_offsets, offsets, fit.film_rate, cameras, generator, photo, options, fit,
+    cameras = Cameras(start.poses, start.fov_degrees, options.fov_degrees)
+    losses, best = descend(
+        film_of_offsets, offsets, fit.film_rate, cameras, generator, photos, options, fit,
         steps=fit.film_steps, report=partial(report, "film"),
     )  # fmt: skip
     return best, float(losses[0])

@@ -143,7 +143,9 @@ class OccupancyMemory:
         self, film: Film, options: RenderOptions, find: Callable[[], Occupancy]
     ) -> Occupancy:
         """Return the cached occupancy of the object film (1, F), or call find for it."""
-        values = torch.cat([film.frequencies, film.phase_shifts]).detach().cpu().numpy().tobytes()
+        parts = [film.frequencies, film.phase_shifts, film.weight_changes]
+        numbers = torch.cat([part for part in parts if part is not None], dim=1)
+        values = numbers.detach().cpu().numpy().tobytes()
         key = (values, _num_cells(options), options.visible_side)
         found = self._known.pop(key) if key in self._known else find()
         self._known[key] = found

@@ -12,10 +12,16 @@ from torch import Tensor
 from generators.generators import View
 from generators.volumetric_rendering import RenderOptions
 
+MIN_SQUARE = 1e-10  # of a color error; bounds the PSNR at 100 dB
 MIN_OPACITY = 0.5  # a pixel shows a surface if at least half of its light is absorbed
 NEAR_LIGHTNESS, FAR_LIGHTNESS = 0.93, 0.38  # Oklab, from 0 to 1
 NEAR_HUE, FAR_HUE = math.radians(100), math.radians(310)  # yellow, over green and blue, to purple
 CHROMA = 0.085  # small enough for every color of the scale to exist in sRGB
+
+
+def psnr(squared_error: Tensor) -> Tensor:
+    """Return PSNRs, dB, of mean squared errors of colors in [0, 1]; at most 100."""
+    return -10 * squared_error.clamp(min=MIN_SQUARE).log10()
 
 
 def surface_depths(view: View, options: RenderOptions) -> Tensor:

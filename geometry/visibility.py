@@ -1,8 +1,8 @@
-"""Find the part of a surface that the cameras of a pose distribution can see.
+"""Find the part of a surface that cameras can see: those of a pose distribution, or of a photo.
 
-Each camera has a depth buffer of vertices. A vertex is seen if it faces the camera, lies in its
-picture and ray range, and is at most TOLERANCE behind the nearest vertex of its pixel. Pixels are
-wider than the distance between vertices, so that the buffer has no gaps.
+Each camera of a distribution has a depth buffer of vertices. A vertex is seen if it faces the
+camera, lies in its picture and ray range, and is at most TOLERANCE behind the nearest vertex of its
+pixel. Pixels are wider than the distance between vertices, so that the buffer has no gaps.
 
 Legend: V vertices, T triangles.
 """
@@ -11,12 +11,14 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import trimesh
 from scipy.sparse import coo_matrix
+from torch import Tensor
 
-from generators.cameras import PoseDistribution, Poses, camera_origins, sample_poses
+from generators.cameras import PoseDistribution, Poses, camera_origins, project, sample_poses
 from generators.volumetric_rendering import RenderOptions
-from geometry.rasterizer import project
+from geometry import rasterizer
 from geometry.surface import Array, Mesh, areas
 
 NUM_CAMERAS = 128
@@ -70,7 +72,7 @@ def _seen_vertices(
     is_seen = torch.zeros(len(vertices), dtype=torch.bool)
     cameras = sample_poses(poses, NUM_CAMERAS, rng=torch.Generator().manual_seed(0))
     for pitch, yaw in zip(cameras.pitch.tolist(), cameras.yaw.tolist(), strict=True):
-        seen = project(vertices, pitch, yaw, image_size, options.fov_degrees)
+        seen = rasterizer.project(vertices, pitch, yaw, image_size, options.fov_degrees)
         column, row = seen.columns.round().long(), seen.rows.round().long()
         is_inside = (column >= 0) & (column < image_size) & (row >= 0) & (row < image_size)
         is_inside &= (seen.depths >= options.near) & (seen.depths <= options.far)
@@ -84,3 +86,36 @@ def _seen_vertices(
         is_facing = (normals[inside] * (origin - vertices[inside])).sum(1) > 0
         is_seen[inside[is_near & is_facing]] = True
     return is_seen.numpy()
+
+
+def seen_points(
+    points: Tensor,
+    normals: Tensor,
+    pose: Poses,
+    depths: Tensor,
+    *,
+    fov_degrees: float,
+    slack: float,
+) -> Tensor:
+    """Return which points (..., 3) of a surface a camera sees, bool (...).
+
+    A point is seen if it faces the camera, lies in its picture, and is at most slack (scene units)
+    behind the surface that one of the nine nearest pixels shows.
+
+    Args:
+        points: of the surface; NaN is not seen.
+        normals: (..., 3), outward.
+        pose: of the camera, (1,).
+        depths: (H, H) of the surface that the camera sees, NaN where it sees none.
+        fov_degrees: the camera's angle of view.
+        slack: scene units.
+    """
+    flat, size = points.reshape(1, -1, 3), depths.shape[-1]
+    places, distances = project(flat, pose, fov_degrees)
+    column, row = ((places[0] + 1) * (size - 1) / 2).nan_to_num(-1).round().long().unbind(-1)
+    is_inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)
+    farthest = F.max_pool2d(depths.nan_to_num(-torch.inf)[None], 3, stride=1, padding=1)[0]
+    shown = farthest[row.clamp(0, size - 1), column.clamp(0, size - 1)]
+    towards = camera_origins(pose).to(flat) - flat[0]
+    is_facing = (normals.reshape(-1, 3) * towards).sum(-1) > 0
+    return (is_inside & is_facing & (distances[0] <= shown + slack)).view(points.shape[:-1])

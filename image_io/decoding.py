@@ -163,13 +163,13 @@ def read_picture(path: Path) -> Image.Image:
         raise UsageError(f"{path}: cannot be read: {reason}") from error
 
 
-def read_photo(stream: IO[bytes], longer_side: int) -> Image.Image:
+def read_photo(stream: IO[bytes], longer_side: int | None = None) -> Image.Image:
     """Decode a whole photo: upright, sRGB, RGBA where it has transparency.
 
     Args:
         stream: the file's bytes, at the start. Animations give their first frame.
         longer_side: a larger jpg may be decoded at a half, a quarter or an eighth of its size, as
-            long as its longer side keeps this many pixels.
+            long as its longer side keeps this many pixels; None keeps its size.
 
     Raises:
         ValueError: the file is damaged, too large or no picture; the text fits one line.

@@ -24,6 +24,7 @@ SCALE_STEP = 1.1
 TILTS = (0, -20, 20)  # degrees that are searched; the later ones where the first shows no face
 SURE = 10  # windows of one face in the search that make the other tilts superfluous
 MIN_WINDOWS, MAX_CANDIDATES = 3, 6  # of a candidate in the search; candidates that are looked at
+PART = 0.7  # of a face's width: a narrower window may be a part of the face, such as its mouth
 FINE_TILTS = np.arange(-36, 37, 9)  # degrees around a candidate's tilt
 FINE_WINDOW, FINE_SIZE = 32, 77  # pixels of the face and of the square around it
 CERTAIN = 20  # windows of a face over all fine tilts; 0 of 100 pictures without a face have as many
@@ -99,7 +100,7 @@ def _candidates(grey: Image.Image, cascade: Cascade) -> list[_Window]:
 
 def _is_within(one: _Window, other: _Window) -> bool:
     """Return whether one is a part of a face that other may be, such as its mouth."""
-    return one.width < 0.7 * other.width and _distance(one, other) < 0.5 * other.width
+    return one.width < PART * other.width and _distance(one, other) < 0.5 * other.width
 
 
 def _windows(grey: Image.Image, cascade: Cascade, least: int, most: int) -> NDArray[np.float64]:
@@ -119,7 +120,10 @@ def _windows(grey: Image.Image, cascade: Cascade, least: int, most: int) -> NDAr
 
 
 def _groups(windows: NDArray[np.float64]) -> list[_Window]:
-    """Join windows that differ little from the one with the most neighbours, and so on."""
+    """Join windows that differ little from the one with the most neighbours, and so on.
+
+    The others around it are dropped, except those so large that it may be a part of their face.
+    """
     groups = []
     while len(windows):
         x, y, width = windows.T
@@ -129,7 +133,8 @@ def _groups(windows: NDArray[np.float64]) -> list[_Window]:
         best = int(near.sum(1).argmax())
         x_mean, y_mean, mean_width = windows[near[best]].mean(0)
         groups.append(_Window(x_mean, y_mean, mean_width, tilt=0.0, hits=int(near[best].sum())))
-        windows = windows[~near[best] & (distance[best] >= 0.6 * width[best])]
+        is_elsewhere = distance[best] >= 0.6 * width[best]
+        windows = windows[~near[best] & (is_elsewhere | (width > mean_width / PART))]
     return groups
 
 

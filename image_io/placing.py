@@ -119,6 +119,22 @@ def cut(image: Image.Image, square: Square, size: int) -> Image.Image:
     return turned.reduce(2)
 
 
+def placed(picture: Image.Image, square: Square, size: tuple[int, int]) -> Image.Image:
+    """Return a transparent picture of size (W, H) with an RGBA one in a square of it.
+
+    The inverse of cut. A picture with more pixels than its square is antialiased.
+    """
+    picture = picture.reduce(max(1, int(picture.width / square.side)))
+    step = picture.width / square.side  # pixels of the picture per pixel of the result
+    cos, sin = (step * f(math.radians(square.angle)) for f in (math.cos, math.sin))
+    half = picture.width / 2
+    matrix = (
+        *(cos, sin, half - cos * square.x - sin * square.y),
+        *(-sin, cos, half + sin * square.x - cos * square.y),
+    )
+    return picture.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+
+
 def _beyond(image: Image.Image, x: float, y: float, side: float) -> tuple[int, int, int, int]:
     """How many pixels a square may reach beyond a photo: left, top, right, bottom."""
     half = math.ceil(side * math.sqrt(0.5)) + 2  # of a square turned by 45 degrees

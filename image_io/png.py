@@ -12,6 +12,7 @@ from torch import Tensor
 from system.files import replaced
 
 FONT_SIZE, GAP = 13, 6  # pixels, of labelled sheets
+BAR_FULL, BAR_EMPTY = (43, 138, 62), (90, 90, 90)
 INK, PAPER = (0, 0, 0), (255, 255, 255)
 MAX_LABEL = 24  # letters; a longer label keeps its beginning
 
@@ -54,6 +55,21 @@ def contact_sheet(pictures: Tensor, rows: Sequence[str], columns: Sequence[str])
             picture = Image.fromarray(to_array(pictures[i * len(columns) + j]))
             sheet.paste(picture, (left + j * (width + GAP), y))
     return torch.from_numpy(np.array(sheet)).permute(2, 0, 1)
+
+
+def bar(width: int, share: float, text: str) -> Tensor:
+    """Draw a bar (3, H, width), uint8, of which share in [0, 1] is filled from the left.
+
+    text stands in it where it fits.
+    """
+    height = max(4, width // 14)
+    strip = Image.new("RGB", (width, height), BAR_EMPTY)
+    strip.paste(BAR_FULL, (0, 0, round(share * width), height))
+    font = ImageFont.load_default(0.7 * height)
+    if font.getlength(text) < 0.9 * width and height >= FONT_SIZE:
+        draw = ImageDraw.Draw(strip)
+        draw.text((width / 2, height / 2), text, PAPER, font, anchor="mm")
+    return torch.from_numpy(np.array(strip)).permute(2, 0, 1)
 
 
 def to_array(image: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from generators.cameras import Poses, Rays, camera_origins, cast_rays, project
 from generators.fields import Field, chunked
+from generators.pictures import psnr
 from generators.volumetric_rendering import RenderOptions, render_rays
 from metrics.surfaces import Surface, is_inside, sampled, surface_points
 
 TOLERANCE = 0.01  # of the depth range: largest difference of depths that agree
-MIN_SQUARE = 1e-10  # of a color error; bounds the PSNR at 100 dB
 HALF_TRANSPARENT = (0.1, 0.9)  # opacities of half-transparent rays
 
 
@@ -44,11 +44,6 @@ class Agreement(NamedTuple):
     depth_error: Tensor
     depth_agreement: Tensor
     compared: Tensor
-
-
-def psnr(squared_error: Tensor) -> Tensor:
-    """Return PSNRs, dB, of mean squared errors of colors in [0, 1]; at most 100."""
-    return -10 * squared_error.clamp(min=MIN_SQUARE).log10()
 
 
 def match(here: Surface, there: Surface) -> Match:

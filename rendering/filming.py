@@ -17,7 +17,7 @@ from generators.pictures import depth_pictures, surface_depths
 from generators.trajectories import Camera, SceneObject, Trajectory
 from generators.volumetric_rendering import RenderOptions
 from image_io import png, video
-from siren.film import Film
+from siren.film import concatenated
 from system import flags
 from system.errors import UsageError, nearest, nearest_path
 from system.screen import progress_bar
@@ -151,10 +151,7 @@ def views(
     for start in range(0, len(shots), batch_size):
         part = shots[start : start + batch_size]
         pitch, yaw, fov = torch.tensor([shot.camera[:3] for shot in part]).unbind(1)
-        film = Film(
-            torch.cat([shot.film.frequencies for shot in part]),
-            torch.cat([shot.film.phase_shifts for shot in part]),
-        )
+        film = concatenated([shot.film for shot in part])
         yield saved.generator.render(
             film, Poses(pitch, yaw), options, fov_degrees=fov, report=report
         )

@@ -4,6 +4,7 @@ Legend: B latents, P points, H hidden width, F = H * (number of FiLM layers) fea
 Source: pi-GAN (Chan et al. 2021), section 3.1; FiLM (Perez et al. 2018).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,20 +16,32 @@ LEAKY_SLOPE = 0.2
 
 @dataclass(frozen=True, eq=False)
 class Film:
-    """FiLM conditioning of B fields: raw frequencies and phase shifts of the mapping, (B, F)."""
+    """FiLM conditioning of B fields: raw frequencies and phase shifts of the mapping, (B, F).
+
+    weight_changes: (B, W), added to the FiLM layers' weights for these objects alone, layer after
+    layer; None adds nothing. Objects that were tuned to a photo have them.
+    """
 
     frequencies: Tensor
     phase_shifts: Tensor
+    weight_changes: Tensor | None = None
 
     def lerp(self, end: "Film", weight: float) -> "Film":
         """Interpolate from self (0) to end (1); mean.lerp(film, psi) is the truncation trick."""
+        both = _weight_changes([self, end])
         return Film(
             torch.lerp(self.frequencies, end.frequencies, weight),
             torch.lerp(self.phase_shifts, end.phase_shifts, weight),
+            None if both is None else torch.lerp(both[0], both[1], weight),
         )
 
     def __getitem__(self, index: slice | Tensor) -> "Film":
-        return Film(self.frequencies[index], self.phase_shifts[index])
+        changes = self.weight_changes
+        return Film(
+            self.frequencies[index],
+            self.phase_shifts[index],
+            None if changes is None else changes[index],
+        )
 
     def __len__(self) -> int:
         return len(self.frequencies)
@@ -43,6 +56,29 @@ class Film:
         return list(zip(*(part.unbind(1) for part in self.by_layer(width)), strict=True))
 
 
+def _weight_changes(films: Sequence[Film]) -> list[Tensor] | None:
+    """Return the changes of each of films, zeros where only others have some; None if none has."""
+    known = [film.weight_changes for film in films if film.weight_changes is not None]
+    if not known:
+        return None
+    return [
+        known[0].new_zeros(len(film), known[0].shape[1])
+        if film.weight_changes is None
+        else film.weight_changes
+        for film in films
+    ]
+
+
+def concatenated(films: Sequence[Film]) -> Film:
+    """Return the conditioning of the objects of all films, in their order."""
+    changes = _weight_changes(films)
+    return Film(
+        torch.cat([film.frequencies for film in films]),
+        torch.cat([film.phase_shifts for film in films]),
+        None if changes is None else torch.cat(changes),
+    )
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Return x in float32 if autocast lowered its precision, else x itself."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -55,12 +91,17 @@ class FiLMLayer(nn.Module):
         super().__init__()
         self.layer = nn.Linear(input_dim, hidden_dim)
 
-    def forward(self, x: Tensor, frequencies: Tensor, phase_shifts: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, frequencies: Tensor, phase_shifts: Tensor, change: Tensor | None = None
+    ) -> Tensor:
         """Return features (B, P, H) of x (B, P, input_dim); frequencies, phases (B, H).
 
-        The phase is float32 even under autocast: an error of the phase is an error of the sine.
+        change (B, H, input_dim) is added to the weight of each object. The phase is float32 even
+        under autocast: an error of the phase is an error of the sine.
         """
         linear = at_least_float32(self.layer(x))
+        if change is not None:
+            linear = linear + at_least_float32(x @ change.mT)
         return torch.sin(frequencies[:, None] * linear + phase_shifts[:, None])
 
 

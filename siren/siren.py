@@ -136,8 +136,8 @@ class FilmSiren(nn.Module):
         density = self.final_layer(x) * self.density_scale
         share = encoded.shape[1] // max(directions.shape[1], 1)
         seen_from = directions.repeat_interleave(share, dim=1)  # (B, P, 3)
-        color_film = film.layers(self.hidden_dim)[-1]
-        features = self.color_layer_sine(torch.cat([seen_from, x], dim=-1), *color_film)
+        color_film, change = film.layers(self.hidden_dim)[-1], self.weight_changes(film)[-1]
+        features = self.color_layer_sine(torch.cat([seen_from, x], dim=-1), *color_film, change)
         return torch.cat([self.color_layer_linear(features), density], dim=-1)
 
     def density(
@@ -161,20 +161,41 @@ class FilmSiren(nn.Module):
     def _trunk(self, encoded: Tensor, film: Film) -> Tensor:
         """Return the features (B, P, H) that both heads use."""
         *trunk_film, _ = film.layers(self.hidden_dim)
+        *changes, _ = self.weight_changes(film)
         x = encoded
-        for layer, (frequencies, phase_shifts) in zip(self.network, trunk_film, strict=True):
-            x = layer(x, frequencies, phase_shifts)  # (B, P, H)
+        for layer, conditioning, change in zip(self.network, trunk_film, changes, strict=True):
+            x = layer(x, *conditioning, change)  # (B, P, H)
         return x
+
+    def film_layers(self) -> list[nn.Linear]:
+        """Return the linear layers that FiLM modulates: the trunk's, then the color layer's."""
+        return [module.layer for module in self.modules() if isinstance(module, FiLMLayer)]
+
+    def weight_changes(self, film: Film) -> list[Tensor] | list[None]:
+        """Return the changes (B, H, in) of the weights of film_layers() for the objects of film."""
+        shapes = [layer.weight.shape for layer in self.film_layers()]
+        if film.weight_changes is None:
+            return [None] * len(shapes)
+        parts = film.weight_changes.split([shape.numel() for shape in shapes], dim=1)
+        return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _weights(self, film: Film) -> list[Tensor]:
+        """Return the weights (H, in) of film_layers(), or (B, H, in) where objects change them."""
+        own = [layer.weight for layer in self.film_layers()]
+        changes = self.weight_changes(film)
+        return [
+            weight if change is None else weight + change
+            for weight, change in zip(own, changes, strict=True)
+        ]
 
     def folded(self, film: Film) -> fused_field.FoldedField:
         """Fold FiLM into weights per object: f (W x + b) + p = (diag(f) W) x + (f b + p)."""
-        sines = [*self.network, self.color_layer_sine]
         weights, biases = [], []
-        for sine, (frequencies, phase_shifts) in zip(
-            sines, film.layers(self.hidden_dim), strict=True
+        for layer, weight, (frequencies, phase_shifts) in zip(
+            self.film_layers(), self._weights(film), film.layers(self.hidden_dim), strict=True
         ):
-            weights.append(frequencies[..., None] * sine.layer.weight)  # (B, H, in)
-            biases.append(frequencies * sine.layer.bias + phase_shifts)  # (B, H)
+            weights.append(frequencies[..., None] * weight)  # (B, H, in)
+            biases.append(frequencies * layer.bias + phase_shifts)  # (B, H)
         color = self.color_layer_linear[0]
         assert isinstance(color, nn.Linear)  # for the type checker
         return fused_field.FoldedField(
@@ -200,17 +221,16 @@ class FilmSiren(nn.Module):
     def joined(self, film: Film) -> fused_field.JoinedField:
         """Do as folded in a few operations on all layers, which CUDA starts one by one."""
         width = self.hidden_dim
-        layers = [module.layer for module in self.modules() if isinstance(module, FiLMLayer)]
-        first, *others, color = layers
+        first, *others, color = self._weights(film)
         head = self.color_layer_linear[0]
         assert isinstance(head, nn.Linear)  # for the type checker
         frequencies, phase_shifts = film.by_layer(width)  # (B, L + 1, H)
-        of_direction, of_features = color.weight.split([3, width], dim=1)
-        inner = torch.stack([*(layer.weight for layer in others), of_features])
-        biases = torch.stack([layer.bias for layer in layers])
+        of_direction, of_features = color.split([3, width], dim=-1)
+        inner = torch.stack([*others, of_features], dim=-3)
+        biases = torch.stack([layer.bias for layer in self.film_layers()])
         scale = self.density_scale
         return fused_field.JoinedField(
-            first=frequencies[:, 0, :, None] * first.weight,
+            first=frequencies[:, 0, :, None] * first,
             direction=frequencies[:, -1, :, None] * of_direction,
             inner=frequencies[:, 1:, :, None] * inner,
             biases=frequencies * biases + phase_shifts,

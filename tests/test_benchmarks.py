@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
 from documented import ROOT
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import curriculums
@@ -18,6 +20,7 @@ from benchmarks.table import Table
 from benchmarks.textbook import TextbookGame, twin_of
 from config.stage import OptimizerOptions, Precision
 from generators import fast_rays
+from generators.inversion import FitOptions
 from siren.fused import cpu as fused_cpu
 from siren.siren import TALLSIREN, EmbeddingPiGAN128
 from system.errors import UsageError
@@ -105,6 +108,38 @@ def test_yaw_errors_are_about_the_turn_that_most_cars_share():
     assert inversion.about_shared_turn([91, 90, 270, 89]) == [1, 0, 180, 1]
     assert inversion.about_shared_turn([179, -179, 180, 180]) == [1, 1, 0, 0]
     assert inversion.about_shared_turn([]) == []
+
+
+def test_fits_are_saved_one_by_one_and_go_on(tmp_path, tiny_run, monkeypatch, capsys):
+    monkeypatch.setattr(
+        inversion, "FitOptions",
+        lambda: FitOptions(num_candidates=2, num_starts=1, latent_steps=1, film_steps=1),
+    )  # fmt: skip
+    monkeypatch.setattr(inversion, "CONSISTENCY_SIZE", 8)
+    Image.new("RGB", (16, 16), (90, 60, 30)).save(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "a.png")
+        archive.writestr("poses.csv", "file,pitch,yaw\na.png,1.5,1.25\n")
+    result = tmp_path / "result.json"
+    words = [tiny_run / "generator.pth", result, "--num_searches", "1", "--num_photos", "1",
+             "--tune", "1", "--photos", tmp_path / "photos.zip"]  # fmt: skip
+    inversion.main([str(word) for word in words])
+    first = json.loads(result.read_text())
+    assert [len(rows) for rows in first["rows"].values()] == [1, 1]
+    (row,) = first["rows"]["held out"]
+    assert (row["true_pitch"], row["true_yaw"]) == (1.5, 1.25)
+    assert row["iou0.5_before"] == 1
+    words[words.index("1")] = "2"
+    inversion.main([str(word) for word in words])
+    second = json.loads(result.read_text())
+    assert len(second["rows"]["search"]) == 2
+    assert second["rows"]["search"][:1] == first["rows"]["search"]
+    assert second["rows"]["held out"] == first["rows"]["held out"]
+    capsys.readouterr()
+    inversion.main(["--table", str(result)])
+    said = capsys.readouterr().out
+    decibels = f"{row['psnr_before']:.1f} → {row['psnr_after']:.1f}"
+    assert f"| PSNR at the photo's view, dB | {decibels} |" in said
 
 
 def test_a_benchmark_works_in_a_process_of_its_own():

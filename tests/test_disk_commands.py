@@ -26,6 +26,7 @@ import viewer
 from geometry import mesh_extraction
 from image_io import video
 from metrics import report
+from rendering import fit_batch
 from system import flags
 from system.outputs import OUTPUTS_FILE
 
@@ -59,6 +60,8 @@ COMMANDS = {
     "grid": Case(extract_shapes, ["GENERATOR", *MESH, "--format", "mrc"]),
     "meshes": Case(extract_shapes, ["GENERATOR", *MESH, "--format", "glb,ply,obj,stl"]),
     "fit": Case(inverse_render, ["GENERATOR", "photo.png", "--fit_size", "4", *FIT, *SHORT]),
+    "fits": Case(inverse_render, ["GENERATOR", "photo.png", "--each", "--fit_size", "4", *FIT,
+                                  *TINY]),
     "view": Case(viewer, ["GENERATOR", "--save_picture", "--image_size", "16"]),
     "consistency": Case(eval_metrics, ["GENERATOR", "--consistency", "--num_objects", "1",
                                        "--consistency_size", "8"]),
@@ -83,6 +86,7 @@ def place(tmp_path, tiny_run, monkeypatch):
     (tmp_path / "run" / "log.jsonl").write_text("".join(lines))
     monkeypatch.setattr(mesh_extraction, "PREVIEW_SIZE", 24)
     monkeypatch.setattr(report, "SHAPE_RESOLUTION", 12)
+    monkeypatch.setattr(fit_batch, "monotonic", lambda: 0.0)  # its seconds are in files
     monkeypatch.chdir(tmp_path)
     (tmp_path / "good").mkdir()
     return tmp_path

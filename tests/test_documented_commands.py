@@ -38,6 +38,7 @@ TINY = {
     "eval_metrics": "--num_objects 1 --consistency_size 8 --device cpu",
     "estimate_cameras": "--num_photos 200 --device cpu",
     "prepare_photos": "--kind crop --size 16",  # the photos of this test are noise
+    "train_encoder": "--steps 1 --batch_size 2 --renders_per_step 2 --device cpu",
     "viewer": "--save_picture --image_size 8 --num_steps 4 --device cpu",
 }
 OURS = ("runs/demo", "assets/demo", "out")
@@ -134,6 +135,8 @@ def run(line):
     words = [*arguments, *TINY.get(module, "").split()]
     if "--trajectory" in words and words[words.index("--trajectory") + 1].endswith(".csv"):
         words = [*words[: words.index("--num_frames")]]
+    if "--instant" in words:
+        del words[words.index("--candidates") : words.index("--candidates") + 2]
     assert importlib.import_module(module).main(words) == 0
     return {str(path) for path in set(Path().rglob("*")) - before}
 

@@ -13,11 +13,12 @@ from PIL import Image
 import inverse_render
 from checkpoint_io import checkpoints
 from config import curriculum
-from generators import inversion
+from generators import inversion, joint_inversion
 from generators.cameras import Poses, cast_rays, sample_poses
 from generators.inversion import FitOptions, Photo, photo_losses
 from generators.sampling import sample_latents
-from rendering import photos
+from image_io.decoding import read_picture
+from rendering import fitting, photos
 from system.errors import UsageError
 
 QUICK = FitOptions(num_candidates=64, num_starts=2, latent_steps=25, film_steps=40, search_size=8)
@@ -106,6 +107,41 @@ def test_a_render_of_the_generator_is_found_again(saved):
     assert len(guess.film) == len(guess.poses.yaw) == len(guess.fov_degrees) == 1
 
 
+def test_several_photos_of_one_object_have_a_camera_each(saved):
+    bounded = {**TINY, "scene_radius": 0.1, "density_scale": 200, "h_stddev": 0.6}
+    saved = replace(saved, curriculum=curriculum.build("Bounded", bounded))
+    saved.generator.siren.density_scale = 200.0
+    rng = torch.Generator().manual_seed(3)
+    film = saved.generator.mapping(sample_latents(1, 6, kind="gaussian", rng=rng))
+    poses = Poses(torch.tensor([1.5, 1.6, 1.4]), torch.tensor([0.9, 1.6, 2.2]))
+    options, three = saved.curriculum.preview_render(0, 16), torch.zeros(3, dtype=torch.long)
+    with torch.no_grad():
+        images = saved.generator.render(film[three], poses, options).images
+    steps = []
+    guess, loss = joint_inversion.fit_photos(
+        saved.generator,
+        [Photo(image, torch.ones(16, 16)) for image in images],
+        saved.curriculum.poses(),
+        options,
+        replace(QUICK, num_starts=4),
+        kind="gaussian",
+        guessed_poses=[None] * 3,
+        rng=torch.Generator().manual_seed(0),
+        report=lambda name, count, lowest: steps.append((name, count, lowest)),
+    )
+    assert [count for name, count, _ in steps if name == "search"] == [*range(32, 193, 32)]
+    assert all(
+        (part == part[:1]).all() for part in (guess.film.frequencies, guess.film.phase_shifts)
+    )
+    shown, opacities = inversion.render_guess(saved.generator, guess, options, 16)
+    each = [photo_losses(*seen, Photo(image, torch.ones(16, 16))) for *seen, image in
+            zip(shown.split(1), opacities.split(1), images, strict=True)]  # fmt: skip
+    assert loss == pytest.approx(float(torch.stack(each).mean()), rel=1e-4)
+    assert (guess.poses.yaw - poses.yaw).abs().max() < 0.2
+    errors = ((shown - images) / 2).square().mean((1, 2, 3))
+    assert float(-10 * errors.max().log10()) > 25
+
+
 def test_a_known_angle_of_view_stays(saved):
     image, options = render_of(saved, 4)
     fixed = replace(QUICK, num_candidates=16, latent_steps=5, film_steps=5, fits_fov=False)
@@ -123,6 +159,12 @@ def test_half_of_the_candidates_are_near_the_guessed_camera(saved):
     assert ((poses.pitch[near] - 0.4).abs() < 0.6).all()
 
 
+def open_photo(path, size, **how):
+    opened = photos.open_photo(read_picture(path), str(path), size, crop="center", **how)
+    assert (opened.square, opened.ground, opened.fault) == (None, None, "")
+    return opened.photo
+
+
 def save(path, pixels):
     Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(path)
     return path
@@ -132,14 +174,14 @@ def test_an_alpha_channel_puts_the_object_on_the_background(tmp_path):
     pixels = np.zeros((4, 4, 4))
     pixels[:, :2] = (255, 0, 0, 255)  # the left half is red, the right one transparent
     path = save(tmp_path / "photo.png", pixels)
-    photo = photos.open_photo(path, 4, crop="center", background=1.0)
+    photo = open_photo(path, 4, background=1.0)
     assert torch.equal(photo.image[:, 0, 0], torch.tensor([1.0, -1.0, -1.0]))
     assert (photo.image[:, :, 3] == 1).all()
     assert (photo.weight == 1).all()
     assert photo.alpha is not None
     assert photo.alpha[:, 0].eq(1).all()
     assert photo.alpha[:, 3].eq(0).all()
-    behind = photos.open_photo(path, 4, crop="center", background=None)
+    behind = open_photo(path, 4, background=None)
     assert behind.alpha is None
     assert behind.weight[:, 3].eq(0).all()
 
@@ -147,13 +189,11 @@ def test_an_alpha_channel_puts_the_object_on_the_background(tmp_path):
 def test_a_mask_takes_the_place_of_the_alpha_channel(tmp_path):
     photo = save(tmp_path / "photo.png", np.full((4, 6, 3), 200))
     mask = save(tmp_path / "mask.png", np.full((4, 6), 255))
-    whole = photos.open_photo(photo, 4, crop="center", mask=mask, background=1.0)
+    whole = open_photo(photo, 4, mask=mask, background=1.0)
     assert whole.alpha is None
     half = np.zeros((4, 6))
     half[:, :3] = 255
-    masked = photos.open_photo(
-        photo, 4, crop="center", mask=save(tmp_path / "half.png", half), background=None
-    )
+    masked = open_photo(photo, 4, mask=save(tmp_path / "half.png", half), background=None)
     assert masked.weight[:, 0].eq(1).all()
     assert masked.weight[:, 3].eq(0).all()
 
@@ -217,7 +257,7 @@ def test_a_bad_photo_is_one_line(tmp_path, fault):
         shape = (3, 3) if fault == "other size" else (4, 6)
         mask = save(tmp_path / "mask.png", np.zeros(shape))
     with pytest.raises(UsageError):
-        photos.open_photo(photo, 4, crop="center", mask=mask, background=1.0)
+        open_photo(photo, 4, mask=mask, background=1.0)
 
 
 def test_the_command_writes_a_fit_that_the_others_take(
@@ -240,7 +280,7 @@ def test_the_command_writes_a_fit_that_the_others_take(
     assert "dB at 16 px" in said
     words = re.search(r"--pitch (\S+) --yaw (\S+) --fov ([\d.]+)", said).groups()
     with Image.open(folder / "views.png") as views:
-        assert views.size == (60, 12)
+        assert views.size == (60, 16)  # a bar under each view
     with Image.open(folder / "fit.png") as comparison:
         assert comparison.size == (48, 16)
     fit = checkpoints.load_fit(folder / "fit.pth", saved)
@@ -257,9 +297,9 @@ def test_a_fit_no_better_than_a_single_color_is_called_poor(
     image = torch.linspace(-1, 1, 64).view(1, 8, 8).expand(3, 8, 8)
     photo = Photo(image, torch.ones(8, 8))
     variance = float((image / 2).var(correction=0))
-    assert inverse_render._flat_psnr(photo) == pytest.approx(-10 * math.log10(variance), abs=1e-4)
+    assert fitting.flat_psnr(photo) == pytest.approx(-10 * math.log10(variance), abs=1e-4)
     halves = torch.cat([torch.zeros(8, 4), torch.ones(8, 4)], dim=1)
-    assert inverse_render._flat_psnr(Photo(2 * halves.expand(3, 8, 8) - 1, halves)) == 100
+    assert fitting.flat_psnr(Photo(2 * halves.expand(3, 8, 8) - 1, halves)) == 100
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3))
     path = save(tmp_path / "noise.png", noise)
     monkeypatch.chdir(tmp_path)

@@ -1,11 +1,13 @@
 """The fields: formula, initialisation, state-dict contract, and the folded field."""
 
+import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from siren.film import Film, FiLMLayer
+from siren.film import Film, FiLMLayer, concatenated
 from siren.fused import cpu, eager
 from siren.siren import FIELDS, EmbeddingPiGAN128
 
@@ -41,6 +43,50 @@ def test_lerp_keeps_starts_ends_and_means():
     assert torch.equal(start.lerp(end, 0.0).frequencies, torch.zeros(2, 4))
     assert torch.equal(start.lerp(end, 1.0).frequencies, torch.ones(2, 4))
     assert torch.equal(start.lerp(end, 0.25).frequencies, torch.full((2, 4), 0.25))
+
+
+WAYS = {
+    "fast": lambda field, inputs, film: field(*inputs, film),
+    "reference": lambda field, inputs, film: field.reference(
+        field.encode(inputs[0]), inputs[1], film
+    ),
+    "density": lambda field, inputs, film: field.density(inputs[0], film),
+    "reference density": lambda field, inputs, film: field.reference_density(
+        field.encode(inputs[0]), film
+    ),
+    "first": lambda field, inputs, film: field.joined(film).first,
+    "direction": lambda field, inputs, film: field.joined(film).direction,
+    "inner": lambda field, inputs, film: field.joined(film).inner,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_changes_of_weights_are_those_of_each_object(way):
+    field, (points, directions, z) = small(), inputs(6, 2)
+    plain = field.mapping_network(z)
+    sizes = [layer.weight.numel() for layer in field.film_layers()]
+    film = replace(plain, weight_changes=0.1 * torch.randn(2, sum(sizes)).double())
+    with torch.no_grad():
+        together = WAYS[way](field, (points, directions), film)
+        for index in range(2):
+            part, own = slice(index, index + 1), copy.deepcopy(field)
+            layers = [*(each.layer for each in own.network), own.color_layer_sine.layer]
+            for layer, change in zip(layers, film.weight_changes[index].split(sizes), strict=True):
+                layer.weight += change.view_as(layer.weight)
+            alone = WAYS[way](own, (points[part], directions[part]), plain[part])
+            torch.testing.assert_close(together[part], alone)
+
+
+def test_changes_of_weights_are_interpolated_and_joined():
+    changed = Film(torch.ones(1, 2), torch.ones(1, 2), torch.tensor([[2.0, 4.0]]))
+    plain = Film(torch.zeros(1, 2), torch.zeros(1, 2))
+    assert plain.lerp(changed, 0.25).weight_changes.tolist() == [[0.5, 1.0]]
+    assert changed.lerp(plain, 0.25).weight_changes.tolist() == [[1.5, 3.0]]
+    assert plain.lerp(plain, 0.5).weight_changes is None
+    both = concatenated([plain, changed])
+    assert both.weight_changes.tolist() == [[0.0, 0.0], [2.0, 4.0]]
+    assert both[1:].weight_changes.tolist() == [[2.0, 4.0]]
+    assert concatenated([plain, plain]).weight_changes is None
 
 
 def test_frequencies_are_scaled_and_split_layer_by_layer():

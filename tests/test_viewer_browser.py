@@ -1,5 +1,6 @@
-"""The viewer in a headless Chromium, which looks, drags, types and saves."""
+"""The viewer in a headless Chromium, which looks, drags, types, saves and drops photos."""
 
+import base64
 import os
 import re
 import shlex
@@ -15,6 +16,8 @@ from PIL import Image, ImageChops
 from viewer_visits import POSES, shared_of
 
 import viewer
+from generators.inversion import FitOptions
+from web_viewer import photo_fits, uploads
 from web_viewer.page import PoseMap, Server
 from web_viewer.session import LABELS
 
@@ -200,6 +203,52 @@ def test_two_tabs_are_two_visitors_and_a_closed_one_leaves_no_work(driver, tiny_
     assert [page.session.request.seed for page in server._pages.values()] == [0]
     server.stop()
     wait_for(lambda: visitors() == 0, "end of all threads")
+
+
+DROP = """
+const bytes = Uint8Array.from(atob(arguments[0]), letter => letter.charCodeAt(0));
+const transfer = new DataTransfer();
+transfer.items.add(new File([bytes], arguments[1]));
+document.querySelector('canvas').dispatchEvent(
+    new DragEvent('drop', {dataTransfer: transfer, bubbles: true, cancelable: true}));
+"""
+
+
+def test_photos_are_uploaded_or_dropped_and_their_fits_shown(
+    driver, tiny_run, tmp_path, monkeypatch
+):
+    quick = FitOptions(num_candidates=32, num_starts=1, latent_steps=2, film_steps=2)
+    monkeypatch.setattr(photo_fits, "EFFORT", quick)
+    monkeypatch.setattr(uploads, "MAX_BYTES", 2000)
+    photo, views = tmp_path / "photo.png", tmp_path / "views"
+    Image.linear_gradient("L").resize((20, 20)).save(photo)
+    server = Server(shared_of(tiny_run, views), PoseMap(POSES), "127.0.0.1", 0)
+    try:
+        driver.get(f"http://127.0.0.1:{server.port}")
+        visitor = Visitor(driver, tmp_path)
+        first = visitor.picture_unlike(Image.new("RGB", EMPTY, "white"))
+        (field,) = visitor.find("input[type=file]")
+        field.send_keys(str(photo))
+        wait_for(lambda: "photo1" in visitor.command_line(), "fit of the upload")
+        shown = visitor.picture_unlike(first)
+        assert "fitted" in visitor.text()
+
+        def drop(content, name):
+            driver.execute_script(DROP, base64.b64encode(content).decode(), name)
+
+        drop(b"no photo", "photo.png")
+        wait_for(lambda: "cannot be read: not a picture" in visitor.complaint(), "complaint")
+        drop(bytes(3000), "large.png")
+        wait_for(lambda: "the photo has 0 MiB" in visitor.complaint(), "complaint about its size")
+        Image.linear_gradient("L").rotate(90).resize((20, 20)).save(photo)
+        drop(photo.read_bytes(), "../../photo.png")
+        wait_for(lambda: "photo2" in visitor.command_line(), "fit of the dropped photo")
+        visitor.picture_unlike(shown)
+        assert sorted(path.name for path in views.iterdir()) == ["photo1", "photo2"]
+        assert {path.name for path in tmp_path.iterdir()} >= {"views", "tiny_run", "photo.png"}
+    finally:
+        server.stop()
+        server._shared.saver.shutdown()
 
 
 def visitors():

@@ -1,10 +1,13 @@
 """Visitors of the viewer, without a browser: threads, fields, files, saving."""
 
+import io
 import math
 import os
 import shlex
 import threading
+import zlib
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +15,14 @@ import torch
 from faults import wait_for
 from PIL import Image
 from viewer_visits import come, request_of, run_out, shared_of, source_of
+from viser import _messages as messages
 
 import viewer
 from checkpoint_io import checkpoints
+from generators.inversion import FitOptions
 from generators.trajectories import Camera, SceneObject
 from system.errors import UsageError
-from web_viewer import pictures, saving, session
+from web_viewer import photo_fits, pictures, saving, session, uploads
 
 
 @pytest.fixture
@@ -274,8 +279,156 @@ def test_one_thing_is_saved_at_a_time_and_nothing_for_who_has_gone(shared, tmp_p
     visitor.save("picture")
     assert begun.wait(60)
     visitor.save("picture")
-    assert "being saved already" in screen.troubles[-1]
+    assert "being done already" in screen.troubles[-1]
     visitor.end()
     go_on.set()
     shared.saver.shutdown()
     assert not (tmp_path / "views").exists()
+
+
+# A visitor's photo
+
+
+@pytest.fixture
+def _quick_fits(monkeypatch):
+    quick = FitOptions(num_candidates=32, num_starts=1, latent_steps=2, film_steps=2)
+    monkeypatch.setattr(photo_fits, "EFFORT", quick)
+
+
+def photo_bytes(size=(24, 16)):
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    return file.getvalue()
+
+
+def everything_below(folder):
+    return {path for path in folder.rglob("*") if path.name != "ema.pth"}
+
+
+@pytest.mark.usefixtures("_quick_fits")
+def test_a_photo_is_fitted_and_its_fit_shown(shared, tmp_path):
+    before = everything_below(tmp_path)
+    visitor, screen = come(shared)
+    visitor.fit(photo_bytes(), "the object, centred")
+    assert screen.saved.wait(60)
+    written = {path.relative_to(tmp_path) for path in everything_below(tmp_path) - before}
+    assert {path.parts[0] for path in written} == {"views"}  # that is --output_dir
+    assert {path.name for path in written} >= {"fit.pth", "fit.png", "views.png"}
+    shares = [share for text, share in screen.steps if text.startswith("photo: ") and share]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
+    text = screen.steps[-1][0]
+    assert "photo1: " in text
+    assert "poor: " in text  # it is noise
+    assert screen.fits == ["photo1"]
+    visitor.fill_in({"fit": "photo1"})
+    run_out(visitor)
+    assert screen.troubles[-1] == ""
+    words = shlex.split(visitor.command_line())
+    path = words[words.index("--fit") + 1]
+    assert path == str(tmp_path / "views" / "photo1" / "fit.pth")
+    saved = shared.source.open("generator.pth", "ema").saved
+    assert shared.fit_cameras["photo1"] == checkpoints.load_fit(Path(path), saved).camera
+    screen.saved.clear()
+    visitor.fit(photo_bytes(), "the object, centred")
+    assert screen.saved.wait(60)
+    assert screen.fits == ["photo1", "photo2"]
+
+
+HUGE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (2**16).to_bytes(4) * 2 + b"\x08\x02\0\0\0"
+
+
+@pytest.mark.parametrize(
+    ("content", "shown", "complaint"),
+    [
+        (b"<script>", "a face", "the photo cannot be read: not a picture"),
+        (b"", "a face", "the photo cannot be read: "),
+        (photo_bytes()[:200], "a face", "the photo cannot be read: "),
+        (HUGE + zlib.crc32(HUGE[12:]).to_bytes(4), "a face", "65536 x 65536 pixels, more than"),
+        (photo_bytes(), "a face", "the photo: no face found"),
+        (photo_bytes(), "../../etc", "is none of the object, centred, a face"),
+    ],
+)
+def test_a_photo_that_cannot_be_fitted_is_one_line_and_nothing_is_stored(
+    shared, tmp_path, content, shown, complaint
+):
+    before = everything_below(tmp_path)
+    visitor, screen = come(shared)
+    visitor.fit(content, shown)
+    assert screen.saved.wait(60)
+    assert complaint in screen.troubles[-1]
+    assert everything_below(tmp_path) == before
+    assert screen.fits == []
+
+
+@pytest.mark.usefixtures("_quick_fits")
+def test_one_photo_at_a_time_and_none_of_who_has_left(shared, tmp_path):
+    (first, one), (second, other) = come(shared), come(shared)
+    block = threading.Event()
+    shared.saver.submit(block.wait)
+    before = everything_below(tmp_path)
+    first.fit(photo_bytes(), "the object, centred")
+    first.fit(photo_bytes(), "the object, centred")
+    assert "wait for it" in one.troubles[-1]
+    second.fit(photo_bytes(), "the object, centred")
+    assert other.steps == [("photo: waits", 0.0)]
+    first.end()
+    second.end()
+    block.set()
+    shared.saver.submit(lambda: None).result()
+    assert everything_below(tmp_path) == before
+    assert [screen.fits for screen in (one, other)] == [[], []]
+
+
+class Gui:
+    """Stands for viser's interface to a visitor: keeps the bytes that it is given."""
+
+    def __init__(self):
+        self.kept, self.sent = {}, []
+        self._websock_interface = self
+        self.handlers = {messages.FileTransferStartUpload: [self._handle_file_transfer_start],
+                         messages.FileTransferPart: [self._handle_file_transfer_part]}  # fmt: skip
+
+    def unregister_handler(self, kind, handler):
+        self.handlers[kind].remove(handler)
+
+    def register_handler(self, kind, handler):
+        self.handlers[kind].append(handler)
+
+    def queue_message(self, message):
+        self.sent.append(message)
+
+    def _drop_uploads_from_client(self, client):
+        self.kept.clear()
+
+    def _handle_file_transfer_start(self, client, message):
+        self.kept[message.transfer_uuid] = 0
+
+    def _handle_file_transfer_part(self, client, message):
+        self.kept[message.transfer_uuid] += len(message.content)
+
+    def send(self, uuid, size, parts):
+        start = messages.FileTransferStartUpload("button", uuid, "x", "image/png", len(parts), size)
+        sent = [messages.FileTransferPart("button", uuid, index, bytes(length))
+                for index, length in enumerate(parts)]  # fmt: skip
+        for message in (start, *sent):
+            for handler in self.handlers[type(message)]:
+                handler(0, message)
+
+
+def test_uploads_are_limited_before_they_are_kept(monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_BYTES", 2**20)
+    gui, troubles = Gui(), []
+    uploads.Uploads(gui, troubles.append)
+    gui.send("a", 2**20, [2**19, 2**19])
+    assert gui.kept == {"a": 2**20}
+    gui.send("b", 10, [4])
+    assert gui.kept == {"b": 4}  # one at a time
+    gui.send("c", 3 * 2**20, [2**20] * 3)
+    assert gui.kept == {}
+    assert troubles == ["the photo has 3 MiB, at most 1 are taken"]
+    assert gui.sent[-1].transferred_bytes == gui.sent[-1].total_bytes
+    gui.send("d", 10, [4, 2**20])  # more than it says
+    assert gui.kept == {}
+    assert len(troubles) == 1

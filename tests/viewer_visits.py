@@ -31,7 +31,7 @@ class Screen:
     """Records the output to a visitor's browser."""
 
     def __init__(self):
-        self.pictures, self.troubles, self.steps, self.names = [], [], [], []
+        self.pictures, self.troubles, self.steps, self.names, self.fits = [], [], [], [], []
         self.saved = threading.Event()
 
     def show(self, picture):
@@ -47,6 +47,9 @@ class Screen:
 
     def list_checkpoints(self, names):
         self.names = names
+
+    def show_fit(self, name):
+        self.fits.append(name)
 
 
 def shared_of(run, output_dir, **changes):

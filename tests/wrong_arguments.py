@@ -14,6 +14,7 @@ import prepare_photos
 import render_multiview_images
 import render_video
 import render_video_interpolation
+import train_encoder
 import viewer
 from docs import gallery
 
@@ -112,6 +113,9 @@ OF_INVERSION = [
     (["--crop", "big"], "--crop"),
     (["--mask", "nowhere.png"], "nowhere.png"),
     (["--mask", "FILE"], "FILE"),
+    (["--tune", "-1"], "--tune"),
+    (["--tune", "99999999999"], "--tune: must be at most"),
+    (["--instant"], "--instant: there is no encoder.pth beside"),
     (["PHOTO", "nowhere.jpg"], "nowhere.jpg"),
     (["PHOTO", "FILE"], "FILE"),
     (["PHOTO", "DIR"], "DIR"),
@@ -228,6 +232,17 @@ OF_VIEWS = [
     (["GENERATOR", "nowhere/generator.pth"], "no such file"),
     (["GENERATOR", "FILE"], "is no checkpoint"),
 ]
+OF_ENCODERS = [
+    *(case for case in OF_ALL if not case[0][0].startswith("--output_dir")),
+    (["--steps", "0"], "--steps"),
+    (["--steps", HUGE], "--steps: must be at most"),
+    (["--batch_size", "0"], "--batch_size"),
+    (["--renders_per_step", HUGE], "--renders_per_step: must be at most"),
+    (["--seed", "-1"], "--seed"),
+    (["GENERATOR", "nowhere/generator.pth"], "no such file"),
+    (["GENERATOR", "FILE"], "is no checkpoint"),
+    (["GENERATOR", "DIR"], "DIR/generator.pth: no such file"),
+]
 OF_REAL_IMAGES = [
     (["--dataset", "CelebB"], "Did you mean 'CelebA'?"),
     (["--dataset", "CelebA", "--dataset_path", "nowhere"], "nowhere"),
@@ -245,6 +260,7 @@ OF_OTHERS = {  # the command, what is right, and what is wrong
         [*OF_ALL, *OF_CURRICULA, *OF_MEASURING],
     ),
     fid_evaluation: (["--dataset", "toycars"], [*WITHOUT_DEVICE, *OF_REAL_IMAGES]),
+    train_encoder: (["GENERATOR"], [*OF_ENCODERS, *OF_CURRICULA]),
     viewer: (["GENERATOR", "--save_picture"], [*OF_ALL, *OF_CURRICULA, *OF_VIEWS]),
     convert_checkpoint: (
         ["published/generator.pth"],

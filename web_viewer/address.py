@@ -49,8 +49,8 @@ def announce(host: str, port: int, environ: Mapping[str, str]) -> None:
         print(
             f"--host {host}: everybody who can reach this machine over the network can use this "
             f"page. There is no password and no encryption: they can look at this run's "
-            "generators, keep this machine busy, and write pictures, videos and meshes into "
-            "--output_dir. They can neither read nor write other files.",
+            "generators, keep this machine busy, and write pictures, videos, meshes and fits of "
+            "their photos into --output_dir. They can neither read nor write other files.",
             file=sys.stderr,
         )
     elif len(ssh := environ.get("SSH_CONNECTION", "").split()) == 4:

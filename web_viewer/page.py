@@ -10,12 +10,12 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
-import torch
 import viser
 
-from generators.cameras import PoseDistribution, Poses, camera_origins, sample_poses
+from generators.cameras import PoseDistribution
 from generators.trajectories import Camera
-from web_viewer import origins
+from rendering import viewing
+from web_viewer import origins, photo_fits, uploads
 from web_viewer.pictures import Picture
 from web_viewer.request import NARROWEST, SHOWS, WIDEST, Request, distance_of
 from web_viewer.session import LABELS, NO_FIT, Session, Shared
@@ -31,8 +31,7 @@ TROUBLE = "color:#fff;background:#c92a2a;padding:6px;margin:0 1em;border-radius:
 TEXT = "width:100%;box-sizing:border-box;font:11px monospace;resize:vertical"
 # The old clipboard interface: browsers allow the new one only on pages of this machine.
 COPY = "this.previousElementSibling.select();document.execCommand('copy');this.textContent='Copied'"
-NUM_DOTS, NUM_CAMERAS = 300, 2000  # training cameras that are drawn, and compared with
-FAMILIAR = math.radians(8)  # largest angle to the nearest training camera
+NUM_DOTS = 300  # training cameras that are drawn
 FRAME = "width:100%;display:block;border:1px solid #8886;border-radius:4px"
 BLUE, GREEN, ORANGE = "#4dabf7", "#20c997", "#fd7e14"
 MAP_WIDTH, MAP_HEIGHT = 240, 120  # of 360 degrees of yaw and 180 of pitch
@@ -42,10 +41,9 @@ class PoseMap:
     """A small SVG map of the training cameras and the visitor's camera."""
 
     def __init__(self, distribution: PoseDistribution) -> None:
-        poses = sample_poses(distribution, NUM_CAMERAS, rng=torch.Generator().manual_seed(0))
-        self._places = camera_origins(poses)  # (NUM_CAMERAS, 3)
+        self._poses = viewing.training_cameras(distribution)
         self._middle = distribution.yaw_mean
-        dots = zip(*(angles[:NUM_DOTS].tolist() for angles in poses), strict=True)
+        dots = zip(*(angles[:NUM_DOTS].tolist() for angles in self._poses), strict=True)
         self._dots = "".join(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
             for x, y in (self._on_map(pitch, yaw) for pitch, yaw in dots)
@@ -58,9 +56,7 @@ class PoseMap:
 
     def is_familiar(self, camera: Camera) -> bool:
         """Return whether a training camera was close to the visitor's."""
-        pose = Poses(torch.tensor([camera.pitch]), torch.tensor([camera.yaw]))
-        nearest = (self._places @ camera_origins(pose)[0]).max().clamp(-1, 1)
-        return math.acos(float(nearest)) <= FAMILIAR
+        return viewing.angle_to_nearest(self._poses, camera) <= viewing.FAMILIAR
 
     def svg(self, camera: Camera) -> str:
         """Draw the map with a camera on it, and a line of text below."""
@@ -155,6 +151,10 @@ class Page:
         is_wide = client.camera.image_width >= NARROW  # else the fields would cover the object
         self._trouble = gui.add_html("")
         self._status = gui.add_html("")
+        self._bar: Any = gui.add_progress_bar(0.0, visible=False)
+        self._bar_text = gui.add_html("")
+        with gui.add_folder("Photo", expand_by_default=is_wide):
+            self._add_photo()
         with gui.add_folder("Object", expand_by_default=is_wide):
             self._add_object(shared.start)
         with gui.add_folder("Picture", expand_by_default=is_wide):
@@ -177,14 +177,22 @@ class Page:
     def _button(self, label: str, pressed: Callable[[], None]) -> None:
         self._client.gui.add_button(label).on_click(lambda _: pressed())
 
+    def _add_photo(self) -> None:
+        gui = self._client.gui
+        shown = gui.add_dropdown("Photo shows", list(photo_fits.CONTENTS))
+        self._uploads = uploads.Uploads(gui, self.complain)
+        button = gui.add_upload_button("Fit a photo", mime_type=uploads.TYPE)
+        button.on_upload(lambda _: self.session.fit(button.value.content, shown.value))
+        gui.add_html(uploads.DROPPING)
+
     def _add_object(self, start: Request) -> None:
-        gui, source = self._client.gui, self._shared.source
-        if source.fits:
-            fits = [NO_FIT, *source.fits]
-            fit = gui.add_dropdown("Photo's fit", fits, initial_value=start.fit or NO_FIT)
-            self._field("fit", fit)
-            cameras = self._shared.fit_cameras
-            fit.on_update(lambda _: self._place(cameras.get(fit.value, self._shared.usual)))
+        gui, fits = self._client.gui, [NO_FIT, *self._shared.source.fits]
+        fit = gui.add_dropdown(
+            "Photo's fit", fits, initial_value=start.fit or NO_FIT, visible=len(fits) > 1
+        )
+        self._field("fit", fit)
+        cameras = self._shared.fit_cameras
+        fit.on_update(lambda _: self._place(cameras.get(fit.value, self._shared.usual)))
         self._field("seed", gui.add_text(LABELS["seed"], str(start.seed)))
         self._button("Random seed", self._roll)
         self._field("psi", gui.add_slider(LABELS["psi"], 0.0, 1.0, 0.01, start.psi))
@@ -208,8 +216,6 @@ class Page:
         gui = self._client.gui
         for what, label in SAVED.items():
             self._button(label, functools.partial(self.session.save, what))
-        self._bar: Any = gui.add_progress_bar(0.0, visible=False)
-        self._bar_text = gui.add_html("")
         self._command = gui.add_html("")
 
     def _set_camera_limits(self) -> None:
@@ -243,6 +249,13 @@ class Page:
         if list(picker.options) != names:
             picker.options = names
 
+    def show_fit(self, name: str) -> None:
+        """Show a photo's fit, which is new in the list of fits."""
+        picker = self._fields["fit"]
+        picker.options = [NO_FIT, *self._shared.source.fits]
+        picker.visible = True
+        picker.value = name
+
     def _tell(self) -> None:
         """Update the map and the command line."""
         self._map.content = self._pose_map.svg(self.session.request.camera)
@@ -272,7 +285,7 @@ class Page:
         self._trouble.content = box if text else ""
 
     def progress(self, text: str, share: float | None) -> None:
-        """Show the progress of saving."""
+        """Show the progress of saving or fitting."""
         self._bar.visible = share is not None
         self._bar.value = 100 * (share or 0.0)
         self._bar_text.content = f'<div style="{SMALL}">{html.escape(text)}</div>'

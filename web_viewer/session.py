@@ -9,7 +9,7 @@ import contextlib
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,9 +18,9 @@ from typing import Any, Protocol
 from generators.trajectories import Camera
 from siren.film import Film
 from system.errors import UsageError
-from web_viewer import saving
+from web_viewer import photo_fits, saving
 from web_viewer.checkpoints import Checkpoints, Opened, Stamp
-from web_viewer.pictures import FIRST_SIZE, Picture, coarse_size, levels, picture_parts
+from web_viewer.pictures import FIRST_SIZE, Picture, Progress, coarse_size, levels, picture_parts
 from web_viewer.request import (
     MAX_ASPECT,
     MAX_SIZE,
@@ -46,6 +46,9 @@ LABELS = {  # of the fields in which one can type
 }
 
 
+Job = Callable[[Request, Progress], str]  # returns a line that says what is done
+
+
 class Screen(Protocol):
     """A visitor's page."""
 
@@ -56,10 +59,13 @@ class Screen(Protocol):
         """Show an error; "" removes it."""
 
     def progress(self, text: str, share: float | None) -> None:
-        """Show the progress of saving; None when it has ended."""
+        """Show the progress of saving or fitting; None when it has ended."""
 
     def list_checkpoints(self, names: list[str]) -> None:
         """Offer these checkpoints."""
+
+    def show_fit(self, name: str) -> None:
+        """Offer the fits, and show this one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,14 +74,14 @@ class Shared:
 
     start: the first picture of a visitor. usual: the middle of the training cameras. fit_cameras:
     of fitted objects, by name. output_dir: where files are saved. options: words that every command
-    line of the page repeats. saver: saves one file at a time. lock: is held while a part of a
-    picture is rendered.
+    line of the page repeats. saver: saves one file, or fits one photo, at a time. lock: is held
+    while a part of a picture is rendered.
     """
 
     source: Checkpoints
     start: Request
     usual: Camera
-    fit_cameras: Mapping[str, Camera]
+    fit_cameras: dict[str, Camera]
     output_dir: Path
     options: Sequence[str]
     saver: ThreadPoolExecutor
@@ -202,16 +208,43 @@ class Session:
 
     def save(self, what: str) -> None:
         """Save "picture", "video" or "mesh" of the current request in the background."""
+
+        def job(request: Request, progress: Progress) -> str:
+            shared = self._shared
+            path = saving.SAVERS[what](shared.source, request, shared.output_dir, progress)
+            return f"saved {path}"
+
+        self._begin(what, job)
+
+    def fit(self, content: bytes, shown: str) -> None:
+        """Fit a photo in the background, then show the fit from the photo's camera.
+
+        content: bytes of its file. shown: what the photo shows, a key of photo_fits.CONTENTS.
+        """
+
+        def job(request: Request, progress: Progress) -> str:
+            shared = self._shared
+            found = photo_fits.fit_photo(
+                shared.source, request, content, shown, shared.output_dir, progress
+            )
+            shared.fit_cameras[found.name] = found.camera
+            self._screen.show_fit(found.name)
+            return f"fitted {found.text}"
+
+        self._begin("photo", job)
+
+    def _begin(self, what: str, job: Job) -> None:
+        """Have a job done when those of the other visitors before it are done."""
         if self._is_saving:
-            self._screen.complain("one thing is being saved already; wait for it")
+            self._screen.complain(f"{what}: one thing is being done already; wait for it")
             return
         self._is_saving = True
+        self._screen.complain("")
         self._screen.progress(f"{what}: waits", 0.0)
-        self._shared.saver.submit(self._save, what, self.request)
+        self._shared.saver.submit(self._do, what, job, self.request)
 
-    def _save(self, what: str, request: Request) -> None:
-        """Save in the thread of the saver."""
-        shared = self._shared
+    def _do(self, what: str, job: Job, request: Request) -> None:
+        """Do a job in the thread of the saver."""
 
         def progress(share: float) -> None:
             if self._is_gone:
@@ -219,8 +252,7 @@ class Session:
             self._screen.progress(f"{what}: {share:.0%}", share)
 
         try:
-            path = saving.SAVERS[what](shared.source, request, shared.output_dir, progress)
-            self._screen.progress(f"saved {path}", None)
+            self._screen.progress(job(request, progress), None)
         except Cancelled:
             pass
         except UsageError as error:

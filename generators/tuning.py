@@ -1,0 +1,198 @@
+"""Tune a generator's field to a photo whose object and camera were found, for that object alone.
+
+The found conditioning and camera stay. Changes of low rank are added to the weights of the FiLM
+layers, so that the render shows what no conditioning can. Meanwhile two kinds of renders are kept
+as they were: the same object from other sides, with its depths, and objects near to it.
+
+Legend: H hidden width, r rank, W numbers of all weights of FiLM layers.
+Source: pivotal tuning (Roich et al. 2021); changes of low rank as in LoRA (Hu et al. 2021).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from generators.cameras import PoseDistribution, Poses, cast_rays, project, sample_poses
+from generators.generators import ImplicitGenerator3d, View, as_view
+from generators.inversion import Guess, Photo, photo_losses, render_guess
+from generators.sampling import LatentKind, sample_latents
+from generators.volumetric_rendering import RenderOptions, render_rays
+from siren.film import Film, concatenated
+from siren.siren import FilmSiren
+
+RANK, MAX_RANK = 32, 256
+RATE = 5e-4  # Adam's learning rate of factors
+KEEPING = 0.1  # weight of the renders to be kept, against the photo's loss
+KEEPING_SEEN = 0.1  # weight of the colors of surfaces that the photo shows, in these renders
+NEAR = 0.6  # radians of yaw from the photo's camera, of one of the views to be kept
+NEIGHBORS = 0.5  # share of the way to other objects at which they are kept
+SMALLEST = 16  # pixels per side of the renders to be kept: half of the photo's, or that
+SAME_DEPTH = 0.02  # of the depth range: difference within which two points are one surface
+
+
+class Tuning(NamedTuple):
+    """Changes of the FiLM layers' weights as products of two factors each.
+
+    factors: (N,) numbers. For each layer of FilmSiren.film_layers(), the left factor (H, r), then
+    the right one (r, in); r is rank, or the smaller side of the weight.
+    """
+
+    rank: int
+    factors: Tensor
+
+
+def _shapes(siren: FilmSiren, rank: int) -> list[tuple[int, int]]:
+    """Return the shapes of all factors."""
+    shapes = []
+    for layer in siren.film_layers():
+        inner = min(rank, *layer.weight.shape)
+        shapes += [(layer.out_features, inner), (inner, layer.in_features)]
+    return shapes
+
+
+def num_factors(siren: FilmSiren, rank: int) -> int:
+    """Return N, the count of numbers of a tuning of that rank."""
+    return sum(height * width for height, width in _shapes(siren, rank))
+
+
+def weight_changes(siren: FilmSiren, tuning: Tuning) -> Tensor:
+    """Return the changes (1, W) of a tuning, as Film takes them; differentiable."""
+    shapes = _shapes(siren, tuning.rank)
+    parts = tuning.factors.float().split([height * width for height, width in shapes])
+    factors = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+    products = [left @ right for left, right in zip(factors[::2], factors[1::2], strict=True)]
+    return torch.cat([product.flatten() for product in products])[None]
+
+
+def tuned_film(siren: FilmSiren, film: Film, tuning: Tuning) -> Film:
+    """Return the conditioning (1, F) of an object with a tuning's changes of weights."""
+    return replace(film, weight_changes=weight_changes(siren, tuning))
+
+
+def _first(siren: FilmSiren, rng: torch.Generator) -> Tensor:
+    """Draw factors whose products are zero: right ones are random, left ones zero."""
+    parts = []
+    for index, (height, width) in enumerate(_shapes(siren, RANK)):
+        scale = math.sqrt(1 / width) if index % 2 else 0.0
+        parts.append(scale * torch.randn(height * width, generator=rng))
+    return torch.cat(parts).to(next(siren.parameters()).device)
+
+
+def _view(
+    generator: ImplicitGenerator3d, guess: Guess, options: RenderOptions, changes: Tensor | None
+) -> View:
+    """Render B guesses with the same changes of weights (1, W), or none."""
+    film = guess.film
+    if changes is not None:
+        film = replace(film, weight_changes=changes.expand(len(film), -1))
+    size = options.image_size
+    rays = cast_rays(guess.poses, size, guess.fov_degrees)
+    return as_view(render_rays(generator.field(film), rays, options, rng=None), (size, size))
+
+
+@torch.no_grad()
+def _to_keep(
+    generator: ImplicitGenerator3d,
+    found: Guess,
+    poses: PoseDistribution,
+    kind: LatentKind,
+    rng: torch.Generator,
+) -> Guess:
+    """Draw what must not change: two views of the object, one of a neighbor of it."""
+    device = found.fov_degrees.device
+    z = sample_latents(1, generator.z_dim, kind=kind, rng=rng).to(device)
+    share = NEIGHBORS * float(torch.rand(1, generator=rng))
+    neighbor = found.film.lerp(generator.mapping(z), share)
+    aside = NEAR * (2 * torch.rand(1, generator=rng) - 1).to(device)
+    pitch, yaw = (angle.to(device) for angle in sample_poses(poses, 2, rng=rng))
+    return Guess(
+        concatenated([found.film, found.film, neighbor]),
+        Poses(torch.cat([found.poses.pitch, pitch]), torch.cat([found.poses.yaw + aside, yaw])),
+        found.fov_degrees.expand(3),
+    )
+
+
+def seen_in(front: View, found: Guess, there: View, guess: Guess, options: RenderOptions) -> Tensor:
+    """Return which pixels (B, H, W) of views show a surface that the photo shows.
+
+    front is the object from the photo's camera, found; there are views of it from guess's cameras.
+    """
+    size, fov = there.depths.shape[-1], float(found.fov_degrees)
+    rays = cast_rays(guess.poses, size, guess.fov_degrees)
+    points = rays.origins + rays.directions * there.depths.flatten(1)[..., None]
+    camera = Poses(*(angle.expand(len(points)) for angle in found.poses))
+    places, distances = project(points, camera, fov)
+    depths = F.grid_sample(
+        front.depths[None].expand(len(points), -1, -1, -1),
+        places[:, None],
+        padding_mode="border",
+        align_corners=True,
+    )[:, 0, 0]
+    is_same = (depths - distances).abs() < SAME_DEPTH * (options.far - options.near)
+    is_inside = (places.abs() <= 1).all(-1)
+    return (is_same & is_inside).unflatten(1, (size, size)) & (there.opacities > 0.5)
+
+
+def _keeping_loss(new: View, old: View, weight: Tensor, options: RenderOptions) -> Tensor:
+    """Return the sum over views of squared changes of color (times weight), opacity and depth."""
+    colors = (new.images - old.images).square().mean(1) * weight
+    opacities = (new.opacities - old.opacities).square()
+    depths = ((new.depths - old.depths) / (options.far - options.near)).square()
+    return (colors + opacities + depths * (old.opacities > 0.5)).mean((1, 2)).sum()
+
+
+def tune(
+    generator: ImplicitGenerator3d,
+    found: Guess,
+    photos: Sequence[Photo],
+    poses: PoseDistribution,
+    options: RenderOptions,
+    *,
+    steps: int,
+    kind: LatentKind,
+    rng: torch.Generator,
+    report: Callable[[int, float], None],
+) -> Tuning:
+    """Tune the frozen generator's field to photos; return the changes, rounded to float16.
+
+    found: the object and the cameras of the N photos of it, (N,), which stay; the photos are of one
+    size. poses and kind are those of the cameras and latents that the generator knows, rng a CPU
+    stream. report is called after each step with the number of steps and the mean of the losses.
+    """
+    factors = _first(generator.siren, rng).requires_grad_()
+    optimizer = torch.optim.Adam([factors], RATE, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=0.0)
+    each = [found[index : index + 1] for index in range(len(photos))]
+    size = photos[0].image.shape[-1]
+    options = replace(options, density_noise=0.0, image_size=size)
+    small = replace(options, image_size=max(size // 2, min(size, SMALLEST)))
+    with torch.no_grad():
+        fronts = [_view(generator, one, options, None) for one in each]
+    for step in range(steps):
+        changes = weight_changes(generator.siren, Tuning(RANK, factors))
+        losses = []
+        for one, photo in zip(each, photos, strict=True):
+            tuned = replace(one, film=replace(one.film, weight_changes=changes))
+            losses.append(photo_losses(*render_guess(generator, tuned, options, size), photo))
+        loss = torch.cat(losses).mean()
+        kept = _to_keep(generator, each[0], poses, kind, rng)
+        with torch.no_grad():
+            old = _view(generator, kept, small, None)
+            pairs = zip(fronts, each, strict=True)
+            seen = [seen_in(front, one, old, kept, options) for front, one in pairs]
+        is_seen = torch.stack(seen).any(0)
+        is_seen[2:] = False  # the neighbor is another object
+        weight = torch.where(is_seen, KEEPING_SEEN, 1.0)
+        new = _view(generator, kept, small, changes)
+        total = loss + KEEPING * _keeping_loss(new, old, weight, options)
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        optimizer.step()
+        schedule.step()
+        report(step + 1, float(loss.detach()))
+    return Tuning(RANK, factors.detach().half())
