@@ -136,6 +136,7 @@ class Curriculum:
             r2_lambda=settings.r2_lambda,
             r1_interval=settings.r1_interval,
             opacity_lambda=settings.opacity_lambda,
+            shares_fakes=settings.shares_fakes,
             z_lambda=settings.z_lambda,
             pos_lambda=settings.pos_lambda,
             grad_clip=settings.grad_clip,
@@ -281,6 +282,11 @@ def _check(curriculum: Curriculum) -> None:
             raise UsageError(
                 f"{where}: img_size is {stage.img_size}, but {settings.discriminator} has levels "
                 f"for {', '.join(map(str, sizes))}"
+            )
+        if settings.shares_fakes and stage.batch_split > 1:
+            raise UsageError(
+                f"{where}: shares_fakes keeps all images of a step, batch_split {stage.batch_split} "
+                "only a part of them; choose one"
             )
         if stage.batch_split > stage.batch_size:
             raise UsageError(

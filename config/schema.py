@@ -105,6 +105,8 @@ class Settings:
     r2_lambda: NonNegative = 0.0  # penalty on the gradient at fakes, as r1_lambda at reals (R3GAN)
     r1_interval: Count = 1  # steps between both penalties, each that many times stronger
     opacity_lambda: NonNegative = 0.0  # the generator's penalty on half-transparent rays
+    # Both updates of a step use the same generated images, which are rendered once.
+    shares_fakes: bool = False
     z_lambda: NonNegative = 0.0
     pos_lambda: NonNegative = 0.0
     betas: tuple[Annotated[float, Range(0, 0.9999999, includes_low=True)], ...] = (0.0, 0.9)

@@ -106,6 +106,28 @@ def test_splits_of_a_batch_are_averaged(splits):
         torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-7)
 
 
+def test_both_updates_may_share_generated_images(monkeypatch):
+    game, curriculum = tiny_game("shares_fakes=true")
+    other, _ = tiny_game("shares_fakes=true")
+    real, stage = real_images(), curriculum.at(0)
+    rendered = []
+    generate = AdversarialGame.generate
+    monkeypatch.setattr(AdversarialGame, "generate",
+                        lambda *args, **kwargs: rendered.append(generate(*args, **kwargs))
+                        or rendered[-1])  # fmt: skip
+    game.step(real, stage)
+    (fakes,) = rendered
+    # Once more, by rendering the same scenes with the same random numbers for each update.
+    other._set_rates(stage)
+    rng = [step_rng(3, 0, 0, Purpose.SAMPLES, torch.device("cpu")) for _ in range(2)]
+    other.discriminator_step(real, other.generate(fakes.scenes, stage, rng=rng[0]), stage)
+    other.generator_step(real, fakes.scenes, stage, rng=rng[1])
+    for network in ("generator", "discriminator"):
+        for found, wanted in zip(*(parameters_of(getattr(g, network)) for g in (game, other)),
+                                 strict=True):  # fmt: skip
+            assert torch.equal(found, wanted)
+
+
 def _without_jitter(game):
     generate = game.generate
     game.generate = lambda scenes, stage, *, rng: generate(scenes, stage, rng=None)

@@ -153,8 +153,10 @@ class AdversarialGame:
         self.generator.train()
         self.discriminator.train()
         scenes = self.draw_scenes(len(real), stage, rng=scene_rng)
-        with torch.no_grad():
+        with torch.set_grad_enabled(stage.shares_fakes):
             fakes = self.generate(scenes, stage, rng=sample_rng)
+        shared = fakes if stage.shares_fakes else None
+        fakes = fakes._replace(images=fakes.images.detach())
         augment = unchanged
         if self.augmentation is not None:
             augment = self.augmentation.of_step(self.seed, self.rank, stage.step)
@@ -162,8 +164,11 @@ class AdversarialGame:
             fakes = fakes._replace(images=images)
         means = self._mean_logits(real, fakes.images, held_out, augment, stage)
         terms = self.discriminator_step(real, fakes, stage)
-        scenes = self.draw_scenes(stage.batch_size, stage, rng=scene_rng)
-        terms |= self.generator_step(real, scenes, stage, rng=sample_rng, augment=augment)
+        if shared is None:
+            scenes = self.draw_scenes(stage.batch_size, stage, rng=scene_rng)
+        terms |= self.generator_step(
+            real, scenes, stage, rng=sample_rng, augment=augment, shared=shared
+        )
         if self.augmentation is not None:
             terms["augment_probability"] = self.augmentation.probability.clone()
             terms |= {} if means is None else self.augmentation.adapt(*means)
@@ -331,6 +336,7 @@ class AdversarialGame:
         *,
         rng: torch.Generator,
         augment: Augment = unchanged,
+        shared: Fakes | None = None,
     ) -> Terms:
         """Update the generator by gradient accumulation over the splits; returns its mean terms.
 
@@ -340,6 +346,7 @@ class AdversarialGame:
             stage: the curriculum at this step.
             rng: stream of the per-sample draws.
             augment: changes fakes before the discriminator, as reals are changed already.
+            shared: the scenes as they were rendered for the discriminator; None renders them.
         """
         self.discriminator.requires_grad_(False)
         self.generator_optimizer.zero_grad(set_to_none=True)
@@ -349,7 +356,7 @@ class AdversarialGame:
         partners = self._partners(discriminator, real, scenes, stage).chunk(stage.batch_split)
         for *part, on_real in zip(latents, pitch, yaw, partners, strict=True):
             part_scenes = Scenes(part[0], Poses(*part[1:]))
-            fakes = self.generate(part_scenes, stage, rng=rng)
+            fakes = shared or self.generate(part_scenes, stage, rng=rng)
             images = augment(fakes.images)
             with self.autocast():
                 verdict = discriminator(images, stage.alpha)

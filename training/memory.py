@@ -105,7 +105,10 @@ def estimated_bytes(curriculum: Curriculum, start: int, way: Way) -> int:
         stage.batch_size * plain + eager_chunk,
         stage.batch_size * CRITIC * critic,
         images * graph
-        + max(_chunk(generator, images * points, way), images * CRITIC_OF_SPLIT * critic),
+        + max(
+            _chunk(generator, images * points, way),
+            images * (CRITIC if stage.settings.shares_fakes else CRITIC_OF_SPLIT) * critic,
+        ),
     )
     if way.path == "cpu":
         return round(PROCESS_BYTES + CPU_HOLES * (FLOAT * lasting + most))
