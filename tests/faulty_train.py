@@ -68,7 +68,7 @@ def spoil(game, place):
         game.precision = dataclasses.replace(game.precision, is_scaled=True)
         game.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
 
-    def faulty_step(real, stage):
+    def faulty_step(real, stage, held_out):
         for kind, act in {
             "hang": lambda: os.kill(os.getpid(), signal.SIGSTOP),
             "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -78,7 +78,7 @@ def spoil(game, place):
                 act()
         rank, when, what = FAULTS.get("nan", (-1, -1, ""))
         if rank != place.rank or stage.step < when:
-            return step(real, stage)
+            return step(real, stage, held_out)
         with contextlib.ExitStack() as undo:
             if what == "image":
                 real = real * float("nan")
@@ -92,7 +92,7 @@ def spoil(game, place):
                 assert what == "gradient"
                 weight = next(game.generator.parameters())
                 undo.callback(weight.register_hook(lambda g: g * float("nan")).remove)
-            return step(real, stage)
+            return step(real, stage, held_out)
 
     game.step = faulty_step
     return game
@@ -118,9 +118,9 @@ def pause(place):
         game = build(place, options, seed)
         step = game.step
 
-        def slow_step(real, stage):
+        def slow_step(real, stage, held_out):
             time.sleep(FAULTS["pause"] * (place.rank == 1 and stage.step in (0, 3)))
-            return step(real, stage)
+            return step(real, stage, held_out)
 
         game.step = slow_step
         return game

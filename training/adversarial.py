@@ -155,7 +155,7 @@ class AdversarialGame:
         scenes = self.draw_scenes(len(real), stage, rng=scene_rng)
         with torch.no_grad():
             fakes = self.generate(scenes, stage, rng=sample_rng)
-        augment = unchanged
+        augment: Augment = unchanged
         if self.augmentation is not None:
             augment = self.augmentation.of_step(self.seed, self.rank, stage.step)
             real, images = augment(torch.cat([real, fakes.images])).split(len(real))
