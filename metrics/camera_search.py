@@ -23,10 +23,10 @@ from metrics.pose_response import LEAST_SHARE, fit_response
 from siren.film import Film
 
 REACH = 2.5  # standard deviations of the curriculum that the grid covers on each side, at least
-LEAST_REACH = Poses(pitch=0.5, yaw=1.0)  # radians
+LEAST_PITCH_REACH, LEAST_YAW_REACH = 0.5, 1.0  # radians
 POLE_DISTANCE = 0.05  # radians between the grid and the poles
 ALL_AROUND = 2.2  # radians of reach in yaw from which the grid is a whole circle
-GRID = Poses(pitch=9, yaw=18)  # cameras of the grid in each direction
+PITCHES, YAWS = 9, 18  # of the grid
 MOST_CHANGE = 1.5  # factor of one step of learned spreads
 ROUNDS = 4  # of measuring the response where the photos seem to be
 LEAST_WIDTH = 0.2  # of these weights, in deviations of the known angles
@@ -49,7 +49,7 @@ class Effort(NamedTuple):
     @property
     def renders(self) -> int:
         """Return the number of all renders."""
-        return self.objects * GRID.pitch * GRID.yaw + self.others
+        return self.objects * PITCHES * YAWS + self.others
 
 
 WHOLE, QUICK = Effort(16, 600), Effort(8, 300)
@@ -86,14 +86,14 @@ class Found(NamedTuple):
 def grid_of(poses: PoseDistribution) -> Grid:
     """Return the cameras in which photos are searched: wider than the curriculum's."""
     (pitch, pitch_spread), (yaw, yaw_spread) = poses.moments()
-    reach = max(LEAST_REACH.pitch, REACH * pitch_spread)
+    reach = max(LEAST_PITCH_REACH, REACH * pitch_spread)
     low, high = max(POLE_DISTANCE, pitch - reach), min(math.pi - POLE_DISTANCE, pitch + reach)
-    pitches = torch.linspace(low, high, GRID.pitch)
-    reach = max(LEAST_REACH.yaw, REACH * yaw_spread)
+    pitches = torch.linspace(low, high, PITCHES)
+    reach = max(LEAST_YAW_REACH, REACH * yaw_spread)
     is_circle = reach >= ALL_AROUND
-    yaws = torch.linspace(yaw - reach, yaw + reach, GRID.yaw)
+    yaws = torch.linspace(yaw - reach, yaw + reach, YAWS)
     if is_circle:
-        yaws = yaw + math.pi * (2 * torch.arange(GRID.yaw) / GRID.yaw - 1)
+        yaws = yaw + math.pi * (2 * torch.arange(YAWS) / YAWS - 1)
     pairs = torch.cartesian_prod(pitches, yaws)
     return Grid(Poses(pitch=pairs[:, 0], yaw=pairs[:, 1]), is_circle)
 

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+import faults
 import pytest
 import torch
 from conftest import TINY
@@ -202,6 +203,14 @@ def test_a_run_draws_from_what_it_learned_and_previews_show_it(tiny, tmp_path, m
     spreads = [each.pitch_spread for each in drawn[::2]]
     assert spreads[0] == spreads[1] == 0.3
     assert spreads[2] == spreads[3] == pytest.approx(0.3 / 1.5)
+
+
+def test_two_ranks_take_what_the_first_found(tiny, tmp_path):
+    for name, spreads in (("unlike", [0.1, 0.7]), ("alike", [0.1, 0.1])):
+        words = [*tiny, *LEARN, "--num_processes", "2", "--output_dir", tmp_path / name]
+        faults.complete(words, {"cameras": spreads})
+    assert_same_state(tmp_path / "unlike", tmp_path / "alike")
+    assert state_of(tmp_path / "alike")["curriculum"]["h_stddev"] == 0.1
 
 
 @pytest.mark.parametrize("kind", ["mean", "spherical_uniform"])
