@@ -5,7 +5,8 @@ kill finds files half-written; {"hang": [rank, step]} and {"die": [rank, step]} 
 {"nan": [rank, step, what]} puts NaN into a rank's computation; {"apart": seconds} copies the state
 as on CUDA, where the live one cannot be read while waiting for a lost rank; {"step_seconds":
 seconds} shortens the timeout of training steps, and {"pause": seconds} slows down saving, previews,
-FID, and on rank 1 the first step of each stage.
+FID, and on rank 1 the first step of each stage; {"cameras": [spread, spread]} lets the ranks find
+different spreads of yaw after every second step.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ import train
 from checkpoint_io import checkpoints
 from distributed import collectives
 from system import flags
-from training import loop, losses, setup, snapshots, state
+from training import loop, losses, photo_cameras, setup, snapshots, state
 
 FAULTS = json.loads(os.environ.get("FAULTS", "{}"))
 
@@ -128,6 +129,15 @@ def pause(place):
     setup.build_game = slow_game
 
 
+def find(place):
+    """Let this rank find a spread of its own."""
+
+    def learned(game, curriculum, *_):
+        return dataclasses.replace(curriculum.poses(), yaw_spread=FAULTS["cameras"][place.rank])
+
+    photo_cameras.LEARN_OFTEN, photo_cameras.learned = 2, learned
+
+
 def faulty(place, options):
     """Run as the worker of each rank: new processes import this module and so its faults."""
     if "slow" in FAULTS:
@@ -138,6 +148,8 @@ def faulty(place, options):
         collectives.STEP_SECONDS, collectives.STEP_FACTOR = FAULTS["step_seconds"], 0
     if "pause" in FAULTS:
         pause(place)
+    if "cameras" in FAULTS:
+        find(place)
     build = setup.build_game
     setup.build_game = lambda place, options, seed: spoil(build(place, options, seed), place)
     return train_properly(place, options)
