@@ -33,7 +33,7 @@ from system.errors import UsageError
 BACKGROUNDS = {"white": 1.0, "black": -1.0, "last_sample": None}
 NUM_RANDOM = 1000  # objects that a fit is compared with
 # Standard deviations from the mean object. Random objects: 0.4 to 3.3, most 0.9; fits of held-out
-# toy cars: 1.4 to 2.1; fits of faces, cats and noise with a generator of cars: 3.0 to 3.2.
+# cars: 1.0 to 2.1; fits of faces, cats and noise with a generator of cars: 3.0 to 3.2.
 MAX_DISTANCE = 2.5
 MAX_ZOOM = 1.5  # times larger or smaller than in training; held-out cars: 1.2
 POOR_GAIN = 6.0  # dB better than a single color: the error is a quarter of the photo's variance
