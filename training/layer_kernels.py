@@ -61,23 +61,30 @@ def rectify_back_kernel(
     is_inside = place < numbers
     size = tl.cdiv(num_images, tl.num_programs(1))
     first = tl.program_id(1) * size
-    offset = first.to(tl.int64) * numbers + place
+    start = first.to(tl.int64) * numbers
+    gradient_ptr += start
+    signs_ptr += start
+    of_x_ptr += start
+    of_shortcut_ptr += start
     total = tl.zeros((BLOCK,), tl.float32)
     beside = tl.zeros((BLOCK,), tl.float32)
-    for image in tl.range(first, tl.minimum(first + size, num_images), loop_unroll_factor=4):
-        gradient = tl.load(gradient_ptr + offset, mask=is_inside, other=0.0).to(tl.float32)
+    for image in tl.range(first, tl.minimum(first + size, num_images), loop_unroll_factor=2):
+        gradient = tl.load(gradient_ptr + place, mask=is_inside, other=0.0).to(tl.float32)
         share = 1.0
         if HAS_SHARES:
             share = tl.load(shares_ptr + image).to(tl.float32)
         if HAS_SHORTCUT:
             gradient *= SCALE
-            tl.store(of_shortcut_ptr + offset, gradient, mask=is_inside)
+            tl.store(of_shortcut_ptr + place, gradient, mask=is_inside)
             beside += share * gradient
-        is_positive = tl.load(signs_ptr + offset, mask=is_inside, other=0) != 0
+            of_shortcut_ptr += numbers
+        is_positive = tl.load(signs_ptr + place, mask=is_inside, other=0) != 0
         gradient = tl.where(is_positive, gradient, SLOPE * gradient)
-        tl.store(of_x_ptr + offset, gradient, mask=is_inside)
+        tl.store(of_x_ptr + place, gradient, mask=is_inside)
         total += share * gradient
-        offset += numbers
+        gradient_ptr += numbers
+        signs_ptr += numbers
+        of_x_ptr += numbers
     if OF_CONSTANTS:
         sums_ptr += tl.program_id(1).to(tl.int64) * numbers
         tl.store(sums_ptr + place, total, mask=is_inside)
