@@ -7,6 +7,7 @@ from compile_kernels import Compiler
 
 from generators import fast_rays
 from siren.fused import launching, triton_gradients
+from training import fused_layers
 
 # By compute capability: bytes of shared memory that one program may take, and the instruction of
 # the matrix units. Source: the table of technical specifications in the CUDA C++ Programming Guide.
@@ -101,6 +102,8 @@ def test_the_kernels_of_training_compile_with_bfloat16_operands(compiler, capabi
 RAYS = {"HAS_NOISE": True, "IS_SOFTPLUS": True, "BLOCK": fast_rays.RAYS, "ON_DEVICE": True}
 BLENDED = {**RAYS, "S1": 12, "S2": 12, "HAS_END": True, "BACKGROUND": 2}
 ROWS = {"BLOCK": triton_gradients.BLOCK, "ON_DEVICE": True}
+LAYERS = {"SLOPE": 0.2, "SCALE": 0.5**0.5, "HAS_SHARES": True, "HAS_SHORTCUT": True,
+          "BLOCK": fused_layers.BLOCK, "ON_DEVICE": True}  # fmt: skip
 SMALL = {
     "importance_kernel": {**RAYS, "S": 48, "COUNT": 48, "WIDTH": 64, "BLOCK": fast_rays.TILE // 64,
                           "HAS_QUANTILES": True},
@@ -108,6 +111,8 @@ SMALL = {
     "composite_back_kernel": {**BLENDED, "HAS_DEPTH": True, "HAS_OPACITY": True},
     "upstream_kernel": {**ROWS, "H": 256},
     "rows_kernel": {**ROWS, "CHANNELS": 32},
+    "rectify_kernel": {**LAYERS, "IS_MAP": True},
+    "rectify_back_kernel": {**LAYERS, "OF_CONSTANTS": True},
 }  # fmt: skip
 
 
