@@ -287,15 +287,17 @@ def with_moments(
 def step_towards(found: tuple[Found, Found], before: PoseDistribution) -> PoseDistribution:
     """Return what was found, of the kind of before, with spreads changed by at most MOST_CHANGE.
 
-    Angles that are not clear stay.
+    Angles that are not clear stay, as do spreads of 0. So does the mean yaw: turning cameras and objects alike changes
+    no image, so that it would wander.
     """
-    moments = []
-    for each, (mean, spread) in zip(found, before.moments(), strict=True):
-        if each.is_clear and math.isfinite(each.spread):
-            spread *= min(MOST_CHANGE, max(1 / MOST_CHANGE, each.spread / spread))
-            mean = each.mean
-        moments.append((mean, spread))
-    return with_moments(before.kind, *moments)
+    pitch, yaw = before.moments()
+    mean = found[0].mean if found[0].is_clear else pitch[0]
+    spreads = []
+    for each, (_, spread) in zip(found, (pitch, yaw), strict=True):
+        is_known = each.is_clear and math.isfinite(each.spread) and spread > 0
+        factor = each.spread / spread if is_known else 1.0
+        spreads.append(spread * min(MOST_CHANGE, max(1 / MOST_CHANGE, factor)))
+    return with_moments(before.kind, (mean, spreads[0]), (yaw[0], spreads[1]))
 
 
 def _band(mean: float, spread: float) -> tuple[float, float]:
