@@ -287,8 +287,8 @@ def with_moments(
 def step_towards(found: tuple[Found, Found], before: PoseDistribution) -> PoseDistribution:
     """Return what was found, of the kind of before, with spreads changed by at most MOST_CHANGE.
 
-    Angles that are not clear stay, as do spreads of 0. So does the mean yaw: turning cameras and objects alike changes
-    no image, so that it would wander.
+    Angles that are not clear stay, as do spreads of 0. So does the mean yaw: turning cameras and
+    objects alike changes no image, so that it would wander.
     """
     pitch, yaw = before.moments()
     mean = found[0].mean if found[0].is_clear else pitch[0]
