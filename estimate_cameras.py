@@ -7,6 +7,7 @@ nothing but the cache of decoded images.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,6 +102,8 @@ def show(found: tuple[Found, Found], before: PoseDistribution) -> int:
                 reason = ("renders of this generator look too much alike from different sides "
                           f"(R^2 {each.share:.2f}, {LEAST_SHARE} is needed)")  # fmt: skip
             lines.append(f"{axis}: cannot be found; {reason}")
+        elif math.isinf(each.spread):
+            lines.append(f"{axis}: all around")
         else:
             lines.append(f"{axis}: mean {each.mean:.3f}, standard deviation {each.spread:.3f} "
                          f"(trained with {own[0]:.3f}, {own[1]:.3f})")  # fmt: skip

@@ -98,9 +98,12 @@ def test_the_distribution_of_photos_is_found_whatever_the_curriculum_says(before
     assert (after.yaw_mean, after.pitch_mean) == pytest.approx((1.67, 1.57), abs=0.05)
 
 
-def test_cameras_all_around_are_found_and_their_yaw_keeps_its_zero():
+def test_cameras_all_around_are_found_and_their_yaw_keeps_its_zero(capsys):
     true = replace(AROUND, pitch_mean=1.2, pitch_spread=0.4, yaw_mean=0.5)
-    after = camera_search.distribution(*searched(Dots(), photos_of(Dots(), true), AROUND), AROUND)
+    both = searched(Dots(), photos_of(Dots(), true), AROUND)
+    estimate_cameras.show(both, AROUND)
+    assert "yaw: all around\n" in capsys.readouterr().out
+    after = camera_search.distribution(*both, AROUND)
     assert (after.kind, after.yaw_spread, after.yaw_mean) == (
         "spherical_uniform", pytest.approx(math.pi), AROUND.yaw_mean)  # fmt: skip
     found, expected = after.moments()[0], true.moments()[0]
