@@ -20,8 +20,8 @@ from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
 from generators.cameras import PoseDistribution
 from generators.sampling import stream
-from metrics import camera_search
-from metrics.camera_search import Found
+from metrics import camera_search, found_cameras
+from metrics.found_cameras import Found
 from metrics.pose_response import LEAST_SHARE
 from system import flags, machine
 from system.errors import UsageError
@@ -109,7 +109,7 @@ def show(found: tuple[Found, Found], before: PoseDistribution) -> int:
                          f"(trained with {own[0]:.3f}, {own[1]:.3f})")  # fmt: skip
     if not any(each.is_clear for each in found):
         raise UsageError("; ".join(lines))
-    after = camera_search.distribution(*found, before)
+    after = found_cameras.distribution(*found, before)
     values = {
         "sample_dist": after.kind,
         **dict(zip(KEYS["pitch"], (after.pitch_mean, after.pitch_spread), strict=True)),
