@@ -9,16 +9,16 @@ Legend: N images, K objects, G cameras of the grid, D features, H x W pixels.
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from generators.cameras import DEVIATIONS, PoseDistribution, PoseKind, Poses
+from generators.cameras import PoseDistribution, Poses
 from generators.generators import ImplicitGenerator3d
 from generators.sampling import LatentKind, sample_latents
 from generators.volumetric_rendering import RenderOptions
+from metrics.found_cameras import Found
 from metrics.pose_response import LEAST_SHARE, fit_response
 from siren.film import Film
 
@@ -27,15 +27,12 @@ LEAST_PITCH_REACH, LEAST_YAW_REACH = 0.5, 1.0  # radians
 POLE_DISTANCE = 0.05  # radians between the grid and the poles
 ALL_AROUND = 2.2  # radians of reach in yaw from which the grid is a whole circle
 PITCHES, YAWS = 9, 18  # of the grid
-MOST_CHANGE = 1.5  # factor of one step of learned spreads
 ROUNDS = 4  # of measuring the response where the photos seem to be
 LEAST_WIDTH = 0.2  # of these weights, in deviations of the known angles
 LEAST_FORM = 0.25  # of the same, the narrowest distribution whose form is told
 FLAT_CIRCLE = 0.3  # length of the mean direction below which yaws are all around
-FLAT = (0.5, 2.0)  # flatness that is taken for a uniform distribution; more is noise
 PSI = 0.7  # truncation of the objects
 MEAN_LATENTS = 2000  # latents whose mean is the center of truncation
-LEAST_EXPLAINED = 0.2  # of the variance of the guesses on photos
 POINTS_PER_CHUNK = 2**18  # bounds the memory; the result does not depend on it
 NUM_PHOTOS = 2000  # at most
 
@@ -60,27 +57,6 @@ class Grid(NamedTuple):
 
     poses: Poses
     is_circle: bool
-
-
-class Found(NamedTuple):
-    """Mean and standard deviation of an angle, radians, and its form.
-
-    A spread that goes all around the circle is infinite. flatness: 0 if guesses are spread like
-    those of normal angles, 1 like those of uniform ones. share: R^2 of the guesses on renders;
-    explained: share of the variance of the guesses on photos that the spread explains; the rest is
-    noise. An angle is clear, that is found, if both are large enough.
-    """
-
-    mean: float
-    spread: float
-    flatness: float
-    share: float
-    explained: float
-
-    @property
-    def is_clear(self) -> bool:
-        """Return whether the angle was found."""
-        return self.share >= LEAST_SHARE and self.explained >= LEAST_EXPLAINED
 
 
 def grid_of(poses: PoseDistribution) -> Grid:
@@ -247,67 +223,6 @@ def find_direction(photos: Guesses, others: Guesses, angles: Tensor) -> Found:
     spread = math.inf if length < FLAT_CIRCLE else math.sqrt(-2 * math.log(length))
     mean = float((seen / errors).angle())
     return Found(mean, spread, float(math.isinf(spread)), blur**2, 1.0)
-
-
-def _kind(pitch: Found, yaw: Found) -> PoseKind:
-    """Return the kind of distribution, that of yaw where it is clear: it varies most."""
-    if math.isinf(yaw.spread):
-        return "spherical_uniform"
-    flatness = (yaw if yaw.is_clear else pitch).flatness
-    return "uniform" if FLAT[0] < flatness < FLAT[1] else "gaussian"
-
-
-def distribution(pitch: Found, yaw: Found, before: PoseDistribution) -> PoseDistribution:
-    """Return the distribution that was found; angles that are not clear stay as before."""
-    moments = [
-        (each.mean, each.spread) if each.is_clear else own
-        for each, own in zip((pitch, yaw), before.moments(), strict=True)
-    ]
-    kind = _kind(pitch, yaw)
-    if kind != "spherical_uniform":
-        return with_moments(kind, *moments)
-    middle, half = _band(*moments[0])
-    return replace(before, kind=kind, pitch_mean=middle, pitch_spread=half, yaw_spread=math.pi)
-
-
-def with_moments(
-    kind: PoseKind, pitch: tuple[float, float], yaw: tuple[float, float]
-) -> PoseDistribution:
-    """Return the distribution of a kind that has these means and standard deviations."""
-    scale = DEVIATIONS[kind]
-    return PoseDistribution(
-        kind=kind,
-        yaw_mean=yaw[0],
-        yaw_spread=yaw[1] / scale,
-        pitch_mean=pitch[0],
-        pitch_spread=pitch[1] / scale,
-    )
-
-
-def step_towards(found: tuple[Found, Found], before: PoseDistribution) -> PoseDistribution:
-    """Return what was found, of the kind of before, with spreads changed by at most MOST_CHANGE.
-
-    Angles that are not clear stay.
-    """
-    moments = []
-    for each, (mean, spread) in zip(found, before.moments(), strict=True):
-        if each.is_clear and math.isfinite(each.spread):
-            spread *= min(MOST_CHANGE, max(1 / MOST_CHANGE, each.spread / spread))
-            mean = each.mean
-        moments.append((mean, spread))
-    return with_moments(before.kind, *moments)
-
-
-def _band(mean: float, spread: float) -> tuple[float, float]:
-    """Return pitch_mean and pitch_spread of the band of the sphere with these moments of pitch."""
-    ends = torch.linspace(0, 1, 101, dtype=torch.float64)
-    low, high = torch.cartesian_prod(ends, ends).T
-    shares = torch.linspace(0, 1, 101, dtype=torch.float64)
-    angles = torch.arccos(1 - 2 * (low[:, None] + (high - low)[:, None] * shares))
-    errors = (angles.mean(1) - mean) ** 2 + (angles.std(1, correction=0) - spread) ** 2
-    best = errors.masked_fill(high <= low, math.inf).argmin()
-    middle, half = (low + high) / 2, (high - low) / 2
-    return math.pi * float(middle[best]), math.pi * float(half[best])
 
 
 @torch.no_grad()
