@@ -218,12 +218,12 @@ def poor_because(fitter: Fitter, fit: Fit) -> list[str]:
         reasons.append(f"outside of what was learned: {distance:.1f} standard deviations from the "
                        f"mean object (more than {MAX_DISTANCE:g})")  # fmt: skip
     usual = math.tan(math.radians(saved.curriculum.settings.fov) / 2)
-    for shot in fit.shots:
+    for one, shot in zip(fit.opened, fit.shots, strict=True):
         size = usual / math.tan(math.radians(shot.camera.fov_degrees) / 2)
         if not 1 / MAX_ZOOM <= size <= MAX_ZOOM:
-            word = "small; crop the photo" if size < 1 else "large; leave more room around it"
+            advice = ": crop the photo otherwise, or --prepare it" if one.square is None else ""
             reasons.append(f"the object has {size:.0%} of its size in training ({1 / MAX_ZOOM:.0%} "
-                           f"to {MAX_ZOOM:.0%} are usual): {word}, or --prepare it")  # fmt: skip
+                           f"to {MAX_ZOOM:.0%} are usual){advice}")  # fmt: skip
     trained = viewing.training_cameras(saved.curriculum.poses())
     turn = max(viewing.angle_to_nearest(trained, shot.camera) for shot in fit.shots)
     if turn > viewing.FAMILIAR:

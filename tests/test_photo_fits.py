@@ -3,6 +3,10 @@
 import csv
 import json
 import math
+import random
+import subprocess
+import sys
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -295,6 +299,46 @@ def test_a_stopped_batch_goes_on(tiny_run, tmp_path, mine):
     with pytest.raises(KeyboardInterrupt):  # another seed is another fit
         run(tiny_run, *EACH, "--seed", "1")
     assert mine == ["c.png", "sub/a.jpg"]
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_killed_goes_on(tiny_run, tmp_path, counted):
+    """Kills at random moments, of which many are while files are written."""
+    (tmp_path / "mine").mkdir()
+    for number in range(6):
+        disk(radius=8 + number).save(tmp_path / "mine" / f"{number}.png")
+    words = [str(tiny_run / "generator.pth"), str(tmp_path / "mine"), *EACH[1:], *QUICK]
+    command = [sys.executable, inverse_render.__file__, *words, "--output_dir"]
+    subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
+    out, rng, kills = tmp_path / "out", random.Random(0), 0
+
+    def files(folder=out):
+        return {path: path.read_bytes() for path in folder.glob("*/[!.]*")}
+
+    while kills < 6:
+        before = files()
+        done = {path.parent for path in before if path.name == "fit.json"}
+        with subprocess.Popen([*command, out], stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and files() == before:
+                pass
+            time.sleep(rng.uniform(0, 0.15))
+            process.kill()
+        kills += 1
+        after = files()
+        assert {path: after[path] for path in before if path.parent in done} == {
+            path: before[path] for path in before if path.parent in done
+        }
+        if process.returncode == 0:
+            break
+    subprocess.run([*command, out], check=True, capture_output=True)
+    whole = {
+        path.relative_to(tmp_path / "whole"): content
+        for path, content in files(tmp_path / "whole").items()
+        if path.name != "fit.json"  # it has seconds
+    }
+    assert len(whole) == 6 * 4
+    assert {path: (out / path).read_bytes() for path in whole} == whole
+    counted(f"a batch of 6 photos killed {kills} times")
 
 
 def test_a_batch_tells_of_each_photo(tiny_run, tmp_path, mine):
