@@ -323,9 +323,9 @@ def layers_back(
         layer = last - turn // PIECES
         piece = turn % PIECES
         product = _product_back(d0, d1, weights_ptr, layer, piece, H, WIDTH, PIECES, ON_DEVICE)
-        head = tl.load(heads_ptr + 3 * H + piece * WIDTH + columns)
-        from_head = tl.where(layer == last, density, 0.0)
-        product += from_head[:, None] * head[None, :]
+        of_head = heads_ptr + 3 * H + piece * WIDTH + columns
+        head = tl.load(of_head, mask=columns < tl.where(layer == last, WIDTH, 0), other=0.0)
+        product += density[:, None] * head[None, :]
         target = gradients_ptr + (layer * layer_stride + piece * WIDTH) + offset
         turned = (product * tl.load(target)).to(d0.dtype)
         tl.store(target, turned)
