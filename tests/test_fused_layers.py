@@ -10,9 +10,9 @@ pytest.importorskip("triton", reason="Triton is not installed")
 import curriculums
 from config.stage import OptimizerOptions, Precision
 from discriminators.discriminators import DISCRIMINATORS
+from generators.cameras import Poses
 from training import fused_layers
 from training.adversarial import AdversarialGame, Fakes, Scenes
-from generators.cameras import Poses
 
 SIZE = 16
 

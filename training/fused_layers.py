@@ -37,11 +37,7 @@ class Kinds(NamedTuple):
 
 def is_supported(device: torch.device) -> bool:
     """Return whether the kernels serve a device: under autocast to half precision on CUDA."""
-    return (
-        device.type == "cuda"
-        and cuda.half_type(device) is not None
-        and not cuda.missing_tool()
-    )
+    return device.type == "cuda" and cuda.half_type(device) is not None and not cuda.missing_tool()
 
 
 def choose(device: torch.device) -> Kinds:
