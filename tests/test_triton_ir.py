@@ -19,6 +19,7 @@ from fake_gpu import KERNELS
 from test_triton_compiles import compiler  # noqa: F401 (a fixture)
 
 from siren.fused import triton_field
+from training import layer_kernels
 
 OPTIONS = {"num_warps", "enable_fp_fusion"}
 
@@ -35,10 +36,15 @@ class Compiled:
             constants["ON_DEVICE"] = True
             key = str(constants)
             if key not in self.texts:
+                operand = "fp32" if KERNELS[self.name][0] is layer_kernels else "fp16"
                 self.texts[key] = self.compile_kernel(
-                    kernel=self.name, constants=constants, capability=90, num_warps=8, output="ttir"
-                )
-            flat = [a.view(-1).numpy() if torch.is_tensor(a) else a for a in arguments]
+                    kernel=self.name, constants=constants, capability=90, num_warps=8,
+                    output="ttir", operand=operand,
+                )  # fmt: skip
+            flat = [
+                a.detach().as_strided((a.numel(),), (1,)).numpy() if torch.is_tensor(a) else a
+                for a in arguments
+            ]
             ttir.launch(self.texts[key], grid, flat)
 
         return launch

@@ -177,7 +177,7 @@ class FusedRecorded(FusedLayers, RecordedLayers):
         self.signs.append(signs)
 
 
-class FusedAffine(FusedLayers, Affine):
+class FusedAffine(FusedLayers, Affine):  # type: ignore[misc]  # shares is never None
     """Affine by the kernels, around a pass of FusedRecorded."""
 
     def _known(self) -> Tensor | None:
