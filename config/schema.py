@@ -214,6 +214,12 @@ def keys_set_twice(source: Mapping[Any, object]) -> list[str]:
     return sorted({str(key) for stage in stages for key in stage if key in source})
 
 
+def values_of(source: Mapping[Any, object], key: Any) -> tuple[object, ...]:
+    """Return a key with its value for the whole curriculum and those in its stages."""
+    stages = [stage for stage in source.values() if isinstance(stage, Mapping)]
+    return key, source.get(key), *(stage.get(key) for stage in stages)
+
+
 def override(name: str, source: Mapping[object, object], texts: list[str]) -> dict[object, object]:
     """Return a copy of a curriculum dict with KEY=VALUE texts applied, STEP.KEY=VALUE for a stage.
 

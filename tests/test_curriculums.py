@@ -321,3 +321,14 @@ def test_a_key_in_a_stage_and_for_the_whole_is_told_once(tmp_path, capsys, name)
     assert capsys.readouterr().err == ""
     curriculums.load("Demo")
     assert capsys.readouterr().err == ""
+
+
+def test_a_key_set_twice_is_noted_unless_a_preset_is_copied(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text("from curriculums import CelebA, Demo\n"
+                    "Copied = {**Demo, 'fov': 20}\n"
+                    "Mine = {**CelebA, 0: {**CelebA[0], 'r1_lambda': 3}}\n")  # fmt: skip
+    curriculums.load("Copied", file=file)
+    assert capsys.readouterr().err == ""
+    assert curriculums.load("Mine", file=file).at(0).r1_lambda == 3
+    assert "curriculum Mine sets r1_lambda in a stage and for the whole" in capsys.readouterr().err
