@@ -14,7 +14,7 @@ from typing import Any
 
 from own_modules import ROOT, is_from
 from config.curriculum import Curriculum, build
-from config.schema import keys_set_twice
+from config.schema import keys_set_twice, values_of
 from system.errors import UsageError, choose, nearest_path
 
 PAPER_LATITUDES = math.pi / 4 * 85 / 90  # CARLA's cameras: upper hemisphere minus 5 degrees
@@ -254,7 +254,8 @@ def load(name: str, *, file: Path | None = None, overrides: Sequence[str] = ()) 
 
     Upper and lower case are the same unless two names differ in nothing else.
 
-    If the file sets a key in a stage and for the whole, a note on stderr says which value is used.
+    If the file sets a key in a stage and for the whole, otherwise than a preset that it copies, a
+    note on stderr says which value is used.
 
     Raises:
         UsageError: no such name or file, or the dict does not follow the schema.
@@ -266,8 +267,9 @@ def load(name: str, *, file: Path | None = None, overrides: Sequence[str] = ()) 
     known = name if name in table or not alike else alike[0]
     source = choose("curriculum", known, table)
     built = build(known, source, overrides)
-    twice = keys_set_twice(source)
-    if twice and source is not PRESETS.get(known):
+    ours = [values_of(preset, key) for preset in PRESETS.values() for key in preset]
+    twice = [key for key in keys_set_twice(source) if values_of(source, key) not in ours]
+    if twice:
         print(f"note: curriculum {known} sets {', '.join(twice)} in a stage and for the whole; the "
               "stage's value is taken (the published code takes the other)",
               file=sys.stderr)  # fmt: skip

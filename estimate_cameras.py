@@ -7,6 +7,7 @@ nothing but the cache of decoded images.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,8 @@ from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
 from generators.cameras import PoseDistribution
 from generators.sampling import stream
-from metrics import camera_search
-from metrics.camera_search import Found
+from metrics import camera_search, found_cameras
+from metrics.found_cameras import Found
 from metrics.pose_response import LEAST_SHARE
 from system import flags, machine
 from system.errors import UsageError
@@ -101,12 +102,14 @@ def show(found: tuple[Found, Found], before: PoseDistribution) -> int:
                 reason = ("renders of this generator look too much alike from different sides "
                           f"(R^2 {each.share:.2f}, {LEAST_SHARE} is needed)")  # fmt: skip
             lines.append(f"{axis}: cannot be found; {reason}")
+        elif math.isinf(each.spread):
+            lines.append(f"{axis}: all around")
         else:
             lines.append(f"{axis}: mean {each.mean:.3f}, standard deviation {each.spread:.3f} "
                          f"(trained with {own[0]:.3f}, {own[1]:.3f})")  # fmt: skip
     if not any(each.is_clear for each in found):
         raise UsageError("; ".join(lines))
-    after = camera_search.distribution(*found, before)
+    after = found_cameras.distribution(*found, before)
     values = {
         "sample_dist": after.kind,
         **dict(zip(KEYS["pitch"], (after.pitch_mean, after.pitch_spread), strict=True)),

@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from tqdm import tqdm
+
 import own_modules  # noqa: F401
 from checkpoint_io import checkpoints, encoders
 from checkpoint_io.checkpoints import SavedGenerator
-from generators.inversion import FitOptions
+from generators.inversion import FitOptions, Report
 from generators.trajectories import TRAJECTORIES, Camera, SceneObject
 from image_io import preparing, video
 from image_io.decoding import Crop, read_photo, read_picture
@@ -177,8 +179,9 @@ def _fit_one(fitter: Fitter, opened: Sequence[Opened], args: argparse.Namespace)
     video_path = _video_path(fitter, folder, args)
     with filled_folder(folder):
         fit = _fitted(fitter, opened)
+    options = viewing.render_options(fitter.saved, args)
     names = fit_files.save(
-        folder, fitter, fit, viewing.render_options(fitter.saved, args), depth_map=args.depth_map
+        folder, fitter, fit, options, depth_map=args.depth_map, shows_progress=True
     )
     poor = fitting.poor_because(fitter, fit)
     _tell(fitter, fit, poor)
@@ -203,15 +206,20 @@ def _video_path(fitter: Fitter, folder: Path, args: argparse.Namespace) -> Path:
 
 def _fitted(fitter: Fitter, opened: Sequence[Opened]) -> Fit:
     """Fit the photos with a progress bar."""
-    done: dict[str, int] = {}
     with progress_bar(fitter.num_steps(len(opened)), "step") as bar:
+        return fitter.fit(opened, _reporter(bar))
 
-        def report(name: str, count: int, loss: float) -> None:
-            bar.set_postfix_str(f"{name}, loss {loss:.5f}", refresh=False)
-            bar.update(count - done.get(name, 0))
-            done[name] = count
 
-        return fitter.fit(opened, report)
+def _reporter(bar: "tqdm[int]") -> Report:
+    """Return a function that shows the progress of one fit."""
+    done: dict[str, int] = {}
+
+    def report(name: str, count: int, loss: float) -> None:
+        bar.set_postfix_str(f"{name}, loss {loss:.5f}", refresh=False)
+        bar.update(count - done.get(name, 0))
+        done[name] = count
+
+    return report
 
 
 def _tell(fitter: Fitter, fit: Fit, poor: Sequence[str]) -> None:
@@ -251,44 +259,54 @@ def _fit_each(fitter: Fitter, crop: Crop | Preparation, args: argparse.Namespace
     """Fit each photo into a folder of its own."""
     listing = fit_batch.list_photos(args.photos)
     folder = args.output_dir or _folder_of_fits(args.photos[0])
-    options = viewing.render_options(fitter.saved, args)
-    size, background = fitter.options.image_size, fitter.background
     depends_on = {
         "generator": checkpoints.fingerprint(fitter.saved.generator),
         "encoder": fitter.encoder and checkpoints.fingerprint(fitter.encoder),
         **{name: str(value) for name, value in vars(args).items() if name not in OF_MACHINE},
     }
-
-    def work(stream: IO[bytes], name: str, own: Path) -> dict[str, Any]:
-        try:
-            image = read_photo(stream)
-        except ValueError as error:
-            raise UsageError(f"unreadable: {error}") from error
-        opened = photos.open_photo(image, name, size, crop=crop, background=background)
-        fit = fitter.fit([opened], report)
-        names = fit_files.save(own, fitter, fit, options, depth_map=args.depth_map)
-        return {**fit_files.record(fit, fitting.poor_because(fitter, fit)), "files": names}
-
     if listing.left_out:
         print(listing.left_out, file=sys.stderr)
-    rows = []
-    with filled_folder(folder), progress_bar(listing.count, "photo") as bar:
+    rows, steps = [], fitter.num_steps(1)
+    with filled_folder(folder), progress_bar(listing.count * steps, "step") as bar:
 
-        def report(name: str, count: int, loss: float) -> None:
-            bar.set_postfix_str(f"{name} {count}, loss {loss:.5f}")
+        def work(stream: IO[bytes], name: str, own: Path) -> dict[str, Any]:
+            return _fit_into(own, stream, name, fitter, crop, args, _reporter(bar))
 
         for row in fit_batch.fit_each(listing, folder, depends_on, work):
             rows.append(row)
-            bar.update("folder" in row)
-    num_fits = sum("folder" in row for row in rows)
-    if num_fits == 0:
+            bar.update(max(0, len(rows) * steps - bar.n))  # a fit may end early
+    fits = [row for row in rows if "folder" in row]
+    if not fits:
         raise UsageError(f"no photo can be fitted; see {folder / fit_batch.TABLE}")
     fit_batch.write_sheet(folder, rows)
-    num_poor = sum(bool(row["poor"]) for row in rows if "folder" in row)
-    print(f"in {folder}: fits: {num_fits}, of them poor: {num_poor}, photos that cannot be "
-          f"fitted: {len(rows) - num_fits}; {fit_batch.TABLE} tells of each, look at "
+    num_poor = sum(bool(row["poor"]) for row in fits)
+    print(f"in {folder}: fits: {len(fits)}, of them poor: {num_poor}, photos that cannot be "
+          f"fitted: {len(rows) - len(fits)}; {fit_batch.TABLE} tells of each, look at "
           f"{fit_batch.SHEET}")  # fmt: skip
     return 0
+
+
+def _fit_into(
+    folder: Path,
+    stream: IO[bytes],
+    name: str,
+    fitter: Fitter,
+    crop: Crop | Preparation,
+    args: argparse.Namespace,
+    report: Report,
+) -> dict[str, Any]:
+    """Fit the photo of a stream and write its files, as fit_batch.fit_each asks for."""
+    try:
+        image = read_photo(stream)
+    except ValueError as error:
+        raise UsageError(f"unreadable: {error}") from error
+    opened = photos.open_photo(
+        image, name, fitter.options.image_size, crop=crop, background=fitter.background
+    )
+    fit = fitter.fit([opened], report)
+    options = viewing.render_options(fitter.saved, args)
+    names = fit_files.save(folder, fitter, fit, options, depth_map=args.depth_map)
+    return {**fit_files.record(fit, fitting.poor_because(fitter, fit)), "files": names}
 
 
 if __name__ == "__main__":

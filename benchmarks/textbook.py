@@ -15,7 +15,7 @@ from generators.generators import ImplicitGenerator3d
 from siren.film import Film
 from siren.fused.fused_field import JoinedField
 from siren.siren import FilmSiren
-from training import losses
+from training import fused_layers, losses
 from training.adversarial import AdversarialGame, Fakes, Scenes, Terms
 from training.health import DISCRIMINATOR
 
@@ -116,6 +116,9 @@ class TextbookGame(AdversarialGame):
                     setattr(module, name, TextbookCoordConv(layer))
         super().__init__(generator, discriminator, options, precision, seed=seed)
         discriminator.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+    def _layers(self) -> fused_layers.Kinds:
+        return fused_layers.PLAIN
 
     def generate(self, scenes: Scenes, stage: Stage, *, rng: torch.Generator) -> Fakes:
         """Do as AdversarialGame.generate."""

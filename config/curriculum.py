@@ -285,8 +285,8 @@ def _check(curriculum: Curriculum) -> None:
             )
         if settings.shares_fakes and stage.batch_split > 1:
             raise UsageError(
-                f"{where}: shares_fakes keeps all images of a step, batch_split {stage.batch_split} "
-                "only a part of them; choose one"
+                f"{where}: shares_fakes keeps all images of a step, batch_split "
+                f"{stage.batch_split} only a part of them; choose one"
             )
         if stage.batch_split > stage.batch_size:
             raise UsageError(

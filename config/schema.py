@@ -105,7 +105,7 @@ class Settings:
     r2_lambda: NonNegative = 0.0  # penalty on the gradient at fakes, as r1_lambda at reals (R3GAN)
     r1_interval: Count = 1  # steps between both penalties, each that many times stronger
     opacity_lambda: NonNegative = 0.0  # the generator's penalty on half-transparent rays
-    # Both updates of a step use the same generated images, which are rendered once.
+    # Both updates of a step use the same generated images, rendered once. Needs batch_split 1.
     shares_fakes: bool = False
     z_lambda: NonNegative = 0.0
     pos_lambda: NonNegative = 0.0
@@ -214,6 +214,12 @@ def keys_set_twice(source: Mapping[Any, object]) -> list[str]:
     """
     stages = [stage for stage in source.values() if isinstance(stage, Mapping)]
     return sorted({str(key) for stage in stages for key in stage if key in source})
+
+
+def values_of(source: Mapping[Any, object], key: Any) -> tuple[object, ...]:
+    """Return a key with its value for the whole curriculum and those in its stages."""
+    stages = [stage for stage in source.values() if isinstance(stage, Mapping)]
+    return key, source.get(key), *(stage.get(key) for stage in stages)
 
 
 def override(name: str, source: Mapping[object, object], texts: list[str]) -> dict[object, object]:

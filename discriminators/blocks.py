@@ -18,7 +18,7 @@ class AdapterBlock(nn.Module):
 
     def forward(self, images: Tensor, layers: NormalLayers = NORMAL_LAYERS) -> Tensor:
         """Return features of images; layers applies the convolution and the rectifier."""
-        return layers.rectify(layers.convolve(self.model[0], images))
+        return layers.rectified(self.model[0], images)
 
 
 class ResidualBlock(nn.Module):
@@ -60,16 +60,17 @@ class ResidualBlock(nn.Module):
 
         layers applies the convolutions and the rectifiers.
         """
-        y = x
-        for convolution in (self.network[0], self.network[2]):  # a rectifier follows each
-            y = layers.rectify(layers.convolve(convolution, y))
+        first, second = self.network[0], self.network[2]
         if self.is_strided:
+            assert self.proj is not None  # for the type checker
             # Not the stride of proj: the gradient of a strided 1x1 convolution with fewer than 8
             # channels in channels_last writes outside of its buffer in oneDNN's AVX2 kernel
             # (PyTorch 2.13, jit_avx2_1x1_convolution_bwd_weights).
-            x = x[:, :, ::2, ::2]
-        else:
-            y, x = F.avg_pool2d(y, 2), F.avg_pool2d(x, 2)
+            x, halved = layers.with_half(x)
+            y = layers.rectified(first, x)
+            return layers.joined(second, y, self.proj, halved)
+        y = layers.rectified(second, layers.rectified(first, x))
+        y, x = F.avg_pool2d(y, 2), F.avg_pool2d(x, 2)
         if self.proj is not None:
             x = layers.convolve(self.proj, x)
         return (y + x) / math.sqrt(2)

@@ -7,6 +7,8 @@ the gradient of a penalty on it: neither needs a second derivative of the convol
 Legend: B images, C channels, H x W pixels.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,19 +30,33 @@ class NormalLayers:
         """Return the LeakyReLU of x."""
         return F.leaky_relu(x, LEAKY_SLOPE)
 
+    def rectified(self, convolution: nn.Module, x: Tensor) -> Tensor:
+        """Return the LeakyReLU of the features (B, C, H, W) of x (B, in, ...)."""
+        return self.rectify(self.convolve(convolution, x))
+
+    def joined(
+        self, convolution: nn.Module, x: Tensor, beside: nn.Conv2d, shortcut: Tensor
+    ) -> Tensor:
+        """Return rectified(convolution, x) plus the features of a shortcut, divided by sqrt(2)."""
+        return (self.rectified(convolution, x) + self.convolve(beside, shortcut)) / math.sqrt(2)
+
+    def with_half(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x (B, C, H, W), and every second of its pixels, (B, C, H / 2, W / 2)."""
+        return x, x[:, :, ::2, ::2]
+
 
 NORMAL_LAYERS = NormalLayers()
 
 
 class RecordedLayers(NormalLayers):
-    """Applies layers normally and records the inputs of the rectifiers in order."""
+    """Applies layers normally and records numbers with the signs of the rectifiers' inputs."""
 
     def __init__(self) -> None:
-        self.rectified: list[Tensor] = []
+        self.signs: list[Tensor] = []
 
     def rectify(self, x: Tensor) -> Tensor:
         """Record x and return its LeakyReLU."""
-        self.rectified.append(x.detach())
+        self.signs.append(x.detach())
         return super().rectify(x)
 
 
@@ -54,7 +70,7 @@ class Affine(NormalLayers):
     """
 
     def __init__(self, watched: RecordedLayers, shares: Tensor) -> None:
-        self.signs = iter(watched.rectified)
+        self.signs = iter(watched.signs)
         self.shares = shares[:, None, None, None]
 
     def convolve(self, convolution: nn.Module, x: Tensor) -> Tensor:

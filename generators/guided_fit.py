@@ -32,33 +32,29 @@ from generators.inversion import (
 from generators.volumetric_rendering import RenderOptions
 from siren.film import Film
 
-TURNS = (
-    0.0,
-    0.3,
-    -0.3,
-    0.8,
-    -0.8,
-)  # radians of yaw from the guess, and from the guess turned by half
+QUARTERS = 4  # of a full turn of yaw, in each of which a fit starts
+TURNS = (0.0, 0.3, -0.3, 0.6, -0.6)  # radians of yaw from the middle of a quarter
 SMALLEST = 16  # pixels per side
 OFFSET_RATE = 0.75  # learning rate of offsets, as a share of that of coordinates
 
 
 class Pass(NamedTuple):
-    """One descent: its name, pixels per side, steps and learning rates."""
+    """One descent: its name, pixels per side, steps, learning rates, and how many go on."""
 
     name: str
     size: int
     steps: int
     rate: float
     pose_rate: float
+    kept: int = 1
 
 
 def passes(size: int) -> list[Pass]:
     """Return the descents of a fit to a photo of size x size pixels."""
-    small = Pass("small", min(SMALLEST, size), 30, 0.08, 0.03)
-    if size <= 2 * SMALLEST:
-        return [small, Pass("film", size, 100, 0.06, 0.02)]
-    return [small, Pass("half", size // 2, 80, 0.06, 0.02), Pass("film", size, 60, 0.04, 0.01)]
+    small = Pass("small", min(SMALLEST, size), 30, 0.08, 0.03, kept=2)
+    middle = max(size // 2, min(2 * SMALLEST, size))
+    both, half = Pass("both", middle, 20, 0.06, 0.02), Pass("half", middle, 60, 0.06, 0.02)
+    return [small, both, half, *([Pass("film", size, 60, 0.04, 0.01)] if middle < size else [])]
 
 
 def num_steps(size: int) -> int:
@@ -75,22 +71,25 @@ def first_guesses(
     *,
     fits_fov: bool = True,
 ) -> tuple[Tensor, Guess]:
-    """Return the encoder's guess and its back side, the better one first; coordinates (2, K).
+    """Return a guess for each quarter of a turn, the best first, and coordinates (QUARTERS, K).
 
-    Each is the best of some turns, compared with the photo at SMALLEST pixels. fits_fov: take the
-    guessed angle of view, not that of options.
+    Each is the best of some turns of the encoder's guess, compared with the photo at SMALLEST
+    pixels. fits_fov: take the guessed angle of view, not that of options.
     """
     coordinates, guess = encoder.guess(photo.at(encoder.image_size).image[None])
     if not fits_fov:
         guess = replace(guess, fov_degrees=torch.full_like(guess.fov_degrees, options.fov_degrees))
-    turns = guess.poses.yaw.new_tensor([[turn, turn + math.pi] for turn in TURNS])
+    quarter = math.tau / QUARTERS
+    turns = guess.poses.yaw.new_tensor(
+        [[turn + index * quarter for index in range(QUARTERS)] for turn in TURNS]
+    )
     first = torch.zeros(turns.numel(), dtype=torch.long, device=turns.device)
     turned = guess[first]
     turned = replace(turned, poses=Poses(turned.poses.pitch, turned.poses.yaw + turns.flatten()))
     seen = render_guess(generator, turned, options, SMALLEST)
     losses, best = photo_losses(*seen, photo.at(SMALLEST)).view(turns.shape).min(0)
-    both = (2 * best + torch.arange(2, device=best.device))[losses.argsort()]
-    return coordinates.expand(2, -1).clone(), turned[both]
+    chosen = (QUARTERS * best + torch.arange(QUARTERS, device=best.device))[losses.argsort()]
+    return coordinates.expand(QUARTERS, -1).clone(), turned[chosen]
 
 
 def fit_from_guess(
@@ -114,7 +113,8 @@ def fit_from_guess(
             seen = render_guess(generator, guess[:1], options, photo.image.shape[-1])
         return guess[:1], float(photo_losses(*seen, photo))
     coordinates = coordinates.requires_grad_()
-    offsets = torch.zeros(2, len(encoder.mean), device=coordinates.device, requires_grad=True)
+    offsets = torch.zeros(len(coordinates), len(encoder.mean), device=coordinates.device)
+    offsets = offsets.requires_grad_()
     scale = OFFSET_RATE * encoder.spread()
 
     def film() -> tuple[Film, Tensor]:
@@ -122,14 +122,14 @@ def fit_from_guess(
         prior = prior + OFFSET_PRIOR * (OFFSET_RATE * offsets).square().mean(1)
         return encoder.film(coordinates, offsets * scale), prior
 
-    for name, size, steps, rate, pose_rate in passes(photo.image.shape[-1]):
+    for name, size, steps, rate, pose_rate, kept in passes(photo.image.shape[-1]):
         cameras = Cameras(guess.poses, guess.fov_degrees, options.fov_degrees)
         fit = FitOptions(fits_fov=fits_fov, pose_rate=pose_rate)
         losses, guess = descend(
             film, [coordinates, offsets], rate, cameras, generator, [photo.at(size)], options, fit,
             steps=steps, report=partial(report, name),
         )  # fmt: skip
-        best = losses.argmin()[None]
+        best = losses.argsort()[:kept]
         guess = guess[best]
         coordinates, offsets = (
             part.detach()[best].requires_grad_() for part in (coordinates, offsets)

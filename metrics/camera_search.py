@@ -9,31 +9,30 @@ Legend: N images, K objects, G cameras of the grid, D features, H x W pixels.
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from generators.cameras import DEVIATIONS, PoseDistribution, PoseKind, Poses
+from generators.cameras import PoseDistribution, Poses
 from generators.generators import ImplicitGenerator3d
 from generators.sampling import LatentKind, sample_latents
 from generators.volumetric_rendering import RenderOptions
+from metrics.found_cameras import Found
 from metrics.pose_response import LEAST_SHARE, fit_response
 from siren.film import Film
 
 REACH = 2.5  # standard deviations of the curriculum that the grid covers on each side, at least
-LEAST_REACH = Poses(pitch=0.5, yaw=1.0)  # radians
+LEAST_PITCH_REACH, LEAST_YAW_REACH = 0.5, 1.0  # radians
 POLE_DISTANCE = 0.05  # radians between the grid and the poles
 ALL_AROUND = 2.2  # radians of reach in yaw from which the grid is a whole circle
-GRID = Poses(pitch=9, yaw=18)  # cameras of the grid in each direction
-MOST_CHANGE = 2.0  # factor of one step of learned spreads
+PITCHES, YAWS = 9, 18  # of the grid
 ROUNDS = 4  # of measuring the response where the photos seem to be
 LEAST_WIDTH = 0.2  # of these weights, in deviations of the known angles
 LEAST_FORM = 0.25  # of the same, the narrowest distribution whose form is told
 FLAT_CIRCLE = 0.3  # length of the mean direction below which yaws are all around
-FLAT_TOP = (-1.8, -0.6)  # excess kurtosis taken for a uniform distribution, whose own is -1.2
-LEAST_EXPLAINED = 0.2  # of the variance of the guesses on photos
+PSI = 0.7  # truncation of the objects
+MEAN_LATENTS = 2000  # latents whose mean is the center of truncation
 POINTS_PER_CHUNK = 2**18  # bounds the memory; the result does not depend on it
 NUM_PHOTOS = 2000  # at most
 
@@ -47,10 +46,10 @@ class Effort(NamedTuple):
     @property
     def renders(self) -> int:
         """Return the number of all renders."""
-        return self.objects * GRID.pitch * GRID.yaw + self.others
+        return self.objects * PITCHES * YAWS + self.others
 
 
-WHOLE, QUICK = Effort(32, 600), Effort(4, 200)
+WHOLE, QUICK = Effort(16, 600), Effort(8, 300)
 
 
 class Grid(NamedTuple):
@@ -60,37 +59,17 @@ class Grid(NamedTuple):
     is_circle: bool
 
 
-class Found(NamedTuple):
-    """Mean and standard deviation of an angle, radians, and its excess kurtosis.
-
-    A spread that goes all around the circle is infinite. share: R^2 of the guesses on renders;
-    explained: share of the variance of the guesses on photos that the spread explains; the rest is
-    noise. An angle is clear, that is found, if both are large enough.
-    """
-
-    mean: float
-    spread: float
-    kurtosis: float
-    share: float
-    explained: float
-
-    @property
-    def is_clear(self) -> bool:
-        """Return whether the angle was found."""
-        return self.share >= LEAST_SHARE and self.explained >= LEAST_EXPLAINED
-
-
 def grid_of(poses: PoseDistribution) -> Grid:
     """Return the cameras in which photos are searched: wider than the curriculum's."""
     (pitch, pitch_spread), (yaw, yaw_spread) = poses.moments()
-    reach = max(LEAST_REACH.pitch, REACH * pitch_spread)
+    reach = max(LEAST_PITCH_REACH, REACH * pitch_spread)
     low, high = max(POLE_DISTANCE, pitch - reach), min(math.pi - POLE_DISTANCE, pitch + reach)
-    pitches = torch.linspace(low, high, GRID.pitch)
-    reach = max(LEAST_REACH.yaw, REACH * yaw_spread)
+    pitches = torch.linspace(low, high, PITCHES)
+    reach = max(LEAST_YAW_REACH, REACH * yaw_spread)
     is_circle = reach >= ALL_AROUND
-    yaws = torch.linspace(yaw - reach, yaw + reach, GRID.yaw)
+    yaws = torch.linspace(yaw - reach, yaw + reach, YAWS)
     if is_circle:
-        yaws = yaw + math.pi * (2 * torch.arange(GRID.yaw) / GRID.yaw - 1)
+        yaws = yaw + math.pi * (2 * torch.arange(YAWS) / YAWS - 1)
     pairs = torch.cartesian_prod(pitches, yaws)
     return Grid(Poses(pitch=pairs[:, 0], yaw=pairs[:, 1]), is_circle)
 
@@ -210,11 +189,24 @@ def find_angle(photos: Guesses, others: Guesses, angles: Tensor) -> Found:
     explained = (whole.slope * spread) ** 2 / total
     if spread < LEAST_FORM * float(angles.std()):
         return Found(mean, spread, 0.0, share, explained)
-    upper, lower = photos.halves - photos.halves.mean(1, keepdim=True)
-    squares = float(torch.cov(torch.stack([upper, lower]) ** 2, correction=0)[0, 1])
-    fourth = squares - 2 * float((upper * lower).mean()) ** 2
-    scale = ends[0].slope * ends[1].slope * spread**2
-    return Found(mean, spread, fourth / scale**2, share, explained)
+    inside = ((angles - mean).abs() <= math.sqrt(3) * spread).double()
+    normal = _tails(others.halves, weights)
+    flatness = (_tails(photos.halves) - normal) / (_tails(others.halves, inside) - normal)
+    return Found(mean, spread, flatness, share, explained)
+
+
+def _tails(halves: Tensor, weights: Tensor | None = None) -> float:
+    """Return the excess kurtosis that two halves (2, N) share: 0 if both follow a normal one.
+
+    cov(u^2, l^2) / cov(u, l)^2 - 2, to which independent errors add nothing.
+    """
+    weights = torch.ones_like(halves[0]) if weights is None else weights
+    shares = weights / weights.sum()
+    upper, lower = halves - (shares * halves).sum(1, keepdim=True)
+    both = (shares * upper * lower).sum()
+    squares = (shares * upper**2 * lower**2).sum()
+    squares = squares - (shares * upper**2).sum() * (shares * lower**2).sum()
+    return float(squares / both**2) - 2
 
 
 def find_direction(photos: Guesses, others: Guesses, angles: Tensor) -> Found:
@@ -230,68 +222,7 @@ def find_direction(photos: Guesses, others: Guesses, angles: Tensor) -> Found:
     length = min(1.0, float(seen.abs()) / max(blur, 1e-9))
     spread = math.inf if length < FLAT_CIRCLE else math.sqrt(-2 * math.log(length))
     mean = float((seen / errors).angle())
-    return Found(mean, spread, -1.2 if math.isinf(spread) else 0.0, blur**2, 1.0)
-
-
-def _kind(pitch: Found, yaw: Found) -> PoseKind:
-    """Return the kind of distribution, that of yaw where it is clear: it varies most."""
-    if math.isinf(yaw.spread):
-        return "spherical_uniform"
-    kurtosis = (yaw if yaw.is_clear else pitch).kurtosis
-    return "uniform" if FLAT_TOP[0] < kurtosis < FLAT_TOP[1] else "gaussian"
-
-
-def distribution(pitch: Found, yaw: Found, before: PoseDistribution) -> PoseDistribution:
-    """Return the distribution that was found; angles that are not clear stay as before."""
-    moments = [
-        (each.mean, each.spread) if each.is_clear else own
-        for each, own in zip((pitch, yaw), before.moments(), strict=True)
-    ]
-    kind = _kind(pitch, yaw)
-    if kind != "spherical_uniform":
-        return with_moments(kind, *moments)
-    middle, half = _band(*moments[0])
-    return replace(before, kind=kind, pitch_mean=middle, pitch_spread=half, yaw_spread=math.pi)
-
-
-def with_moments(
-    kind: PoseKind, pitch: tuple[float, float], yaw: tuple[float, float]
-) -> PoseDistribution:
-    """Return the distribution of a kind that has these means and standard deviations."""
-    scale = DEVIATIONS[kind]
-    return PoseDistribution(
-        kind=kind,
-        yaw_mean=yaw[0],
-        yaw_spread=yaw[1] / scale,
-        pitch_mean=pitch[0],
-        pitch_spread=pitch[1] / scale,
-    )
-
-
-def step_towards(found: tuple[Found, Found], before: PoseDistribution) -> PoseDistribution:
-    """Return what was found, of the kind of before, with spreads changed by at most MOST_CHANGE.
-
-    Angles that are not clear stay.
-    """
-    moments = []
-    for each, (mean, spread) in zip(found, before.moments(), strict=True):
-        if each.is_clear and math.isfinite(each.spread):
-            spread *= min(MOST_CHANGE, max(1 / MOST_CHANGE, each.spread / spread))
-            mean = each.mean
-        moments.append((mean, spread))
-    return with_moments(before.kind, *moments)
-
-
-def _band(mean: float, spread: float) -> tuple[float, float]:
-    """Return pitch_mean and pitch_spread of the band of the sphere with these moments of pitch."""
-    ends = torch.linspace(0, 1, 101, dtype=torch.float64)
-    low, high = torch.cartesian_prod(ends, ends).T
-    shares = torch.linspace(0, 1, 101, dtype=torch.float64)
-    angles = torch.arccos(1 - 2 * (low[:, None] + (high - low)[:, None] * shares))
-    errors = (angles.mean(1) - mean) ** 2 + (angles.std(1, correction=0) - spread) ** 2
-    best = errors.masked_fill(high <= low, math.inf).argmin()
-    middle, half = (low + high) / 2, (high - low) / 2
-    return math.pi * float(middle[best]), math.pi * float(half[best])
+    return Found(mean, spread, float(math.isinf(spread)), blur**2, 1.0)
 
 
 @torch.no_grad()
@@ -320,8 +251,11 @@ def search(
     """
     grid = grid_of(poses)
     objects, others = effort
-    latents = sample_latents(objects + others, generator.z_dim, kind=latent_kind, rng=rng)
-    films = generator.mapping(latents.to(next(generator.parameters()).device))
+    size = (MEAN_LATENTS + objects + others, generator.z_dim)
+    latents = sample_latents(*size, kind=latent_kind, rng=rng)
+    latents = latents.to(next(generator.parameters()).device)
+    middle = generator.average_film(latents[:MEAN_LATENTS])
+    films = middle.lerp(generator.mapping(latents[MEAN_LATENTS:]), PSI)
     known = spread_evenly(grid, others, rng=rng)
 
     def rendered(film: Film, poses: Poses) -> Tensor:

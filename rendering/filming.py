@@ -157,9 +157,10 @@ def views(
         )
 
 
-def progress(num_views: int, options: RenderOptions) -> "tqdm[int]":
+def progress(num_views: int, options: RenderOptions, *, is_shown: bool = True) -> "tqdm[int]":
     """Make a bar that counts the rays of all views: it moves within a large picture too."""
-    return progress_bar(num_views * options.image_size**2, "ray", is_scaled=True)
+    num_rays = num_views * options.image_size**2
+    return progress_bar(num_rays, "ray", is_scaled=True, is_shown=is_shown)
 
 
 def pictures(view: View, options: RenderOptions, *, depth_map: bool) -> tuple[Tensor, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from checkpoint_io import checkpoints
 from generators.cameras import Poses, cast_rays
@@ -26,7 +27,13 @@ SEEN_SLACK = 0.02  # of the ray range: a point that little behind the surface is
 
 
 def save(
-    folder: Path, fitter: Fitter, fit: Fit, options: RenderOptions, *, depth_map: bool = False
+    folder: Path,
+    fitter: Fitter,
+    fit: Fit,
+    options: RenderOptions,
+    *,
+    depth_map: bool = False,
+    shows_progress: bool = False,
 ) -> list[str]:
     """Write fit.pth, fit.png, views.png and what a preparation asks for; return their names.
 
@@ -34,7 +41,8 @@ def save(
     """
     checkpoints.save_fit(folder / "fit.pth", fit.shots[0], fitter.saved, fit.tuning)
     _save_comparison(folder / "fit.png", fit)
-    _save_views(folder / "views.png", fitter, fit, options, depth_map=depth_map)
+    with filming.progress(len(VIEW_OFFSETS), options, is_shown=shows_progress) as bar:
+        _save_views(folder / "views.png", fitter, fit, options, bar, depth_map=depth_map)
     names = ["fit.pth", "fit.png", "views.png"]
     for index, one in enumerate(fit.opened):
         if one.square is not None:
@@ -69,7 +77,13 @@ def _save_comparison(path: Path, fit: Fit) -> None:
 
 
 def _save_views(
-    path: Path, fitter: Fitter, fit: Fit, options: RenderOptions, *, depth_map: bool
+    path: Path,
+    fitter: Fitter,
+    fit: Fit,
+    options: RenderOptions,
+    bar: "tqdm[int]",
+    *,
+    depth_map: bool,
 ) -> None:
     """Write views from both sides of the first photo's camera, with depths on request.
 
@@ -81,13 +95,12 @@ def _save_views(
     word = "photo" if len(fit.shots) == 1 else "photos"
     photographed = list(filming.views(fitter.saved, fit.shots, small))
     columns = []
-    with filming.progress(len(shots), options) as bar:
-        views = filming.views(fitter.saved, shots, options, bar=bar)
-        for shot, view in zip(shots, views, strict=True):
-            share = seen_share(shot, view, fit.shots, photographed, options)
-            picture = torch.cat(filming.pictures(view, options, depth_map=depth_map), dim=2)
-            strip = png.bar(options.image_size, share, f"{share:.0%} seen in the {word}")
-            columns.append(torch.cat([picture, strip[None]], dim=2))
+    views = filming.views(fitter.saved, shots, options, bar=bar)
+    for shot, view in zip(shots, views, strict=True):
+        share = seen_share(shot, view, fit.shots, photographed, options)
+        picture = torch.cat(filming.pictures(view, options, depth_map=depth_map), dim=2)
+        strip = png.bar(options.image_size, share, f"{share:.0%} seen in the {word}")
+        columns.append(torch.cat([picture, strip[None]], dim=2))
     png.save_png(path, png.grid(torch.cat(columns), len(columns)))
 
 

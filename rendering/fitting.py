@@ -33,7 +33,7 @@ from system.errors import UsageError
 BACKGROUNDS = {"white": 1.0, "black": -1.0, "last_sample": None}
 NUM_RANDOM = 1000  # objects that a fit is compared with
 # Standard deviations from the mean object. Random objects: 0.4 to 3.3, most 0.9; fits of held-out
-# toy cars: 1.4 to 2.1; fits of faces, cats and noise with a generator of cars: 3.0 to 3.2.
+# cars: 1.0 to 2.1; fits of faces, cats and noise with a generator of cars: 3.0 to 3.2.
 MAX_DISTANCE = 2.5
 MAX_ZOOM = 1.5  # times larger or smaller than in training; held-out cars: 1.2
 POOR_GAIN = 6.0  # dB better than a single color: the error is a quarter of the photo's variance
@@ -218,12 +218,12 @@ def poor_because(fitter: Fitter, fit: Fit) -> list[str]:
         reasons.append(f"outside of what was learned: {distance:.1f} standard deviations from the "
                        f"mean object (more than {MAX_DISTANCE:g})")  # fmt: skip
     usual = math.tan(math.radians(saved.curriculum.settings.fov) / 2)
-    for shot in fit.shots:
+    for one, shot in zip(fit.opened, fit.shots, strict=True):
         size = usual / math.tan(math.radians(shot.camera.fov_degrees) / 2)
         if not 1 / MAX_ZOOM <= size <= MAX_ZOOM:
-            word = "small; crop the photo" if size < 1 else "large; leave more room around it"
+            advice = ": crop the photo otherwise, or --prepare it" if one.square is None else ""
             reasons.append(f"the object has {size:.0%} of its size in training ({1 / MAX_ZOOM:.0%} "
-                           f"to {MAX_ZOOM:.0%} are usual): {word}, or --prepare it")  # fmt: skip
+                           f"to {MAX_ZOOM:.0%} are usual){advice}")  # fmt: skip
     trained = viewing.training_cameras(saved.curriculum.poses())
     turn = max(viewing.angle_to_nearest(trained, shot.camera) for shot in fit.shots)
     if turn > viewing.FAMILIAR:

@@ -18,8 +18,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 OPERANDS = {"features_ptr", "features_weight_ptr", "weights_ptr", "sines_ptr", "gradients_ptr",
             "left_ptr", "right_ptr", "narrow_ptr", "feature_rows_ptr", "beside_ptr",
-            "logits_ptr"}  # fmt: skip
-INTEGERS = {"counts_ptr": "*i32", "number_ptr": "*i32", "needed_ptr": "*i32", "order_ptr": "*i64"}
+            "logits_ptr", "x_ptr", "constant_ptr", "shortcut_ptr", "of_x_ptr",
+            "of_shortcut_ptr"}  # fmt: skip
+INTEGERS = {"counts_ptr": "*i32", "number_ptr": "*i32", "needed_ptr": "*i32", "order_ptr": "*i64",
+            "known_ptr": "*i8", "signs_ptr": "*i8"}  # fmt: skip
 FLOATS = {"noise_scale", "smallest"}
 
 
@@ -162,8 +164,10 @@ def main():
 
     from generators import ray_kernels
     from siren.fused import kernels, row_kernels
+    from training import layer_kernels
 
-    found = vars(kernels) | vars(row_kernels) | vars(ray_kernels)
+    modules = (kernels, row_kernels, ray_kernels, layer_kernels)
+    found = {name: value for module in modules for name, value in vars(module).items()}
     for line in sys.stdin:
         request = json.loads(line)
         operand = request.get("operand", "fp16")

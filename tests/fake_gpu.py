@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from checkpoint_io import network_state
 from generators import ray_kernels
 from siren.fused import kernels, row_kernels
+from training import layer_kernels
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
 WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "unique_dim")
@@ -25,7 +26,7 @@ COMPILER_OPTIONS = {"num_warps", "enable_fp_fusion"}
 LIST_SIZES = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 KERNELS = {
     name: (module, getattr(module, name).arg_names)
-    for module in (kernels, row_kernels, ray_kernels)
+    for module in (kernels, row_kernels, ray_kernels, layer_kernels)
     for name in vars(module)
     if name.endswith("_kernel")
 }
@@ -138,6 +139,14 @@ def is_awaited(args, kwargs, out):
     return {"cpu", "cuda"} <= set(pair) and not non_blocking
 
 
+def is_packed(tensor):
+    """Return whether a tensor has no gaps, its last dimension or its channels closest."""
+    is_image = tensor.dim() == 4
+    return tensor.is_contiguous() or (
+        is_image and tensor.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
 class Kernel:
     """Stands for a Triton kernel: checks the arguments of its launches and records their work."""
 
@@ -150,7 +159,7 @@ class Kernel:
             assert {*given, *constants} == {*self.names, *COMPILER_OPTIONS & {*constants}}
             given = {name: value for name, value in given.items() if torch.is_tensor(value)}
             (device,) = {t.device for t in given.values()}
-            assert all(t.is_contiguous() for t in given.values())
+            assert all(is_packed(t) for t in given.values())
             assert constants["ON_DEVICE"] is (device.type == "cuda")
             assert all(size > 0 for size in grid)
             assert all(size < 2**16 for size in grid[1:])

@@ -14,7 +14,7 @@ from generators import cameras, fast_rays, generators
 from generators.volumetric_rendering import rays_that_hit
 from siren.fused import eager, fused_field, triton_field
 from siren.siren import FilmSiren
-from training import adversarial, losses
+from training import adversarial, fused_layers, losses
 from training.adversarial import AdversarialGame
 from training.halves import converted
 
@@ -49,6 +49,7 @@ def patch_cuda_path(monkeypatch, path, dtype):
     monkeypatch.setattr(fused_field, "is_supported", lambda encoded: True)
     monkeypatch.setattr(fused_field, "evaluate", paths[path])
     monkeypatch.setattr(fast_rays, "is_supported", lambda samples: dtype is not None)
+    monkeypatch.setattr(fused_layers, "is_supported", lambda device: dtype is not None)
     for name in ("prepared", "_fast"):
         monkeypatch.setattr(FilmSiren, name, FilmSiren.joined)
     if dtype is not None:

@@ -5,7 +5,8 @@ kill finds files half-written; {"hang": [rank, step]} and {"die": [rank, step]} 
 {"nan": [rank, step, what]} puts NaN into a rank's computation; {"apart": seconds} copies the state
 as on CUDA, where the live one cannot be read while waiting for a lost rank; {"step_seconds":
 seconds} shortens the timeout of training steps, and {"pause": seconds} slows down saving, previews,
-FID, and on rank 1 the first step of each stage.
+FID, and on rank 1 the first step of each stage; {"cameras": [spread, spread]} lets the ranks find
+different spreads of yaw after every second step.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ import train
 from checkpoint_io import checkpoints
 from distributed import collectives
 from system import flags
-from training import loop, losses, setup, snapshots, state
+from training import loop, losses, photo_cameras, setup, snapshots, state
 
 FAULTS = json.loads(os.environ.get("FAULTS", "{}"))
 
@@ -68,7 +69,7 @@ def spoil(game, place):
         game.precision = dataclasses.replace(game.precision, is_scaled=True)
         game.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
 
-    def faulty_step(real, stage):
+    def faulty_step(real, stage, held_out):
         for kind, act in {
             "hang": lambda: os.kill(os.getpid(), signal.SIGSTOP),
             "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -78,7 +79,7 @@ def spoil(game, place):
                 act()
         rank, when, what = FAULTS.get("nan", (-1, -1, ""))
         if rank != place.rank or stage.step < when:
-            return step(real, stage)
+            return step(real, stage, held_out)
         with contextlib.ExitStack() as undo:
             if what == "image":
                 real = real * float("nan")
@@ -92,7 +93,7 @@ def spoil(game, place):
                 assert what == "gradient"
                 weight = next(game.generator.parameters())
                 undo.callback(weight.register_hook(lambda g: g * float("nan")).remove)
-            return step(real, stage)
+            return step(real, stage, held_out)
 
     game.step = faulty_step
     return game
@@ -118,14 +119,23 @@ def pause(place):
         game = build(place, options, seed)
         step = game.step
 
-        def slow_step(real, stage):
+        def slow_step(real, stage, held_out):
             time.sleep(FAULTS["pause"] * (place.rank == 1 and stage.step in (0, 3)))
-            return step(real, stage)
+            return step(real, stage, held_out)
 
         game.step = slow_step
         return game
 
     setup.build_game = slow_game
+
+
+def find(place):
+    """Let this rank find a spread of its own."""
+
+    def learned(game, curriculum, *_):
+        return dataclasses.replace(curriculum.poses(), yaw_spread=FAULTS["cameras"][place.rank])
+
+    photo_cameras.LEARN_OFTEN, photo_cameras.learned = 2, learned
 
 
 def faulty(place, options):
@@ -138,6 +148,8 @@ def faulty(place, options):
         collectives.STEP_SECONDS, collectives.STEP_FACTOR = FAULTS["step_seconds"], 0
     if "pause" in FAULTS:
         pause(place)
+    if "cameras" in FAULTS:
+        find(place)
     build = setup.build_game
     setup.build_game = lambda place, options, seed: spoil(build(place, options, seed), place)
     return train_properly(place, options)

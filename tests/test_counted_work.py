@@ -128,5 +128,6 @@ def test_a_step_of_celeba_starts_fewer_than_1500_operations(monkeypatch, counted
         f"around the field's kernels, {gigabytes(around):.1f} of {gigabytes(watch.work):.1f} GB"
     )
     assert watch.launches < 1500
-    assert gigabytes(around) < 30
+    # Half of the 43.7 GB before its kernels: compositing, rows, and what follows a convolution.
+    assert gigabytes(around) < 21.8
     assert watch.waits == []

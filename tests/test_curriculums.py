@@ -305,6 +305,11 @@ def test_a_key_that_cannot_change_says_why(key, value, reason):
         curriculums.load("Demo", overrides=[f"1500.{key}={value}"])
 
 
+def test_images_of_both_updates_cannot_be_split():
+    with pytest.raises(UsageError, match="shares_fakes keeps all images of a step, batch_split 2"):
+        curriculums.load("CelebA", overrides=["shares_fakes=true"])
+
+
 @pytest.mark.parametrize("name", ["Mine", "Demo"])
 def test_a_key_in_a_stage_and_for_the_whole_is_told_once(tmp_path, capsys, name):
     file = tmp_path / "mine.py"
@@ -312,12 +317,12 @@ def test_a_key_in_a_stage_and_for_the_whole_is_told_once(tmp_path, capsys, name)
     file.write_text(text.replace("NAME", name))
     assert curriculums.load(name, file=file).at(0).render.fov_degrees == 9
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(
-        f"note: curriculum {name} sets fov, opacity_lambda, r1_lambda in a stage"
-    )
+    assert line.startswith(f"note: curriculum {name} sets fov in a stage")  # Demo's own are known
     file.write_text(text.replace("NAME", name).replace("fov", "latent_dim"))
     with pytest.raises(UsageError, match="latent_dim cannot change"):
         curriculums.load(name, file=file)
     assert capsys.readouterr().err == ""
+    file.write_text(f"from curriculums import Demo\n{name} = {{**Demo, 'fov': 20}}\n")
+    curriculums.load(name, file=file)
     curriculums.load("Demo")
     assert capsys.readouterr().err == ""

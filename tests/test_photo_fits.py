@@ -3,7 +3,13 @@
 import csv
 import json
 import math
+import random
+import subprocess
+import sys
+import time
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -250,15 +256,13 @@ def test_what_does_not_go_together_is_one_line(tiny_run, tmp_path, monkeypatch, 
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_stopped_batch_goes_on(tiny_run, tmp_path, monkeypatch):
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """Write photos into mine/ and return the names of those that are fitted; two are at most."""
     monkeypatch.chdir(tmp_path)
-    photos_folder = tmp_path / "mine" / "sub"
-    photos_folder.mkdir(parents=True)
-    for name, radius in (("a.png", 14), ("b.png", 12), ("a.jpg", 10), ("../c.png", 9)):
-        disk(radius=radius).save(photos_folder / name)
-    (photos_folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    (photos_folder / "empty.png").touch()
-    disk(radius=0).save(photos_folder / "ground.png")
+    (tmp_path / "mine" / "sub").mkdir(parents=True)
+    for name, radius in (("c.png", 9), ("sub/a.jpg", 10), ("sub/a.png", 14), ("sub/b.png", 12)):
+        disk(radius=radius).save(f"mine/{name}")
     fitted, fit = [], Fitter.fit
 
     def counted(self, opened, report):
@@ -268,43 +272,108 @@ def test_a_stopped_batch_goes_on(tiny_run, tmp_path, monkeypatch):
         return fit(self, opened, report)
 
     monkeypatch.setattr(Fitter, "fit", counted)
+    return fitted
+
+
+EACH = ["mine", "--each", "--prepare", "object"]
+
+
+def test_a_stopped_batch_goes_on(tiny_run, tmp_path, mine):
     with pytest.raises(KeyboardInterrupt):
-        run(tiny_run, "mine", "--each", "--prepare", "object")
-    assert fitted == ["c.png", "sub/a.jpg"]
+        run(tiny_run, *EACH)
+    assert mine == ["c.png", "sub/a.jpg"]
     folder = tmp_path / "mine_fits"
     done = {path: path.stat().st_mtime_ns for path in folder.glob("*/fit.json")}
     assert {path.parent.name for path in done} == {"c", "sub_a"}
-    fitted.clear()
-    run(tiny_run, "mine", "--each", "--prepare", "object")
-    assert fitted == ["sub/a.png", "sub/b.png"]
+    mine.clear()
+    run(tiny_run, *EACH)
+    assert mine == ["sub/a.png", "sub/b.png"]
     assert {path: path.stat().st_mtime_ns for path in done} == done
+    mine.clear()
+    run(tiny_run, *EACH)
+    assert mine == []
+    (folder / "sub_b" / "views.png").write_bytes(b"half")
+    run(tiny_run, *EACH)
+    assert mine == ["sub/b.png"]
+    mine.clear()
+    with pytest.raises(KeyboardInterrupt):  # another seed is another fit
+        run(tiny_run, *EACH, "--seed", "1")
+    assert mine == ["c.png", "sub/a.jpg"]
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_killed_goes_on(tiny_run, tmp_path, counted):
+    """Kills at random moments, of which many are while files are written."""
+    (tmp_path / "mine").mkdir()
+    for number in range(6):
+        disk(radius=8 + number).save(tmp_path / "mine" / f"{number}.png")
+    words = [str(tiny_run / "generator.pth"), str(tmp_path / "mine"), *EACH[1:], *QUICK]
+    command = [sys.executable, inverse_render.__file__, *words, "--output_dir"]
+    subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
+    out, rng, kills = tmp_path / "out", random.Random(0), 0
+
+    def files(folder=out):
+        return {path: path.read_bytes() for path in folder.glob("*/[!.]*")}
+
+    while kills < 6:
+        before = files()
+        done = {path.parent for path in before if path.name == "fit.json"}
+        with subprocess.Popen([*command, out], stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and files() == before:
+                pass
+            time.sleep(rng.uniform(0, 0.15))
+            process.kill()
+        kills += 1
+        after = files()
+        assert {path: after[path] for path in before if path.parent in done} == {
+            path: before[path] for path in before if path.parent in done
+        }
+        if process.returncode == 0:
+            break
+    subprocess.run([*command, out], check=True, capture_output=True)
+    whole = {
+        path.relative_to(tmp_path / "whole"): content
+        for path, content in files(tmp_path / "whole").items()
+        if path.name != "fit.json"  # it has seconds
+    }
+    assert len(whole) == 6 * 4
+    assert {path: (out / path).read_bytes() for path in whole} == whole
+    counted(f"a batch of 6 photos killed {kills} times")
+
+
+def test_a_batch_tells_of_each_photo(tiny_run, tmp_path, mine):
+    folder = tmp_path / "mine_fits"
+    (tmp_path / "mine" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    (tmp_path / "mine" / "empty.png").touch()
+    disk(radius=0).save("mine/sub/a.png")
+    (tmp_path / "mine" / "sub" / "b.png").unlink()
+    run(tiny_run, *EACH)
     rows = list(csv.DictReader((folder / "fits.csv").read_text().splitlines()))
     assert {row["photo"]: row["folder"] for row in rows} == {
-        "c.png": "c", "sub/a.jpg": "sub_a", "sub/a.png": "sub_a_2", "sub/b.png": "sub_b",
-        "sub/broken.png": "", "sub/empty.png": "", "sub/ground.png": "",
+        "c.png": "c", "sub/a.jpg": "sub_a", "sub/a.png": "", "broken.png": "", "empty.png": "",
     }  # fmt: skip
     reasons = {row["photo"]: row["poor"] for row in rows}
-    assert reasons["sub/broken.png"].startswith("unreadable: ")
-    assert reasons["sub/ground.png"] == "sub/ground.png: no object on the ground"
+    assert reasons["broken.png"].startswith("unreadable: ")
+    assert reasons["sub/a.png"] == "sub/a.png: no object on the ground"
     for row in rows:
         if row["folder"]:
             assert float(row["psnr"]) > 0
             assert math.isfinite(float(row["yaw"]))
             assert checkpoints.read(folder / row["folder"] / "fit.pth", "fit")
     with Image.open(folder / "fits.png") as sheet:
-        assert sheet.height > 4 * fit_batch.SHEET_SIDE
-    fitted.clear()
-    run(tiny_run, "mine", "--each", "--prepare", "object")
-    assert fitted == []
-    (folder / "sub_b" / "views.png").write_bytes(b"half")
-    run(tiny_run, "mine", "--each", "--prepare", "object")
-    assert fitted == ["sub/b.png"]
-    fitted.clear()
-    with pytest.raises(KeyboardInterrupt):  # another seed is another fit
-        run(tiny_run, "mine", "--each", "--prepare", "object", "--seed", "1")
-    assert fitted == ["c.png", "sub/a.jpg"]
+        assert sheet.height > 2 * fit_batch.SHEET_SIDE
     with pytest.raises(UsageError, match="no photo can be fitted"):
-        run(tiny_run, "mine/sub/ground.png", "--each", "--prepare", "object")
+        run(tiny_run, "mine/sub/a.png", "--each", "--prepare", "object")
+
+
+def test_a_zip_is_fitted_like_its_folder(tiny_run, tmp_path, mine):
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.write("mine/c.png", "../../c.png")
+    run(tiny_run, "photos.zip", "--each")
+    mine.clear()
+    run(tiny_run, "mine/c.png", "mine/sub/a.jpg", "--each", "--output_dir", "files")
+    fits = [Path("photos_fits", "c", "fit.pth"), Path("files", "mine_c", "fit.pth")]
+    assert fits[0].read_bytes() == fits[1].read_bytes()
 
 
 def test_names_of_folders_are_safe_and_differ():

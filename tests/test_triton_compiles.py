@@ -7,6 +7,7 @@ from compile_kernels import Compiler
 
 from generators import fast_rays
 from siren.fused import launching, triton_gradients
+from training import fused_layers
 
 # By compute capability: bytes of shared memory that one program may take, and the instruction of
 # the matrix units. Source: the table of technical specifications in the CUDA C++ Programming Guide.
@@ -19,12 +20,9 @@ GPUS = {
     120: (99 * 1024, "HMMA"),
 }
 FIELDS = [(64, 0), (128, 32), (256, 0), (256, 32)]  # width, features beside the point
-# Share of the loops' instructions that may be spills, in percent. A backward block of 128 points at
-# 256 wide holds a little more than the registers: 2.8 (Hopper) and 4.0 (Blackwell) with Triton 3.6,
-# 3.5 to 5.5 with 3.9. A block of 64 spills nothing, but takes 26 % more instructions for a point
-# (Hopper, 3.9: 1,276 in the loops for 64 points, 2,027 for 128) and reads the weights twice as
-# often, which alone would take longer than all else.
-MOST_SPILLS, MOST_SPILLS_OF_LARGE_BLOCKS = 3.0, 6.0
+# Percent of the loops' instructions. Data-centre Blackwell is a little above with features beside
+# the point (3.18) and with bfloat16 operands (3.22), and at 2.93 else, with Triton 3.9.
+MOST_SPILLS, MOST_SPILLS_ON_100 = 3.0, 3.3
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +67,8 @@ def check(compiler, capability, kernel, constants, operand="fp16"):
     assert found["shared"] <= shared, name
     assert loops.get(matrix_instruction, 0) > 0, f"{name}: no use of its matrix units in loops"
     spills = 100 * (loops.get("LDL", 0) + loops.get("STL", 0)) / sum(loops.values())
-    is_large = kernel == "backward_kernel" and width == 256 and constants["BLOCK"] == 128
-    assert spills <= (MOST_SPILLS_OF_LARGE_BLOCKS if is_large else MOST_SPILLS), (
-        f"{name}: {spills:.1f} % of its loops are spills"
-    )
+    most = MOST_SPILLS_ON_100 if capability == 100 else MOST_SPILLS
+    assert spills <= most, f"{name}: {spills:.1f} % of its loops are spills"
     assert found["stack"] <= 1280, f"{name}: {found['stack']} bytes wait in local memory"
     assert loops.get("LDGSTS", 0) > 0, f"{name}: operands are not fetched ahead"
 
@@ -101,6 +97,8 @@ def test_the_kernels_of_training_compile_with_bfloat16_operands(compiler, capabi
 RAYS = {"HAS_NOISE": True, "IS_SOFTPLUS": True, "BLOCK": fast_rays.RAYS, "ON_DEVICE": True}
 BLENDED = {**RAYS, "S1": 12, "S2": 12, "HAS_END": True, "BACKGROUND": 2}
 ROWS = {"BLOCK": triton_gradients.BLOCK, "ON_DEVICE": True}
+LAYERS = {"SLOPE": 0.2, "SCALE": 0.5**0.5, "HAS_SHARES": True, "HAS_SHORTCUT": True,
+          "BLOCK": fused_layers.BLOCK, "ON_DEVICE": True}  # fmt: skip
 SMALL = {
     "importance_kernel": {**RAYS, "S": 48, "COUNT": 48, "WIDTH": 64, "BLOCK": fast_rays.TILE // 64,
                           "HAS_QUANTILES": True},
@@ -108,6 +106,8 @@ SMALL = {
     "composite_back_kernel": {**BLENDED, "HAS_DEPTH": True, "HAS_OPACITY": True},
     "upstream_kernel": {**ROWS, "H": 256},
     "rows_kernel": {**ROWS, "CHANNELS": 32},
+    "rectify_kernel": {**LAYERS, "IS_MAP": True},
+    "rectify_back_kernel": {**LAYERS, "OF_CONSTANTS": True},
 }  # fmt: skip
 
 

@@ -12,13 +12,14 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 import test_fast_rays as ray_tests
+import test_fused_layers as layer_tests
 import test_triton_field as field_tests
 import ttir
 from fake_gpu import KERNELS
 from test_triton_compiles import compiler  # noqa: F401 (a fixture)
 
-from generators import ray_kernels
 from siren.fused import triton_field
+from training import layer_kernels
 
 OPTIONS = {"num_warps", "enable_fp_fusion"}
 
@@ -35,10 +36,15 @@ class Compiled:
             constants["ON_DEVICE"] = True
             key = str(constants)
             if key not in self.texts:
+                operand = "fp32" if KERNELS[self.name][0] is layer_kernels else "fp16"
                 self.texts[key] = self.compile_kernel(
-                    kernel=self.name, constants=constants, capability=90, num_warps=8, output="ttir"
-                )
-            flat = [a.view(-1).numpy() if torch.is_tensor(a) else a for a in arguments]
+                    kernel=self.name, constants=constants, capability=90, num_warps=8,
+                    output="ttir", operand=operand,
+                )  # fmt: skip
+            flat = [
+                a.detach().as_strided((a.numel(),), (1,)).numpy() if torch.is_tensor(a) else a
+                for a in arguments
+            ]
             ttir.launch(self.texts[key], grid, flat)
 
         return launch
@@ -65,7 +71,8 @@ def test_the_compiled_kernels_equal_the_reference_gradients_included(
     if name.startswith("Embedding"):
         monkeypatch.setattr(field_tests.FIELDS[name], "embedding_shape", (32, 5, 0.1))
     field_tests.assert_equals_reference("cpu", name, torch.float16, sizes)
-    of_field = [kernel for name, kernel in compiled.items() if KERNELS[name][0] is not ray_kernels]
+    of_field = [kernel for name, kernel in compiled.items()
+                if KERNELS[name][0].__name__.startswith("siren")]  # fmt: skip
     assert all(kernel.texts for kernel in of_field)
 
 
@@ -77,6 +84,13 @@ def test_the_compiled_kernels_of_rays_equal_the_reference(compiled, monkeypatch,
         ray_tests.test_fine_depths_are_those_of_the_reference(name, True, "cpu", monkeypatch)
         assert compiled["importance_kernel"].texts
     assert compiled["composite_back_kernel"].texts
+
+
+def test_the_compiled_kernels_of_the_discriminator_equal_the_reference(compiled, monkeypatch):
+    layer_tests.test_an_update_with_and_without_penalties_is_that_of_the_reference(
+        monkeypatch, "CelebA", 0, 1
+    )
+    assert compiled["rectify_back_kernel"].texts
 
 
 def test_the_loop_over_wide_layers_carries_both_pieces_and_the_next(compiled):

@@ -12,10 +12,12 @@ import re
 import numpy as np
 
 OFFSET_BITS = 40  # a pointer is an array's number, shifted by this, plus the index of an element
-TYPES = {"f16": np.float16, "f32": np.float32, "i1": np.bool_, "i32": np.int32, "i64": np.int64}
+TYPES = {"f16": np.float16, "f32": np.float32, "i1": np.bool_, "i8": np.int8, "i32": np.int32,
+         "i64": np.int64}  # fmt: skip
 BINARY = {
     "addf": np.add, "subf": np.subtract, "mulf": np.multiply, "divf": np.divide, "addi": np.add,
     "subi": np.subtract, "muli": np.multiply, "divsi": np.floor_divide, "remsi": np.remainder,
+    "divui": np.floor_divide,
     "minsi": np.minimum, "maxsi": np.maximum, "andi": np.bitwise_and, "ori": np.bitwise_or,
     "minnumf": np.fmin, "maxnumf": np.fmax,
 }  # fmt: skip

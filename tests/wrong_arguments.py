@@ -285,6 +285,17 @@ OF_OTHERS = {  # the command, what is right, and what is wrong
             (["--output", "a" * 300], "(File name too long)"),
         ],
     ),
+    estimate_cameras: (
+        ["run"],
+        [
+            ([], "no such file"),
+            (["--no_such_flag"], "unknown flag"),
+            (["--image_size", "0"], "--image_size"),
+            (["--num_photos", "0"], "--num_photos"),
+            (["--device", "gpu"], "--device gpu"),
+            (["--ema", "ema3"], "--ema"),
+        ],
+    ),
     prepare_photos: (
         ["reals"],
         [
@@ -320,9 +331,6 @@ WITHOUT_A_SOURCE = [
     (estimate_cameras, [], "required"),
     (estimate_cameras, ["nowhere"], "no such file"),
     (estimate_cameras, ["DIR"], "no such file"),
-    (estimate_cameras, ["DIR", "--image_size", "0"], "--image_size"),
-    (estimate_cameras, ["DIR", "--num_photos", "0"], "--num_photos"),
-    (estimate_cameras, ["DIR", "--device", "gpu"], "--device gpu"),
     (convert_checkpoint, ["nowhere", "out"], "nowhere"),
     (convert_checkpoint, ["FILE", "out"], "FILE: is no checkpoint"),
     (convert_checkpoint, ["DIR", "out"], "no such file"),

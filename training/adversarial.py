@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from config.stage import EMA_DECAYS, OptimizerOptions, Precision, Stage, generator_groups
 from discriminators.discriminators import PyramidDiscriminator, Verdict
-from discriminators.linearized import NORMAL_LAYERS, Affine, NormalLayers
+from discriminators.linearized import NormalLayers
 from generators.cameras import Poses, moved, sample_poses
 from generators.generators import ImplicitGenerator3d
 from generators.sampling import Purpose, sample_latents, step_rng
 from siren.fused import fused_field
-from training import losses
+from training import fused_layers, losses
 from training.augmentation import Augment, Augmentation, unchanged
 from training.ema import ExponentialMovingAverage
 from training.halves import converted
@@ -157,7 +157,7 @@ class AdversarialGame:
             fakes = self.generate(scenes, stage, rng=sample_rng)
         shared = fakes if stage.shares_fakes else None
         fakes = fakes._replace(images=fakes.images.detach())
-        augment = unchanged
+        augment: Augment = unchanged
         if self.augmentation is not None:
             augment = self.augmentation.of_step(self.seed, self.rank, stage.step)
             real, images = augment(torch.cat([real, fakes.images])).split(len(real))
@@ -261,6 +261,11 @@ class AdversarialGame:
             return self.discriminator
         return converted(self.discriminator, dtype)
 
+    def _layers(self) -> fused_layers.Kinds:
+        """Return how the discriminator's layers are applied."""
+        with self.autocast():
+            return fused_layers.choose(self.device)
+
     def _penalized(
         self, discriminator: Critic, real: Tensor, fakes: Fakes, stage: Stage
     ) -> tuple[Terms, Tensor]:
@@ -286,7 +291,7 @@ class AdversarialGame:
         others = fake if is_judged else fake[:0]
         shares = torch.cat([ins.shares, torch.ones_like(others[:, 0, 0, 0])])
         on_ins, judged = self._judge(
-            discriminator, ins.images, others, stage, Affine(seen.watched, shares)
+            discriminator, ins.images, others, stage, self._layers().affine(seen.watched, shares)
         )
         terms = losses.of_discriminator(kind, on_real, judged.logits if is_judged else on_fake)
         terms["d_identity"] = self._identity(judged, fakes.scenes, stage)
@@ -300,8 +305,9 @@ class AdversarialGame:
         scale = None
         if self.scaler.is_enabled():
             scale = self.scaler.scale(images.new_ones(())).clamp(max=MAX_R1_SCALE)
+        watched = self._layers().recorded()
         with self.autocast():
-            return observe(discriminator, images, stage.alpha, scale=scale)
+            return observe(discriminator, images, stage.alpha, scale=scale, watched=watched)
 
     def _judge(
         self,
@@ -309,13 +315,14 @@ class AdversarialGame:
         some: Tensor,
         others: Tensor,
         stage: Stage,
-        layers: NormalLayers = NORMAL_LAYERS,
+        layers: NormalLayers | None = None,
     ) -> tuple[Verdict, Verdict]:
         """Return the verdicts on some images and on others.
 
         One pass serves both, because no layer mixes images.
         """
         images = torch.cat([some, others]).contiguous(memory_format=torch.channels_last)
+        layers = layers or self._layers().normal
         with self.autocast():
             return discriminator(images, stage.alpha, layers).split(len(some))
 
@@ -350,7 +357,7 @@ class AdversarialGame:
         """
         self.discriminator.requires_grad_(False)
         self.generator_optimizer.zero_grad(set_to_none=True)
-        discriminator = self._in_precision()
+        discriminator, layers = self._in_precision(), self._layers().normal
         means: Terms = {}
         latents, pitch, yaw = (t.chunk(stage.batch_split) for t in (scenes.latents, *scenes.poses))
         partners = self._partners(discriminator, real, scenes, stage).chunk(stage.batch_split)
@@ -359,7 +366,7 @@ class AdversarialGame:
             fakes = shared or self.generate(part_scenes, stage, rng=rng)
             images = augment(fakes.images)
             with self.autocast():
-                verdict = discriminator(images, stage.alpha)
+                verdict = discriminator(images, stage.alpha, layers)
             terms = losses.of_generator(stage.gan_loss, verdict.logits, on_real, stage.topk_share)
             terms["g_identity"] = self._identity(verdict, part_scenes, stage)
             if stage.opacity_lambda > 0:

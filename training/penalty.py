@@ -34,6 +34,7 @@ def observe(
     alpha: float,
     *,
     scale: Tensor | None = None,
+    watched: RecordedLayers | None = None,
 ) -> Observed:
     """Record the discriminator's pass over images, and the gradients of its logits by them.
 
@@ -43,8 +44,9 @@ def observe(
         alpha: share of the newest level.
         scale: factor on the logits before differentiation, divided out of the gradients
             afterwards; keeps half-precision gradients from vanishing. None is 1.
+        watched: records the pass; None takes RecordedLayers.
     """
-    watched = RecordedLayers()
+    watched = watched or RecordedLayers()
     wanted = images.detach().requires_grad_()
     logits = discriminator(wanted, alpha, watched).logits
     outputs = logits.sum() if scale is None else logits.sum() * scale

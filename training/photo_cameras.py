@@ -15,7 +15,7 @@ from config.curriculum import Curriculum
 from config.stage import Stage
 from generators.cameras import PoseDistribution
 from generators.sampling import Purpose, stream
-from metrics import camera_search
+from metrics import camera_search, found_cameras
 from metrics.pose_response import fit_response, true_moments
 from training.adversarial import AdversarialGame
 from training.collapse import Axis
@@ -59,7 +59,7 @@ def learned(
         rng=stream(game.seed, 0, step, Purpose.CAMERAS, 2),
         effort=camera_search.QUICK,
     )
-    return camera_search.step_towards(found, poses)
+    return found_cameras.step_towards(found, poses)
 
 
 @torch.no_grad()

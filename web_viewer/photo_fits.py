@@ -51,18 +51,9 @@ def fit_photo(
 ) -> FoundFit:
     """Fit a photo with the checkpoint of request; write NAME/fit.pth and its pictures into folder.
 
-    Names are photo1, photo2 and so on: the next that is free. The fit is added to source.fits.
-
-    Args:
-        source: the checkpoints.
-        request: the visitor's.
-        content: bytes of the photo's file.
-        shown: a key of CONTENTS.
-        folder: --output_dir.
-        progress: takes the share that is done; may raise an error, and then nothing is written.
-
-    Raises:
-        UsageError: the photo cannot be read or fitted.
+    NAME is photo1 or the next that is free; the fit is added to source.fits. content is the photo's
+    file, shown a key of CONTENTS, folder --output_dir. progress takes the share that is done; if it
+    raises an error, nothing is written. Raises UsageError if the photo cannot be read or fitted.
     """
     saved = source.open(request.checkpoint, request.ema).saved
     options = fitting.render_options(

@@ -134,10 +134,16 @@ def load_features(features_ptr, point, is_inside, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def _keep(sines_ptr, slopes_ptr, offset, sine, phase, ON_DEVICE: tl.constexpr):
-    """Store a piece of sines and of their slopes, the cosines."""
+def _kept_sine(sines_ptr, slopes_ptr, offset, phase, ON_DEVICE: tl.constexpr):
+    """Return a piece of sines as operands; store them and their slopes, the cosines.
+
+    The slopes leave the registers before the sines need some; in the other order they spill.
+    """
+    operand = sines_ptr.dtype.element_ty
+    tl.store(slopes_ptr + offset, cosine_of(phase, ON_DEVICE).to(operand))
+    sine = sine_of(phase, ON_DEVICE).to(operand)
     tl.store(sines_ptr + offset, sine)
-    tl.store(slopes_ptr + offset, cosine_of(phase, ON_DEVICE).to(sine.dtype))
+    return sine
 
 
 @triton.jit
@@ -157,19 +163,21 @@ def trunk(
         x, y, z, features, first_ptr, features_weight_ptr, biases_ptr, columns,
         H, CHANNELS, ON_DEVICE,
     )  # fmt: skip
-    h0 = sine_of(phase, ON_DEVICE).to(operand)
-    h1 = h0
     if KEEPS:
         offset = rows[:, None] * H + columns[None, :]
-        _keep(sines_ptr, slopes_ptr, offset, h0, phase, ON_DEVICE)
+        h0 = _kept_sine(sines_ptr, slopes_ptr, offset, phase, ON_DEVICE)
+    else:
+        h0 = sine_of(phase, ON_DEVICE).to(operand)
+    h1 = h0
     if PIECES == 2:
         phase = _first_phase(
             x, y, z, features, first_ptr, features_weight_ptr, biases_ptr, WIDTH + columns,
             H, CHANNELS, ON_DEVICE,
         )  # fmt: skip
-        h1 = sine_of(phase, ON_DEVICE).to(operand)
         if KEEPS:
-            _keep(sines_ptr, slopes_ptr, offset + WIDTH, h1, phase, ON_DEVICE)
+            h1 = _kept_sine(sines_ptr, slopes_ptr, offset + WIDTH, phase, ON_DEVICE)
+        else:
+            h1 = sine_of(phase, ON_DEVICE).to(operand)
 
     pending = tl.zeros((h0.shape[0], WIDTH), operand)
     for turn in tl.range(0, (num_inner - 1) * PIECES, num_stages=STAGES):
@@ -178,10 +186,11 @@ def trunk(
         phase = _product(h0, h1, weights_ptr, layer, piece, H, WIDTH, PIECES, ON_DEVICE)
         bias = tl.load(biases_ptr + (layer + 1) * H + piece * WIDTH + columns)
         phase += bias[None, :]
-        sine = sine_of(phase, ON_DEVICE).to(operand)
         if KEEPS:
             shift = (layer + 1) * layer_stride + piece * WIDTH
-            _keep(sines_ptr + shift, slopes_ptr + shift, offset, sine, phase, ON_DEVICE)
+            sine = _kept_sine(sines_ptr + shift, slopes_ptr + shift, offset, phase, ON_DEVICE)
+        else:
+            sine = sine_of(phase, ON_DEVICE).to(operand)
         if PIECES == 2:
             if piece == 1:
                 h0 = pending
@@ -314,9 +323,9 @@ def layers_back(
         layer = last - turn // PIECES
         piece = turn % PIECES
         product = _product_back(d0, d1, weights_ptr, layer, piece, H, WIDTH, PIECES, ON_DEVICE)
-        head = tl.load(heads_ptr + 3 * H + piece * WIDTH + columns)
-        from_head = tl.where(layer == last, density, 0.0)
-        product += from_head[:, None] * head[None, :]
+        of_head = heads_ptr + 3 * H + piece * WIDTH + columns
+        head = tl.load(of_head, mask=columns < tl.where(layer == last, WIDTH, 0), other=0.0)
+        product += density[:, None] * head[None, :]
         target = gradients_ptr + (layer * layer_stride + piece * WIDTH) + offset
         turned = (product * tl.load(target)).to(d0.dtype)
         tl.store(target, turned)
