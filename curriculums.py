@@ -216,7 +216,6 @@ Demo: dict[str | int, Any] = {
     4000: {},
     **_HEMISPHERE,
     "dataset": "ToyCars",
-    "augment": "auto",
     "model": "SPATIALSIRENBASELINE",
     "box_side": 0.5,
     "hidden_dim": 64,

@@ -48,7 +48,6 @@ from curriculums import {base}, Demo
 
 Cameras = {{
     "dataset": "Images",
-    "augment": "auto",  # random colors, shifts and cut-outs if there are fewer than 5000 pictures
     "fov": {fov},  # angle of view in degrees; the camera is 1 from the middle of the object
     "ray_start": {near},  # distances between which the object is
     "ray_end": {far},

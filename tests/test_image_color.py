@@ -128,7 +128,8 @@ def test_training_metrics_and_inversion_see_the_same_pixels(kind, tmp_path):
     path.write_bytes(content)
     ((of_training,),) = decoding.decode_all(lambda name: path.open("rb"), ["0.png"], WHOLE)
     of_metrics = real_images.open_real_set(tmp_path, tmp_path / "cache").image(0).numpy()
-    of_inversion = photos.open_photo(path, 16, crop="none", background=1.0).image
+    picture = read_picture(path)
+    of_inversion = photos.open_photo(picture, "a", 16, crop="none", background=1.0).photo.image
     np.testing.assert_allclose(of_training, wanted, atol=2)
     assert np.array_equal(of_training, of_metrics)
     np.testing.assert_allclose((of_inversion.numpy() + 1) * 127.5, wanted, atol=2)

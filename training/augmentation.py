@@ -25,10 +25,10 @@ FEW = 5000  # pictures below which "auto" augments
 MOST_HELD_OUT, HELD_OUT_PERCENT = 64, 10  # of the pictures; the smaller number counts
 INTERVAL = 8  # steps between two looks at the pictures that are held out
 STEPS_TO_ONE = 500  # in which the probability can rise from 0 to 1
-HIGHEST = 0.8  # probability from which on generated pictures may look augmented (ADA, section 2.2)
+HIGHEST = 0.5  # probability; from 0.8 on generated pictures may look augmented (ADA, section 2.2)
 TARGET = 0.5  # overfitting that is kept: 0 is none, at 1 pictures held out look like generated ones
-BRIGHTNESS, CONTRAST, SATURATION = 0.5, 0.5, 1.0  # greatest changes; colors are in [-1, 1]
-SHIFT, CUT = 1 / 8, 1 / 2  # greatest shift, and side of the square cut out, as shares of the side
+BRIGHTNESS, CONTRAST, SATURATION = 0.25, 0.25, 0.5  # greatest changes; colors are in [-1, 1]
+SHIFT, CUT = 1 / 8, 1 / 3  # greatest shift, and side of the square cut out, as shares of the side
 NUM_DRAWS = 10  # random numbers of a picture
 
 Augment = Callable[[Tensor], Tensor]  # of images (B, 3, H, W)
