@@ -282,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--output_dir", type=Path, default=table.FOLDER)
     add("--images", type=Path, help="a folder or zip of pictures: also train on them for two "
-        "minutes at 64 px, resume, and render; --output_dir gets the pictures")  # fmt: skip
+        "minutes at 64 px, resume, and render, in a folder of --output_dir")  # fmt: skip
     add("--minutes", type=flags.positive_float, default=math.inf,
         help="skip what no longer fits into so many minutes")  # fmt: skip
     args = parser.parse_args(argv)
@@ -304,7 +304,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # fmt: skip
 
     bench = Bench(device, Sizes(), limit=60 * args.minutes, save=save)
-    measure(bench, args.images and PictureRun(args.images, args.output_dir))
+    folder = args.output_dir / time.strftime("pictures-%Y-%m-%d-%H%M%S")
+    measure(bench, args.images and PictureRun(args.images, folder))
     print(f"\n{time.perf_counter() - bench.start:.0f} s; written to {save(bench)}")
     for title, found in (("SKIPPED", bench.skipped), ("FAILED", bench.failures)):
         if found:

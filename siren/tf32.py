@@ -6,6 +6,7 @@ in convolutions unless told otherwise.
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ def float32_products(*, in_tf32: bool) -> Iterator[None]:
 
     PyTorch has one setting for all threads; it is restored at the end.
     """
-    settings = torch.backends.cuda.matmul, torch.backends.cudnn
+    settings: Any = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [setting.allow_tf32 for setting in settings]
     try:
         for setting in settings:
