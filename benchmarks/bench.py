@@ -54,17 +54,30 @@ class Sizes:
     picture_steps: int = 24
     picture_chunk: int = 2**20
     repeats: int = 10
+    training_seconds: float = 120  # of training on pictures, which ends earlier after
+    training_steps: int = 100_000
 
 
 class Bench:
-    """One benchmark run: the device, the sizes, and the results by name."""
+    """One benchmark run: the device, the sizes, and the results by name.
 
-    def __init__(self, device: torch.device, sizes: Sizes) -> None:
-        self.device, self.sizes = device, sizes
+    limit: seconds; a section that would end after it is skipped. save: called after each section.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        sizes: Sizes,
+        *,
+        limit: float = math.inf,
+        save: Callable[["Bench"], object] = lambda _: None,
+    ) -> None:
+        self.device, self.sizes, self.limit, self.save = device, sizes, limit, save
         self.half = torch.float16 if device.type == "cuda" else torch.bfloat16
         self.results: dict[str, Any] = {}
         self.rows: list[tuple[str, str]] = []
         self.failures: list[str] = []
+        self.skipped: list[str] = []
         self.start = time.perf_counter()
 
     def note(self, name: str, value: Any, text: str) -> None:
@@ -73,12 +86,23 @@ class Bench:
         self.results[name] = value
         print(f"  {name:46} {text}", flush=True)
 
-    def section(self, title: str, work: Callable[["Bench"], None]) -> None:
-        """Do work, then free cached memory; print and count a failure of either and go on."""
-        print(f"\n{title}  [{time.perf_counter() - self.start:.0f} s]", flush=True)
+    def section(self, title: str, work: Callable[["Bench"], None], seconds: float = 0) -> None:
+        """Do work of about so many seconds, then free cached memory and save the results.
+
+        Failures are printed and counted, and the next section follows.
+        """
+        passed = time.perf_counter() - self.start
+        print(f"\n{title}  [{passed:.0f} s]", flush=True)
+        if passed + seconds > self.limit:
+            left = max(0, self.limit - passed)
+            print(f"  SKIPPED: takes about {seconds:.0f} s, and {left:.0f} s are left", flush=True)
+            self.skipped.append(title)
+            self.save(self)
+            return
         self._attempt(title, lambda: work(self))
         if self.device.type == "cuda":  # after an error on the device this fails too
             self._attempt(title, torch.cuda.empty_cache)
+        self.save(self)
 
     def _attempt(self, title: str, work: Callable[[], object]) -> None:
         try:

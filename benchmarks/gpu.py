@@ -1,12 +1,15 @@
 """Measure how fast a CUDA device trains and renders: python benchmarks/gpu.py, five minutes.
 
+python benchmarks/gpu.py --images photos.zip --minutes 9  also trains on pictures
+
 Checks the kernels against the float64 reference first. Then measures the field, a training step of
 CelebA's networks and a 512 px picture beside the textbook evaluation under autocast and beside the
-largest matrix product's rate, all in this run. Prints tables and writes them as JSON. A failure is
-printed and counted, the other measurements continue, and the exit code is then 1.
+largest matrix product's rate, all in this run. Prints tables and writes them as JSON after each
+part. A failure is printed and counted, the other measurements go on, and the exit code is then 1.
 """
 
 import argparse
+import math
 import sys
 import time
 import warnings
@@ -29,6 +32,7 @@ from benchmarks.gpu_checks import (
     field_inputs,
     without_triton,
 )
+from benchmarks.gpu_training import PictureRun, train_with_two_processes
 from benchmarks.table import Table
 from benchmarks.textbook import TextbookGame, twin_of
 from config.curriculum import Curriculum
@@ -38,6 +42,7 @@ from generators.generators import ImplicitGenerator3d
 from generators.volumetric_rendering import RenderOptions
 from siren.film import Film
 from siren.siren import FIELDS, FilmSiren
+from system import flags
 from training.adversarial import AdversarialGame
 
 STEP = 20_000  # of the curriculum: faded in, without density noise
@@ -250,27 +255,36 @@ def profile(bench: Bench) -> None:
             print(f"    {milliseconds:9.2f} {count:6d}  {kernel}")
 
 
-def measure(device: torch.device, sizes: Sizes) -> Bench:
-    """Return all sections in order."""
-    bench = Bench(device, sizes)
+def measure(bench: Bench, run: PictureRun | None = None) -> None:
+    """Do all sections, those of most worth first; run trains on pictures."""
     torch.manual_seed(0)
-    bench.section("Correctness: relative errors against float64", check)
-    if device.type == "cuda":
-        bench.section("Correctness without Triton", check_without_triton)
-        bench.section("Correctness of sampling and compositing", check_rays)
-    bench.section("The limit", matrix_rate)
-    bench.section("The field, 256 wide, 8 + 1 layers", measure_field)
-    bench.section("Training CelebA's networks", measure_training)
-    bench.section("Waits", count_waits)
-    bench.section("Rendering", measure_picture)
-    bench.section("Profile of one training step", profile)
-    return bench
+    bench.section("Correctness: relative errors against float64", check, 60)
+    if bench.device.type == "cuda":
+        bench.section("Correctness without Triton", check_without_triton, 15)
+        bench.section("Correctness of sampling and compositing", check_rays, 15)
+    bench.section("Training CelebA's networks", measure_training, 90)
+    if run is not None:
+        bench.section("Training on pictures", run.train, bench.sizes.training_seconds + 40)
+        bench.section("Resuming", run.resume, 40)
+        bench.section("Pictures of the trained generator", run.render, 40)
+    if bench.device.type == "cuda":
+        bench.section("Two processes", train_with_two_processes, 60)
+    bench.section("The limit", matrix_rate, 10)
+    bench.section("The field, 256 wide, 8 + 1 layers", measure_field, 20)
+    bench.section("Rendering", measure_picture, 30)
+    bench.section("Waits", count_waits, 10)
+    bench.section("Profile of one training step", profile, 30)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the CUDA device, print and write tables; return 2 if there is no device."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output_dir", type=Path, default=table.FOLDER)
+    add = parser.add_argument
+    add("--output_dir", type=Path, default=table.FOLDER)
+    add("--images", type=Path, help="a folder or zip of pictures: also train on them for two "
+        "minutes at 64 px, resume, and render, in a folder of --output_dir")  # fmt: skip
+    add("--minutes", type=flags.positive_float, default=math.inf,
+        help="skip what no longer fits into so many minutes")  # fmt: skip
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("no CUDA device: nothing was measured (torch "
@@ -281,17 +295,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.backends.cudnn.benchmark = True
     name = torch.cuda.get_device_name(device)
     print(f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}")
-    bench = measure(device, Sizes())
-    file = table.write(
-        name,
-        [Table([f"CUDA {torch.version.cuda}", ""], bench.rows)],
-        args.output_dir,
-        failures=bench.failures,
-        results=bench.results,
-    )
-    print(f"\n{time.perf_counter() - bench.start:.0f} s; written to {file}")
-    if bench.failures:
-        print(f"FAILED: {'; '.join(bench.failures)}", file=sys.stderr)
+
+    def save(bench: Bench) -> Path:
+        rows = Table([f"CUDA {torch.version.cuda}", ""], bench.rows)
+        return table.write(
+            name, [rows], args.output_dir, failures=bench.failures, skipped=bench.skipped,
+            results=bench.results,
+        )  # fmt: skip
+
+    bench = Bench(device, Sizes(), limit=60 * args.minutes, save=save)
+    folder = args.output_dir / time.strftime("pictures-%Y-%m-%d-%H%M%S")
+    measure(bench, args.images and PictureRun(args.images, folder))
+    print(f"\n{time.perf_counter() - bench.start:.0f} s; written to {save(bench)}")
+    for title, found in (("SKIPPED", bench.skipped), ("FAILED", bench.failures)):
+        if found:
+            print(f"{title}: {'; '.join(found)}", file=sys.stderr)
     return 1 if bench.failures else 0
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from checkpoint_io import safe_load
+from siren.tf32 import float32_products
 from system.errors import UsageError, nearest_path
 
 # The first digits of the SHA-256 are part of the published file's name.
@@ -128,6 +129,7 @@ def fidelity_network(weights: Weights, device: torch.device) -> Network:
         ).to(device)
 
     @torch.no_grad()
+    @float32_products(in_tf32=False)
     def evaluate(images: Tensor) -> Tensor:
         return torch.cat(network(images.to(device)), dim=1)
 
@@ -160,6 +162,7 @@ def pytorch_fid_network(weights: Weights, device: torch.device) -> Network:
             library.load_state_dict_from_url = download
 
     @torch.no_grad()
+    @float32_products(in_tf32=False)
     def evaluate(images: Tensor) -> Tensor:
         (features,) = network(images.to(device).float() / 255)
         return features.flatten(1)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from siren.tf32 import float32_products
+
 FREQUENCY_SCALE, FREQUENCY_SHIFT = 15.0, 30.0  # raw mapping output to frequency, as published
 LEAKY_SLOPE = 0.2
 
@@ -127,6 +129,7 @@ class CustomMappingNetwork(nn.Module):
         Float32 even under autocast: rounding this small network saves no time, and caused more than
         half of the error of a field in bfloat16.
         """
-        with torch.autocast(z.device.type, enabled=False):
+        exact = float32_products(in_tf32=False)
+        with torch.autocast(z.device.type, enabled=False), exact:
             frequencies, phase_shifts = self.network(z).chunk(2, dim=-1)
         return Film(frequencies, phase_shifts)

@@ -9,6 +9,7 @@ from fake_gpu import CPU, Watch, Work, on_gpu, without_kernels
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn.utils import clip_grad
 
+from benchmarks.textbook import TextbookGame
 from config.stage import Precision
 from generators import cameras, fast_rays, generators
 from generators.volumetric_rendering import rays_that_hit
@@ -40,15 +41,19 @@ def moved_and_recorded(tensor, device):
 
 
 def patch_cuda_path(monkeypatch, path, dtype):
-    """Make CPU tensors take the implementations for CUDA; the field "kernels" or "eager"."""
+    """Make CPU tensors take the implementations for CUDA.
+
+    path: the field's, "kernels" or "eager"; "published" for its and the rays' arithmetic of 2021.
+    """
     without_kernels(monkeypatch)
     paths = {
         "kernels": lambda field, x, d, **_: triton_field.evaluate(field, x, d, dtype),
         "eager": lambda field, x, d, **_: eager.evaluate(field, x, d, dtype),
     }
     monkeypatch.setattr(fused_field, "is_supported", lambda encoded: True)
-    monkeypatch.setattr(fused_field, "evaluate", paths[path])
-    monkeypatch.setattr(fast_rays, "is_supported", lambda samples: dtype is not None)
+    monkeypatch.setattr(fused_field, "evaluate", paths.get(path))
+    has_kernels = dtype is not None and path != "published"
+    monkeypatch.setattr(fast_rays, "is_supported", lambda samples: has_kernels)
     monkeypatch.setattr(fused_layers, "is_supported", lambda device: dtype is not None)
     for name in ("prepared", "_fast"):
         monkeypatch.setattr(FilmSiren, name, FilmSiren.joined)
@@ -83,7 +88,8 @@ def run_steps(monkeypatch, curriculum, start, path, *, is_half, num_steps=1):
         patch_cuda_path(patched, path, dtype)
         watch = Watch(CPU)
         with FakeTensorMode(allow_non_fake_inputs=True), watch:
-            game = AdversarialGame(
+            kind = TextbookGame if path == "published" else AdversarialGame
+            game = kind(
                 on_gpu(curriculum.build_generator, CPU),
                 on_gpu(curriculum.build_discriminator, CPU),
                 curriculum.optimizer_options(),

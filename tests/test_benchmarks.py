@@ -1,6 +1,7 @@
 """The benchmarks: their tables, the textbook baseline, and the GPU's sections run on the CPU."""
 
 import collections
+import dataclasses
 import json
 import os
 import subprocess
@@ -193,6 +194,7 @@ TINY_SIZES = Sizes(
     picture_steps=3,
     picture_chunk=64,
     repeats=2,
+    training_steps=3,
 )  # fmt: skip
 
 
@@ -200,9 +202,12 @@ def test_every_section_runs(capsys, monkeypatch):
     loose = {torch.bfloat16: (0.1, 1.0)}  # the reference under autocast
     monkeypatch.setattr(gpu_checks, "TOLERANCE", loose)
     monkeypatch.setattr(EmbeddingPiGAN128, "embedding_shape", (32, 5, 0.1))
-    bench = gpu.measure(torch.device("cpu"), TINY_SIZES)
+    saved = []
+    bench = Bench(torch.device("cpu"), TINY_SIZES, save=lambda b: saved.append(len(b.rows)))
+    gpu.measure(bench)
     capsys.readouterr()
     assert bench.failures == []
+    assert len(set(saved)) == len(saved) - 1 > 5  # the profile adds no row
     assert bench.results["training step, ratio"] > 0
     assert bench.results["picture, dB against float32"] > 20
     assert bench.results["picture, skipping, images/s"] > 0
@@ -237,6 +242,37 @@ def test_failures_are_counted_and_the_rest_goes_on_even_if_memory_cannot_be_free
     printed = capsys.readouterr().out
     assert "FAILED: Something" in printed
     assert printed.count("FAILED") == 3
+
+
+def test_what_no_longer_fits_into_the_time_is_skipped(capsys):
+    saved, done = [], []
+    bench = Bench(
+        torch.device("cpu"), TINY_SIZES, limit=100, save=lambda b: saved.append(b.skipped)
+    )
+    bench.section("Long", done.append, 101)
+    bench.section("Short", done.append, 50)
+    assert done == [bench]
+    assert bench.skipped == ["Long"]
+    assert len(saved) == 2
+    assert "SKIPPED: takes about 101 s, and 100 s are left" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_trains_on_pictures_resumes_and_renders(tmp_path):
+    for number in range(6):
+        Image.new("RGB", (8, 8), (40 * number, 90, 30)).save(tmp_path / f"{number}.png")
+    overrides = (*TINY_SIZES.overrides, "preview_size=8", "mapping_hidden_dim=8")
+    sizes = dataclasses.replace(TINY_SIZES, picture=64, overrides=overrides)
+    bench, run = Bench(torch.device("cpu"), sizes), gpu.PictureRun(tmp_path, tmp_path / "out")
+    run.train(bench)
+    run.resume(bench)
+    run.render(bench)
+    before, after = bench.results["resumed"]
+    assert (before, after) == (3, 23)
+    assert bench.results["training on pictures"]["steps"] == before
+    assert list(run.output_dir.glob("*.png"))
+    for precision in ("exact", "fast"):
+        assert (tmp_path / "out" / f"rendered_{precision}" / "sheet.png").is_file()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -131,3 +131,49 @@ def test_a_step_of_celeba_starts_fewer_than_1500_operations(monkeypatch, counted
     # Half of the 43.7 GB before its kernels: compositing, rows, and what follows a convolution.
     assert gigabytes(around) < 21.8
     assert watch.waits == []
+
+
+STEPS = {  # the longest stage, with a smaller batch
+    "CelebA": (20_000, ["0.batch_size=4"]),
+    "CARLA": (60_000, ["55000.batch_size=2", "55000.batch_split=1"]),
+    "Demo": (3400, ["3400.batch_size=4"]),
+}
+OFTEN = {("CelebA", True), ("Demo", False)}
+
+
+@pytest.mark.parametrize(
+    ("name", "is_half"),
+    [
+        pytest.param(name, is_half, marks=() if (name, is_half) in OFTEN else pytest.mark.slow)
+        for name in STEPS
+        for is_half in (True, False)
+    ],
+)
+def test_no_step_moves_more_bytes_or_takes_longer_than_the_published_one(
+    name, is_half, monkeypatch, product_of_cuda, counted
+):
+    paths = ["kernels", "eager"] if is_half else ["eager"]
+    start, overrides = STEPS[name]
+    curriculum = curriculums.load(name, overrides=overrides)
+    published, *ours = (
+        run_steps(monkeypatch, curriculum, start, path, is_half=is_half).work
+        for path in ("published", *paths)
+    )
+    for path, work in zip(paths, ours, strict=True):
+        of_bytes, of_products = (of(work) / of(published) for of in (gigabytes, teraflop))
+        times = {
+            gpu: sum(one.seconds(*rates) for one in work)
+            / sum(one.seconds(*rates) for one in published)
+            for gpu, rates in GPUS.items()
+        }
+        gpu = max(times, key=times.get)
+        counted(
+            f"a step of {name} by {path}, {'half' if is_half else 'float32'}: {of_bytes:.2f} times "
+            f"the published bytes, {of_products:.2f} times the operations of products, at most "
+            f"{times[gpu]:.2f} times the time ({gpu})"
+        )
+        assert of_bytes < 0.85
+        # The field's backward pass computes its layers again: ten products instead of eight. Eight
+        # more columns and rows hold the biases and the heads.
+        assert of_products < 10 / 8 * (1 + 8 / curriculum.field_width()) ** 2
+        assert times[gpu] < 1

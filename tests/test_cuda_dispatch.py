@@ -46,9 +46,9 @@ NOT_FITTING = "the GPU is older than Ampere, or has too little shared memory"
     ("major", "shared_memory", "dtype", "width", "path"),
     [
         (9, 232_448, torch.float16, 256,
-         "Triton, float16, 128 points forward, 128 backward, tiles of 128"),
+         "Triton, float16, 128 points forward, 128 backward, tiles of 128, 8 warps, 2 stages"),
         (8, 101_376, torch.bfloat16, 64,
-         "Triton, bfloat16, 128 points forward, 64 backward, tiles of 64"),
+         "Triton, bfloat16, 128 points forward, 64 backward, tiles of 64, 4 warps, 2 stages"),
         (9, 232_448, torch.float16, 96, "folded, float16 (not by Triton: a field 96 wide)"),
         (9, 232_448, torch.float32, 256, "folded, float32"),
         (9, 232_448, None, 256, "folded, float32"),

@@ -234,8 +234,15 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
         inception.fidelity_network(Weights(path=path, sha256="0"), torch.device("cpu"))
 
 
-def test_both_libraries_read_one_file_and_see_the_same(tmp_path):
+def test_both_libraries_read_one_file_and_see_the_same(tmp_path, monkeypatch):
     """Inception itself, with seeded random weights: at 299 px neither library resizes."""
+    convolution, in_tf32 = torch.nn.functional.conv2d, set()
+
+    def noted(*arguments):
+        in_tf32.add(torch.backends.cudnn.allow_tf32)
+        return convolution(*arguments)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", noted)
     needs_libraries()
     inception.require_torchvision()
     from pytorch_fid import inception as library
@@ -254,6 +261,7 @@ def test_both_libraries_read_one_file_and_see_the_same(tmp_path):
     assert library.load_state_dict_from_url is download
     other = inception.fidelity_network(weights, torch.device("cpu"))(images)
     path.unlink()
+    assert in_tf32 == {False}  # which PyTorch would allow
     assert one.shape == (2, inception.NUM_FEATURES)
     assert other.shape == (2, inception.NUM_FEATURES + inception.NUM_LOGITS)
     # The one maps 255 to 1, the other to 127/128, as the original does.

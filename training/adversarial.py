@@ -19,6 +19,7 @@ from generators.cameras import Poses, moved, sample_poses
 from generators.generators import ImplicitGenerator3d
 from generators.sampling import Purpose, sample_latents, step_rng
 from siren.fused import fused_field
+from siren.tf32 import float32_products
 from training import fused_layers, losses
 from training.augmentation import Augment, Augmentation, unchanged
 from training.ema import ExponentialMovingAverage
@@ -142,7 +143,8 @@ class AdversarialGame:
         Returns:
             The loss terms by name, detached and on the device: reading one waits for it.
         """
-        with self._whole_or_undone():
+        is_half = self.precision.autocast_dtype is not None
+        with self._whole_or_undone(), float32_products(in_tf32=is_half):
             return self._step(real, stage, held_out)
 
     def _step(self, real: Tensor, stage: Stage, held_out: Tensor | None) -> Terms:

@@ -25,17 +25,20 @@ class Choice:
     """The implementation that evaluates a field on CUDA; str() describes it in one line.
 
     dtype: of the operands of matrix products. blocks: sizes of the Triton kernels; None means
-    PyTorch's own operations. reason: says why Triton cannot serve if half precision was asked for.
+    PyTorch's own operations. num_warps: of one of their programs. reason: says why Triton cannot
+    serve if half precision was asked for.
     """
 
     dtype: torch.dtype
     blocks: Blocks | None = None
+    num_warps: int = 0
     reason: str = ""
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         if self.blocks is not None:
-            return f"Triton, {dtype}, {self.blocks}"
+            how = f"{self.num_warps} warps, {launching.STAGES} stages"
+            return f"Triton, {dtype}, {self.blocks}, {how}"
         return f"folded, {dtype}" + (f" (not by Triton: {self.reason})" if self.reason else "")
 
 
@@ -79,7 +82,7 @@ def choose(device: torch.device, width: int) -> Choice:
         return Choice(dtype, reason="the GPU is older than Ampere, or has too little shared memory")
     if reason := missing_tool():
         return Choice(dtype, reason=reason)
-    return Choice(dtype, blocks)
+    return Choice(dtype, blocks, launching.options(width)["num_warps"])
 
 
 def evaluate(

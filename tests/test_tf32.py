@@ -1,0 +1,79 @@
+"""TF32: in training that asked for half precision, and nowhere else."""
+
+import pytest
+import torch
+
+import curriculums
+from config.stage import OptimizerOptions, Precision
+from siren.fused import eager
+from siren.siren import TALLSIREN
+from training import losses
+from training.adversarial import AdversarialGame
+
+SETTINGS = {"products": torch.backends.cuda.matmul, "convolutions": torch.backends.cudnn}
+SMALL = ["hidden_dim=8", "num_layers=2", "mapping_hidden_dim=8", "latent_dim=4",
+         "discriminator_width=8", "0.img_size=16", "0.batch_size=2", "0.num_steps=3"]  # fmt: skip
+
+
+def allowed():
+    return {name: setting.allow_tf32 for name, setting in SETTINGS.items()}
+
+
+def allow(found):
+    for name, is_allowed in found.items():
+        SETTINGS[name].allow_tf32 = is_allowed
+
+
+@pytest.fixture(params=[False, True], ids=["forbidden before", "allowed before"])
+def before(request):
+    of_pytorch, found = allowed(), dict.fromkeys(SETTINGS, request.param)
+    allow(found)
+    yield found
+    allow(of_pytorch)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_step_rounds_float32_products_only_in_half_precision(dtype, before, monkeypatch):
+    seen = {"discriminator": [], "mapping network": []}
+    curriculum = curriculums.load("CelebA", overrides=SMALL)
+    game = AdversarialGame(
+        curriculum.build_generator(), curriculum.build_discriminator(), OptimizerOptions(),
+        Precision(autocast_dtype=dtype), seed=0,
+    )  # fmt: skip
+    for name, layer in (
+        ("discriminator", game.discriminator.final_layer),
+        ("mapping network", game.generator.siren.mapping_network.network[0]),
+    ):
+        layer.register_forward_hook(lambda *_, name=name: seen[name].append(allowed()))
+    stage = curriculum.at(0)
+    game.step(torch.zeros(2, 3, 16, 16), stage)
+    assert seen["discriminator"]
+    is_half = dtype is not None
+    assert all(found == dict.fromkeys(SETTINGS, is_half) for found in seen["discriminator"])
+    assert seen["mapping network"]
+    assert all(found == dict.fromkeys(SETTINGS, False) for found in seen["mapping network"])
+    assert allowed() == before
+    monkeypatch.setattr(losses, "of_generator", None)  # a step that fails
+    with pytest.raises(TypeError):
+        game.step(torch.zeros(2, 3, 16, 16), stage)
+    assert allowed() == before
+
+
+@pytest.mark.parametrize("before", [True], indirect=True)
+def test_the_first_layer_of_the_field_is_exact(before, monkeypatch):
+    seen, bmm = [], torch.bmm
+    field = TALLSIREN(hidden_dim=8, num_layers=2, mapping_hidden_dim=8, z_dim=4)
+    folded = field.joined(field.mapping_network(torch.zeros(1, 4)))
+
+    def product(x, y):
+        if x.shape[-1] == 4:  # a point and a one
+            seen.append(allowed())
+        return bmm(x, y)
+
+    monkeypatch.setattr(torch, "bmm", product)
+    points = torch.zeros(1, 6, 3)
+    found = eager.evaluate(folded, points, points, torch.bfloat16)
+    assert len(seen) == 1
+    found.sum().backward()  # which computes the layers again
+    assert seen == [dict.fromkeys(SETTINGS, False)] * 2
+    assert allowed() == before
