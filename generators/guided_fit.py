@@ -35,11 +35,14 @@ from siren.film import Film
 QUARTERS = 4  # of a full turn of yaw, in each of which a fit starts
 TURNS = (0.0, 0.3, -0.3, 0.6, -0.6)  # radians of yaw from the middle of a quarter
 SMALLEST = 16  # pixels per side
-OFFSET_RATE = 0.75  # learning rate of offsets, as a share of that of coordinates
+OFFSET_RATE = 0.3  # learning rate of offsets, as a share of that of coordinates
 
 
 class Pass(NamedTuple):
-    """One descent: its name, pixels per side, steps, learning rates, and how many go on."""
+    """One descent: its name, pixels per side, steps, learning rates, and how many go on.
+
+    finer: times the samples per ray of training. With few samples FiLM offsets fit their noise.
+    """
 
     name: str
     size: int
@@ -47,14 +50,18 @@ class Pass(NamedTuple):
     rate: float
     pose_rate: float
     kept: int = 1
+    finer: int = 1
 
 
 def passes(size: int) -> list[Pass]:
     """Return the descents of a fit to a photo of size x size pixels."""
-    small = Pass("small", min(SMALLEST, size), 30, 0.08, 0.03, kept=2)
-    middle = max(size // 2, min(2 * SMALLEST, size))
-    both, half = Pass("both", middle, 20, 0.06, 0.02), Pass("half", middle, 60, 0.06, 0.02)
-    return [small, both, half, *([Pass("film", size, 60, 0.04, 0.01)] if middle < size else [])]
+    smallest, half = min(SMALLEST, size), size // 2
+    return [
+        Pass("small", smallest, 20, 0.12, 0.03, kept=2),
+        Pass("both", smallest, 40, 0.12, 0.03),
+        *([Pass("half", half, 60, 0.06, 0.02)] if half > SMALLEST else []),
+        Pass("film", size, 55, 0.06, 0.02, finer=2),
+    ]
 
 
 def num_steps(size: int) -> int:
@@ -122,11 +129,12 @@ def fit_from_guess(
         prior = prior + OFFSET_PRIOR * (OFFSET_RATE * offsets).square().mean(1)
         return encoder.film(coordinates, offsets * scale), prior
 
-    for name, size, steps, rate, pose_rate, kept in passes(photo.image.shape[-1]):
+    for name, size, steps, rate, pose_rate, kept, finer in passes(photo.image.shape[-1]):
         cameras = Cameras(guess.poses, guess.fov_degrees, options.fov_degrees)
         fit = FitOptions(fits_fov=fits_fov, pose_rate=pose_rate)
+        sampling = replace(options, num_steps=finer * options.num_steps)
         losses, guess = descend(
-            film, [coordinates, offsets], rate, cameras, generator, [photo.at(size)], options, fit,
+            film, [coordinates, offsets], rate, cameras, generator, [photo.at(size)], sampling, fit,
             steps=steps, report=partial(report, name),
         )  # fmt: skip
         best = losses.argsort()[:kept]

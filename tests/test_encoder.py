@@ -144,6 +144,24 @@ def test_a_guess_is_tried_in_each_quarter_of_a_turn_and_the_best_is_first(saved)
     assert sorted(quarters.tolist()) == [0, 1, 2, 3]
 
 
+def test_a_fit_ends_at_full_size_with_twice_the_samples(saved, monkeypatch):
+    encoder = untrained(saved).eval().requires_grad_(False)
+    options, taken = BOUNDED.preview_render(0, 64), []
+
+    def descend(film, parameters, rate, cameras, generator, photos, options, fit, **_):
+        taken.append((photos[0].image.shape[-1], options.num_steps))
+        return torch.zeros(len(cameras.yaw)), cameras.guess(film()[0])
+
+    monkeypatch.setattr(guided_fit, "descend", descend)
+    photo = Photo(torch.zeros(3, 64, 64), torch.ones(64, 64))
+    guided_fit.fit_from_guess(
+        encoder, saved.generator, photo, options, fits_fov=True, report=lambda *_: None
+    )
+    sizes, samples = zip(*taken, strict=True)
+    assert sizes == (16, 16, 32, 64)
+    assert samples == tuple(options.num_steps * factor for factor in (1, 1, 1, 2))
+
+
 def trained(saved, *words):
     command = [str(saved.path.parent), "--steps", "3", "--device", "cpu", *words]
     assert train_encoder.main(command) == 0
