@@ -8,7 +8,7 @@ import contextlib
 import math
 import runpy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -266,14 +266,24 @@ def load(name: str, *, file: Path | None = None, overrides: Sequence[str] = ()) 
     known = name if name in table or not alike else alike[0]
     source = choose("curriculum", known, table)
     built = build(known, source, overrides)
-    twice = keys_set_twice(source)
-    if twice and source is not PRESETS.get(known):
+    twice = [key for key in keys_set_twice(source) if not _as_in_preset(source, key)]
+    if twice:
         print(f"note: curriculum {known} sets {', '.join(twice)} in a stage and for the whole; the "
               "stage's value is taken (the published code takes the other)",
               file=sys.stderr)  # fmt: skip
     if any(stage.settings.instance_noise > 0 for _, stage in built.stages):
         print("note: instance_noise has no effect, as in the published code", file=sys.stderr)
     return built
+
+
+def _as_in_preset(source: Mapping[str | int, Any], key: str) -> bool:
+    """Whether the values of key, for the whole and in stages, are those of some preset."""
+
+    def values(curriculum: Mapping[str | int, Any]) -> list[object]:
+        stages = [each for each in curriculum.values() if isinstance(each, Mapping)]
+        return [each.get(key) for each in (curriculum, *stages)]
+
+    return any(values(source) == values(preset) for preset in PRESETS.values())
 
 
 def table_of(file: Path | None) -> dict[str, dict[str | int, Any]]:
