@@ -29,6 +29,7 @@ from system.screen import progress_bar
 from training.options import dataset_options
 
 STREAM = 0x43414D00  # keeps its stream apart from those of other purposes with the same seed
+MAX_SIZE = 128  # pixels; thousands of renders are in memory at once
 KEYS = {"pitch": ("v_mean", "v_stddev"), "yaw": ("h_mean", "h_stddev")}
 
 
@@ -38,7 +39,8 @@ def build_parser() -> flags.ArgumentParser:
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="the folder of a run")
     add("--dataset_path", help="folder, glob or .zip of the photos; default: that of the run")
-    add("--image_size", type=flags.pixels, default=16, help="pixels per side of photos and renders")
+    add("--image_size", type=flags.whole(4, MAX_SIZE), default=16,
+        help="pixels per side of photos and renders")  # fmt: skip
     add("--num_photos", type=flags.positive_int, default=camera_search.NUM_PHOTOS, help="at most")
     add("--ema", choices=["ema", "ema2", "none"], default="ema", help="which averaged parameters "
         "to use; none takes the raw ones")  # fmt: skip
@@ -51,6 +53,8 @@ def build_parser() -> flags.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Search the cameras and print them."""
     args = build_parser().parse_args(argv)
+    if args.run.is_file():
+        raise UsageError(f"{args.run}: is a file; give the folder of a run")
     device = flags.resolve_device(args.device)
     saved = checkpoints.load_generator(args.run / "generator.pth", ema=args.ema, device=device)
     if device.type == "cpu":

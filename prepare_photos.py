@@ -85,10 +85,12 @@ def build_parser() -> flags.ArgumentParser:
     add("--cascade", type=Path, help="faces of another kind, such as cats: a cascade of local "
         "binary patterns in OpenCV's XML format; default: frontal faces of people")  # fmt: skip
     add("--share", type=flags.number(0.1, 1), default=preparing.OBJECT_SHARE,
-        help="of the picture's side that the longer side of an object takes")  # fmt: skip
+        help="of --kind object: share of the picture's side that the longer side of an object "
+        "takes")  # fmt: skip
     add("--one_scale", action="store_true", help="cut squares of one size, for objects that were "
         "all photographed from the same distance; default: as each object needs it")  # fmt: skip
-    add("--ground", choices=("white", "transparent"), default="white", help="behind objects")
+    add("--ground", choices=("white", "transparent"), default="white",
+        help="of --kind object: what is behind the object")  # fmt: skip
     return parser
 
 
@@ -98,8 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _require_output(args.output)
     if args.cascade is not None and args.kind != "face":
         raise UsageError("--cascade: is for --kind face")
-    if args.one_scale and args.kind != "object":
-        raise UsageError("--one_scale: is for --kind object")
+    of_objects = {"--one_scale": args.one_scale, "--ground transparent": args.ground != "white",
+                  "--share": args.share != preparing.OBJECT_SHARE}  # fmt: skip
+    for flag, is_given in of_objects.items():
+        if is_given and args.kind != "object":
+            raise UsageError(f"{flag}: is for --kind object")
     find = preparing.finder(args.kind, cascade=args.cascade, share=args.share)
     listing = find_pictures(args.photos, flag="")
     find = _at_one_scale(listing, find) if args.one_scale else find
@@ -120,17 +125,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _require_output(path: Path) -> None:
-    """Refuse an output that is no .zip, or one that this command did not write."""
+    """Refuse an output that is no .zip, and files in its place that this command did not write."""
     if path.suffix.casefold() != ".zip":
         raise UsageError(f"{path}: the output must be a .zip")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}")
-    if not path.exists():
-        return
     with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
         if archive.comment == MARK:
             return
-    raise UsageError(f"{path}: exists and was not written by this command; choose another name")
+    table = path.with_suffix(".csv")
+    is_own = table.is_file() and photo_report.is_own_csv(table)  # of a run without any picture
+    for other in (path, path.with_suffix(".png"), *([] if is_own else [table])):
+        if other.exists():
+            raise UsageError(f"{other}: exists and was not written by this command; choose "
+                             "another name for the .zip")  # fmt: skip
 
 
 def _at_one_scale(listing: Listing, find: Finder) -> Finder:
@@ -251,9 +259,13 @@ def _cut(
 def _tell(args: argparse.Namespace, listing: Listing, report: Report) -> None:
     """Write the curriculum if there is none yet, and print what was made and what comes next."""
     path = args.output.with_name(f"{args.output.stem}_curricula.py")
+    text = _curriculum(args).encode()
     if not path.exists():
         with replaced(path) as file:
-            file.write(_curriculum(args).encode())
+            file.write(text)
+    elif path.read_bytes() != text:
+        print(f"note: {path} was there already and is kept; move it away to get one that suits "
+              f"--kind {args.kind}", file=sys.stderr)  # fmt: skip
     if listing.left_out:
         print(listing.left_out, file=sys.stderr)
     print(f"{report.summary()}; {args.output.with_suffix('.csv')} tells of each photo")

@@ -15,6 +15,8 @@ from PIL import Image, ImageFilter
 
 from scenes.toy_car_images import toy_car_images
 from system import flags
+from system.errors import UsageError
+from system.files import output_folder
 from system.screen import progress_bar
 
 WIDTH, HEIGHT, CAR = 480, 360, 256  # pixels of a photo, and of the car's picture in it
@@ -44,7 +46,9 @@ def photo(index: int) -> Image.Image:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the photos."""
     args = build_parser().parse_args(argv)
-    args.folder.mkdir(parents=True)
+    if args.folder.exists():
+        raise UsageError(f"{args.folder}: exists; give a new folder")
+    output_folder(args.folder, flag="folder")
     with progress_bar(args.count, "photo") as bar:
         for index in range(args.count):
             shown = index - 1 if index % 100 in REPEATED else index

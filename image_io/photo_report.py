@@ -112,3 +112,8 @@ def write_csv(path: Path, report: Report) -> None:
     writer.writerows([COLUMNS, *report.rows])
     with replaced(path) as file:
         file.write(text.getvalue().encode())
+
+
+def is_own_csv(path: Path) -> bool:
+    """Return whether write_csv has written a file."""
+    return path.read_bytes().startswith(",".join(COLUMNS).encode())

@@ -317,7 +317,12 @@ def test_a_key_in_a_stage_and_for_the_whole_is_told_once(tmp_path, capsys, name)
     file.write_text(text.replace("NAME", name))
     assert curriculums.load(name, file=file).at(0).render.fov_degrees == 9
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"note: curriculum {name} sets fov in a stage")  # Demo's own are known
+    assert line.startswith(f"note: curriculum {name} sets fov in a stage")  # not those of Demo
+    whole = text.replace("0: {**Demo[0], 'fov': 9}", "'r1_lambda': 9")
+    file.write_text(whole.replace("NAME", name))
+    curriculums.load(name, file=file)
+    assert "sets r1_lambda in a stage" in capsys.readouterr().err
+    file.write_text(text.replace("NAME", name))
     file.write_text(text.replace("NAME", name).replace("fov", "latent_dim"))
     with pytest.raises(UsageError, match="latent_dim cannot change"):
         curriculums.load(name, file=file)

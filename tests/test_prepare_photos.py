@@ -182,7 +182,7 @@ def test_copies_and_damaged_files_are_dropped_and_photos_stay(portrait, folder):
         assert sheet.width > 300
 
 
-def test_only_its_own_output_is_replaced(portrait, folder, tmp_path):
+def test_only_its_own_output_is_replaced(portrait, folder, tmp_path, capsys):
     portrait.save(folder / "a.png")
     words = ["--kind", "crop", "--size", "32"]
     first, _ = prepared(folder, *words)
@@ -191,6 +191,13 @@ def test_only_its_own_output_is_replaced(portrait, folder, tmp_path):
     second, _ = prepared(folder, *words)
     assert first.keys() == second.keys()
     assert edited.read_text() == "Photos = {}\n"
+    assert "out_curricula.py was there already and is kept" in capsys.readouterr().err
+    for beside in ("mine.png", "mine.csv"):
+        (tmp_path / beside).write_text("of somebody")
+        with pytest.raises(UsageError, match=f"{beside}: exists and was not written by"):
+            prepare_photos.main([str(folder), str(tmp_path / "mine.zip"), *words])
+        assert (tmp_path / beside).read_text() == "of somebody"
+        (tmp_path / beside).unlink()
     others = tmp_path / "others.zip"
     with zipfile.ZipFile(others, "w") as archive:
         archive.write(folder / "a.png", "a.png")
@@ -201,8 +208,9 @@ def test_only_its_own_output_is_replaced(portrait, folder, tmp_path):
             prepare_photos.main([str(folder), str(output), *words])
     with pytest.raises(UsageError, match="; give FOLDER, "):  # this command has no --dataset_path
         prepare_photos.main([str(tmp_path / "nowhere"), str(tmp_path / "b.zip"), *words])
-    with pytest.raises(UsageError, match="--one_scale: is for --kind object"):
-        prepare_photos.main([str(folder), str(tmp_path / "b.zip"), *words, "--one_scale"])
+    for flag in (["--one_scale"], ["--share", "0.5"], ["--ground", "transparent"]):
+        with pytest.raises(UsageError, match=f"{flag[0]}.*: is for --kind object"):
+            prepare_photos.main([str(folder), str(tmp_path / "b.zip"), *words, *flag])
     with pytest.raises(UsageError, match="--cascade"):
         prepare_photos.main([str(folder), str(tmp_path / "b.zip"), "--kind", "face",
                              "--cascade", str(folder / "a.png")])  # fmt: skip

@@ -16,7 +16,7 @@ import render_video
 import render_video_interpolation
 import train_encoder
 import viewer
-from docs import gallery
+from docs import gallery, toy_photos
 
 VIEWERS = {
     "render_multiview_images": render_multiview_images,
@@ -167,8 +167,8 @@ OF_TRAINING = [
     (["--load_dir", "EXPORTED"], "holds only exported networks"),
     (["--load_dir", "DIR"], "no training_state.pth"),
     (["--load_dir", "FILE"], "--load_dir"),
-    (["--transfer", "nowhere"], "--transfer nowhere: there is no generator in it"),
-    (["--transfer", "DIR"], "there is no generator in it"),
+    (["--transfer", "nowhere"], "--transfer nowhere: no such folder or file"),
+    (["--transfer", "DIR"], "there is no generator.pth in it"),
     (["--transfer", "FILE"], "is no checkpoint"),
     (["--transfer", "EXPORTED", "--load_dir", "EXPORTED"], "give either"),
     (["--curriculum", "Demmo"], "Did you mean 'Demo'?"),
@@ -291,6 +291,7 @@ OF_OTHERS = {  # the command, what is right, and what is wrong
             ([], "no such file"),
             (["--no_such_flag"], "unknown flag"),
             (["--image_size", "0"], "--image_size"),
+            (["--image_size", "5000"], "must be at most 128"),
             (["--num_photos", "0"], "--num_photos"),
             (["--device", "gpu"], "--device gpu"),
             (["--ema", "ema3"], "--ema"),
@@ -331,6 +332,9 @@ WITHOUT_A_SOURCE = [
     (estimate_cameras, [], "required"),
     (estimate_cameras, ["nowhere"], "no such file"),
     (estimate_cameras, ["DIR"], "no such file"),
+    (estimate_cameras, ["FILE"], "is a file; give the folder of a run"),
+    (toy_photos, ["DIR"], "exists; give a new folder"),
+    (toy_photos, ["FILE/below"], "cannot be made"),
     (convert_checkpoint, ["nowhere", "out"], "nowhere"),
     (convert_checkpoint, ["FILE", "out"], "FILE: is no checkpoint"),
     (convert_checkpoint, ["DIR", "out"], "no such file"),

@@ -34,8 +34,9 @@ def read_networks(source: Path, curriculum: Curriculum) -> tuple[Networks, str]:
     """
     path = source / "generator.pth" if source.is_dir() else source
     if not path.is_file():
-        hint = nearest_path(source) if not source.exists() else ""
-        raise UsageError(f"--transfer {source}: there is no generator in it.{hint}")
+        if source.exists():
+            raise UsageError(f"--transfer {source}: there is no generator.pth in it")
+        raise UsageError(f"--transfer {source}: no such folder or file.{nearest_path(source)}")
     saved = checkpoints.load_generator(path, published_curriculum=curriculum)
     found: dict[str, nn.Module] = {"generator": saved.generator}
     beside = source / "discriminator.pth"
