@@ -81,7 +81,8 @@ PICTURES: dict[str, Picture] = {  # in this order, because a later one may read 
     "demo/metrics.json": Picture(_CONSISTENCY, "metrics.json"),
     "run.png": Picture("plot_run.py assets/demo", "run.png"),
 }
-BY_HAND = ("viewer.png",)  # a screenshot of a browser, which no command can make
+# A screenshot of a browser, and pictures from a run of docs/own_photos.md.
+BY_HAND = ("viewer.png", "own_prepared.png", "own_previews.png")
 
 
 def build_parser() -> flags.ArgumentParser:

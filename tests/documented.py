@@ -13,6 +13,7 @@ DOCUMENTS = (
     "docs/commands.md",
     "docs/training.md",
     "docs/faq.md",
+    "docs/own_photos.md",
     "docs/speed.md",
     "docs/promises.md",
     "docs/published.md",
