@@ -126,6 +126,8 @@ def _require_sense(args: argparse.Namespace) -> None:
         raise UsageError(f"--instant: takes the guess for one photo; leave {other} out")
     if args.cascade is not None and args.prepare != "face":
         raise UsageError("--cascade: is for --prepare face")
+    if args.share != OBJECT_SHARE and args.prepare != "object":
+        raise UsageError("--share: is for --prepare object")
 
 
 def _fitter(saved: SavedGenerator, args: argparse.Namespace) -> Fitter:

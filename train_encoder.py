@@ -21,6 +21,7 @@ from generators.encoder_training import EncoderOptions
 from generators.sampling import stream
 from rendering import viewing
 from system import flags
+from system.errors import UsageError
 from system.files import output_folder
 from system.screen import progress_bar
 
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     saved = viewing.open_generator(args)
     path = checkpoints.beside(args.generator, encoders.NAME)
     output_folder(path.parent, flag="RUN")
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; an encoder is to be written there")
     torch.manual_seed(args.seed)
     encoder = _first(saved, args.generator)
     options = EncoderOptions(

@@ -211,8 +211,9 @@ def poor_because(fitter: Fitter, fit: Fit) -> list[str]:
     saved, reasons = fitter.saved, [one.fault for one in fit.opened if one.fault]
     gain = min(psnr - flat_psnr(photo) for psnr, photo in zip(fit.psnrs(), fit.photos, strict=True))
     if gain < POOR_GAIN:
-        reasons.append(f"only {gain:.1f} dB better than a single color (less than {POOR_GAIN:g} "
-                       "is poor); look at fit.png")  # fmt: skip
+        apart = f"{-gain:.1f} dB worse" if gain < 0 else f"only {gain:.1f} dB better"
+        reasons.append(f"{apart} than a picture of one color (a good fit is at least "
+                       f"{POOR_GAIN:g} dB better); look at fit.png")  # fmt: skip
     distance = _distance_to_learned(saved, fit.shots[0].film)
     if distance > MAX_DISTANCE:
         reasons.append(f"outside of what was learned: {distance:.1f} standard deviations from the "

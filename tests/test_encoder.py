@@ -211,6 +211,13 @@ def test_instant_needs_an_encoder(saved, tmp_path, words):
     assert not (tmp_path / "fit").exists()
 
 
+def test_a_folder_in_the_encoder_s_place_is_told_before_the_training(saved, monkeypatch):
+    (saved.path.parent / "encoder.pth").mkdir()
+    monkeypatch.setattr(encoder_training, "train_encoder", None)
+    with pytest.raises(UsageError, match=r"encoder.pth: is a folder"):
+        trained(saved)
+
+
 def test_the_same_command_writes_the_same_encoder(saved):
     first = trained(saved, "--seed", "4").read_bytes()
     assert trained(saved, "--seed", "4").read_bytes() == first

@@ -176,7 +176,8 @@ def fit_of(saved, *, better=1.0, film=1.0, **changes):
     ("changes", "reasons"),
     [
         ({"better": 2.1}, []),
-        ({"better": 1.9}, ["only 5.6 dB better than a single color"]),
+        ({"better": 1.9}, ["only 5.6 dB better than a picture of one color"]),
+        ({"better": 0.5}, ["6.0 dB worse than a picture of one color"]),
         ({"better": 9, "fov_degrees": 20.0}, ["60% of its size in training"]),
         ({"better": 9, "fov_degrees": 7.0}, ["172% of its size in training"]),
         ({"better": 9, "yaw": 0.0}, ["pose is beyond the training cameras"]),
@@ -240,6 +241,7 @@ def test_photos_of_one_object_are_fitted_together(tiny_run, saved, tmp_path):
         (["a.png", "--prepare", "cat"], "'cat' is none of face, object"),
         (["a.png", "--prepare", "object", "--crop", "none"], "not allowed with"),
         (["a.png", "--cascade", "a.xml"], "--cascade: is for --prepare face"),
+        (["a.png", "--share", "0.5"], "--share: is for --prepare object"),
         (["a.png", "--share", "0"], "--share: must be a number from 0.1"),
         ([".", "--same_object"], "is a folder; --each fits each"),
         (["nowhere", "--each"], "no folder, glob or .zip"),

@@ -312,6 +312,14 @@ OF_OTHERS = {  # the command, what is right, and what is wrong
             (["a.zip", "--kind", "crop", "--no_such_flag"], "unknown flag"),
         ],
     ),
+    toy_photos: (
+        [],
+        [
+            (["DIR"], "exists; give a new folder"),
+            (["FILE/below"], "cannot be made"),
+            (["new", "--count", "1"], "--count"),
+        ],
+    ),
     gallery: (
         [],
         [
@@ -333,8 +341,6 @@ WITHOUT_A_SOURCE = [
     (estimate_cameras, ["nowhere"], "no such file"),
     (estimate_cameras, ["DIR"], "no such file"),
     (estimate_cameras, ["FILE"], "is a file; give the folder of a run"),
-    (toy_photos, ["DIR"], "exists; give a new folder"),
-    (toy_photos, ["FILE/below"], "cannot be made"),
     (convert_checkpoint, ["nowhere", "out"], "nowhere"),
     (convert_checkpoint, ["FILE", "out"], "FILE: is no checkpoint"),
     (convert_checkpoint, ["DIR", "out"], "no such file"),

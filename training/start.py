@@ -30,6 +30,7 @@ from image_io.files import Listing
 from system.errors import UsageError, nearest_path
 from system.files import Stamp, stamp_of
 from training import state
+from training.log import LOG_FILE
 from training.options import TrainOptions, dataset_options
 from training.state import STATE_FILE
 from training.transfer import Networks, read_networks
@@ -184,10 +185,15 @@ def find_state(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) -> 
         raise UsageError(f"--output_dir {output_dir}: is not a folder")
     if is_resumed and own.exists():
         return own
-    if own.exists() and (load_dir is None or load_dir.resolve() != output_dir.resolve()):
-        raise UsageError(
-            f"--output_dir {output_dir} holds a run already; use --resume, or give another"
-        )
+    if load_dir is None or load_dir.resolve() != output_dir.resolve():
+        if own.exists():
+            raise UsageError(
+                f"--output_dir {output_dir} holds a run already; use --resume, or give another"
+            )
+        began_here = is_resumed and (output_dir / LOG_FILE).exists()
+        if (output_dir / "generator.pth").exists() and not began_here:
+            raise UsageError(f"--output_dir {output_dir}: holds a generator.pth, which training "
+                             "would replace; give another folder")  # fmt: skip
     if load_dir is None:
         return None
     found = load_dir / STATE_FILE
