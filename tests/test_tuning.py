@@ -70,6 +70,18 @@ def test_tuning_nears_the_photo_and_leaves_the_generator_alone(saved):
     assert found.factors.dtype == torch.float16
 
 
+def test_tuning_sees_twice_the_samples_of_training(saved, monkeypatch):
+    taken = set()
+
+    def render(generator, guess, options, size):
+        taken.add(options.num_steps)
+        return render_guess(generator, guess, options, size)
+
+    monkeypatch.setattr(tuning, "render_guess", render)
+    tuned_to_noise(saved, 1)
+    assert taken == {2 * saved.curriculum.preview_render(0, 16).num_steps}
+
+
 def change_of_neighbors(saved, found):
     """Return the mean squared change of renders of other objects."""
     others, options = guess_of(saved, 11, 6), saved.curriculum.preview_render(0, 16)
