@@ -37,12 +37,19 @@ class NormalLayers:
     def joined(
         self, convolution: nn.Module, x: Tensor, beside: nn.Conv2d, shortcut: Tensor
     ) -> Tensor:
-        """Return rectified(convolution, x) plus the features of a shortcut, divided by sqrt(2)."""
-        return (self.rectified(convolution, x) + self.convolve(beside, shortcut)) / math.sqrt(2)
+        """Return rectified(convolution, x) plus the features of a shortcut, divided by sqrt(2).
+
+        shortcut is what with_half returned beside x.
+        """
+        features = self.rectified(convolution, x)
+        return (features + self.convolve(beside, shortcut[:, :, ::2, ::2])) / math.sqrt(2)
 
     def with_half(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x (B, C, H, W), and every second of its pixels, (B, C, H / 2, W / 2)."""
-        return x, x[:, :, ::2, ::2]
+        """Return x (B, C, H, W), and what joined takes as shortcut: here x, which it halves later.
+
+        The gradient of the halves is then added last, in the memory format of the first.
+        """
+        return x, x
 
 
 NORMAL_LAYERS = NormalLayers()

@@ -148,7 +148,7 @@ class FusedLayers(NormalLayers):
         return self._applied(*_linear(convolution, x), *_linear(beside, shortcut))
 
     def with_half(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Do as NormalLayers.with_half."""
+        """Return x (B, C, H, W) and every second of its pixels (B, C, H / 2, W / 2)."""
         found: tuple[Tensor, Tensor] = _WithHalf.apply(x)  # type: ignore[no-untyped-call]
         return found
 
