@@ -208,6 +208,7 @@ def test_a_run_draws_from_what_it_learned_and_previews_show_it(tiny, tmp_path, m
     assert spreads[2] == spreads[3] == pytest.approx(0.3 / 1.5)
 
 
+@pytest.mark.slow
 def test_two_ranks_take_what_the_first_found(tiny, tmp_path):
     for name, spreads in (("unlike", [0.1, 0.7]), ("alike", [0.1, 0.1])):
         words = [*tiny, *LEARN, "--num_processes", "2", "--output_dir", tmp_path / name]

@@ -26,7 +26,7 @@ def lines():
 def test_the_lines_of_the_page_work_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    shutil.copytree(ROOT / "assets" / "demo", "assets/demo")
     first, *rest = lines()
     assert first == ["-m", "docs.toy_photos", "my_photos", "--count", "500"]
     assert toy_photos.main(["my_photos", "--count", "12"]) == 0
