@@ -197,9 +197,10 @@ def test_the_command_starts_from_the_encoder_beside_the_generator(saved, tmp_pat
 
 def test_candidates_ask_for_a_random_search(saved, tmp_path, monkeypatch):
     trained(saved)
-    monkeypatch.setattr(fitting.guided_fit, "fit_from_guess", None)
+    monkeypatch.setattr(fitting.guided_fit, "fit_from_guess", None)  # a call would raise
     invert(saved, tmp_path, "--candidates", "4", "--starts", "1", "--latent_steps", "1",
            "--film_steps", "1")  # fmt: skip
+    assert (tmp_path / "fit" / "fit.pth").is_file()
 
 
 @pytest.mark.parametrize("words", [[], ["--candidates", "4"], ["--same_object"]])
