@@ -40,6 +40,7 @@ def build_parser() -> flags.ArgumentParser:
         help="images per step")  # fmt: skip
     add("--renders_per_step", type=flags.whole(1, MAX_BATCH), default=DEFAULTS.renders_per_step,
         help="new images per step; the others were seen before")  # fmt: skip
+    add("--replace", action="store_true", help="write over an encoder.pth that is there")
     add("--seed", type=flags.non_negative_int, default=0)
     return parser
 
@@ -52,8 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     saved = viewing.open_generator(args)
     path = checkpoints.beside(args.generator, encoders.NAME)
     output_folder(path.parent, flag="RUN")
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder; an encoder is to be written there")
+    if path.is_dir() or path.exists() and not args.replace:
+        advice = "is a folder" if path.is_dir() else "exists; --replace trains it anew"
+        raise UsageError(f"{path}: {advice}")
     torch.manual_seed(args.seed)
     encoder = _first(saved, args.generator)
     options = EncoderOptions(

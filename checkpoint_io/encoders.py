@@ -48,7 +48,7 @@ def load(path: Path, saved: SavedGenerator) -> Encoder:
     with checkpoints.complaints(path):
         if entry(content, "generator", str) != checkpoints.fingerprint(saved.generator):
             raise StateError(f"was trained for another generator than {saved.path}; train it "
-                             "again with train_encoder.py, or move it away")  # fmt: skip
+                             "again with train_encoder.py --replace, or move it away")  # fmt: skip
         size, count = count_entry(content, "image_size"), count_entry(content, "num_components")
         if count > MAX_COMPONENTS:
             raise StateError(f"has {count} components")

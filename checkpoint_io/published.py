@@ -17,7 +17,7 @@ from checkpoint_io.pickle_scan import shown
 from checkpoint_io.safe_load import Record
 from config import curriculum as curricula
 from config.curriculum import Curriculum
-from discriminators.discriminators import DISCRIMINATORS, PUBLISHED_WIDTH
+from discriminators.discriminators import DISCRIMINATORS
 from siren.siren import FIELDS
 
 GENERATOR = "ImplicitGenerator3d"
@@ -94,13 +94,16 @@ class PublishedDiscriminator:
     def adapt(self, curriculum: Curriculum) -> Curriculum:
         """Return the curriculum with this discriminator; raises as PublishedGenerator.adapt."""
         shapes = {name: tuple(value.shape) for name, value in self.parameters.items()}
-        outputs, width = _matrix(shapes, "final_layer.weight", dimensions=4)[:2]
+        outputs = _matrix(shapes, "final_layer.weight", dimensions=4)[0]
         kind = DISCRIMINATORS[self.kind]
         latent_dim = curriculum.settings.latent_dim
         if kind.predicts_identity and outputs - ENCODER_OUTPUTS != latent_dim:
             guessed = outputs - ENCODER_OUTPUTS
             raise StateError(f"guesses latents of {guessed} numbers, they have {latent_dim}")
-        own_width = None if width == min(PUBLISHED_WIDTH, kind.widths[-1]) else width
+        adapters = (f"fromRGB.{level}.model.0.weight" for level in range(len(kind.widths)))
+        widths = [_matrix(shapes, name, dimensions=4)[0] for name in adapters]
+        known = (None, widths[-1], tuple(widths[::-1]))
+        own_width = next(width for width in known if kind.widths_of(width) == widths)
         changes = {"discriminator": self.kind, "discriminator_width": own_width}
         return _changed(curriculum, changes)
 

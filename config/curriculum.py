@@ -217,7 +217,7 @@ class Curriculum:
         """Return a discriminator with fresh parameters."""
         settings = self.settings
         return DISCRIMINATORS[settings.discriminator](
-            latent_dim=settings.latent_dim, max_width=settings.discriminator_width
+            latent_dim=settings.latent_dim, width=settings.discriminator_width
         )
 
     def optimizer_options(self) -> OptimizerOptions:

@@ -28,6 +28,7 @@ NonNegative = Annotated[float, Range(0, includes_low=True)]
 Share = Annotated[float, Range(0, 1)]
 Probability = Annotated[float, Range(0, 1, includes_low=True)]
 Count = Annotated[int, Range(1, 2**31 - 1, includes_low=True)]
+Beta = Annotated[float, Range(0, 0.9999999, includes_low=True)]
 Width = Annotated[int, Range(1, 2**20, includes_low=True)]
 Layers = Annotated[int, Range(1, 1000, includes_low=True)]
 FieldName = Annotated[str, OneOf(FIELDS)]
@@ -61,7 +62,9 @@ class Settings:
     mapping_hidden_dim: Width = 256
     box_side: Positive | None = None  # cube that the field scales to [-1, 1]; None: the class's own
     density_scale: Positive = 1.0  # factor on the raw density
-    discriminator_width: Width | None = None  # the most channels of a layer; None: 400
+    # The most channels of a layer; or a tuple, those of each level from 2 x 2 pixels up, of which
+    # larger levels have the last. None: 400.
+    discriminator_width: Width | tuple[Width, ...] | None = None
     # On what
     dataset: DatasetKind
     dataset_path: str | None = None
@@ -109,7 +112,7 @@ class Settings:
     shares_fakes: bool = False
     z_lambda: NonNegative = 0.0
     pos_lambda: NonNegative = 0.0
-    betas: tuple[Annotated[float, Range(0, 0.9999999, includes_low=True)], ...] = (0.0, 0.9)
+    betas: tuple[Beta, Beta] = (0.0, 0.9)
     weight_decay: NonNegative = 0.0
     grad_clip: Positive
     unique_lr: bool = False  # the mapping network learns at 0.05 of the rate

@@ -54,9 +54,12 @@ def convert(where: str, value: object, hint: Any) -> Any:
     if origin is Literal:
         return _convert_choice(where, value, get_args(hint))
     if origin is tuple:
-        if not isinstance(value, (list, tuple)) or len(value) != 2:
-            raise UsageError(f"{where} is {value!r}, it must be a pair of numbers")
-        return tuple(convert(where, item, get_args(hint)[0]) for item in value)
+        kind, second = get_args(hint)
+        is_pair = second is not Ellipsis
+        if not isinstance(value, (list, tuple)) or not value or is_pair and len(value) != 2:
+            expected = "a pair of numbers" if is_pair else "numbers in parentheses"
+            raise UsageError(f"{where} is {value!r}, it must be {expected}")
+        return tuple(convert(where, item, kind) for item in value)
     if origin is Annotated:
         base, allowed = get_args(hint)
         if isinstance(allowed, OneOf):

@@ -6,6 +6,7 @@ Source: pi-GAN (Chan et al. 2021), section 3.3 and supplement; the coordinate-co
 family (CCS) and the heads that predict latent and pose come from the published code.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -38,7 +39,8 @@ class PyramidDiscriminator(nn.Module):
 
     Args:
         latent_dim: width of the latent that the encoder heads predict.
-        max_width: the most channels of a layer; None takes the published width.
+        width: the most channels of a layer, or the channels of each level from 2 x 2 pixels up, of
+            which larger levels have the last; None takes the published width.
     """
 
     widths: tuple[int, ...]
@@ -47,12 +49,10 @@ class PyramidDiscriminator(nn.Module):
     predicts_identity = False
     has_pose_layer = False
 
-    def __init__(self, *, latent_dim: int = 256, max_width: int | None = None) -> None:
+    def __init__(self, *, latent_dim: int = 256, width: int | Sequence[int] | None = None) -> None:
         super().__init__()
         self.latent_dim = latent_dim
-        # Channels of the levels, from the largest image size down to 2 pixels.
-        self.level_widths = [min(width, max_width or PUBLISHED_WIDTH) for width in self.widths]
-        widths = self.level_widths
+        self.level_widths = widths = self.widths_of(width)
         self.layers = nn.ModuleList(
             ResidualBlock(
                 before,
@@ -67,6 +67,14 @@ class PyramidDiscriminator(nn.Module):
         self.final_layer = nn.Conv2d(widths[-1], outputs, 2)
         if self.has_pose_layer:
             self.pose_layer = nn.Linear(2, widths[-1])
+
+    @classmethod
+    def widths_of(cls, width: int | Sequence[int] | None) -> list[int]:
+        """Return the channels of the levels, from the largest image size down to 2 pixels."""
+        if width is None or isinstance(width, int):
+            return [min(published, width or PUBLISHED_WIDTH) for published in cls.widths]
+        upwards = [width[min(level, len(width) - 1)] for level in range(len(cls.widths))]
+        return upwards[::-1]
 
     @classmethod
     def image_sizes(cls) -> tuple[int, ...]:

@@ -27,8 +27,9 @@ from siren.siren import FilmSiren
 
 RANK, MAX_RANK = 32, 256
 RATE = 5e-4  # Adam's learning rate of factors
-KEEPING = 0.1  # weight of the renders to be kept, against the photo's loss
-KEEPING_SEEN = 0.1  # weight of the colors of surfaces that the photo shows, in these renders
+# Weights of the renders to be kept, against the photo's loss: of their opacities and depths, of
+# their colors, and of the colors of surfaces that the photo shows.
+KEEPING_SHAPE, KEEPING, KEEPING_SEEN = 3.0, 0.1, 0.01
 NEAR = 0.6  # radians of yaw from the photo's camera, of one of the views to be kept
 NEIGHBORS = 0.5  # share of the way to other objects at which they are kept
 SMALLEST = 16  # pixels per side of the renders to be kept: half of the photo's, or that
@@ -140,11 +141,15 @@ def seen_in(front: View, found: Guess, there: View, guess: Guess, options: Rende
 
 
 def _keeping_loss(new: View, old: View, weight: Tensor, options: RenderOptions) -> Tensor:
-    """Return the sum over views of squared changes of color (times weight), opacity and depth."""
+    """Return the weighted sum over views of squared changes of color, opacity and depth.
+
+    weight (B, H, W) is that of the colors.
+    """
     colors = (new.images - old.images).square().mean(1) * weight
     opacities = (new.opacities - old.opacities).square()
     depths = ((new.depths - old.depths) / (options.far - options.near)).square()
-    return (colors + opacities + depths * (old.opacities > 0.5)).mean((1, 2)).sum()
+    shape = opacities + depths * (old.opacities > 0.5)
+    return (colors + KEEPING_SHAPE * shape).mean((1, 2)).sum()
 
 
 def tune(
@@ -189,9 +194,9 @@ def tune(
             seen = [seen_in(front, one, old, kept, options) for front, one in pairs]
         is_seen = torch.stack(seen).any(0)
         is_seen[2:] = False  # the neighbor is another object
-        weight = torch.where(is_seen, KEEPING_SEEN, 1.0)
+        weight = torch.where(is_seen, KEEPING_SEEN, KEEPING)
         new = _view(generator, kept, small, changes)
-        total = loss + KEEPING * _keeping_loss(new, old, weight, options)
+        total = loss + _keeping_loss(new, old, weight, options)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         optimizer.step()

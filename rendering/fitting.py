@@ -106,9 +106,10 @@ class Fitter:
             tuning = self._tuning(guess, own, report)
             film = tuned_film(saved.generator.siren, film, tuning)
         angles = zip(*(part.tolist() for part in (*guess.poses, guess.fov_degrees)), strict=True)
+        _, usual = saved.curriculum.poses().center()
         shots = [
-            SceneObject(one.name, film, Camera(*camera))
-            for one, camera in zip(opened, angles, strict=True)
+            SceneObject(one.name, film, Camera(pitch, _within_a_turn(yaw, usual), fov))
+            for one, (pitch, yaw, fov) in zip(opened, angles, strict=True)
         ]
         views = list(filming.views(saved, shots, self.options))
         return Fit(opened=opened, photos=own, shots=shots, views=views, loss=loss, tuning=tuning)
@@ -161,6 +162,11 @@ class Fitter:
         with torch.no_grad():
             pose = self.critic(photo.at(size).image[None], alpha=1.0).pose
         return None if pose is None else Poses(pose[:, 0], pose[:, 1])
+
+
+def _within_a_turn(yaw: float, usual: float) -> float:
+    """Return the same direction as yaw, at most half a turn from the usual one, radians."""
+    return usual + math.remainder(yaw - usual, math.tau)
 
 
 def _on(photo: Photo, device: torch.device) -> Photo:

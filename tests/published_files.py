@@ -257,7 +257,7 @@ PROGRESSIVE_WIDTHS = (16, 32, 64, 128, 256, 400, 400, 400, 400)
 STRIDED_WIDTHS = (32, 64, 128, 256, 400, 400, 400, 400)
 
 
-def discriminator(name, *, latent_dim=Z_DIM, max_width=8):
+def discriminator(name, *, latent_dim=Z_DIM, max_width=8, widths=None):
     """Return a discriminator of one of the five classes, as an object of the published code."""
     is_progressive = name.startswith("Progressive")
     kit = discriminator_classes(
@@ -284,7 +284,7 @@ def discriminator(name, *, latent_dim=Z_DIM, max_width=8):
 
     block = kit.in_module(type(block_name, (nn.Module,), {"__init__": block_init}))
     source = PROGRESSIVE_WIDTHS if is_progressive else STRIDED_WIDTHS
-    widths = [min(width, max_width) for width in source]
+    widths = widths or [min(width, max_width) for width in source]
 
     def init(self):
         nn.Module.__init__(self)

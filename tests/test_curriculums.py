@@ -110,6 +110,9 @@ def test_overrides_are_typed_by_the_schema():
         ("clamp_mode=rellu", "Did you mean 'relu'?"),
         ("model=TALLSIRN", "Did you mean 'TALLSIREN'?"),
         ("betas=3", "must be a pair"),
+        ("betas=(0, 0.9, 0.9)", "must be a pair"),
+        ("discriminator_width=()", "must be a whole number, or it must be numbers in parentheses"),
+        ("discriminator_width=(64, 0)", "must be at least 1"),
         ("ray_end=0.1", "need 0 <= near < far"),
         ("last_back=true", "white_back and last_back"),
         ("latent_dim=", "must be a whole number"),
@@ -207,6 +210,15 @@ def test_networks_can_be_small():
     assert (siren.hidden_dim, len(siren.network), siren.box_side) == (12, 2, 0.5)
     assert siren.mapping_network.network[2].weight.shape == (7, 7)
     assert max(curriculum.build_discriminator().level_widths) == 9
+
+
+def test_a_discriminator_can_be_narrower_where_images_are_larger():
+    narrowing = curriculums.load("CARLA", overrides=["discriminator_width=(9, 7, 5)"])
+    network = narrowing.build_discriminator()
+    assert network.level_widths == [5, 5, 5, 5, 5, 5, 5, 7, 9]  # 512 px down to 2
+    assert network.image_sizes()[-1] == 512
+    assert network.final_layer.in_channels == 9
+    assert network.layers[-1].network[0].conv.in_channels == 7 + 2  # and coordinates
 
 
 def test_evaluation_poses_fall_back_to_the_training_ones():

@@ -55,7 +55,7 @@ def test_state_dict_names_order_and_shapes(name):
 @pytest.mark.parametrize("size", [2, 4, 32])
 def test_verdicts_at_every_kind_of_level(name, size):
     torch.manual_seed(0)
-    network = DISCRIMINATORS[name](latent_dim=5, max_width=8)
+    network = DISCRIMINATORS[name](latent_dim=5, width=8)
     verdict = network(torch.randn(3, 3, size, size), 0.5)
     assert verdict.logits.shape == (3,)
     if "Encoder" in name:
@@ -67,8 +67,8 @@ def test_verdicts_at_every_kind_of_level(name, size):
 
 
 def test_largest_sizes_and_a_size_without_a_level():
-    progressive = DISCRIMINATORS["ProgressiveDiscriminator"](max_width=4)
-    strided = DISCRIMINATORS["StridedDiscriminator"](max_width=4)
+    progressive = DISCRIMINATORS["ProgressiveDiscriminator"](width=4)
+    strided = DISCRIMINATORS["StridedDiscriminator"](width=4)
     assert progressive.image_sizes() == (2, 4, 8, 16, 32, 64, 128, 256, 512)
     assert strided.image_sizes()[-1] == 256
     assert progressive(torch.zeros(1, 3, 512, 512), 1.0).logits.shape == (1,)
@@ -91,7 +91,7 @@ def test_coordinates_are_row_then_column_after_the_features():
 @pytest.mark.parametrize("name", ["ProgressiveDiscriminator", "CCSDiscriminator"])
 def test_without_alpha_only_the_half_size_image_counts(name):
     torch.manual_seed(0)
-    network = DISCRIMINATORS[name](max_width=8)
+    network = DISCRIMINATORS[name](width=8)
     images = torch.randn(2, 3, 16, 16)
     same_half = images.clone()
     same_half[:, :, 1::2] += 1  # nearest-neighbour halving keeps the even rows
@@ -104,7 +104,7 @@ def test_without_alpha_only_the_half_size_image_counts(name):
 
 def test_fade_in_is_linear_before_the_second_block():
     torch.manual_seed(0)
-    network = DISCRIMINATORS["ProgressiveDiscriminator"](max_width=8)
+    network = DISCRIMINATORS["ProgressiveDiscriminator"](width=8)
     seen = []
     network.layers[6].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     images = torch.randn(1, 3, 16, 16)
@@ -129,7 +129,7 @@ import sys, torch
 from discriminators.discriminators import DISCRIMINATORS
 torch.manual_seed(0)
 for width in 1, 4:
-    network = DISCRIMINATORS[sys.argv[1]](latent_dim=5, max_width=width)
+    network = DISCRIMINATORS[sys.argv[1]](latent_dim=5, width=width)
     network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for size in 8, 32:

@@ -221,8 +221,16 @@ def test_a_folder_in_the_encoder_s_place_is_told_before_the_training(saved, monk
 
 def test_the_same_command_writes_the_same_encoder(saved):
     first = trained(saved, "--seed", "4").read_bytes()
-    assert trained(saved, "--seed", "4").read_bytes() == first
-    assert trained(saved, "--seed", "5").read_bytes() != first
+    assert trained(saved, "--seed", "4", "--replace").read_bytes() == first
+    assert trained(saved, "--seed", "5", "--replace").read_bytes() != first
+
+
+def test_an_encoder_is_not_written_over_unless_that_is_asked_for(saved, monkeypatch):
+    first = trained(saved).read_bytes()
+    monkeypatch.setattr(encoder_training, "train_encoder", None)  # refused before the training
+    with pytest.raises(UsageError, match=r"encoder.pth: exists; --replace"):
+        trained(saved, "--seed", "5")
+    assert (saved.path.parent / "encoder.pth").read_bytes() == first
 
 
 def test_the_discriminator_is_the_start(saved):

@@ -19,7 +19,7 @@ SIZE = 16
 
 def critic(name):
     torch.manual_seed(0)
-    network = DISCRIMINATORS[name](latent_dim=5, max_width=8)
+    network = DISCRIMINATORS[name](latent_dim=5, width=8)
     return network.to(memory_format=torch.channels_last)
 
 

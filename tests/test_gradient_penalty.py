@@ -27,7 +27,7 @@ def images(count, size=16, seed=1):
 def critic(name, bias=0.0):
     """Return a narrow float64 discriminator; bias is added to its logits."""
     torch.manual_seed(0)
-    network = DISCRIMINATORS[name](latent_dim=5, max_width=8).double()
+    network = DISCRIMINATORS[name](latent_dim=5, width=8).double()
     network.final_layer.bias.data[0] += bias
     return network
 

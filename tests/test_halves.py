@@ -9,7 +9,7 @@ from training.halves import converted
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
 def test_a_converted_discriminator_is_that_of_autocast(alpha):
-    network = CCSEncoderDiscriminator(latent_dim=3, max_width=8)
+    network = CCSEncoderDiscriminator(latent_dim=3, width=8)
     images = torch.randn(2, 3, 16, 16, requires_grad=True)
     found = []
     for function in (network, converted(network, torch.bfloat16)):

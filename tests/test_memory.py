@@ -65,7 +65,7 @@ def test_the_estimate_holds_for_other_settings(monkeypatch, overrides):
 @pytest.mark.parametrize("name", DISCRIMINATORS)
 @pytest.mark.parametrize("size", [2, 4, 32])
 def test_numbers_at_the_rectifiers_are_those_of_a_pass(name, size):
-    network, watched = DISCRIMINATORS[name](max_width=9), RecordedLayers()
+    network, watched = DISCRIMINATORS[name](width=9), RecordedLayers()
     network(torch.zeros(1, 3, size, size), 0.5, watched)
     assert memory._rectified(network, size) == sum(t.numel() for t in watched.signs)
 

@@ -170,6 +170,15 @@ def test_every_discriminator_loads(tmp_path, name):
     assert adapted.settings.discriminator_width == 8
 
 
+def test_a_discriminator_of_any_widths_loads(tmp_path):
+    network = published_files.discriminator("CCSDiscriminator", widths=(4, 4, 4, 4, 6, 8, 8, 9))
+    published_files.save(network, tmp_path / "discriminator.pth")
+    base = curriculums.load("Demo", overrides=["latent_dim=6"])
+    adapted, judge = checkpoints.load_discriminator(tmp_path / "discriminator.pth", base)
+    assert_holds(judge, network.named_parameters())
+    assert adapted.settings.discriminator_width == (9, 8, 8, 6, 4, 4, 4, 4)
+
+
 def rename(network):
     network.siren.last = network.siren.final_layer
     del network.siren.final_layer

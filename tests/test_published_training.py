@@ -34,7 +34,7 @@ def _seeded():
 @torch.no_grad()
 def test_discriminators_at_every_size(name):
     made = published_files.discriminator(name).double()
-    own = DISCRIMINATORS[name](latent_dim=published_files.Z_DIM, max_width=8).double()
+    own = DISCRIMINATORS[name](latent_dim=published_files.Z_DIM, width=8).double()
     own.load_state_dict(made.state_dict())
     torch.set_default_dtype(torch.float64)
     for size in own.image_sizes():

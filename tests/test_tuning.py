@@ -65,7 +65,7 @@ def test_tuning_nears_the_photo_and_leaves_the_generator_alone(saved):
     before = checkpoints.fingerprint(saved.generator)
     guess, photo, found = tuned_to_noise(saved, 40)
     tuned = replace(guess, film=tuned_film(saved.generator.siren, guess.film, found))
-    assert loss_of(saved, tuned, photo) < 0.9 * loss_of(saved, guess, photo)
+    assert loss_of(saved, tuned, photo) < 0.98 * loss_of(saved, guess, photo)  # shapes are kept
     assert checkpoints.fingerprint(saved.generator) == before
     assert found.factors.dtype == torch.float16
 
@@ -95,7 +95,8 @@ def change_of_neighbors(saved, found):
 
 def test_neighbors_are_kept(saved, monkeypatch):
     kept = change_of_neighbors(saved, tuned_to_noise(saved, 30)[2])
-    monkeypatch.setattr(tuning, "KEEPING", 0.0)
+    for name in ("KEEPING", "KEEPING_SHAPE"):
+        monkeypatch.setattr(tuning, name, 0.0)
     assert kept < 0.7 * change_of_neighbors(saved, tuned_to_noise(saved, 30)[2])
 
 
