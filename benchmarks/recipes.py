@@ -49,7 +49,9 @@ def pairs(first: float, rest: float) -> list[str]:
 # Changes of Demo.
 RECIPES: dict[str, list[str]] = {
     "Demo": [],
-    "shared": ["shares_fakes=true"],
+    "fakes rendered twice": ["shares_fakes=false"],
+    "64 channels everywhere": ["discriminator_width=64"],
+    "more against half-transparency": ["3400.opacity_lambda=6"],
     "with R2": ["r2_lambda=0.2", "0.r2_lambda=0.1"],
     "pairs, R1 and R2": pairs(0.1, 0.2),
     "pairs, R1 and R2, 4 times weaker": pairs(0.025, 0.05),

@@ -283,15 +283,15 @@ def _check(curriculum: Curriculum) -> None:
                 f"{where}: img_size is {stage.img_size}, but {settings.discriminator} has levels "
                 f"for {', '.join(map(str, sizes))}"
             )
-        if settings.shares_fakes and stage.batch_split > 1:
-            raise UsageError(
-                f"{where}: shares_fakes keeps all images of a step, batch_split "
-                f"{stage.batch_split} only a part of them; choose one"
-            )
         if stage.batch_split > stage.batch_size:
             raise UsageError(
                 f"{where}: batch_split {stage.batch_split} is more than batch_size "
                 f"{stage.batch_size}"
+            )
+        if settings.shares_fakes and stage.batch_split > 1:
+            raise UsageError(
+                f"{where}: shares_fakes keeps all images of a step, batch_split "
+                f"{stage.batch_split} only a part of them; choose one"
             )
         try:
             curriculum.at(start)

@@ -35,11 +35,12 @@ from siren.film import Film
 QUARTERS = 4  # of a full turn of yaw, in each of which a fit starts
 TURNS = (0.0, 0.3, -0.3, 0.6, -0.6)  # radians of yaw from the middle of a quarter
 SMALLEST = 16  # pixels per side
+AMBIGUOUS = 1.5  # times the lowest loss: a start that is worse is given up
 OFFSET_RATE = 0.3  # learning rate of offsets, as a share of that of coordinates
 
 
 class Pass(NamedTuple):
-    """One descent: its name, pixels per side, steps, learning rates, and how many go on.
+    """One descent: its name, pixels per side, steps, learning rates, and how many go on at most.
 
     finer: times the samples per ray of training. With few samples FiLM offsets fit their noise.
     """
@@ -58,7 +59,7 @@ def passes(size: int) -> list[Pass]:
     smallest, half = min(SMALLEST, size), size // 2
     return [
         Pass("small", smallest, 20, 0.12, 0.03, kept=2),
-        Pass("both", smallest, 40, 0.12, 0.03),
+        Pass("both", smallest, 40, 0.12, 0.03, kept=2),
         *([Pass("half", half, 60, 0.06, 0.02)] if half > SMALLEST else []),
         Pass("film", size, 55, 0.06, 0.02, finer=2),
     ]
@@ -138,6 +139,7 @@ def fit_from_guess(
             steps=steps, report=partial(report, name),
         )  # fmt: skip
         best = losses.argsort()[:kept]
+        best = best[losses[best] <= AMBIGUOUS * losses[best[0]]]
         guess = guess[best]
         coordinates, offsets = (
             part.detach()[best].requires_grad_() for part in (coordinates, offsets)

@@ -144,7 +144,7 @@ def test_the_mean_gradient_is_clipped_once():
 
 def test_synchronize_is_called_once_per_update():
     calls = []
-    game, curriculum = tiny_game("0.batch_split=2")
+    game, curriculum = tiny_game("0.batch_split=2", "shares_fakes=false")
     game.synchronize = lambda tensors: calls.append(len(tensors))
     game.step(real_images(), curriculum.at(0))
     assert len(calls) == 2

@@ -290,7 +290,8 @@ def test_without_a_device_one_line_says_so(how, tmp_path):
 
 TINY = ["hidden_dim=8", "num_layers=2", "mapping_hidden_dim=8", "latent_dim=4", "0.num_steps=3",
         "discriminator_width=8", "0.img_size=8", "0.batch_size=4", "0.batch_split=2",
-        "r1_interval=2", "density_noise_steps=0", "fade_steps=0", "grad_clip=1e9"]  # fmt: skip
+        "r1_interval=2", "density_noise_steps=0", "fade_steps=0", "grad_clip=1e9",
+        "shares_fakes=false"]  # fmt: skip
 
 
 @pytest.mark.parametrize("step", [0, 1])

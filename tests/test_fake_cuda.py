@@ -29,7 +29,7 @@ CURRICULA = {
     "Demo": ("Demo", []),
     "growing": ("CelebA128", ["model=EmbeddingPiGAN256", "unique_lr=true"]),
 }
-SMALL = ["0.batch_size=4", "0.batch_split=2", "0.img_size=16"]  # devices do not depend on it
+SMALL = ["0.batch_size=4", "0.img_size=16"]  # devices do not depend on it
 
 
 def game_of(curriculum, synchronize=None):
