@@ -162,6 +162,25 @@ def test_a_fit_ends_at_full_size_with_twice_the_samples(saved, monkeypatch):
     assert samples == tuple(options.num_steps * factor for factor in (1, 1, 1, 2))
 
 
+@pytest.mark.parametrize(("second", "counts"), [(1.4, [4, 2, 2, 1]), (1.6, [4, 1, 1, 1])])
+def test_two_starts_go_on_while_both_may_be_right(second, counts, saved, monkeypatch):
+    encoder = untrained(saved).eval().requires_grad_(False)
+    options, taken = BOUNDED.preview_render(0, 64), []
+
+    def descend(film, parameters, rate, cameras, *_, **__):
+        taken.append(len(cameras.yaw))
+        losses = torch.tensor([second, 1.0, 9.0, 9.0][: taken[-1]])
+        return losses, cameras.guess(film()[0])
+
+    monkeypatch.setattr(guided_fit, "descend", descend)
+    photo = Photo(torch.zeros(3, 64, 64), torch.ones(64, 64))
+    guess, _ = guided_fit.fit_from_guess(
+        encoder, saved.generator, photo, options, fits_fov=True, report=lambda *_: None
+    )
+    assert taken == counts
+    assert len(guess.fov_degrees) == 1
+
+
 def trained(saved, *words):
     command = [str(saved.path.parent), "--steps", "3", "--device", "cpu", *words]
     assert train_encoder.main(command) == 0
