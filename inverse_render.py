@@ -3,8 +3,8 @@
     python inverse_render.py out/generator.pth photo.jpg
 
 Writes into PHOTO_fit/ in the current folder: fit.pth, which other commands take with --fit instead
-of a seed; fit.png (photo, fit, difference); views.png; and reconstructed.mp4, a video that moves
-around the photo's camera.
+of a seed; fit.png (photo, fit, difference, other side); views.png; and reconstructed.mp4, a video
+that moves around the photo's camera.
 """
 
 import argparse

@@ -156,7 +156,8 @@ def _pictures(folder: Path) -> Iterator[torch.Tensor]:
     compared = over_white(read_picture(folder / "fit.png"))
     views = over_white(read_picture(folder / "views.png"))
     height, width = compared.height, views.width // 5
-    boxes = [(compared, (0, 0, height, height)), (compared, (height, 0, 2 * height, height)),
+    last = compared.width - 3 * height  # before the difference and the other side: tuned or not
+    boxes = [(compared, (0, 0, height, height)), (compared, (last, 0, last + height, height)),
              (views, (0, 0, width, width))]  # fmt: skip
     for image, box in boxes:
         small = image.crop(box).resize((SHEET_SIDE, SHEET_SIDE), Image.Resampling.BICUBIC)

@@ -40,7 +40,7 @@ def save(
     options are those of views.png and in_photo.png.
     """
     checkpoints.save_fit(folder / "fit.pth", fit.shots[0], fitter.saved, fit.tuning)
-    _save_comparison(folder / "fit.png", fit)
+    _save_comparison(folder / "fit.png", fitter, fit)
     with filming.progress(len(VIEW_OFFSETS), options, is_shown=shows_progress) as bar:
         _save_views(folder / "views.png", fitter, fit, options, bar, depth_map=depth_map)
     names = ["fit.pth", "fit.png", "views.png"]
@@ -67,13 +67,19 @@ def record(fit: Fit, poor: Sequence[str]) -> dict[str, Any]:
     return {"photos": found, "loss": fit.loss, "poor": list(poor)}
 
 
-def _save_comparison(path: Path, fit: Fit) -> None:
-    """Write a row of photo, fit and difference for each photo."""
+def _save_comparison(path: Path, fitter: Fitter, fit: Fit) -> None:
+    """Write a row for each photo: photo, fit, tuned fit if any, difference, the other side."""
+    backs = [shot.seen_from(shot.camera.turned(0, math.pi)) for shot in fit.shots]
+    sides = filming.views(fitter.saved, backs, fitter.options)
     rows = []
-    for view, photo in zip(fit.views, fit.photos, strict=True):
+    for photo, untuned, view, side in zip(
+        fit.photos, fit.untuned or fit.views, fit.views, sides, strict=True
+    ):
         shown = view.images[0]
-        rows += [photo.image, shown, (shown - photo.image).abs() - 1]  # no difference is black
-    png.save_png(path, png.to_uint8(png.grid(torch.stack(rows), 3)))
+        fits = [untuned.images[0], shown] if fit.untuned else [shown]
+        difference = (shown - photo.image).abs() - 1  # none is black
+        rows.append(torch.stack([photo.image, *fits, difference, side.images[0]]))
+    png.save_png(path, png.to_uint8(png.grid(torch.cat(rows), len(rows[0]))))
 
 
 def _save_views(

@@ -101,18 +101,21 @@ class Fitter:
         device = next(saved.generator.parameters()).device
         own = [_on(one.photo, device) for one in opened]
         guess, loss = self._guess(own, report)
-        tuning, film = None, guess.film[:1]
-        if self.tuning_steps:
-            tuning = self._tuning(guess, own, report)
-            film = tuned_film(saved.generator.siren, film, tuning)
         angles = zip(*(part.tolist() for part in (*guess.poses, guess.fov_degrees)), strict=True)
         _, usual = saved.curriculum.poses().center()
         shots = [
-            SceneObject(one.name, film, Camera(pitch, _within_a_turn(yaw, usual), fov))
+            SceneObject(one.name, guess.film[:1], Camera(pitch, _within_a_turn(yaw, usual), fov))
             for one, (pitch, yaw, fov) in zip(opened, angles, strict=True)
         ]
         views = list(filming.views(saved, shots, self.options))
-        return Fit(opened=opened, photos=own, shots=shots, views=views, loss=loss, tuning=tuning)
+        found = Fit(opened=opened, photos=own, shots=shots, views=views, loss=loss)
+        if not self.tuning_steps:
+            return found
+        tuning = self._tuning(guess, own, report)
+        film = tuned_film(saved.generator.siren, guess.film[:1], tuning)
+        shots = [shot._replace(film=film) for shot in shots]
+        tuned = list(filming.views(saved, shots, self.options))
+        return replace(found, shots=shots, views=tuned, untuned=views, tuning=tuning)
 
     def _guess(self, own: Sequence[Photo], report: Report) -> tuple[Guess, float]:
         """Fit one object to its photos; return it with their cameras, and the loss."""
@@ -184,7 +187,8 @@ class Fit:
         shots: the object, seen from the camera of each photo.
         views: renders of shots, each of one picture (1, 3, H, W).
         loss: mean of the photos' losses, before tuning.
-        tuning: the changes of weights that shots have, if the fit was tuned.
+        untuned, tuning: the views before tuning, and the changes of weights that shots have, if the
+            fit was tuned.
     """
 
     opened: Sequence[Opened]
@@ -192,6 +196,7 @@ class Fit:
     shots: Sequence[SceneObject]
     views: Sequence[View]
     loss: float
+    untuned: Sequence[View] = ()
     tuning: Tuning | None = None
 
     def psnrs(self) -> list[float]:

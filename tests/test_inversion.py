@@ -282,7 +282,7 @@ def test_the_command_writes_a_fit_that_the_others_take(
     with Image.open(folder / "views.png") as views:
         assert views.size == (60, 16)  # a bar under each view
     with Image.open(folder / "fit.png") as comparison:
-        assert comparison.size == (48, 16)
+        assert comparison.size == (64, 16)  # photo, fit, difference, other side
     fit = checkpoints.load_fit(folder / "fit.pth", saved)
     assert [float(word) for word in words] == pytest.approx(fit.camera[:3], abs=0.01)
     assert fit.film.frequencies.shape == (1, saved.generator.siren.num_features)

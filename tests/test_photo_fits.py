@@ -229,7 +229,7 @@ def test_photos_of_one_object_are_fitted_together(tiny_run, saved, tmp_path):
     assert fit.camera[:3] == (first["pitch"], first["yaw"], first["fov"])
     assert second["yaw"] != first["yaw"]
     with Image.open(tmp_path / "fit" / "fit.png") as picture:
-        assert picture.size == (48, 32)  # a row for each photo
+        assert picture.size == (64, 32)  # a row for each photo
 
 
 @pytest.mark.parametrize(
