@@ -244,8 +244,8 @@ _64_PIXELS = {**_DEMO_STAGE, "img_size": 64, "opacity_lambda": 2}
 Demo64: dict[str | int, Any] = {
     **{key: value for key, value in Demo.items() if key not in (3400, 4000)},
     3500: {**_64_PIXELS, "gen_lr": 3e-4, "disc_lr": 6e-4},
-    4700: {**_64_PIXELS, "gen_lr": 1e-4, "disc_lr": 2e-4},
-    5200: {},
+    4400: {**_64_PIXELS, "gen_lr": 1e-4, "disc_lr": 2e-4},
+    4700: {},
 }
 
 PRESETS: dict[str, dict[str | int, Any]] = {

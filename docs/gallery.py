@@ -46,12 +46,12 @@ _GENERATOR = "assets/demo/generator.pth"
 _CONSISTENCY = f"eval_metrics.py {_GENERATOR} --consistency --num_objects 8 --consistency_size 64"
 PICTURES: dict[str, Picture] = {  # in this order, because a later one may read an earlier one
     "strip.png": Picture(
-        f"render_multiview_images.py {_GENERATOR} --seeds 4 5 15 1 "
+        f"render_multiview_images.py {_GENERATOR} --seeds 4 2 15 1 "
         "--yaws 0 0.785 1.571 2.356 3.142 3.927 4.712 5.498 --image_size 96",
         "sheet.png",
     ),
     "interpolation.webp": Picture(
-        f"render_video_interpolation.py {_GENERATOR} --seeds 4 5 15 1 --trajectory orbit "
+        f"render_video_interpolation.py {_GENERATOR} --seeds 4 2 15 1 --trajectory orbit "
         "--num_frames 18 --fps 15 --image_size 128 --format webp",
         "interp.webp",
     ),
@@ -69,8 +69,8 @@ PICTURES: dict[str, Picture] = {  # in this order, because a later one may read 
         "fid_evaluation.py --dataset ToyCars --img_size 64 --num_imgs 2", "00001.png"
     ),
     "fit.png": Picture(
-        f"inverse_render.py {_GENERATOR} assets/photo.png --fit_size 64 --num_frames 2 "
-        "--image_size 64",
+        f"inverse_render.py {_GENERATOR} assets/photo.png --fit_size 64 --tune 200 "
+        "--num_frames 2 --image_size 64",
         "fit.png",
     ),
     "normals.png": Picture(

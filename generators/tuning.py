@@ -2,7 +2,8 @@
 
 The found conditioning and camera stay. Changes of low rank are added to the weights of the FiLM
 layers, so that the render shows what no conditioning can. Meanwhile two kinds of renders are kept
-as they were: the same object from other sides, with its depths, and objects near to it.
+as they were: the same object from other sides, with its depths, and objects near to it. Where
+another side shows a surface that the photo shows, it gets the photo's colors.
 
 Legend: H hidden width, r rank, W numbers of all weights of FiLM layers.
 Source: pivotal tuning (Roich et al. 2021); changes of low rank as in LoRA (Hu et al. 2021).
@@ -28,8 +29,8 @@ from siren.siren import FilmSiren
 RANK, MAX_RANK = 32, 256
 RATE = 5e-4  # Adam's learning rate of factors
 # Weights of the renders to be kept, against the photo's loss: of their opacities and depths, of
-# their colors, and of the colors of surfaces that the photo shows.
-KEEPING_SHAPE, KEEPING, KEEPING_SEEN = 3.0, 0.1, 0.01
+# their colors, and of the photo's colors where they show the same surface.
+KEEPING_SHAPE, KEEPING, KEEPING_SEEN = 3.0, 0.1, 0.2
 NEAR = 0.6  # radians of yaw from the photo's camera, of one of the views to be kept
 NEIGHBORS = 0.5  # share of the way to other objects at which they are kept
 SMALLEST = 16  # pixels per side of the renders to be kept: half of the photo's, or that
@@ -119,10 +120,13 @@ def _to_keep(
     )
 
 
-def seen_in(front: View, found: Guess, there: View, guess: Guess, options: RenderOptions) -> Tensor:
-    """Return which pixels (B, H, W) of views show a surface that the photo shows.
+def seen_in(
+    front: View, found: Guess, there: View, guess: Guess, options: RenderOptions
+) -> tuple[Tensor, Tensor]:
+    """Return which pixels (B, H, W) of views show a surface that the photo shows, and where.
 
     front is the object from the photo's camera, found; there are views of it from guess's cameras.
+    Places (B, H, W, 2) in the photo are in [-1, 1], as grid_sample takes them.
     """
     size, fov = there.depths.shape[-1], float(found.fov_degrees)
     rays = cast_rays(guess.poses, size, guess.fov_degrees)
@@ -137,15 +141,44 @@ def seen_in(front: View, found: Guess, there: View, guess: Guess, options: Rende
     )[:, 0, 0]
     is_same = (depths - distances).abs() < SAME_DEPTH * (options.far - options.near)
     is_inside = (places.abs() <= 1).all(-1)
-    return (is_same & is_inside).unflatten(1, (size, size)) & (there.opacities > 0.5)
+    is_seen = (is_same & is_inside).unflatten(1, (size, size)) & (there.opacities > 0.5)
+    return is_seen, places.unflatten(1, (size, size))
 
 
-def _keeping_loss(new: View, old: View, weight: Tensor, options: RenderOptions) -> Tensor:
-    """Return the weighted sum over views of squared changes of color, opacity and depth.
+@torch.no_grad()
+def _wanted(
+    fronts: Sequence[View],
+    each: Sequence[Guess],
+    photos: Sequence[Photo],
+    old: View,
+    kept: Guess,
+    options: RenderOptions,
+) -> tuple[Tensor, Tensor]:
+    """Return colors (B, 3, H, W) that the kept views shall have, and their weights (B, H, W).
 
-    weight (B, H, W) is that of the colors.
+    They are those of the photos where these show the surface, else the old ones. The last view is
+    of another object.
     """
-    colors = (new.images - old.images).square().mean(1) * weight
+    colors, weight = old.images.clone(), torch.full_like(old.opacities, KEEPING)
+    for front, one, photo in zip(fronts, each, photos, strict=True):
+        is_seen, places = seen_in(front, one, old, kept, options)
+        taken = torch.cat([photo.image, photo.weight[None]])[None].expand(len(places), -1, -1, -1)
+        taken = F.grid_sample(taken, places, padding_mode="border", align_corners=True)
+        is_seen &= taken[:, 3] > 0.5
+        is_seen[-1] = False
+        colors = torch.where(is_seen[:, None], taken[:, :3], colors)
+        weight = torch.where(is_seen, KEEPING_SEEN, weight)
+    return colors, weight
+
+
+def _keeping_loss(
+    new: View, old: View, wanted: tuple[Tensor, Tensor], options: RenderOptions
+) -> Tensor:
+    """Return the weighted sum over views of squared errors of color, opacity and depth.
+
+    wanted: colors and their weights, as _wanted returns them.
+    """
+    colors = (new.images - wanted[0]).square().mean(1) * wanted[1]
     opacities = (new.opacities - old.opacities).square()
     depths = ((new.depths - old.depths) / (options.far - options.near)).square()
     shape = opacities + depths * (old.opacities > 0.5)
@@ -178,6 +211,7 @@ def tune(
     samples = FINER * options.num_steps
     options = replace(options, density_noise=0.0, image_size=size, num_steps=samples)
     small = replace(options, image_size=max(size // 2, min(size, SMALLEST)))
+    halves = [photo.at(small.image_size) for photo in photos]
     with torch.no_grad():
         fronts = [_view(generator, one, options, None) for one in each]
     for step in range(steps):
@@ -190,13 +224,9 @@ def tune(
         kept = _to_keep(generator, each[0], poses, kind, rng)
         with torch.no_grad():
             old = _view(generator, kept, small, None)
-            pairs = zip(fronts, each, strict=True)
-            seen = [seen_in(front, one, old, kept, options) for front, one in pairs]
-        is_seen = torch.stack(seen).any(0)
-        is_seen[2:] = False  # the neighbor is another object
-        weight = torch.where(is_seen, KEEPING_SEEN, KEEPING)
+        wanted = _wanted(fronts, each, halves, old, kept, options)
         new = _view(generator, kept, small, changes)
-        total = loss + _keeping_loss(new, old, weight, options)
+        total = loss + _keeping_loss(new, old, wanted, options)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         optimizer.step()
