@@ -198,9 +198,10 @@ def about_demo() -> str:
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
         "# The included generator\n\n"
-        "`make demo` trained `generator.pth` and its averaged weights `ema.pth` (decay 0.999) by\n"
-        "`train.py --curriculum Demo`, on two processor cores, in two processes with half a batch "
-        "each.\n`options.json` contains the curriculum, `log.jsonl` is the log of the run, and "
+        "This command trained `generator.pth` and its averaged weights `ema.pth` (decay 0.999):\n\n"
+        f"    python train.py --curriculum {options['curriculum_name']} --seed {options['seed']} "
+        f"--num_processes {options['processes']} --output_dir runs/demo\n\n"
+        "`options.json` contains the curriculum, `log.jsonl` is the log of the run, and "
         "`previews.png` is its last preview.\n\n"
         f"| | |\n|---|---|\n{table}\n\n"
         "The last three figures are means from `metrics.json`, which this command writes:\n\n"

@@ -69,7 +69,7 @@ def anchors(path):
 
 def test_the_shipped_generator_is_the_demo(root):
     saved = checkpoints.load_generator(gallery.DEMO / "generator.pth")
-    assert (saved.curriculum.name, saved.average) == ("Demo", "ema")
+    assert (saved.curriculum.name, saved.average) == ("Demo64", "ema")
     assert saved.step == saved.curriculum.end
 
 
