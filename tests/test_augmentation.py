@@ -167,7 +167,7 @@ def test_a_step_with_probability_zero_is_one_without_augmentation_bit_for_bit(lo
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_discriminator_sees_only_augmented_pictures(loss, monkeypatch):
     """A transformation to gray hides the reals from both networks, penalties included."""
-    game, curriculum = augmented_game(1.0, *loss, "0.batch_split=2")
+    game, curriculum = augmented_game(1.0, *loss, "0.batch_split=2", "shares_fakes=false")
     monkeypatch.setattr(augmentation, "augmented", lambda images, *_: 0 * images)
     seen = []
     for level in game.discriminator.fromRGB:
@@ -204,7 +204,7 @@ def test_the_probability_follows_what_the_discriminator_says_of_pictures_held_ou
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_cameras_and_latents_are_drawn_as_without_augmentation(loss):
-    drawn = []
+    drawn, loss = [], [*loss, "shares_fakes=false"]
     for probability in (None, 0.7):
         game, curriculum = tiny_game(*loss) if probability is None else augmented_game(0.7, *loss)
         scenes, generate = [], game.generate

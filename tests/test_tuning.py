@@ -100,31 +100,55 @@ def test_neighbors_are_kept(saved, monkeypatch):
     assert kept < 0.7 * change_of_neighbors(saved, tuned_to_noise(saved, 30)[2])
 
 
+BALL = RenderOptions(image_size=33, fov_degrees=20.0, near=0.7, far=1.3, num_steps=4)
+HALF_SIDE = math.tan(math.radians(10))  # of a picture, at distance 1
+
+
+def view_of_ball(yaw):
+    """Return a view of a ball of radius 0.1 in the middle; it looks the same from anywhere."""
+    poses = Poses(torch.tensor([math.pi / 2]), torch.tensor([yaw]))
+    x = torch.linspace(-1, 1, 33) * HALF_SIDE
+    squares = x[None, :].square() + x[:, None].square()
+    cosine = 1 / (1 + squares).sqrt()
+    inner = 0.1**2 - (1 - cosine.square())
+    depths = torch.where(inner > 0, cosine - inner.clamp(min=0).sqrt(), 1.3)[None]
+    opacities = (inner > 0).float()[None]
+    seen = tuning.View(torch.zeros(1, 3, 33, 33), depths, opacities)
+    return seen, Guess(None, poses, torch.tensor([20.0]))
+
+
 def test_a_ball_is_seen_from_its_front_only():
-    ball = RenderOptions(image_size=33, fov_degrees=20.0, near=0.7, far=1.3, num_steps=4)
-
-    def view(yaw):
-        """Return depths of a ball of radius 0.1 in the middle; it looks the same from anywhere."""
-        poses = Poses(torch.tensor([math.pi / 2]), torch.tensor([yaw]))
-        x = torch.linspace(-1, 1, 33) * math.tan(math.radians(10))
-        squares = x[None, :].square() + x[:, None].square()
-        cosine = 1 / (1 + squares).sqrt()
-        inner = 0.1**2 - (1 - cosine.square())
-        depths = torch.where(inner > 0, cosine - inner.clamp(min=0).sqrt(), 1.3)[None]
-        opacities = (inner > 0).float()[None]
-        seen = tuning.View(torch.zeros(1, 3, 33, 33), depths, opacities)
-        return seen, Guess(None, poses, torch.tensor([20.0]))
-
-    front, found = view(0.4)
+    front, found = view_of_ball(0.4)
     shares = []
     for turn in (0.0, 0.5, math.pi):
-        there, guess = view(0.4 + turn)
-        seen = seen_in(front, found, there, guess, ball)
+        there, guess = view_of_ball(0.4 + turn)
+        seen, _ = seen_in(front, found, there, guess, BALL)
         assert not (seen & (there.opacities < 0.5)).any()
         shares.append(float(seen.sum() / there.opacities.sum()))
     assert shares[0] > 0.95
     assert 0.5 < shares[1] < 0.95
     assert shares[2] < 0.1
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_other_sides_get_the_colors_of_the_photo_where_it_shows_the_same_surface(is_masked):
+    front, found = view_of_ball(0.4)
+    views = [view_of_ball(0.4 + turn) for turn in (0.5, math.pi, 0.0)]  # the last: another object
+    there = tuning.View(*(torch.cat(parts) for parts in zip(*(v for v, _ in views), strict=True)))
+    poses = Poses(*(torch.cat(parts) for parts in zip(*(g.poses for _, g in views), strict=True)))
+    guess = Guess(None, poses, torch.full((3,), 20.0))
+    ramp = torch.linspace(-1, 1, 33).expand(3, 33, 33)  # a photo that shows where it was taken from
+    photo = Photo(ramp, torch.full((33, 33), 0.0 if is_masked else 1.0))
+    colors, weight = tuning._wanted([front], [found], [photo], there, guess, BALL)
+    taken = weight == tuning.KEEPING_SEEN
+    assert not taken[1:].any()
+    assert (colors[~taken[:, None].expand_as(colors)] == 0).all()  # as before
+    assert bool(taken[0, 16, 16]) is not is_masked
+    if not is_masked:  # the middle of the turned view is a point of the ball's surface
+        aside, ahead = 0.1 * math.sin(0.5), 1 - 0.1 * math.cos(0.5)
+        assert abs(float(colors[0, 0, 16, 16])) == pytest.approx(
+            aside / ahead / HALF_SIDE, rel=0.01
+        )
 
 
 @pytest.fixture
