@@ -26,7 +26,7 @@ from generators.volumetric_rendering import RenderOptions, depth_range, stratifi
 from siren.film import Film, at_least_float32
 
 PIXELS_PER_CELL = 6  # of a picture that the cube fills
-FEWEST_CELLS, MOST_CELLS = 24, 128  # along each axis: fewer miss things, more take time
+FEWEST_CELLS, MOST_CELLS = 40, 128  # along each axis: fewer miss things, more take time
 WORTHWHILE = 0.9  # above this share of occupied cells, look-ups cost more than they save
 MOST_KNOWN = 8  # objects whose occupancy is cached, at most 2 MB each
 EMPTY = -1.0  # raw density of skipped samples; any negative number is no density

@@ -48,14 +48,13 @@ def ball(radius):
     return lambda points: radius - points.norm(dim=-1)
 
 
-def test_all_of_a_ball_may_hold_density_and_little_else(monkeypatch):
-    monkeypatch.setattr(occupancy, "FEWEST_CELLS", 40)
+def test_all_of_a_ball_may_hold_density_and_little_else():
     found = find_occupancy(ball(0.1), options(), torch.device("cpu"))
     points = torch.rand(100_000, 3) * 0.54 - 0.27
     distance, holds = points.norm(dim=-1), found.may_hold(points)
     assert holds[distance < 0.1].all()
     # The cell that the surface cuts, and one more.
-    assert not holds[distance > 0.1 + 2 * math.sqrt(3) * found.side / 40].any()
+    assert not holds[distance > 0.1 + 2 * math.sqrt(3) * found.side / occupancy.FEWEST_CELLS].any()
 
 
 def test_what_is_outside_of_the_cube_is_not_known():
