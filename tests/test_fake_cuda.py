@@ -75,7 +75,7 @@ def camera_poses(count):
     return Poses(torch.full((count,), 1.5), torch.full((count,), 1.4))
 
 
-@pytest.mark.parametrize("kind", ["H100", "RTX 2080 Ti"])
+@pytest.mark.parametrize("kind", ["H100", pytest.param("RTX 2080 Ti", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("preset", ["CelebA", "Demo"])
 def test_pictures_depths_normals_and_figures_stay_on_their_gpu(preset, kind, monkeypatch):
     curriculum = curriculums.load(preset)
