@@ -207,6 +207,8 @@ def test_the_command_starts_from_the_encoder_beside_the_generator(saved, tmp_pat
     refined = checkpoints.load_fit(tmp_path / "fit" / "fit.pth", saved)
     invert(saved, tmp_path, "--instant", "--tune", "2")
     instant = checkpoints.load_fit(tmp_path / "fit" / "fit.pth", saved)
+    with Image.open(tmp_path / "fit" / "fit.png") as picture:
+        assert picture.size == (40, 8)  # photo, fit, tuned fit, difference, other side
     assert not torch.equal(instant.film.frequencies, refined.film.frequencies)
     assert instant.film.weight_changes is not None
     assert refined.film.weight_changes is None

@@ -383,3 +383,10 @@ def test_names_of_folders_are_safe_and_differ():
     found = list(fit_batch.folder_names(names))
     assert found[:6] == ["a", "A_2", "etc_x", "photo", "photo_2", "ü_b"]
     assert len(found[6]) == fit_batch.LONGEST_NAME
+
+
+@pytest.mark.parametrize("turns", [-3, 0, 2])
+def test_the_camera_of_a_fit_is_told_within_half_a_turn(turns):
+    yaw = fitting._within_a_turn(0.3 + turns * math.tau, math.pi / 2)
+    assert yaw == pytest.approx(0.3)
+    assert fitting._within_a_turn(-2.0, math.pi / 2) == pytest.approx(math.tau - 2.0)
