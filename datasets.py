@@ -68,7 +68,8 @@ class DatasetOptions:
         path: folder, glob or .zip; None for "ToyCars".
         crop: "none", "center", "celeba" or source pixels, as in Framing.
         flip: mirror every other image at random while training.
-        resize: "antialias", or "nearest" for the published protocol.
+        resize: "antialias"; "points" for images that are as jagged as renders; "nearest" for the
+            published protocol.
         num_images: of "ToyCars".
         seed: of "ToyCars".
 
@@ -91,7 +92,8 @@ class DatasetOptions:
                 f"crop {self.crop!r} is none of 'none', 'center', 'celeba' or a number of pixels"
             )
         if self.resize not in get_args(Resize):
-            raise UsageError(f"resize {self.resize!r} is neither 'antialias' nor 'nearest'")
+            choices = "'antialias', 'points' and 'nearest'"
+            raise UsageError(f"resize {self.resize!r} is none of {choices}")
         if self.num_images < 1:
             raise UsageError(f"num_images {self.num_images} is not 1 or more")
 
@@ -320,7 +322,9 @@ def _rendered(options: DatasetOptions, image_size: int) -> Generator[Block, None
 
     def render(start: int) -> Block:
         indices = range(start, min(start + RENDERED_AT_ONCE, options.num_images))
-        return list(toy_car_images(indices, image_size, seed=options.seed).images.numpy())
+        rays = 3 if options.resize == "antialias" else 1
+        batch = toy_car_images(indices, image_size, seed=options.seed, supersampling=rays)
+        return list(batch.images.numpy())
 
     threads = torch.get_num_threads()
     starts = range(0, options.num_images, RENDERED_AT_ONCE)

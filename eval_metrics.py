@@ -69,6 +69,9 @@ def build_parser() -> flags.ArgumentParser:
         "views of --consistency")  # fmt: skip
     add("--image_size", type=flags.pixels, help="pixels per side of generated images; "
         "default: that of the real ones")  # fmt: skip
+    add("--supersampling", type=flags.whole(1, 8), help="render images at that many times the "
+        "size, and average; default: 2 if training took resize=points, as pictures are "
+        "antialiased and renders are not; else 1, as published")  # fmt: skip
     add("--psi", type=flags.fraction, default=1.0, help="truncation; published figures "
         "use 1")  # fmt: skip
     add("--seed", type=flags.non_negative_int, default=0, help="of latents and cameras")
@@ -204,6 +207,7 @@ def _sampling(saved: SavedGenerator, args: argparse.Namespace, size: int) -> Sam
         psi=args.psi,
         mean=None if args.psi == 1 else viewing.mean_film(saved),
         is_jittered=args.protocol == "published",
+        supersampling=args.supersampling or 1 + (curriculum.settings.resize == "points"),
     )
 
 

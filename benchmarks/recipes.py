@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ from system.files import replaced
 from training.options import dataset_options
 
 ROOT = Path(__file__).parent.parent
+FINER = 2  # times the size at which images are made for KID
 
 
 def pairs(first: float, rest: float) -> list[str]:
@@ -52,6 +54,7 @@ RECIPES: dict[str, list[str]] = {
     "fakes rendered twice": ["shares_fakes=false"],
     "64 channels everywhere": ["discriminator_width=64"],
     "more against half-transparency": ["3400.opacity_lambda=6"],
+    "pictures antialiased": ["resize=antialias"],
     "with R2": ["r2_lambda=0.2", "0.r2_lambda=0.1"],
     "pairs, R1 and R2": pairs(0.1, 0.2),
     "pairs, R1 and R2, 4 times weaker": pairs(0.025, 0.05),
@@ -146,10 +149,15 @@ def kid(some: Tensor, others: Tensor) -> float:
 
 
 def measure(job: Job, run: Path, count: int, features: Callable[[Tensor], Tensor]) -> float:
-    """Return KID of count generated images against as many of the set, both at the last size."""
+    """Return KID of count generated images against as many of the set.
+
+    Both have twice the last size and are shrunk by averaging: a picture is antialiased, a render
+    with one ray per pixel is not.
+    """
     curriculum = job.curriculum()
-    size = curriculum.stages[-1][1].img_size
-    real = datasets.open_images(dataset_options(curriculum), size, cache_dir=run.parent / "cache")
+    size = FINER * curriculum.stages[-1][1].img_size
+    data = replace(dataset_options(curriculum), resize="antialias")
+    real = datasets.open_images(data, size, cache_dir=run.parent / "cache")
     chosen = torch.from_numpy(np.linspace(0, len(real) - 1, min(count, len(real))).astype(int))
     saved = checkpoints.load_generator(run / "generator.pth")
     options = SampleOptions(
@@ -159,7 +167,7 @@ def measure(job: Job, run: Path, count: int, features: Callable[[Tensor], Tensor
         render=curriculum.preview_render(saved.step, size),
     )
     images = [png.to_uint8(sample_image(saved.generator, i, options)[None]) for i in range(count)]
-    both = (torch.cat(images), real.batch(chosen))
+    both = (F.avg_pool2d(part.float(), FINER) for part in (torch.cat(images), real.batch(chosen)))
     return kid(*(torch.cat([features(block) for block in part.split(32)]) for part in both))
 
 

@@ -33,7 +33,7 @@ PICTURES_PER_TASK = 16
 MAX_REASON = 200  # characters of an error's text that are kept
 
 Crop = Literal["none", "center", "celeba"] | int
-Resize = Literal["antialias", "nearest"]
+Resize = Literal["antialias", "points", "nearest"]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 Pixels = NDArray[np.uint8]
 OpenFile = Callable[[str], IO[bytes]]  # name to the file's bytes; called from many threads
@@ -47,6 +47,7 @@ _TURNS = {  # EXIF orientation -> what makes the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+POINTS_FROM = 4  # "points" are taken from a picture of so many times the size
 _large_picture = threading.Lock()
 Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS  # of all kinds, which Pillow applies
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MiB of text or ICC profile
@@ -59,9 +60,11 @@ class Framing:
     crop "none" squeezes the whole picture into the square; "center" takes the largest centred
     square; a number takes a centred square of that many source pixels (fewer where the picture is
     smaller); "celeba" takes 0.8 of the shorter side. resize "antialias" averages over the source
-    pixels; "nearest" picks one of them, as the published code does for each crop. from_right counts
-    the columns of crop "celeba" and resize "nearest" from the right, for a picture that is mirrored
-    afterwards: the published code mirrors it before.
+    pixels. "points" takes the colors at the points that rays through image_size x image_size pixels
+    meet, the outermost in the middle of the outermost source pixels: like a render, which has one
+    ray per pixel, the image has jagged edges. "nearest" picks pixels as the published code does for
+    each crop. from_right counts the columns of crop "celeba" and resize "nearest" from the right,
+    for a picture that is mirrored afterwards: the published code mirrors it before.
     """
 
     image_size: int
@@ -253,8 +256,9 @@ def _shrink_while_decoding(
         least_width, least_height = int(share * width), int(share * height)
     if framing is not None and framing.resize != "nearest":
         left, top, right, bottom = crop_box(width, height, framing.crop)
-        least_width = int(2 * framing.image_size * width / (right - left)) + 1
-        least_height = int(2 * framing.image_size * height / (bottom - top)) + 1
+        enough = 2 * framing.image_size * (POINTS_FROM if framing.resize == "points" else 1)
+        least_width = int(enough * width / (right - left)) + 1
+        least_height = int(enough * height / (bottom - top)) + 1
     if width * height > MAX_PIXELS:
         least_width, least_height = min(least_width, width // 2), min(least_height, height // 2)
     drafted = image.draft(image.mode, (least_width, least_height))
@@ -300,6 +304,10 @@ def _resized(image: Image.Image, box: Box, framing: Framing) -> Image.Image:
     size = (framing.image_size, framing.image_size)
     if framing.resize == "antialias":
         return image.resize(size, Image.Resampling.BICUBIC, box=box)
+    if framing.resize == "points":
+        large = image.resize((POINTS_FROM * framing.image_size,) * 2, Image.Resampling.BICUBIC, box)
+        taken = np.linspace(0, large.width - 1, framing.image_size).round().astype(np.int64)
+        return Image.fromarray(np.asarray(large)[taken[:, None], taken])
     if framing.crop == "celeba":
         return _published_celeba(image, framing)
     return image.resize(size, Image.Resampling.NEAREST, box=box)

@@ -47,6 +47,7 @@ def image_settings(
         "image_size": sampling.render.image_size,
         "render": asdict(sampling.render),
         "is_jittered": sampling.is_jittered,
+        "supersampling": sampling.supersampling,
         "poses": asdict(sampling.poses),
         "file_format": FILE_FORMATS[protocol],
         "real_images": {

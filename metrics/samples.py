@@ -3,9 +3,10 @@
 So the set does not depend on how it is divided among devices or batches.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from generators.cameras import PoseDistribution, Poses, sample_poses
@@ -23,7 +24,8 @@ class SampleOptions:
 
     mean: center of truncation (1, F), None where psi is 1. is_jittered: draw depths at random
     within their intervals, as in training and in the published evaluation; otherwise rendering is
-    deterministic.
+    deterministic. supersampling: images are rendered at that many times the size, and
+    shrunk by averaging, as pictures of a dataset are shrunk.
     """
 
     seed: int
@@ -33,6 +35,7 @@ class SampleOptions:
     psi: float = 1.0
     mean: Film | None = None
     is_jittered: bool = False
+    supersampling: int = 1
 
 
 def sample_scene(index: int, z_dim: int, options: SampleOptions) -> tuple[Tensor, Poses]:
@@ -56,4 +59,8 @@ def sample_image(generator: ImplicitGenerator3d, index: int, options: SampleOpti
     device = film.frequencies.device
     # A second stream for the many draws of depths, on the device.
     rng = stream(STREAM, options.seed + 1, index, device=device) if options.is_jittered else None
-    return generator.render(film, poses, options.render, rng=rng).images[0]
+    size = options.render.image_size
+    large = replace(options.render, image_size=options.supersampling * size)
+    return F.avg_pool2d(
+        generator.render(film, poses, large, rng=rng).images, options.supersampling
+    )[0]

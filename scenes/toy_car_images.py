@@ -54,17 +54,19 @@ def toy_car_images(
     *,
     seed: int,
     poses: PoseDistribution = TOY_CAR_POSES,
+    supersampling: int = 3,
 ) -> ToyCarBatch:
     """Render images of the dataset; an image has the same bytes in every batch.
 
     indices are the numbers of the images, at least one, for example range(1000, 2000); H = W =
-    image_size pixels; seed is that of the dataset, poses the distribution of the cameras.
+    image_size pixels; seed is that of the dataset, poses the distribution of the cameras,
+    supersampling as in render_cars.
     """
     cars, angles = toy_car_scenes(indices, seed=seed, poses=poses)
     images = torch.empty(len(cars), 3, image_size, image_size, dtype=torch.uint8)
     for part in torch.arange(len(cars)).split(max(1, PIXELS_AT_ONCE // image_size**2)):
         some = Poses(*(angle[part] for angle in angles))
-        views = render_cars(cars[part], some, image_size, FOV_DEGREES)
+        views = render_cars(cars[part], some, image_size, FOV_DEGREES, supersampling=supersampling)
         images[part] = (views.images * 255 + 0.5).to(torch.uint8)
     return ToyCarBatch(images, angles, cars)
 

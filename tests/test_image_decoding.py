@@ -10,6 +10,8 @@ from test_bad_data import encoded, png_of_declared_size
 from datasets import dataset_options, find_images, open_images
 from image_io.decoding import MAX_PIXELS, Framing, crop_box, decode_all, decode_picture
 from metrics import real_images
+from scenes.rendering import render_cars
+from scenes.toy_car_images import FOV_DEGREES, toy_car_scenes
 
 
 def framing(image_size=8, crop="none", resize="antialias"):
@@ -218,6 +220,29 @@ def test_antialias_averages_and_nearest_picks():
     np.testing.assert_allclose(smooth[:, 2:-2, 2:-2], 127, atol=2)
     picked = decoded(content, image_size=32, resize="nearest")
     np.testing.assert_array_equal(picked, np.tile(board[2::4, 2::4], (3, 1, 1)))
+
+
+def test_points_reach_from_the_first_to_the_last_pixel():
+    pixels = decoded(encoded(coordinates(128, 128)), image_size=32, resize="points")
+    wanted = np.linspace(0, 127, 32)
+    np.testing.assert_allclose(pixels[0], np.tile(wanted, (32, 1)), atol=0.51)
+    np.testing.assert_allclose(pixels[1].T, np.tile(wanted, (32, 1)), atol=0.51)
+
+
+def test_points_of_a_picture_are_what_rays_see():
+    cars, poses = toy_car_scenes(range(6), seed=0)
+
+    def seen(size, rays):
+        images = render_cars(cars, poses, size, FOV_DEGREES, supersampling=rays).images
+        return (images * 255 + 0.5).to(torch.uint8).numpy()
+
+    photos = [encoded(Image.fromarray(one.transpose(1, 2, 0))) for one in seen(256, 3)]
+
+    def error(resize):
+        made = np.stack([decoded(one, image_size=32, resize=resize) for one in photos])
+        return np.abs(made.astype(int) - seen(32, 1)).mean()
+
+    assert error("points") < 0.6 * min(error("antialias"), error("nearest"))
 
 
 @pytest.mark.parametrize("crop", ["none", "center", 400, "celeba"])

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from datasets import dataset_options, open_images
 from generators.cameras import PoseDistribution, Poses, Rays, cast_rays
 from scenes.colors import brightness, car_albedo
 from scenes.rendering import render_cars
@@ -233,6 +234,14 @@ class TestDataSet:
         monkeypatch.setattr("scenes.toy_car_images.PIXELS_AT_ONCE", 1)
         monkeypatch.setattr("scenes.sphere_tracing.LANES", 100)
         assert torch.equal(whole, toy_car_images(range(6), 24, seed=7).images)
+
+    def test_points_of_the_data_set_are_jagged(self, tmp_path):
+        cars, poses = toy_car_scenes(range(5), seed=0)
+        images = render_cars(cars, poses, 16, FOV_DEGREES, supersampling=1).images
+        options = dataset_options("ToyCars", None, resize="points", num_images=5)
+        found = open_images(options, 16, cache_dir=tmp_path, show_progress=False)
+        assert torch.equal(found.batch(torch.arange(5)), (images * 255 + 0.5).to(torch.uint8))
+        assert set(found.pixels[:, 0][images[:, 0].numpy() == 1]) == {255}
 
     def test_other_seeds_are_other_sets(self):
         a, b = (toy_car_scenes(range(50), seed=seed)[0].paint for seed in (0, 1))
