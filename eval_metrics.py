@@ -70,8 +70,8 @@ def build_parser() -> flags.ArgumentParser:
     add("--image_size", type=flags.pixels, help="pixels per side of generated images; "
         "default: that of the real ones")  # fmt: skip
     add("--supersampling", type=flags.whole(1, 8), help="render images at that many times the "
-        "size, and average; default: 2 if training took resize=points, as pictures are "
-        "antialiased and renders are not; else 1, as published")  # fmt: skip
+        "size, and average; default: 2 for --protocol clean if training took resize=points, as "
+        "pictures are antialiased and renders are not; else 1")  # fmt: skip
     add("--psi", type=flags.fraction, default=1.0, help="truncation; published figures "
         "use 1")  # fmt: skip
     add("--seed", type=flags.non_negative_int, default=0, help="of latents and cameras")
@@ -143,7 +143,7 @@ def measure_images(place: Place, job: Job) -> int:
     args = job.args
     args.device = str(place.device)
     saved = viewing.open_generator(args)
-    sampling = _sampling(saved, args, args.image_size or job.real.image_size)
+    sampling = sampling_of(saved, args, args.image_size or job.real.image_size)
     network = inception.fidelity_network(job.weights, place.device)
     folder = output_folder(args.output_dir)  # only now, when all inputs are known to exist
     if place.is_main:  # the order of the names does not depend on the number of processes
@@ -185,7 +185,7 @@ def _written_image(
 def measure_consistency(saved: SavedGenerator, args: argparse.Namespace) -> None:
     """Measure 3D consistency; write, plot and print it."""
     output_folder(args.output_dir)
-    sampling = _sampling(saved, args, args.consistency_size)
+    sampling = sampling_of(saved, args, args.consistency_size)
     found = report.measure(saved, sampling, args.num_objects)
     title = f"{saved.curriculum.name} at step {saved.step}"
     report.save_plot(args.output_dir / "consistency.png", found["by_yaw"], title)
@@ -193,10 +193,11 @@ def measure_consistency(saved: SavedGenerator, args: argparse.Namespace) -> None
     _write(saved, args, {"consistency": found})
 
 
-def _sampling(saved: SavedGenerator, args: argparse.Namespace, size: int) -> SampleOptions:
+def sampling_of(saved: SavedGenerator, args: argparse.Namespace, size: int) -> SampleOptions:
     """Return the options of the images: the stage's samples per ray, the evaluation's cameras."""
     curriculum = saved.curriculum
     render = curriculum.preview_render(saved.step, size)
+    is_sharp = curriculum.settings.resize == "points" and args.protocol == "clean"
     if args.lock_view_dependence:
         render = replace(render, lock_view_dependence=True)
     return SampleOptions(
@@ -207,7 +208,7 @@ def _sampling(saved: SavedGenerator, args: argparse.Namespace, size: int) -> Sam
         psi=args.psi,
         mean=None if args.psi == 1 else viewing.mean_film(saved),
         is_jittered=args.protocol == "published",
-        supersampling=args.supersampling or 1 + (curriculum.settings.resize == "points"),
+        supersampling=args.supersampling or (2 if is_sharp else 1),
     )
 
 

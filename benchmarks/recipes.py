@@ -39,7 +39,7 @@ from system.files import replaced
 from training.options import dataset_options
 
 ROOT = Path(__file__).parent.parent
-FINER = 2  # times the size at which images are made for KID
+FINER = 2  # times the size and the samples per ray of images for KID
 
 
 def pairs(first: float, rest: float) -> list[str]:
@@ -54,7 +54,8 @@ RECIPES: dict[str, list[str]] = {
     "fakes rendered twice": ["shares_fakes=false"],
     "64 channels everywhere": ["discriminator_width=64"],
     "more against half-transparency": ["3400.opacity_lambda=6"],
-    "pictures antialiased": ["resize=antialias"],
+    "points of pictures": ["resize=points"],
+    "points of pictures, half the frequencies": ["resize=points", "box_side=1"],
     "with R2": ["r2_lambda=0.2", "0.r2_lambda=0.1"],
     "pairs, R1 and R2": pairs(0.1, 0.2),
     "pairs, R1 and R2, 4 times weaker": pairs(0.025, 0.05),
@@ -152,7 +153,7 @@ def measure(job: Job, run: Path, count: int, features: Callable[[Tensor], Tensor
     """Return KID of count generated images against as many of the set.
 
     Both have twice the last size and are shrunk by averaging: a picture is antialiased, a render
-    with one ray per pixel is not.
+    with one ray per pixel is not. Rays have twice the samples of training, as finished pictures.
     """
     curriculum = job.curriculum()
     size = FINER * curriculum.stages[-1][1].img_size
@@ -160,11 +161,12 @@ def measure(job: Job, run: Path, count: int, features: Callable[[Tensor], Tensor
     real = datasets.open_images(data, size, cache_dir=run.parent / "cache")
     chosen = torch.from_numpy(np.linspace(0, len(real) - 1, min(count, len(real))).astype(int))
     saved = checkpoints.load_generator(run / "generator.pth")
+    render = curriculum.preview_render(saved.step, size)
     options = SampleOptions(
         seed=0,
         poses=curriculum.evaluation_poses(),
         latent_kind=curriculum.settings.z_dist,
-        render=curriculum.preview_render(saved.step, size),
+        render=replace(render, num_steps=FINER * render.num_steps),
     )
     images = [png.to_uint8(sample_image(saved.generator, i, options)[None]) for i in range(count)]
     both = (F.avg_pool2d(part.float(), FINER) for part in (torch.cat(images), real.batch(chosen)))
@@ -233,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--images", action="append", default=[], metavar="NAME=CAMERAS:PATH")
     add("--seeds", type=int, nargs="+", default=[0])
     add("--part", type=int, default=500, help="steps between two measurements")
-    add("--num_images", type=int, default=2000, help="of each measurement")
+    add("--num_images", type=int, default=600, help="of each measurement")
     add("--output_dir", type=Path, default=Path("runs/recipes"))
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

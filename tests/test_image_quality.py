@@ -402,6 +402,41 @@ def test_consistency_needs_no_real_images(tiny_run, tmp_path, capsys):
     assert "half-transparent rays" in capsys.readouterr().out
 
 
+def test_supersampled_images_are_the_mean_of_larger_ones(tiny_run):
+    saved = checkpoints.load_generator(tiny_run / "generator.pth")
+    options = samples.SampleOptions(
+        seed=3,
+        poses=saved.curriculum.poses(),
+        latent_kind="gaussian",
+        render=saved.curriculum.preview_render(0, 8),
+        supersampling=2,
+    )
+    render = saved.curriculum.preview_render(0, 16)
+    large = samples.sample_image(
+        saved.generator, 5, dataclasses.replace(options, render=render, supersampling=1)
+    )
+    image = samples.sample_image(saved.generator, 5, options)
+    corners = [large[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+    assert torch.allclose(image, torch.stack(corners).mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("resize", "words", "wanted"),
+    [
+        ("antialias", [], 1),
+        ("points", [], 2),
+        ("points", ["--protocol", "published"], 1),
+        ("points", ["--supersampling", "3"], 3),
+    ],
+)
+def test_images_are_antialiased_where_training_was_not(tmp_path, resize, words, wanted):
+    tiny = curriculum.build("Tiny", {**TINY, "resize": resize})
+    save_network(tmp_path / "generator.pth", tiny.build_generator(), tiny)
+    saved = checkpoints.load_generator(tmp_path / "generator.pth")
+    args = eval_metrics.build_parser().parse_args(["generator.pth", *words])
+    assert eval_metrics.sampling_of(saved, args, 8).supersampling == wanted
+
+
 def test_a_pose_head_is_asked_about_known_cameras(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "POSE_IMAGES", 12)
     source = {**TINY, "discriminator": "CCSEncoderDiscriminator", "pos_lambda": 15}
