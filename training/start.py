@@ -30,7 +30,6 @@ from image_io.files import Listing
 from system.errors import UsageError, nearest_path
 from system.files import Stamp, stamp_of
 from training import state
-from training.log import LOG_FILE
 from training.options import TrainOptions, dataset_options
 from training.state import STATE_FILE
 from training.transfer import Networks, read_networks
@@ -190,8 +189,7 @@ def find_state(output_dir: Path, load_dir: Path | None, *, is_resumed: bool) -> 
             raise UsageError(
                 f"--output_dir {output_dir} holds a run already; use --resume, or give another"
             )
-        began_here = is_resumed and (output_dir / LOG_FILE).exists()
-        if (output_dir / "generator.pth").exists() and not began_here:
+        if (output_dir / "generator.pth").exists():  # it is written after the state
             raise UsageError(f"--output_dir {output_dir}: holds a generator.pth, which training "
                              "would replace; give another folder")  # fmt: skip
     if load_dir is None:
