@@ -101,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             crop=crop,
             mask=args.mask,
             background=fitter.background,
+            takes_points=fitter.takes_points,
         )
         for photo in args.photos
     ]
@@ -303,8 +304,9 @@ def _fit_into(
     except ValueError as error:
         raise UsageError(f"unreadable: {error}") from error
     opened = photos.open_photo(
-        image, name, fitter.options.image_size, crop=crop, background=fitter.background
-    )
+        image, name, fitter.options.image_size, crop=crop, background=fitter.background,
+        takes_points=fitter.takes_points,
+    )  # fmt: skip
     fit = fitter.fit([opened], report)
     options = viewing.render_options(fitter.saved, args)
     names = fit_files.save(folder, fitter, fit, options, depth_map=args.depth_map)

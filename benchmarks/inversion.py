@@ -180,16 +180,20 @@ def toy_car(
     saved: SavedGenerator, options: RenderOptions, index: int
 ) -> tuple[Photo, Callable[[float], tuple[Tensor, Tensor]], Row]:
     """Return the photo of a car that training has not seen, its other sides, its true pose."""
+    takes_points = saved.curriculum.settings.resize == "points"
     car, (pitch, yaw) = toy_car_scenes([HELD_OUT + index], seed=0, poses=saved.curriculum.poses())
 
     def truth(turn: float) -> tuple[Tensor, Tensor]:
-        views = render_cars(car, Poses(pitch, yaw + turn), options.image_size, options.fov_degrees)
+        views = render_cars(car, Poses(pitch, yaw + turn), options.image_size, options.fov_degrees,
+                            supersampling=1 if takes_points else 3)  # fmt: skip
         return views.images[0] * 2 - 1, views.depths[0].isfinite()
 
     return whole(truth(0.0)[0]), truth, {"true_yaw": float(yaw), "true_pitch": float(pitch)}
 
 
-def open_photos(archive: Path, count: int, options: RenderOptions) -> list[tuple[Photo, Row]]:
+def open_photos(
+    archive: Path, count: int, options: RenderOptions, takes_points: bool
+) -> list[tuple[Photo, Row]]:
     """Return the first photos of a .zip, with the true poses of its poses.csv."""
     found = []
     with zipfile.ZipFile(archive) as file, tempfile.TemporaryDirectory() as folder:
@@ -197,8 +201,9 @@ def open_photos(archive: Path, count: int, options: RenderOptions) -> list[tuple
         for name, pitch, yaw in (line.split(",") for line in lines[:count]):
             image = read_picture(Path(file.extract(name, folder)))
             opened = photos.open_photo(
-                image, name, options.image_size, crop="center", background=1.0
-            )
+                image, name, options.image_size, crop="center", background=1.0,
+                takes_points=takes_points,
+            )  # fmt: skip
             pose = {"true_yaw": float(yaw), "true_pitch": float(pitch)}
             found.append((opened.photo, pose))
     return found
@@ -247,7 +252,9 @@ def measure_all(args: argparse.Namespace) -> None:
         "photos": args.photos.name if args.photos else "toy cars",
     }  # fmt: skip
     result = Result(args.result, about)
-    opened = open_photos(args.photos, args.num_photos, options) if args.photos else []
+    takes_points = saved.curriculum.settings.resize == "points"
+    count = args.num_photos if args.photos else 0
+    opened = open_photos(args.photos, count, options, takes_points) if count else []
 
     def photo(index: int) -> Row:
         truth = None

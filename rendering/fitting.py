@@ -87,6 +87,11 @@ class Fitter:
         """Value in [-1, 1] that is rendered behind objects; None if the generator draws it."""
         return BACKGROUNDS[self.options.background]
 
+    @property
+    def takes_points(self) -> bool:
+        """Return whether photos are to be made of points, as the images of training were."""
+        return self.saved.curriculum.settings.resize == "points"
+
     def num_steps(self, num_photos: int) -> int:
         """Return the number of steps that fit reports at most."""
         effort = self.effort
@@ -174,7 +179,8 @@ def _within_a_turn(yaw: float, usual: float) -> float:
 
 def _on(photo: Photo, device: torch.device) -> Photo:
     alpha = None if photo.alpha is None else photo.alpha.to(device)
-    return Photo(photo.image.to(device), photo.weight.to(device), alpha)
+    image, weight = photo.image.to(device), photo.weight.to(device)
+    return replace(photo, image=image, weight=weight, alpha=alpha)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

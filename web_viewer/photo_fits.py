@@ -68,8 +68,9 @@ def fit_photo(
         raise UsageError(f"the photo cannot be read: {error}") from error
     crop, done = _crop(shown), dict[str, int]()
     opened = photos.open_photo(
-        image, "the photo", options.image_size, crop=crop, background=fitter.background
-    )
+        image, "the photo", options.image_size, crop=crop, background=fitter.background,
+        takes_points=fitter.takes_points,
+    )  # fmt: skip
 
     def report(name: str, count: int, _: float) -> None:
         done[name] = count
