@@ -64,6 +64,7 @@ def test_fast_rounds_what_the_field_multiplies_and_the_picture_stays(
     tiny_run, precision, monkeypatch
 ):
     monkeypatch.setattr(fused_cpu, "WIDE", 1)  # else a tiny field is not rounded
+    monkeypatch.setitem(viewing.FAST_DTYPES, "cpu", torch.bfloat16)  # on all processors
     args = parse(tiny_run / "generator.pth", "--image_size", 8)
     exact = viewing.open_generator(args)
     args.precision = precision
