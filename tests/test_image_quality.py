@@ -152,14 +152,18 @@ def test_ranks_take_whole_blocks_in_turn_and_together_all_images():
     assert [number for block in alone for number in block] == list(range(200))
 
 
-def test_an_image_depends_on_the_seed_and_its_number_alone(tiny_run):
-    saved = checkpoints.load_generator(tiny_run / "generator.pth")
-    options = samples.SampleOptions(
+def options_of(saved, size):
+    return samples.SampleOptions(
         seed=3,
         poses=saved.curriculum.poses(),
         latent_kind="gaussian",
-        render=saved.curriculum.preview_render(0, 8),
+        render=saved.curriculum.preview_render(0, size),
     )
+
+
+def test_an_image_depends_on_the_seed_and_its_number_alone(tiny_run):
+    saved = checkpoints.load_generator(tiny_run / "generator.pth")
+    options = options_of(saved, 8)
 
     def image(index, **changes):
         changed = dataclasses.replace(options, **changes)
@@ -404,18 +408,9 @@ def test_consistency_needs_no_real_images(tiny_run, tmp_path, capsys):
 
 def test_supersampled_images_are_the_mean_of_larger_ones(tiny_run):
     saved = checkpoints.load_generator(tiny_run / "generator.pth")
-    options = samples.SampleOptions(
-        seed=3,
-        poses=saved.curriculum.poses(),
-        latent_kind="gaussian",
-        render=saved.curriculum.preview_render(0, 8),
-        supersampling=2,
-    )
-    render = saved.curriculum.preview_render(0, 16)
-    large = samples.sample_image(
-        saved.generator, 5, dataclasses.replace(options, render=render, supersampling=1)
-    )
+    options = dataclasses.replace(options_of(saved, 8), supersampling=2)
     image = samples.sample_image(saved.generator, 5, options)
+    large = samples.sample_image(saved.generator, 5, options_of(saved, 16))
     corners = [large[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
     assert torch.allclose(image, torch.stack(corners).mean(0), atol=1e-6)
 
