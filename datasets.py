@@ -322,7 +322,7 @@ def _rendered(options: DatasetOptions, image_size: int) -> Generator[Block, None
 
     def render(start: int) -> Block:
         indices = range(start, min(start + RENDERED_AT_ONCE, options.num_images))
-        rays = 3 if options.resize == "antialias" else 1
+        rays = 1 if options.resize == "points" else 3
         batch = toy_car_images(indices, image_size, seed=options.seed, supersampling=rays)
         return list(batch.images.numpy())
 

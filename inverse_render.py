@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             crop=crop,
             mask=args.mask,
             background=fitter.background,
-            takes_points=fitter.takes_points,
+            takes_points=fitter.saved.curriculum.takes_points,
         )
         for photo in args.photos
     ]
@@ -305,7 +305,7 @@ def _fit_into(
         raise UsageError(f"unreadable: {error}") from error
     opened = photos.open_photo(
         image, name, fitter.options.image_size, crop=crop, background=fitter.background,
-        takes_points=fitter.takes_points,
+        takes_points=fitter.saved.curriculum.takes_points,
     )  # fmt: skip
     fit = fitter.fit([opened], report)
     options = viewing.render_options(fitter.saved, args)

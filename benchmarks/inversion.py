@@ -180,12 +180,12 @@ def toy_car(
     saved: SavedGenerator, options: RenderOptions, index: int
 ) -> tuple[Photo, Callable[[float], tuple[Tensor, Tensor]], Row]:
     """Return the photo of a car that training has not seen, its other sides, its true pose."""
-    takes_points = saved.curriculum.settings.resize == "points"
+    supersampling = 1 if saved.curriculum.takes_points else 3
     car, (pitch, yaw) = toy_car_scenes([HELD_OUT + index], seed=0, poses=saved.curriculum.poses())
 
     def truth(turn: float) -> tuple[Tensor, Tensor]:
         views = render_cars(car, Poses(pitch, yaw + turn), options.image_size, options.fov_degrees,
-                            supersampling=1 if takes_points else 3)  # fmt: skip
+                            supersampling=supersampling)  # fmt: skip
         return views.images[0] * 2 - 1, views.depths[0].isfinite()
 
     return whole(truth(0.0)[0]), truth, {"true_yaw": float(yaw), "true_pitch": float(pitch)}
@@ -252,9 +252,8 @@ def measure_all(args: argparse.Namespace) -> None:
         "photos": args.photos.name if args.photos else "toy cars",
     }  # fmt: skip
     result = Result(args.result, about)
-    takes_points = saved.curriculum.settings.resize == "points"
-    count = args.num_photos if args.photos else 0
-    opened = open_photos(args.photos, count, options, takes_points) if count else []
+    takes_points = saved.curriculum.takes_points
+    opened = open_photos(args.photos, args.num_photos, options, takes_points) if args.photos else []
 
     def photo(index: int) -> Row:
         truth = None

@@ -55,7 +55,6 @@ RECIPES: dict[str, list[str]] = {
     "64 channels everywhere": ["discriminator_width=64"],
     "more against half-transparency": ["3400.opacity_lambda=6"],
     "points of pictures": ["resize=points"],
-    "points of pictures, half the frequencies": ["resize=points", "box_side=1"],
     "with R2": ["r2_lambda=0.2", "0.r2_lambda=0.1"],
     "pairs, R1 and R2": pairs(0.1, 0.2),
     "pairs, R1 and R2, 4 times weaker": pairs(0.025, 0.05),

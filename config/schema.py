@@ -71,7 +71,7 @@ class Settings:
     num_images: Annotated[int, Range(1, 10**6, includes_low=True)] = 4000  # ToyCars only
     crop: Count | Literal["none", "center"] | None = None  # None: the data set's own
     flip: bool | None = None  # None: the data set's own
-    # "points": colors that single rays meet, so that real images have edges as sharp as renders.
+    # "points": the colors that single rays meet, so that edges are as sharp as those of renders.
     resize: Literal["antialias", "points", "nearest"] = "antialias"
     # Probability of augmentation; "auto" adapts it, for own pictures if there are fewer than 5000.
     augment: Probability | Literal["auto"] = 0.0

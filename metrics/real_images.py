@@ -118,7 +118,7 @@ def _unflipped(
     if options.kind == "ToyCars":
         for start in range(0, len(wanted), CHUNK):
             part = wanted[start : start + CHUNK]
-            yield list(toy_car_images(part, size, seed=options.seed).images.numpy())  # antialiased
+            yield list(toy_car_images(part, size, seed=options.seed).images.numpy())
         return
     framing = Framing(image_size=size, crop=options.crop, resize=options.resize)
     with opened(listing) as open_file:

@@ -87,11 +87,6 @@ class Fitter:
         """Value in [-1, 1] that is rendered behind objects; None if the generator draws it."""
         return BACKGROUNDS[self.options.background]
 
-    @property
-    def takes_points(self) -> bool:
-        """Return whether photos are to be made of points, as the images of training were."""
-        return self.saved.curriculum.settings.resize == "points"
-
     def num_steps(self, num_photos: int) -> int:
         """Return the number of steps that fit reports at most."""
         effort = self.effort

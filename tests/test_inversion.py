@@ -199,6 +199,7 @@ def test_points_of_a_photo_have_no_colors_in_between(tmp_path):
     small = photo.at(6)  # of every third pixel
     assert torch.allclose(small.image, photo.image[:, ::3, ::3])
     assert small.takes_points
+    assert photo.at(7).image.unique().tolist() == [-1, 1]
     smooth = open_photo(path, 16, background=1.0)
     assert len(smooth.image.unique()) > 2
     assert not smooth.takes_points

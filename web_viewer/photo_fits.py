@@ -69,7 +69,7 @@ def fit_photo(
     crop, done = _crop(shown), dict[str, int]()
     opened = photos.open_photo(
         image, "the photo", options.image_size, crop=crop, background=fitter.background,
-        takes_points=fitter.takes_points,
+        takes_points=fitter.saved.curriculum.takes_points,
     )  # fmt: skip
 
     def report(name: str, count: int, _: float) -> None:
