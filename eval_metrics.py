@@ -197,7 +197,7 @@ def sampling_of(saved: SavedGenerator, args: argparse.Namespace, size: int) -> S
     """Return the options of the images: the stage's samples per ray, the evaluation's cameras."""
     curriculum = saved.curriculum
     render = curriculum.preview_render(saved.step, size)
-    is_sharp = curriculum.takes_points and args.protocol == "clean"
+    is_sharp = curriculum.settings.resize == "points" and args.protocol == "clean"
     if args.lock_view_dependence:
         render = replace(render, lock_view_dependence=True)
     return SampleOptions(

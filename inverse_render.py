@@ -101,7 +101,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             crop=crop,
             mask=args.mask,
             background=fitter.background,
-            takes_points=fitter.saved.curriculum.takes_points,
         )
         for photo in args.photos
     ]
@@ -304,9 +303,8 @@ def _fit_into(
     except ValueError as error:
         raise UsageError(f"unreadable: {error}") from error
     opened = photos.open_photo(
-        image, name, fitter.options.image_size, crop=crop, background=fitter.background,
-        takes_points=fitter.saved.curriculum.takes_points,
-    )  # fmt: skip
+        image, name, fitter.options.image_size, crop=crop, background=fitter.background
+    )
     fit = fitter.fit([opened], report)
     options = viewing.render_options(fitter.saved, args)
     names = fit_files.save(folder, fitter, fit, options, depth_map=args.depth_map)

@@ -180,20 +180,16 @@ def toy_car(
     saved: SavedGenerator, options: RenderOptions, index: int
 ) -> tuple[Photo, Callable[[float], tuple[Tensor, Tensor]], Row]:
     """Return the photo of a car that training has not seen, its other sides, its true pose."""
-    supersampling = 1 if saved.curriculum.takes_points else 3
     car, (pitch, yaw) = toy_car_scenes([HELD_OUT + index], seed=0, poses=saved.curriculum.poses())
 
     def truth(turn: float) -> tuple[Tensor, Tensor]:
-        views = render_cars(car, Poses(pitch, yaw + turn), options.image_size, options.fov_degrees,
-                            supersampling=supersampling)  # fmt: skip
+        views = render_cars(car, Poses(pitch, yaw + turn), options.image_size, options.fov_degrees)
         return views.images[0] * 2 - 1, views.depths[0].isfinite()
 
     return whole(truth(0.0)[0]), truth, {"true_yaw": float(yaw), "true_pitch": float(pitch)}
 
 
-def open_photos(
-    archive: Path, count: int, options: RenderOptions, takes_points: bool
-) -> list[tuple[Photo, Row]]:
+def open_photos(archive: Path, count: int, options: RenderOptions) -> list[tuple[Photo, Row]]:
     """Return the first photos of a .zip, with the true poses of its poses.csv."""
     found = []
     with zipfile.ZipFile(archive) as file, tempfile.TemporaryDirectory() as folder:
@@ -201,9 +197,8 @@ def open_photos(
         for name, pitch, yaw in (line.split(",") for line in lines[:count]):
             image = read_picture(Path(file.extract(name, folder)))
             opened = photos.open_photo(
-                image, name, options.image_size, crop="center", background=1.0,
-                takes_points=takes_points,
-            )  # fmt: skip
+                image, name, options.image_size, crop="center", background=1.0
+            )
             pose = {"true_yaw": float(yaw), "true_pitch": float(pitch)}
             found.append((opened.photo, pose))
     return found
@@ -252,8 +247,7 @@ def measure_all(args: argparse.Namespace) -> None:
         "photos": args.photos.name if args.photos else "toy cars",
     }  # fmt: skip
     result = Result(args.result, about)
-    takes_points = saved.curriculum.takes_points
-    opened = open_photos(args.photos, args.num_photos, options, takes_points) if args.photos else []
+    opened = open_photos(args.photos, args.num_photos, options) if args.photos else []
 
     def photo(index: int) -> Row:
         truth = None

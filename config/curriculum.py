@@ -176,11 +176,6 @@ class Curriculum:
         """Return the options of evaluation renders at another image size."""
         return replace(self.evaluation_render(step), image_size=image_size)
 
-    @property
-    def takes_points(self) -> bool:
-        """Return whether training images are made of single points, and so as jagged as renders."""
-        return self.settings.resize == "points"
-
     def poses(self) -> PoseDistribution:
         """Return the pose distribution of the training cameras, apart from changes by stages."""
         return _poses(self.settings)

@@ -37,26 +37,20 @@ class Photo:
     image: (3, H, W) in [-1, 1], on the curriculum's background where it has an alpha.
     weight: (H, W) in [0, 1], weight of each pixel in the loss.
     alpha: (H, W) in [0, 1], opacity of the object; None if unknown.
-    takes_points: pixels are colors of single points, as in a render, not means of areas.
     """
 
     image: Tensor
     weight: Tensor
     alpha: Tensor | None = None
-    takes_points: bool = False
 
     def at(self, size: int) -> "Photo":
-        """Resize to size pixels per side by averaging areas, or by taking points."""
-        taken = torch.linspace(0, self.image.shape[-1] - 1, size).round().long()
+        """Resize to size pixels per side by averaging areas."""
 
         def shrink(plane: Tensor) -> Tensor:
-            if self.takes_points:
-                return plane[:, taken[:, None], taken]
             return F.interpolate(plane[None], (size, size), mode="area")[0]
 
         alpha = None if self.alpha is None else shrink(self.alpha[None])[0]
-        weight = shrink(self.weight[None])[0]
-        return replace(self, image=shrink(self.image), weight=weight, alpha=alpha)
+        return Photo(shrink(self.image), shrink(self.weight[None])[0], alpha)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -306,16 +306,11 @@ def _resized(image: Image.Image, box: Box, framing: Framing) -> Image.Image:
         return image.resize(size, Image.Resampling.BICUBIC, box=box)
     if framing.resize == "points":
         large = image.resize((POINTS_FROM * framing.image_size,) * 2, Image.Resampling.BICUBIC, box)
-        return points_of(large, framing.image_size)
+        taken = np.linspace(0, large.width - 1, framing.image_size).round().astype(np.int64)
+        return Image.fromarray(np.asarray(large)[taken[:, None], taken])
     if framing.crop == "celeba":
         return _published_celeba(image, framing)
     return image.resize(size, Image.Resampling.NEAREST, box=box)
-
-
-def points_of(square: Image.Image, size: int) -> Image.Image:
-    """Pick size x size pixels of a larger square, evenly from the first to the last."""
-    taken = np.linspace(0, square.width - 1, size).round().astype(np.int64)
-    return Image.fromarray(np.asarray(square)[taken[:, None], taken])
 
 
 def _published_celeba(image: Image.Image, framing: Framing) -> Image.Image:

@@ -174,8 +174,7 @@ def _within_a_turn(yaw: float, usual: float) -> float:
 
 def _on(photo: Photo, device: torch.device) -> Photo:
     alpha = None if photo.alpha is None else photo.alpha.to(device)
-    image, weight = photo.image.to(device), photo.weight.to(device)
-    return replace(photo, image=image, weight=weight, alpha=alpha)
+    return Photo(photo.image.to(device), photo.weight.to(device), alpha)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

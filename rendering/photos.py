@@ -12,14 +12,7 @@ from torch import Tensor
 
 from generators.inversion import Photo
 from image_io import photo_checks, placing, preparing
-from image_io.decoding import (
-    POINTS_FROM,
-    Crop,
-    crop_box,
-    over_white,
-    points_of,
-    read_picture,
-)
+from image_io.decoding import Crop, crop_box, over_white, read_picture
 from image_io.placing import NotFound, Square
 from system.errors import UsageError
 
@@ -65,16 +58,14 @@ def open_photo(
     crop: Crop | Preparation,
     mask: Path | None = None,
     background: float | None,
-    takes_points: bool = False,
 ) -> Opened:
     """Cut a photo out of a picture, at size x size pixels.
 
     The picture's alpha channel, or a mask of its own size (white is the object), says where the
     object is. background is the value in [-1, 1] that the generator renders behind objects: the
     photo is put on it and its alpha is to be matched. Where it is None, pixels outside of the
-    object have no weight. takes_points: the photo is made of single points of the picture, for a
-    generator that has learned from such images (resize=points). Raises UsageError if there is
-    nothing to fit, or the mask has another size or is no mask.
+    object have no weight. Raises UsageError if there is nothing to fit, or the mask has another
+    size or is no mask.
     """
     image = image.convert("RGBA")
     if mask is not None:
@@ -84,19 +75,14 @@ def open_photo(
             raise UsageError(f"--mask {mask}: is {sizes[0]}, the photo is {sizes[1]} pixels")
         image.putalpha(plane)
     if isinstance(crop, Preparation):
-        return _prepared(image, name, size, crop, background, takes_points)
-    box, side = crop_box(*image.size, crop), POINTS_FROM * size if takes_points else size
-    square = image.resize((side, side), Image.Resampling.BICUBIC, box=box)
-    return Opened(name=name, photo=_photo(square, size, name, background))
+        return _prepared(image, name, size, crop, background)
+    box = crop_box(*image.size, crop)
+    square = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return Opened(name=name, photo=_photo(square, name, background))
 
 
 def _prepared(
-    image: Image.Image,
-    name: str,
-    size: int,
-    how: Preparation,
-    background: float | None,
-    takes_points: bool,
+    image: Image.Image, name: str, size: int, how: Preparation, background: float | None
 ) -> Opened:
     """Cut the largest square that is found, and remember its place."""
     is_opaque = image.getchannel("A").getextrema()[0] == 255
@@ -107,11 +93,10 @@ def _prepared(
         raise UsageError(f"{name}: {error}") from error
     square = max(squares, key=lambda one: one.side)
     picture = placing.cut(source, square, size)
-    shown = placing.cut(source, square, POINTS_FROM * size) if takes_points else picture
     blur = photo_checks.blur(over_white(picture))
     return Opened(
         name=name,
-        photo=_photo(shown.convert("RGBA"), size, name, background),
+        photo=_photo(picture.convert("RGBA"), name, background),
         ground=_without(image, source) if how.kind == "object" else image,
         square=square,
         note=f"{len(squares)} {how.kind}s; takes the largest" if len(squares) > 1 else "",
@@ -129,20 +114,16 @@ def _without(image: Image.Image, cutout: Image.Image) -> Image.Image:
     return Image.composite(Image.new("RGB", image.size, ground), image, alpha)
 
 
-def _photo(square: Image.Image, size: int, name: str, background: float | None) -> Photo:
-    """Convert a square RGBA picture; of a larger one than size, take points."""
-    takes_points = square.width > size
-    square = points_of(square, size) if takes_points else square
+def _photo(square: Image.Image, name: str, background: float | None) -> Photo:
+    """Convert a square RGBA picture."""
     pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
     rgb, alpha = pixels[:3] * 2 - 1, pixels[3]
-    weight, opacity = torch.ones_like(alpha), None
-    if not bool((alpha == 1).all()):
-        opacity = _not_empty(alpha, name)
-        if background is None:
-            weight, opacity = opacity, None
-        else:
-            rgb = rgb * alpha + background * (1 - alpha)
-    return Photo(rgb, weight, opacity, takes_points=takes_points)
+    everywhere = torch.ones_like(alpha)
+    if bool((alpha == 1).all()):
+        return Photo(rgb, everywhere)
+    if background is None:
+        return Photo(rgb, _not_empty(alpha, name))
+    return Photo(rgb * alpha + background * (1 - alpha), everywhere, _not_empty(alpha, name))
 
 
 def put_back(

@@ -186,25 +186,6 @@ def test_an_alpha_channel_puts_the_object_on_the_background(tmp_path):
     assert behind.weight[:, 3].eq(0).all()
 
 
-def test_points_of_a_photo_have_no_colors_in_between(tmp_path):
-    pixels = np.zeros((64, 64, 3))
-    pixels[:, 25:] = 255
-    path = save(tmp_path / "photo.png", pixels)
-    photo = open_photo(path, 16, background=1.0, takes_points=True)
-    assert photo.image.unique().tolist() == [-1, 1]
-    wanted = np.linspace(0, 63, 16).round() >= 25  # where 16 rays meet the picture
-    assert (photo.image[0, 0] > 0).tolist() == wanted.tolist()
-    assert photo.takes_points
-    assert torch.equal(photo.at(16).image, photo.image)
-    small = photo.at(6)  # of every third pixel
-    assert torch.allclose(small.image, photo.image[:, ::3, ::3])
-    assert small.takes_points
-    assert photo.at(7).image.unique().tolist() == [-1, 1]
-    smooth = open_photo(path, 16, background=1.0)
-    assert len(smooth.image.unique()) > 2
-    assert not smooth.takes_points
-
-
 def test_a_mask_takes_the_place_of_the_alpha_channel(tmp_path):
     photo = save(tmp_path / "photo.png", np.full((4, 6, 3), 200))
     mask = save(tmp_path / "mask.png", np.full((4, 6), 255))

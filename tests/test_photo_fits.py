@@ -82,12 +82,8 @@ def test_a_render_goes_back_to_where_the_photo_was_cut(photo, how, background):
     assert difference[elsewhere].max() == 0
 
 
-@pytest.mark.parametrize("takes_points", [False, True])
-def test_the_largest_of_several_is_taken_and_what_is_poor_is_named(takes_points):
-    opened = photos.open_photo(
-        disk(), "a.png", 64, crop=FACE, background=None, takes_points=takes_points
-    )
-    assert opened.photo.image.shape == (3, 64, 64)
+def test_the_largest_of_several_is_taken_and_what_is_poor_is_named():
+    opened = photos.open_photo(disk(), "a.png", 64, crop=FACE, background=None)
     assert opened.square.side == 40
     assert opened.note == "2 faces; takes the largest"
     assert opened.fault == ""

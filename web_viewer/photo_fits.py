@@ -68,9 +68,8 @@ def fit_photo(
         raise UsageError(f"the photo cannot be read: {error}") from error
     crop, done = _crop(shown), dict[str, int]()
     opened = photos.open_photo(
-        image, "the photo", options.image_size, crop=crop, background=fitter.background,
-        takes_points=fitter.saved.curriculum.takes_points,
-    )  # fmt: skip
+        image, "the photo", options.image_size, crop=crop, background=fitter.background
+    )
 
     def report(name: str, count: int, _: float) -> None:
         done[name] = count
