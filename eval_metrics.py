@@ -197,9 +197,12 @@ def sampling_of(saved: SavedGenerator, args: argparse.Namespace, size: int) -> S
     """Return the options of the images: the stage's samples per ray, the evaluation's cameras."""
     curriculum = saved.curriculum
     render = curriculum.preview_render(saved.step, size)
-    is_sharp = curriculum.settings.resize == "points" and args.protocol == "clean"
+    is_published = args.protocol == "published"
+    is_sharp = curriculum.settings.resize == "points" and not is_published
     if args.lock_view_dependence:
         render = replace(render, lock_view_dependence=True)
+    if is_published:
+        render = replace(render, spreads_weights=False)
     return SampleOptions(
         seed=args.seed,
         poses=curriculum.evaluation_poses(),
@@ -207,7 +210,7 @@ def sampling_of(saved: SavedGenerator, args: argparse.Namespace, size: int) -> S
         render=render,
         psi=args.psi,
         mean=None if args.psi == 1 else viewing.mean_film(saved),
-        is_jittered=args.protocol == "published",
+        is_jittered=is_published,
         supersampling=args.supersampling or (2 if is_sharp else 1),
     )
 

@@ -168,9 +168,13 @@ class Curriculum:
         )
 
     def evaluation_render(self, step: int) -> RenderOptions:
-        """Return the options of evaluation renders: evaluation background, no density noise."""
+        """Return the options of evaluation renders: evaluation background, no density noise.
+
+        Their fine samples are placed better than those of training, which follows the published
+        code.
+        """
         stage = self.stage_settings(step)
-        return self._render(stage, stage.settings.eval_last_back)
+        return replace(self._render(stage, stage.settings.eval_last_back), spreads_weights=True)
 
     def preview_render(self, step: int, image_size: int) -> RenderOptions:
         """Return the options of evaluation renders at another image size."""

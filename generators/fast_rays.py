@@ -39,11 +39,12 @@ def importance_depths(
     *,
     noise: Tensor | None,
     quantiles: Tensor | None,
+    end: Tensor | None,
 ) -> Tensor:
     """Return depths (B, R, count) drawn by the coarse weights of samples (B, R, S, 4).
 
     noise (B, R, S) is standard normal; quantiles (B, R, count) are in [0, 1), evenly spaced if
-    None.
+    None; end (B, R) is where a bounded scene ends, or None.
     """
     from generators import ray_kernels  # here, because CPU users need no Triton
 
@@ -57,10 +58,12 @@ def importance_depths(
     launching.launch(
         ray_kernels.importance_kernel, (-(-num_rays // block),),
         samples.contiguous(), depths.contiguous(), given,
-        depths if quantiles is None else quantiles.contiguous(), out,
+        depths if quantiles is None else quantiles.contiguous(),
+        depths if end is None else end.contiguous(), out,
         num_rays, float(options.density_noise),
         S=depths.shape[-1], COUNT=count, WIDTH=width, HAS_NOISE=has_noise,
-        HAS_QUANTILES=quantiles is not None, IS_SOFTPLUS=options.density_activation == "softplus",
+        HAS_QUANTILES=quantiles is not None, HAS_END=end is not None,
+        IS_SOFTPLUS=options.density_activation == "softplus", LAG=int(options.spreads_weights),
         BLOCK=block,
     )  # fmt: skip
     return out

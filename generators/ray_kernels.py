@@ -86,15 +86,16 @@ def _raw_density(
 
 @triton.jit(do_not_specialize=["num_rays", "noise_scale"])
 def importance_kernel(
-    samples_ptr, depths_ptr, noise_ptr, quantiles_ptr, out_ptr, num_rays, noise_scale,
+    samples_ptr, depths_ptr, noise_ptr, quantiles_ptr, end_ptr, out_ptr, num_rays, noise_scale,
     S: tl.constexpr, COUNT: tl.constexpr, WIDTH: tl.constexpr, HAS_NOISE: tl.constexpr,
-    HAS_QUANTILES: tl.constexpr, IS_SOFTPLUS: tl.constexpr, BLOCK: tl.constexpr,
-    ON_DEVICE: tl.constexpr,
+    HAS_QUANTILES: tl.constexpr, HAS_END: tl.constexpr, IS_SOFTPLUS: tl.constexpr,
+    LAG: tl.constexpr, BLOCK: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
     """Write COUNT depths a ray to out (N, COUNT), drawn from the distribution of coarse weights.
 
     quantiles (N, COUNT) are in [0, 1); without them they are evenly spaced. WIDTH is a power of
-    two, at least COUNT. Grid: (blocks of rays,).
+    two, at least COUNT. LAG 1 spreads the weights: a bin then waits for the sample behind it.
+    Grid: (blocks of rays,).
     """
     ray = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     is_inside = ray < num_rays
@@ -115,26 +116,38 @@ def importance_kernel(
     is_open = u >= 0
     for turn in tl.static_range(2):  # the sum of all weights, then the distribution function
         depth = tl.load(depths_ptr + ray * S, mask=is_inside, other=0.0)
+        # Its start is not depth: the compiler takes two names of one value for one variable.
+        last_depth = tl.zeros((BLOCK,), tl.float32)
         before = tl.zeros((BLOCK,), tl.float32)
-        for i in tl.range(0, S - 1):
+        own = tl.zeros((BLOCK,), tl.float32)  # weight of the last sample, and of the one before it
+        earlier = tl.zeros((BLOCK,), tl.float32)
+        for i in tl.range(0, S - 1 + LAG):
             raw = _raw_density(
                 samples_ptr, samples_ptr, noise_ptr, noise_scale, ray, i, i, is_inside,
                 S, 0, HAS_NOISE,
             )  # fmt: skip
-            following = tl.load(depths_ptr + ray * S + i + 1, mask=is_inside, other=0.0)
-            optical_depth = _activated(raw, IS_SOFTPLUS) * (following - depth)
-            weight = tl.exp(-before) * _absorbed(optical_depth) + 2 * FLOOR
+            length, following = _length(depth, depths_ptr, end_ptr, ray, i, is_inside, S, HAS_END)
+            optical_depth = _activated(raw, IS_SOFTPLUS) * length
+            weight = tl.exp(-before) * _absorbed(optical_depth)
             before += optical_depth
-            mass = tl.where(i > 0, weight, 0.0)  # the bins lie between the middles of the depths
+            edge = (depth + following) / 2
+            if LAG == 1:
+                spread = earlier / 2 + own + weight
+                earlier = own
+                own = weight
+                weight = spread
+                edge = (last_depth + depth) / 2
+                last_depth = depth
+            number = i - LAG  # of the bin, which lies between the middles of the depths
+            mass = tl.where(number > 0, weight + 2 * FLOOR, 0.0)
             if turn == 0:
                 total += mass
             else:
                 cdf += mass / total
-                edge = (depth + following) / 2
                 cdf_above = tl.where(is_open, cdf[:, None], cdf_above)
                 edge_above = tl.where(is_open, edge[:, None], edge_above)
-                is_open = is_open & (cdf[:, None] < u)
-                is_below = is_open | (i == 0)
+                is_open = is_open & ((cdf[:, None] < u) | (number < 0))
+                is_below = is_open | (number <= 0)
                 cdf_below = tl.where(is_below, cdf[:, None], cdf_below)
                 edge_below = tl.where(is_below, edge[:, None], edge_below)
             depth = following

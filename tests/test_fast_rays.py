@@ -87,16 +87,22 @@ def test_pixels_and_gradients_are_those_of_the_reference(name, device, monkeypat
             assert clear.any()
 
 
-@pytest.mark.parametrize("name", ["plain", "noise", "softplus, white"])
+@pytest.mark.parametrize("name", ["plain", "noise", "softplus, white", "bounded, one set"])
 @pytest.mark.parametrize("is_random", [True, False])
-def test_fine_depths_are_those_of_the_reference(name, is_random, device, monkeypatch):  # noqa: F811
-    options, ((depths, samples), _), _ = case_of(name, device)
+@pytest.mark.parametrize("spreads", [True, False])
+def test_fine_depths_are_those_of_the_reference(
+    name, is_random, spreads, device, monkeypatch  # noqa: F811
+):  # fmt: skip
+    options, ((depths, samples), *_), end = case_of(name, device)
+    options = replace(options, spreads_weights=spreads)
     draws = Draws(monkeypatch) if is_random else None
-    arguments = {"rng": draws, "end": None}
+    arguments = {"rng": draws, "end": end}
     expected = rendering._fine_depths(samples, depths, options, **arguments)
     monkeypatch.setattr(fast_rays, "is_supported", lambda samples: True)
+    arguments["end"] = None if end is None else end.float()
     found = rendering._fine_depths(samples.float(), depths.float(), options, **arguments)
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-5)
+    # The inverse of a nearly flat part of the distribution function is ill-conditioned.
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-4)
 
 
 def test_nan_stays_visible_and_no_rays_are_no_error(device, monkeypatch):  # noqa: F811

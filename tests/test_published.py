@@ -5,6 +5,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import published_files
 import pytest
@@ -334,7 +335,7 @@ def test_a_render_at_full_width_is_the_published_one(tmp_path):
         network.siren, frequencies, phases, pitch, yaw, size=8, steps=12, fov=12, near=0.88,
         far=1.12, hierarchical=True, std=0.0, clamp="relu", last_back=True,
         white_back=False)  # fmt: skip
-    options = saved.curriculum.preview_render(0, 8)
+    options = replace(saved.curriculum.preview_render(0, 8), spreads_weights=False)
     assert options.background == "last_sample"
     view = saved.generator.render(
         Film(frequencies, phases), Poses(pitch, yaw), options,

@@ -101,7 +101,7 @@ LAYERS = {"SLOPE": 0.2, "SCALE": 0.5**0.5, "HAS_SHARES": True, "HAS_SHORTCUT": T
           "BLOCK": fused_layers.BLOCK, "ON_DEVICE": True}  # fmt: skip
 SMALL = {
     "importance_kernel": {**RAYS, "S": 48, "COUNT": 48, "WIDTH": 64, "BLOCK": fast_rays.TILE // 64,
-                          "HAS_QUANTILES": True},
+                          "HAS_QUANTILES": True, "HAS_END": True, "LAG": 1},
     "composite_kernel": BLENDED,
     "composite_back_kernel": {**BLENDED, "HAS_DEPTH": True, "HAS_OPACITY": True},
     "upstream_kernel": {**ROWS, "H": 256},

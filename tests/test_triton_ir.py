@@ -81,7 +81,7 @@ def test_the_compiled_kernels_of_rays_equal_the_reference(compiled, monkeypatch,
     with monkeypatch.context() as patched:
         ray_tests.test_pixels_and_gradients_are_those_of_the_reference(name, "cpu", patched)
     if name == "noise":
-        ray_tests.test_fine_depths_are_those_of_the_reference(name, True, "cpu", monkeypatch)
+        ray_tests.test_fine_depths_are_those_of_the_reference(name, True, True, "cpu", monkeypatch)
         assert compiled["importance_kernel"].texts
     assert compiled["composite_back_kernel"].texts
 

@@ -17,6 +17,7 @@ from generators.volumetric_rendering import (
     importance_depths,
     rays_that_hit,
     render_rays,
+    spread_weights,
     stratified_depths,
 )
 
@@ -104,6 +105,33 @@ def test_importance_samples_follow_the_weights():
     share = torch.histogram(found, edges).hist / len(found)
     expected = torch.tensor([0.3, 0.0, 0.1, 0.4, 0.2], dtype=torch.float64)
     torch.testing.assert_close(share, expected, atol=0.005, rtol=0)
+
+
+def test_spread_weights_reach_the_bin_before_and_half_of_the_one_behind():
+    weights = torch.tensor([0.0, 0.0, 4.0, 0.0, 0.0, 2.0])
+    expected = torch.tensor([0.0, 4.0, 4.0, 2.0, 2.0, 2.0])
+    torch.testing.assert_close(spread_weights(weights), expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(("spreads", "most"), [(True, 1 / (0.4 * 8)), (False, 1 / 2 + 1 / 16)])
+def test_spread_weights_find_a_surface_between_two_samples(spreads, most):
+    """An opaque half-space; errors in units of the coarse spacing.
+
+    Of 8 fine samples, spread weights put 0.4 into each of two bins, which hold the surface; without
+    them all are in one bin, which begins half-way, the first one after a sixteenth of it.
+    """
+    spacing, rays = 0.4 / 7, rays_of(size=1, count=1)
+    errors = []
+    for distance in torch.linspace(0.95, 1.05, 60, dtype=torch.float64):
+
+        def wall(points, directions, distance=distance):
+            is_inside = (points - rays.origins).norm(dim=-1, keepdim=True) > distance
+            return torch.cat([torch.zeros_like(points), 1e7 * is_inside], dim=-1)
+
+        seen = render_rays(wall, rays, options(spreads_weights=spreads), rng=None)
+        errors.append((seen.depth.item() - distance.item()) / spacing)
+    assert -0.01 < min(errors)
+    assert max(errors) == pytest.approx(most, abs=0.03)
 
 
 def test_without_a_stream_depths_are_the_even_ones_and_with_one_they_stay_in_their_cells():
