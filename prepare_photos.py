@@ -55,7 +55,7 @@ Cameras = {{
 {ground}
 }}
 
-Photos = {{**{base}, **Cameras}}  # for a GPU
+Photos = {{**{base}, **Cameras}}  # for a GPU, or many hours on a processor: 64 pixels
 SmallPhotos = {{**Demo, **Cameras{small}}}  # for a processor: small networks, 32 pixels
 '''
 AROUND_FRONT = """    "sample_dist": "gaussian",  # directions around the front, in radians
@@ -68,7 +68,7 @@ FIELD_DECIDES = """    "white_back": False,
     "eval_last_back": True,  # the last sample of a ray shows what is behind the object
     "scene_radius": None,"""
 # Demo's field expects a larger scene, through which the same density lets less light pass.
-SMALL_SCENE = ', "box_side": 0.24, "density_scale": 7'
+SMALL_SCENE = ', "box_side": 0.48, "density_scale": 7'
 WHITE_GROUND = """    "white_back": True,  # transparent parts of pictures are white, too"""
 
 
@@ -279,11 +279,11 @@ def _curriculum(args: argparse.Namespace) -> str:
     """Return a curriculum file with cameras that suit the kind of the pictures."""
     if args.kind == "object":
         return CURRICULUM.format(
-            name=args.output.name, base="CARLA", fov=30, near=0.7, far=1.3, poses=ABOVE_GROUND,
+            name=args.output.name, base="Objects64", fov=30, near=0.7, far=1.3, poses=ABOVE_GROUND,
             ground=WHITE_GROUND, small="",
         )  # fmt: skip
     return CURRICULUM.format(
-        name=args.output.name, base="CelebA", fov=12, near=0.88, far=1.12, poses=AROUND_FRONT,
+        name=args.output.name, base="Faces64", fov=12, near=0.88, far=1.12, poses=AROUND_FRONT,
         ground=FIELD_DECIDES, small=SMALL_SCENE,
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ def measure(run: Path, textbook: Callable[[], dict[int, float]]) -> Table:
     end = curriculums.load("Demo").end
     assert end is not None  # for the type checker
     found = []
-    for stop in range(PART, end + 1, PART):
+    for stop in (*range(PART, end, PART), end):
         words = ["make", "demo-training", f"DEMO={run.resolve()}", f"MORE=--max_steps {stop}"]
         subprocess.run(words, cwd=ROOT, check=True)
         found.append(textbook())

@@ -53,8 +53,10 @@ RECIPES: dict[str, list[str]] = {
     "Demo": [],
     "fakes rendered twice": ["shares_fakes=false"],
     "64 channels everywhere": ["discriminator_width=64"],
-    "more against half-transparency": ["3400.opacity_lambda=6"],
-    "points of pictures": ["resize=points"],
+    "more against half-transparency": ["opacity_lambda=6"],
+    "antialiased pictures": ["resize=antialias"],
+    "twice the frequencies": ["box_side=0.5"],
+    "half the rates at 32 pixels": ["1500.gen_lr=2e-4", "1500.disc_lr=4e-4"],
     "with R2": ["r2_lambda=0.2", "0.r2_lambda=0.1"],
     "pairs, R1 and R2": pairs(0.1, 0.2),
     "pairs, R1 and R2, 4 times weaker": pairs(0.025, 0.05),
@@ -63,7 +65,7 @@ RECIPES: dict[str, list[str]] = {
 CAMERAS = {
     "cars": ["dataset=Carla"],
     "faces": ["dataset=Images", "fov=12", "ray_start=0.88", "ray_end=1.12", "sample_dist=gaussian",
-              f"v_mean={math.pi / 2}", "h_stddev=0.3", "v_stddev=0.155", "box_side=0.24",
+              f"v_mean={math.pi / 2}", "h_stddev=0.3", "v_stddev=0.155", "box_side=0.48",
               "scene_radius=0.15", "density_scale=7"],
 }  # fmt: skip
 

@@ -170,8 +170,7 @@ class Curriculum:
     def evaluation_render(self, step: int) -> RenderOptions:
         """Return the options of evaluation renders: evaluation background, no density noise.
 
-        Their fine samples are placed better than those of training, which follows the published
-        code.
+        They spread the coarse weights; training, as published, does not.
         """
         stage = self.stage_settings(step)
         return replace(self._render(stage, stage.settings.eval_last_back), spreads_weights=True)

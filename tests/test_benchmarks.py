@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import curriculums
-from benchmarks import cpu, demo, gpu, gpu_checks, inversion, recipes, table, view
+from benchmarks import cpu, demo, gpu, gpu_checks, inversion, recipes, samples, table, view
 from benchmarks.bench import Bench, Sizes, median_seconds
 from benchmarks.table import Table
 from benchmarks.textbook import TextbookGame, twin_of
@@ -69,9 +69,10 @@ def test_the_textbooks_step_is_timed_after_each_part_of_the_demo(tmp_path, monke
 
     monkeypatch.setattr(demo.subprocess, "run", train)
     rows = {row[0]: row[1:] for row in demo.measure(run, textbook).rows}
-    assert turns == [turn for stop in range(500, 4001, 500) for turn in (stop, "textbook")]
+    stops = [*range(500, 4501, 500), 4600]
+    assert turns == [turn for stop in stops for turn in (stop, "textbook")]
     assert rows["16 px"] == pytest.approx((1500, 10, 5, 2))
-    assert rows["32 px"][2] == pytest.approx(1 / 4.5)  # the median of 1 to 8
+    assert rows["32 px"][2] == pytest.approx(1 / 5.5)  # the median of 1 to 10
 
 
 def test_work_is_timed_after_a_warm_up_until_the_limit():
@@ -385,3 +386,15 @@ def test_a_comparison_goes_on_where_it_was_stopped_and_makes_its_table(tmp_path,
 def test_a_set_of_a_comparison_needs_known_cameras():
     with pytest.raises(UsageError, match="CAMERAS one of cars, faces"):
         recipes.main(["--images", "mine=boats:x.zip", "--recipes"])
+
+
+def test_samples_are_compared_with_a_converged_render(capsys, monkeypatch):
+    monkeypatch.setattr(samples, "SIZE", 16)
+    samples.main(["--samples", "14", "--many", "80"])
+    lines = capsys.readouterr().out.splitlines()
+    colors, depths = zip(*([float(cell) for cell in line.split("|")[3:5]] for line in lines[2:]),
+                         strict=True)  # fmt: skip
+    assert lines[2].startswith("| as they are | 14 + 14 |")
+    assert lines[3].startswith("| spread | 14 + 14 |")
+    assert colors[0] < colors[1]
+    assert depths[0] > depths[1]

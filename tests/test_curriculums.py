@@ -79,6 +79,13 @@ def test_schedules_at_hand_picked_steps():
     assert curriculums.load("CARLA").at(150_000).topk_share == 1
 
 
+def test_training_draws_by_the_weights_as_they_are_and_renders_spread_them():
+    celeba = curriculums.load("CelebA")
+    assert not celeba.at(0).render.spreads_weights
+    assert celeba.evaluation_render(0).spreads_weights
+    assert celeba.preview_render(0, 8).spreads_weights
+
+
 def test_overrides_are_typed_by_the_schema():
     curriculum = curriculums.load(
         "Demo", overrides=["r1_lambda=1", "0.batch_size=8", "white_back=false", "betas=(0.5, 0.9)"]
