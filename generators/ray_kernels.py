@@ -84,6 +84,19 @@ def _raw_density(
     return raw
 
 
+@triton.jit
+def _optical_depth(
+    samples_ptr, depths_ptr, noise_ptr, end_ptr, noise_scale, ray, i, depth, is_inside,
+    S: tl.constexpr, HAS_NOISE: tl.constexpr, HAS_END: tl.constexpr, IS_SOFTPLUS: tl.constexpr,
+):  # fmt: skip
+    """Return the optical depth of sample i of the only set, at depth, and the next one's depth."""
+    raw = _raw_density(
+        samples_ptr, samples_ptr, noise_ptr, noise_scale, ray, i, i, is_inside, S, 0, HAS_NOISE
+    )
+    length, following = _length(depth, depths_ptr, end_ptr, ray, i, is_inside, S, HAS_END)
+    return _activated(raw, IS_SOFTPLUS) * length, following
+
+
 @triton.jit(do_not_specialize=["num_rays", "noise_scale"])
 def importance_kernel(
     samples_ptr, depths_ptr, noise_ptr, quantiles_ptr, end_ptr, out_ptr, num_rays, noise_scale,
@@ -122,12 +135,10 @@ def importance_kernel(
         own = tl.zeros((BLOCK,), tl.float32)  # weight of the last sample, and of the one before it
         earlier = tl.zeros((BLOCK,), tl.float32)
         for i in tl.range(0, S - 1 + LAG):
-            raw = _raw_density(
-                samples_ptr, samples_ptr, noise_ptr, noise_scale, ray, i, i, is_inside,
-                S, 0, HAS_NOISE,
+            optical_depth, following = _optical_depth(
+                samples_ptr, depths_ptr, noise_ptr, end_ptr, noise_scale, ray, i, depth, is_inside,
+                S, HAS_NOISE, HAS_END, IS_SOFTPLUS,
             )  # fmt: skip
-            length, following = _length(depth, depths_ptr, end_ptr, ray, i, is_inside, S, HAS_END)
-            optical_depth = _activated(raw, IS_SOFTPLUS) * length
             weight = tl.exp(-before) * _absorbed(optical_depth)
             before += optical_depth
             edge = (depth + following) / 2
