@@ -267,8 +267,6 @@ _FACE_SCENE: dict[str | int, Any] = {
     "box_side": 0.48,
     "density_scale": 7,  # rays are shorter
     "scene_radius": None,
-    "discriminator": "CCSEncoderDiscriminator",
-    "pos_lambda": 15,
 }
 
 Faces64: dict[str | int, Any] = {**Objects64, **_FACE_SCENE}
