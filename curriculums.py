@@ -267,6 +267,8 @@ _FACE_SCENE: dict[str | int, Any] = {
     "box_side": 0.48,
     "density_scale": 7,  # rays are shorter
     "scene_radius": None,
+    "discriminator": "CCSEncoderDiscriminator",
+    "pos_lambda": 1,  # with 15, as in CelebA, the discriminator is too sure from the first steps on
 }
 
 Faces64: dict[str | int, Any] = {**Objects64, **_FACE_SCENE}
