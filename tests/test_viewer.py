@@ -3,6 +3,7 @@
 import http.client
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,8 @@ from web_viewer.request import (
     distance_of,
     render_options,
 )
+
+DEMO = Path(__file__).parent.parent / "assets" / "demo"
 
 # Requests
 
@@ -127,6 +130,22 @@ def test_every_kind_of_picture_is_another(tiny_run):
     assert all(
         not torch.equal(one, other) for index, one in enumerate(found) for other in found[:index]
     )
+
+
+def test_normals_of_the_included_generator_have_no_steps():
+    source = source_of(DEMO)
+    above = Camera(1.1, 2.2, 30.0)
+
+    def normals(num_steps):
+        wanted = request_of(
+            show="normals", camera=above, num_steps=num_steps, image_size=64, psi=0.7
+        )
+        return finished_picture(source, wanted).float()
+
+    found, converged = normals(14), normals(100)
+    on_the_car = converged.sum(0) > 0
+    off = (found - converged).abs().mean(0)[on_the_car]
+    assert off.mean() < 1.5  # of 255; 0.7, and 3.9 with as many samples as colors
 
 
 def test_mixing_goes_from_one_seed_to_the_other(tiny_run):

@@ -20,6 +20,7 @@ from web_viewer.request import Request, render_options
 SIZES = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # pixels of coarse pictures' side
 FIRST_SIZE = 64  # of the first coarse picture, before the machine's speed is known
 QUICK_SECONDS = 0.1  # that a picture may take while the camera moves
+NORMALS_FINER = 2  # times the samples for normals: small errors of depth are steps in them
 CPU_PART, CUDA_PART = 2**14, 2**19  # samples in a part, some 50 ms: a move cancels the next ones
 
 Progress = Callable[[float], None]  # takes the share that is done
@@ -76,6 +77,7 @@ def picture_parts(
     opened: Opened, film: Film, request: Request, size: int, num_steps: int
 ) -> Iterator[Tensor | None]:
     """Render a picture: yield None after each part, and its pixels (3, H, W) at the end."""
+    num_steps *= NORMALS_FINER if request.show == "normals" else 1
     options = render_options(opened.saved, request, num_steps)
     frequencies, shape = film.frequencies, request.shape(size)
     rays = Rays(*(ends.to(frequencies) for ends in request.camera.rays(shape)))

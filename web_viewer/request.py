@@ -155,7 +155,8 @@ def add_request(parser: argparse.ArgumentParser) -> None:
         "that inverse_render.py fitted to photos; the first is shown first")  # fmt: skip
     add("psi", default=0.7, help="truncation: 0 is the mean object, 1 is the full variety")
     add("show", default="color", metavar="|".join(SHOWS), help="kind of picture")
-    add("num_steps", help="samples per ray; default: twice those of the curriculum's first stage")
+    add("num_steps", help="samples per ray, of which normals take twice as many; default: twice "
+        "those of the curriculum's first stage")  # fmt: skip
     add("pitch", help="radians from straight above; default: the middle of the training cameras")
     add("yaw", help="radians around the object; default likewise")
     add("fov", help="angle of view in degrees; default likewise")
