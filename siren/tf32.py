@@ -5,7 +5,7 @@ in convolutions unless told otherwise.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +17,26 @@ def float32_products(*, in_tf32: bool) -> Iterator[None]:
 
     PyTorch has one setting for all threads; it is restored at the end.
     """
-    settings: Any = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [setting.allow_tf32 for setting in settings]
+    before = [kind.fp32_precision for kind in _kinds()]
     try:
-        for setting in settings:
-            setting.allow_tf32 = in_tf32
+        _set(["tf32" if in_tf32 else "ieee"] * len(before))
         yield
     finally:
-        for setting, was_allowed in zip(settings, before, strict=True):
-            setting.allow_tf32 = was_allowed
+        _set(before)
+
+
+def _kinds() -> tuple[Any, Any, Any]:
+    cudnn: Any = torch.backends.cudnn
+    return torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
+
+
+def _set(precisions: Sequence[str]) -> None:
+    """Set the precision of each of _kinds, by its old name (allow_tf32) and by its new one.
+
+    Where they differ, reading the old one fails.
+    """
+    settings: Any = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    for setting, precision in zip(settings, precisions[:2], strict=True):
+        setting.allow_tf32 = precision == "tf32"
+    for kind, precision in zip(_kinds(), precisions, strict=True):
+        kind.fp32_precision = precision

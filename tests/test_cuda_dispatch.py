@@ -10,7 +10,7 @@ import torch
 from test_siren import GRID, by_eager, inputs, results_of
 
 from siren.fused import cuda, eager, fused_field, launching
-from siren.siren import TALLSIREN, EmbeddingPiGAN128
+from siren.siren import SPATIALSIRENBASELINE, TALLSIREN, EmbeddingPiGAN128
 
 GPU = torch.device("cuda", 0)
 HALVES = (torch.float16, torch.bfloat16)
@@ -28,7 +28,11 @@ def gpu(monkeypatch, tmp_path):
         monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: dtype is not None)
         monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: dtype)
 
+    runtime = types.ModuleType("triton.runtime")
+    active = types.SimpleNamespace(get_current_device=lambda: 0)
+    runtime.driver = types.SimpleNamespace(active=active)
     monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
+    monkeypatch.setitem(sys.modules, "triton.runtime", runtime)
     monkeypatch.setenv("CC", sys.executable)
     (tmp_path / "Python.h").touch()
     monkeypatch.setattr(sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
@@ -89,10 +93,23 @@ def test_without_the_headers_of_python_pytorch_serves_and_the_line_says_why(gpu,
 
 def test_without_triton_pytorch_serves_and_the_line_says_why(gpu, monkeypatch):
     gpu(8, 101_376, torch.float16)
-    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.setitem(sys.modules, "triton.runtime", None)
     cuda.missing_tool.cache_clear()
     path = fused_field.path_name(GPU, 256)
     assert path == "folded, float16 (not by Triton: it is not installed)"
+
+
+def test_where_triton_cannot_start_pytorch_serves_and_the_line_says_why(gpu, monkeypatch):
+    gpu(8, 101_376, torch.float16)
+
+    def start():
+        raise PermissionError("[Errno 13] Permission denied: '/.triton'\nand more")
+
+    monkeypatch.setattr(sys.modules["triton.runtime"].driver.active, "get_current_device", start)
+    assert fused_field.path_name(GPU, 256) == (
+        "folded, float16 (not by Triton: it cannot start: PermissionError: [Errno 13] Permission "
+        "denied: '/.triton')"
+    )
 
 
 @pytest.mark.parametrize(("major", "dtype"), [(7, torch.float16), (7, None), (9, torch.float16)])
@@ -134,6 +151,19 @@ def test_half_precision_operands_keep_within_the_bounds_of_the_kernels(cls, dtyp
         assert (one - other).norm() <= 10 * roundings * other.norm()
     alone = eager.density(field.joined(field.mapping_network(z)), field.encode(points), dtype)
     torch.testing.assert_close(alone, fast[0][..., 3], rtol=1e-4, atol=1e-5)
+
+
+def test_float16_gradients_of_steep_layers_stay_finite():
+    torch.manual_seed(0)
+    field = SPATIALSIRENBASELINE(z_dim=8, hidden_dim=256, num_layers=8)
+    with torch.no_grad():
+        for layer in list(field.film_layers())[1:]:
+            layer.weight *= 5  # the gradient grows some 20,000 times on its way
+    points, directions = torch.rand(1, 200, 3) * 0.24 - 0.12, torch.randn(1, 100, 3)
+    film = field.mapping_network(torch.randn(1, 8))
+    output = by_eager(field, points, directions, film, torch.float16)
+    gradients = torch.autograd.grad(output.square().mean(), list(field.parameters()))
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 def test_the_eager_path_takes_no_points_and_keeps_its_precision_under_autocast():

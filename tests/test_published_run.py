@@ -12,7 +12,7 @@ import render_multiview_images
 import train
 from checkpoint_io import checkpoints, published_run
 from config import curriculum
-from config.stage import Precision
+from config.stage import OptimizerOptions, Precision
 from system.errors import UsageError
 from training import state as run_state
 from training.adversarial import AdversarialGame
@@ -110,6 +110,20 @@ def test_the_loss_scale_is_taken_over_where_there_is_one(tmp_path):
     published_files.save({}, tmp_path / "scaler.pth")
     run_state.load_state(run_state.read_state(tmp_path, wanted), game)
     assert game.scaler.state_dict()["scale"] == 1024
+
+
+@pytest.mark.parametrize("is_scaled", [True, False])
+def test_only_the_scale_of_a_scaled_run_is_saved(is_scaled):
+    built = curriculum.build("Small", SOURCE)
+    precision = Precision(autocast_dtype=torch.float16, is_scaled=is_scaled)
+    options = OptimizerOptions()
+    networks = built.build_generator(), built.build_discriminator()
+    game = AdversarialGame(*networks, options, precision, seed=0)
+    game.scaler = torch.amp.GradScaler("cpu", init_scale=256.0 if is_scaled else 1.0)
+    content = run_state.content_of(game, built, Progress(3, 6))
+    game.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**15)  # as one in float16 begins
+    run_state.load_state(content, game)
+    assert game.scaler.get_scale() == (256 if is_scaled else 2**15)
 
 
 def test_steps_that_were_not_counted_are_the_generators(tmp_path):

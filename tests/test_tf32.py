@@ -7,6 +7,7 @@ import curriculums
 from config.stage import OptimizerOptions, Precision
 from siren.fused import eager
 from siren.siren import TALLSIREN
+from siren.tf32 import float32_products
 from training import losses
 from training.adversarial import AdversarialGame
 
@@ -60,20 +61,56 @@ def test_a_step_rounds_float32_products_only_in_half_precision(dtype, before, mo
 
 
 @pytest.mark.parametrize("before", [True], indirect=True)
-def test_the_first_layer_of_the_field_is_exact(before, monkeypatch):
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_float32_products_of_the_field_are_exact(dtype, before, monkeypatch):
     seen, bmm = [], torch.bmm
     field = TALLSIREN(hidden_dim=8, num_layers=2, mapping_hidden_dim=8, z_dim=4)
     folded = field.joined(field.mapping_network(torch.zeros(1, 4)))
 
     def product(x, y):
-        if x.shape[-1] == 4:  # a point and a one
-            seen.append(allowed())
+        seen.append(allowed())
         return bmm(x, y)
 
     monkeypatch.setattr(torch, "bmm", product)
     points = torch.zeros(1, 6, 3)
-    found = eager.evaluate(folded, points, points, torch.bfloat16)
-    assert len(seen) == 1
+    found = eager.evaluate(folded, points, points, dtype)
+    forward = len(seen)
     found.sum().backward()  # which computes the layers again
-    assert seen == [dict.fromkeys(SETTINGS, False)] * 2
+    backward = len(seen)
+    eager.density(folded, points, dtype)
+    assert 0 < forward < backward < len(seen)
+    assert all(each == dict.fromkeys(SETTINGS, False) for each in seen)
     assert allowed() == before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (torch.backends,),
+        (torch.backends.cuda.matmul,),
+        (torch.backends.cudnn.conv,),
+        (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn),
+    ],
+)
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_programs_may_use_the_new_names_of_the_settings(settings, precision):
+    kinds = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+
+    def found():
+        return [kind.fp32_precision for kind in (torch.backends, *kinds)]
+
+    of_pytorch, of_old_names = found(), allowed()
+    try:
+        for setting in settings:
+            setting.fp32_precision = precision
+        before = found()
+        for in_tf32 in (True, False):
+            with float32_products(in_tf32=in_tf32):
+                assert found()[1:] == ["tf32" if in_tf32 else "ieee"] * 3
+                assert allowed() == dict.fromkeys(SETTINGS, in_tf32)
+            assert found() == before
+    finally:
+        torch.backends.fp32_precision = of_pytorch[0]
+        allow(of_old_names)
+        for kind, each in zip(kinds, of_pytorch[1:], strict=True):
+            kind.fp32_precision = each

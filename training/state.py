@@ -71,7 +71,8 @@ def content_of(game: AdversarialGame, curriculum: Curriculum, progress: Progress
         "averages": [average.state_dict() for average in game.averages],
         "generator_optimizer": game.generator_optimizer.state_dict(),
         "discriminator_optimizer": game.discriminator_optimizer.state_dict(),
-        "scaler": game.scaler.state_dict(),
+        # A scale that stays 1 would be too small for a run that goes on in float16.
+        "scaler": game.scaler.state_dict() if game.precision.is_scaled else {},
         "skipped": int(game.health.skipped),
         "augment_probability": _probability_of(game),
     }

@@ -46,11 +46,20 @@ class Choice:
 def missing_tool() -> str:
     """Return a text that says what Triton lacks to run on this machine; empty if nothing."""
     try:
-        import triton  # noqa: F401
+        from triton.runtime import driver
     except ImportError:
         return "it is not installed"
-    if os.name != "posix":  # there Triton brings a compiler along
-        return ""
+    if os.name == "posix" and (lacking := _missing_compiler()):  # elsewhere Triton brings one along
+        return lacking
+    try:  # it compiles a file into its cache and looks for CUDA's library
+        driver.active.get_current_device()
+    except Exception as error:
+        return f"it cannot start: {type(error).__name__}: {error}".splitlines()[0]
+    return ""
+
+
+def _missing_compiler() -> str:
+    """Return what lacks to compile a C file against Python; empty if nothing."""
     named = os.environ.get("CC")
     if not any(shutil.which(name) for name in ([named] if named else ["gcc", "clang"])):
         return f"CC names no program: {named}" if named else "no C compiler: install gcc or clang"

@@ -1,10 +1,10 @@
 """Evaluate the folded field by PyTorch's own operations, on any device, in chunks of points.
 
 It runs on CUDA if the Triton kernels cannot. The operands of products are float16 or bfloat16 if
-autocast asks for it, else they have the points' precision. Products are summed and returned in
-float32, so that phases are not rounded, and the first layer is float32. The backward pass computes
-a chunk's layers again; gradients are scaled by a power of two per object to fit the range of
-float16.
+autocast asks for it, else they have the points' precision, which TF32 does not round. Products are
+summed and returned in float32, so that phases are not rounded, and the first layer is float32. The
+backward pass computes a chunk's layers again; gradients are scaled by a power of two per object to
+fit the range of float16.
 
 Legend: as in eager_layers.
 """
@@ -18,6 +18,7 @@ from siren.film import at_least_float32
 from siren.fused import eager_layers, packing
 from siren.fused.eager_layers import DENSITY, DIRECTION, ONES, Chunk, Weights, product
 from siren.fused.folded import JoinedField
+from siren.tf32 import float32_products
 
 CHUNK_NUMBERS = 2**25  # sines of one layer and chunk: 64 MiB, backward 2 (L + 1) times as much
 
@@ -44,6 +45,7 @@ def evaluate(
 
 
 @torch.no_grad()
+@float32_products(in_tf32=False)
 def density(field: JoinedField, encoded: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return raw densities (B, P) of encoded (B, P, in); not differentiable."""
     with torch.autocast(encoded.device.type, enabled=False):
@@ -61,6 +63,7 @@ class _FieldFunction(torch.autograd.Function):
     """The field as one autograd operation on encoded, directions and the tensors of JoinedField."""
 
     @staticmethod
+    @float32_products(in_tf32=False)
     def forward(  # noqa: D102
         ctx: Any, dtype: torch.dtype, encoded: Tensor, directions: Tensor, *folded: Tensor
     ) -> Tensor:
@@ -77,6 +80,7 @@ class _FieldFunction(torch.autograd.Function):
         return output
 
     @staticmethod
+    @float32_products(in_tf32=False)
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         if torch.is_grad_enabled():  # create_graph=True: the result would lack its graph
             raise RuntimeError("the fast field is differentiable once; use FilmSiren.reference")

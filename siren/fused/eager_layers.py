@@ -16,7 +16,6 @@ from torch import Tensor
 
 from siren.fused import packing
 from siren.fused.folded import JoinedField
-from siren.tf32 import float32_products
 
 BESIDE = 8  # extra columns, a multiple that matrix units need: two ones, the direction, zeros
 ONES, DIRECTION = slice(0, 2), slice(2, 5)  # among the extra columns
@@ -99,8 +98,7 @@ def trunk(weights: Weights, chunk: Chunk, sines: Tensor, slopes: Tensor | None =
 
     The layers use the slots of sines (count, B, n, A) in turn; slopes receives their cosines.
     """
-    with float32_products(in_tf32=False):
-        phase = torch.bmm(chunk.encoded, weights.first.transpose(1, 2))
+    phase = torch.bmm(chunk.encoded, weights.first.transpose(1, 2))
     width = phase.shape[-1]
     _write_sine(phase, 0, sines, slopes)
     num_inner = weights.layers.shape[1] - 1

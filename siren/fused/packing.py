@@ -13,6 +13,9 @@ from siren.fused import launching
 from siren.fused.folded import JoinedField
 
 WIDTHS = (64, 128, 256)  # widths of fields that the kernels take
+# Scaled gradients begin below this. Layers of a trained field can multiply them by thousands, and
+# float16 ends at 65,504; as much smaller, they lose no digits (tests/test_cuda_dispatch.py).
+ENTERING = 2**-7
 SMALLEST_HEAD = 1e-2  # head weights under this do not raise the scale of the gradients
 
 
@@ -80,7 +83,7 @@ def upstream(output: Tensor, gradient: Tensor) -> Tensor:
 
 
 def gradient_scale(upstream: Tensor, heads: Tensor) -> Tensor:
-    """Return a power of two per object (B,); times it, no gradient enters the layers above 1."""
+    """Return a power of two per object (B,) that brings entering gradients below ENTERING."""
     if upstream.numel() == 0:
         return upstream.new_ones(len(upstream))
     largest = heads.abs().amax(dim=1).clamp(min=SMALLEST_HEAD)  # (4,)
@@ -88,9 +91,9 @@ def gradient_scale(upstream: Tensor, heads: Tensor) -> Tensor:
 
 
 def power_of_two(entering: Tensor) -> Tensor:
-    """Return the power of two that brings numbers into [1/2, 1)."""
+    """Return the power of two that brings numbers into [ENTERING / 2, ENTERING)."""
     exponent = torch.frexp(entering).exponent.clamp(min=-100)
-    return torch.ldexp(torch.ones_like(entering), -exponent)
+    return torch.ldexp(torch.full_like(entering, ENTERING), -exponent)
 
 
 def high_and_low(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
