@@ -223,6 +223,7 @@ _RECIPE: dict[str | int, Any] = {
     "r1_lambda": 0.2,
     "r1_interval": 2,
     "opacity_lambda": 2,  # against floating density; with 6, white parts dissolve on white ground
+    "island_lambda": 64,  # photos of several things apart from each other need 0
     "grad_clip": 10,
     "preview_size": 64,
     # The size of the scene: for another one change these together with fov and the range of rays.

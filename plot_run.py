@@ -38,6 +38,7 @@ LOSSES = {
     "g_pair": "generator, pairs",
     "g_identity": "generator, identity",
     "g_opacity": "half-transparency",
+    "g_islands": "islands",
 }
 RATES = {"generator_lr": "generator", "discriminator_lr": "discriminator"}
 SCHEDULES = {"alpha": "fade-in", "density_noise": "density noise", "topk_share": "top-k share"}

@@ -54,6 +54,7 @@ RECIPES: dict[str, list[str]] = {
     "fakes rendered twice": ["shares_fakes=false"],
     "64 channels everywhere": ["discriminator_width=64"],
     "more against half-transparency": ["opacity_lambda=6"],
+    "islands allowed": ["island_lambda=0"],
     "antialiased pictures": ["resize=antialias"],
     "twice the frequencies": ["box_side=0.5"],
     "half the rates at 32 pixels": ["1500.gen_lr=2e-4", "1500.disc_lr=4e-4"],

@@ -136,6 +136,7 @@ class Curriculum:
             r2_lambda=settings.r2_lambda,
             r1_interval=settings.r1_interval,
             opacity_lambda=settings.opacity_lambda,
+            island_lambda=settings.island_lambda,
             shares_fakes=settings.shares_fakes,
             z_lambda=settings.z_lambda,
             pos_lambda=settings.pos_lambda,

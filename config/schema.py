@@ -109,6 +109,8 @@ class Settings:
     r2_lambda: NonNegative = 0.0  # penalty on the gradient at fakes, as r1_lambda at reals (R3GAN)
     r1_interval: Count = 1  # steps between both penalties, each that many times stronger
     opacity_lambda: NonNegative = 0.0  # the generator's penalty on half-transparent rays
+    # The generator's penalty on opaque parts that are not connected with the object in an image.
+    island_lambda: NonNegative = 0.0
     # Both updates of a step use the same generated images, rendered once. Needs batch_split 1.
     shares_fakes: bool = False
     z_lambda: NonNegative = 0.0

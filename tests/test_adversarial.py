@@ -83,6 +83,29 @@ def test_a_step_changes_both_networks_and_the_averages():
     assert [average.num_updates for average in game.averages] == [1, 1]
 
 
+@pytest.mark.parametrize(("key", "term", "mean"), [
+    ("opacity_lambda", "g_opacity", 4 * (0.25 + 0.75 * 0.25) / 64),
+    ("island_lambda", "g_islands", 0.75 / 64),
+])  # fmt: skip
+def test_penalties_on_opacities_reach_the_generator_by_their_weights(key, term, mean):
+    others = {"opacity_lambda", "island_lambda"} - {key}
+    game, curriculum = tiny_game(f"{key}=8", f"0.{key}=8", *(f"{other}=0" for other in others),
+                                 *(f"0.{other}=0" for other in others))  # fmt: skip
+    opacities = torch.zeros(4, 8, 8)
+    opacities[:, :3, :3] = 1
+    opacities[:, 7, 0], opacities[:, 7, 7] = 0.5, 0.75  # fog, and an island
+    opacities.requires_grad_()
+    stage = curriculum.at(0)
+    scenes = game.draw_scenes(4, stage, rng=torch.Generator().manual_seed(2))
+    rng = torch.Generator().manual_seed(0)
+    images = game.generate(scenes, stage, rng=rng).images
+    shared = Fakes(images, opacities, scenes)
+    terms = game.generator_step(real_images(), scenes, stage, rng=rng, shared=shared)
+    assert {name for name in terms if name in ("g_opacity", "g_islands")} == {term}
+    assert terms[term].item() == pytest.approx(8 * mean)
+    assert opacities.grad is not None
+
+
 def test_the_same_step_gives_the_same_parameters():
     results = []
     for _ in range(2):

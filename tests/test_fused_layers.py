@@ -13,6 +13,7 @@ from discriminators.discriminators import DISCRIMINATORS
 from generators.cameras import Poses
 from training import fused_layers
 from training.adversarial import AdversarialGame, Fakes, Scenes
+from training.penalty import observe
 
 SIZE = 16
 
@@ -78,3 +79,15 @@ def test_an_update_with_and_without_penalties_is_that_of_the_reference(
     assert len(found[0]) == len(found[1]) > 10
     for expected, other in zip(*found, strict=True):
         torch.testing.assert_close(other, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_observing_images_sums_no_gradients_of_constants(monkeypatch):
+    summed, launch = [], fused_layers.launching.launch
+
+    def watched(kernel, grid, *args, **constants):
+        summed.append(constants.get("OF_CONSTANTS"))
+        launch(kernel, grid, *args, **constants)
+
+    monkeypatch.setattr(fused_layers.launching, "launch", watched)
+    observe(critic("CCSDiscriminator"), images(2), 1.0, watched=fused_layers.FUSED.recorded())
+    assert summed.count(None) == summed.count(False) > 3  # forward, and backward

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import scipy.sparse.csgraph
 import torch
 
 from discriminators.discriminators import Verdict
@@ -10,8 +11,10 @@ from generators.cameras import Poses
 from training.losses import (
     half_transparency,
     identity,
+    islands,
     logistic,
     of_discriminator,
+    on_islands,
     relativistic,
     slopes,
     top_k,
@@ -77,6 +80,69 @@ def test_half_transparency_clears_and_never_hardens():
     opacities = torch.tensor([0.1, 0.4, 0.6, 0.9], requires_grad=True)
     half_transparency(opacities).backward()
     torch.testing.assert_close(opacities.grad, torch.tensor([0.8, 0.2, 0.0, 0.0]))
+
+
+def opacities_with(*boxes, size=32):
+    opacities = torch.zeros(1, size, size)
+    for top, bottom, left, right, value in boxes:
+        opacities[0, top:bottom, left:right] = value
+    return opacities
+
+
+OBJECT = (8, 20, 5, 25, 0.9)
+
+
+def test_only_opaque_parts_apart_from_the_object_are_islands():
+    thin, beyond_a_gap = (20, 26, 6, 7, 0.8), (21, 22, 10, 12, 0.7)
+    fog, island = (0, 3, 0, 3, 0.4), (28, 30, 27, 30, 0.6)
+    found = islands(opacities_with(OBJECT, thin, beyond_a_gap, fog, island))
+    assert found.nonzero().tolist() == [[0, y, x] for y in (28, 29) for x in (27, 28, 29)]
+
+
+def test_a_large_thin_part_is_not_the_object():
+    frame = [(0, 1, 0, 32, 1.0), (0, 32, 0, 1, 1.0), (0, 32, 31, 32, 1.0), (31, 32, 0, 32, 1.0)]
+    body = (12, 20, 12, 20, 1.0)
+    assert islands(opacities_with(body, *frame)).sum() == 4 * 31
+
+
+def test_the_longest_way_through_an_object_is_found():
+    rows = [(row, row + 1, 0, 32, 1.0) for row in range(0, 32, 4)]
+    turns = [(row, row + 5, 31 * (row // 4 % 2 == 0), 31 * (row // 4 % 2 == 0) + 1, 1.0)
+             for row in range(0, 28, 4)]  # fmt: skip
+    found = islands(opacities_with(*rows[:3], *turns[:2]))
+    assert not found.any()
+
+
+@pytest.mark.parametrize("size", [16, 48, 64, 100])
+def test_islands_are_the_parts_farther_than_a_cell_from_the_object(size):
+    rng = torch.Generator().manual_seed(size)
+    opacities = torch.zeros(1, size, size)
+    opacities.view(-1)[torch.randperm(size**2, generator=rng)[:12]] = 1
+    middle = slice(3 * size // 8, 5 * size // 8)
+    opacities[0, middle, middle] = 1
+    side = math.ceil(size / 32)
+    places = opacities[0].nonzero()
+    cells = places // side
+    is_near = (cells[:, None] - cells).abs().amax(-1) <= 2
+    _, labels = scipy.sparse.csgraph.connected_components(is_near.numpy())
+    labels = torch.from_numpy(labels)
+    is_apart = labels != labels.bincount().argmax()
+    assert 3 < is_apart.sum() < len(places)
+    assert torch.equal(islands(opacities)[0].nonzero(), places[is_apart])
+
+
+def test_the_penalty_on_islands_is_their_mean_opacity_and_leaves_the_object_alone():
+    island = (28, 30, 27, 30, 0.6)
+    opacities = opacities_with(OBJECT, island).requires_grad_()
+    loss = on_islands(opacities)
+    loss.backward()
+    assert loss.item() == pytest.approx(6 * 0.6 / 32**2)
+    assert opacities.grad.count_nonzero() == 6
+    assert opacities.grad[0, 28, 27].item() == pytest.approx(1 / 32**2)
+
+
+def test_an_empty_image_and_one_full_of_density_have_no_islands():
+    assert not islands(torch.stack([torch.zeros(16, 16), torch.ones(16, 16)])).any()
 
 
 def test_identity_is_zero_without_heads():

@@ -57,12 +57,16 @@ def test_a_start_travels_to_processes_as_one_tensor(tiny, tmp_path, monkeypatch)
     assert packed.dtype == torch.uint8
     assert first.__reduce__()[1][0] is packed  # not packed again for each process
 
-    def little_memory(_):
+    def no_memory(_):
         raise RuntimeError("unable to allocate shared memory")
 
     shared = pickle.dumps(first)
-    monkeypatch.setattr(torch.Tensor, "share_memory_", little_memory)
-    for data in (shared, ForkingPickler.dumps(first)):  # the second as processes are started
+    monkeypatch.setattr(start, "shared_memory", lambda: 3 * len(packed))
+    assert not isinstance(first.__reduce__()[1][0], torch.Tensor)  # NCCL needs some as well
+    few = ForkingPickler.dumps(first)  # as processes are started
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.Tensor, "share_memory_", no_memory)
+    for data in (shared, few, ForkingPickler.dumps(first)):
         second = pickle.loads(data)
         assert second.curriculum == trained
         assert (second.listing, second.step, second.seed) == (listing, 1, 5)

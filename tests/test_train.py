@@ -13,6 +13,7 @@ from PIL import Image
 
 import train
 from checkpoint_io import checkpoints
+from distributed.collectives import StepTimeouts
 from system.errors import UsageError
 from training import setup
 
@@ -236,3 +237,17 @@ def test_two_processes_resume_exactly_and_stay_equal(tiny, tmp_path):
     whole = state_of(tmp_path / "whole")
     assert differences(whole, state_of(tmp_path / "parts")) == []
     assert whole["images_seen"] == 2 * (3 * 3 + 2)
+
+
+def test_steps_in_which_kernels_are_compiled_wait_patiently(tiny, tmp_path, monkeypatch):
+    begun, step = [], StepTimeouts.step
+
+    def watched(self, kernels, num_patient):
+        begun.append(kernels)
+        return step(self, kernels, num_patient)
+
+    monkeypatch.setattr(StepTimeouts, "step", watched)
+    words = ["--set", "density_noise_steps=3", "--max_steps", "5"]
+    assert run(tiny, tmp_path / "out", *words) == 0
+    changes = [n for n in range(1, 5) if begun[n] != begun[n - 1]]
+    assert changes == [3]  # the first step without noise

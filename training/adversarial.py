@@ -374,6 +374,8 @@ class AdversarialGame:
             if stage.opacity_lambda > 0:
                 clearness = losses.half_transparency(fakes.opacities)
                 terms["g_opacity"] = stage.opacity_lambda * clearness
+            if stage.island_lambda > 0:
+                terms["g_islands"] = stage.island_lambda * losses.on_islands(fakes.opacities)
             weight = len(part[0]) / len(scenes.latents)
             self._backward(weight * sum(terms.values(), verdict.logits.new_zeros(())))
             for name, term in terms.items():

@@ -171,7 +171,12 @@ class FusedLayers(NormalLayers):
 
 
 class FusedRecorded(FusedLayers, RecordedLayers):
-    """RecordedLayers by the kernels."""
+    """RecordedLayers by the kernels, for gradients by images alone: those of constants are sums."""
+
+    def _applied(self, *arrays: Tensor | None) -> Tensor:
+        features, constant, shortcut, beside = arrays
+        fixed = (None if t is None else t.detach() for t in (constant, beside))
+        return super()._applied(features, next(fixed), shortcut, next(fixed))
 
     def _note(self, signs: Tensor) -> None:
         self.signs.append(signs)

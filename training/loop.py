@@ -133,8 +133,10 @@ class TrainingRun:
         for step in itertools.count(self.progress.step):
             stage = self.curriculum.at(step)
             images = stage.batch_size * self.place.world_size
-            # A penalty every r1_interval steps runs other kernels, which are compiled then.
-            with timeouts.step(self.curriculum.stage_settings(step), 1 + stage.r1_interval):
+            # Kernels are compiled for a stage, for penalties every r1_interval steps, and where the
+            # noise ends.
+            kernels = self.curriculum.stage_settings(step), stage.render.density_noise > 0
+            with timeouts.step(kernels, 1 + stage.r1_interval):
                 terms = self.game.step(*self._next_images(stage))
                 self.progress.step = step + 1
                 self.progress.images_seen += images

@@ -15,6 +15,8 @@ from config.stage import GanLoss
 from discriminators.discriminators import Verdict
 from generators.cameras import Poses, moved
 
+ISLAND_CELLS = 32  # per side of an image in which islands are looked for
+
 
 def logistic(logits: Tensor, *, is_real: bool) -> Tensor:
     """Return the mean of softplus(-logits) for real images, of softplus(logits) for fakes.
@@ -76,6 +78,31 @@ def half_transparency(opacities: Tensor) -> Tensor:
     """
     clearing = torch.where(opacities < 0.5, opacities, opacities.detach())
     return 4 * (clearing * (1 - clearing)).mean()
+
+
+def on_islands(opacities: Tensor) -> Tensor:
+    """Return the mean of opacities (B, H, W) where those that do not hit an island count as 0."""
+    return (opacities * islands(opacities)).mean()
+
+
+@torch.no_grad()
+def islands(opacities: Tensor) -> Tensor:
+    """Return which rays (B, H, W) hit an island: something opaque apart from the object.
+
+    The object of an image is everything opaque that is connected with the place where most is. The
+    image is seen in at most ISLAND_CELLS cells per side, and a gap of one cell does not disconnect.
+    """
+    opaque = (opacities > 0.5).to(opacities)[:, None]
+    side = -(-opacities.shape[-1] // ISLAND_CELLS)
+    cells = F.max_pool2d(opaque, side, ceil_mode=True)
+    crowds = F.avg_pool2d(cells, 5, stride=1, padding=2) * cells
+    start = crowds.flatten(1).argmax(1, keepdim=True)
+    found = torch.zeros_like(cells).flatten(1).scatter(1, start, 1.0).view_as(cells)
+    for _ in range(ISLAND_CELLS):  # each goes two cells farther; no value decides when to stop
+        found = F.max_pool2d(found, 5, stride=1, padding=2) * cells
+    is_apart = (cells > found).repeat_interleave(side, 2).repeat_interleave(side, 3)
+    height, width = opacities.shape[1:]
+    return is_apart[:, 0, :height, :width] & (opaque[:, 0] > 0)
 
 
 def top_k(logits: Tensor, share: float) -> Tensor:

@@ -7,7 +7,9 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import pickle
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ from training.state import STATE_FILE
 from training.transfer import Networks, read_networks
 
 OPTIONS_FILE = "options.json"
+SHARE = 0.25  # of the free shared memory that the start of a run may take while the run goes on
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -54,8 +57,9 @@ class Start:
         have taken them, and a line about them; None and "" without --transfer.
 
     Processes that are started with one get it as a single block of shared memory, because a pipe
-    would be filled while each of them still starts. In containers with too little shared memory
-    (Docker gives 64 MB) they start one after the other, and read it from their pipes.
+    would be filled while each of them still starts. In containers with little shared memory (Docker
+    gives 64 MB, which NCCL needs as well) they start one after the other, and read it from their
+    pipes.
     """
 
     curriculum: Curriculum
@@ -76,9 +80,18 @@ class Start:
             names = [field.name for field in dataclasses.fields(self)]
             data = pickle.dumps({name: getattr(self, name) for name in names})
             self.packed = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        with contextlib.suppress(RuntimeError):
-            return _unpacked, (self.packed.share_memory_(),)
+        if len(self.packed) <= shared_memory() * SHARE:
+            with contextlib.suppress(RuntimeError):
+                return _unpacked, (self.packed.share_memory_(),)
         return _unpacked, (self.packed.numpy(),)
+
+
+def shared_memory() -> float:
+    """Return the free bytes of the file system in which Linux keeps shared memory, else inf."""
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return math.inf
 
 
 def _unpacked(packed: Any) -> Start:
