@@ -73,7 +73,8 @@ def build_parser() -> flags.ArgumentParser:
         "candidates that are optimized")  # fmt: skip
     add("--latent_steps", type=flags.positive_int, default=DEFAULTS.latent_steps)
     add("--film_steps", type=flags.positive_int, default=DEFAULTS.film_steps)
-    add("--instant", action="store_true", help="take the encoder's guess as it is")
+    add("--instant", action="store_true", help="take the encoder's guess as it is; "
+        "without a video, unless --num_frames asks for one")  # fmt: skip
     add("--tune", type=flags.whole(0, MAX_CANDIDATES), default=0, metavar="N", help="tune the "
         "generator to the photo for N steps, for this object alone; 200 are enough")  # fmt: skip
     add("--fov", type=flags.positive_float, help="the photo's angle of view in degrees; default: "
@@ -178,7 +179,8 @@ def _fit_one(fitter: Fitter, opened: Sequence[Opened], args: argparse.Namespace)
     """Fit the one object of all photos, and write everything."""
     stem = Path(opened[0].name).stem
     folder = args.output_dir or Path(f"{stem}_fit")
-    video_path = _video_path(fitter, folder, args)
+    is_filmed = args.num_frames is not None or not args.instant
+    video_path = _video_path(fitter, folder, args) if is_filmed else None
     with filled_folder(folder):
         fit = _fitted(fitter, opened)
     options = viewing.render_options(fitter.saved, args)
@@ -191,9 +193,11 @@ def _fit_one(fitter: Fitter, opened: Sequence[Opened], args: argparse.Namespace)
         names.append(fit_batch.RECORD)
         with replaced(folder / names[-1]) as file:
             file.write(json_bytes(fit_files.record(fit, poor), indent=1))
-    start = fit.shots[0]
-    _save_video(video_path, fitter.saved, start, _way(args, start.camera), args)
-    print(f"in {folder}: {' '.join(names)} {video_path.name}")
+    if video_path is not None:
+        start = fit.shots[0]
+        _save_video(video_path, fitter.saved, start, _way(args, start.camera), args)
+        names.append(video_path.name)
+    print(f"in {folder}: {' '.join(names)}")
 
 
 def _way(args: argparse.Namespace, usual: Camera) -> list[Camera]:

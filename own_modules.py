@@ -2,11 +2,17 @@
 
 A notebook may have imported the package `datasets`, or its folder may hold a `config.py`. Importing
 this module, before any other of the project, sets such modules aside; `put_back` undoes that.
+
+A command imports for seconds. Until its main function begins, which calls `hear_interrupts`, Ctrl-C
+ends it at once: it would be a traceback from anywhere in PyTorch, or be swallowed there.
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent  # of the repository
 OWN, OTHER = "own:", "other:"  # before the names in sys.modules of modules that are set aside
@@ -51,4 +57,21 @@ def _give_names_back(mark: str) -> None:
         sys.modules[name.removeprefix(mark)] = sys.modules.pop(name)
 
 
+def hear_interrupts() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt again."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end(*_: Any) -> None:
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"interrupted\n")
+    os._exit(130)
+
+
+def _is_command() -> bool:
+    return Path(getattr(sys.modules["__main__"], "__file__", None) or "").parent.resolve() == ROOT
+
+
 _set_aside()
+if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _end)

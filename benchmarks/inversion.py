@@ -70,8 +70,9 @@ def fit(
     start = time.process_time()
     if encoder is not None:
         guess, _ = guided_fit.fit_from_guess(
-            encoder, saved.generator, photo, options, fits_fov=True, report=lambda *_: None
-        )
+            encoder, saved.generator, photo, saved.curriculum.poses(), options, fits_fov=True,
+            report=lambda *_: None,
+        )  # fmt: skip
         return guess, time.process_time() - start
     guess, _ = inversion.fit_photo(
         saved.generator, photo, saved.curriculum.poses(), options, FitOptions(),

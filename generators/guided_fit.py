@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from generators.cameras import Poses
+from generators.cameras import PoseDistribution, Poses, camera_origins, sample_poses
 from generators.encoder import Encoder
 from generators.generators import ImplicitGenerator3d
 from generators.inversion import (
@@ -36,6 +36,8 @@ QUARTERS = 4  # of a full turn of yaw, in each of which a fit starts
 TURNS = (0.0, 0.3, -0.3, 0.6, -0.6)  # radians of yaw from the middle of a quarter
 SMALLEST = 16  # pixels per side
 AMBIGUOUS = 1.5  # times the lowest loss: a start that is worse is given up
+STRANGE = math.radians(8)  # a turned camera is farther than this from all NUM_CAMERAS of training
+NUM_CAMERAS = 2000
 OFFSET_RATE = 0.3  # learning rate of offsets, as a share of that of coordinates
 
 
@@ -75,14 +77,16 @@ def first_guesses(
     encoder: Encoder,
     generator: ImplicitGenerator3d,
     photo: Photo,
+    poses: PoseDistribution,
     options: RenderOptions,
     *,
     fits_fov: bool = True,
 ) -> tuple[Tensor, Guess]:
-    """Return a guess for each quarter of a turn, the best first, and coordinates (QUARTERS, K).
+    """Return a guess for each quarter of a turn, the best first, and coordinates (B, K).
 
     Each is the best of some turns of the encoder's guess, compared with the photo at SMALLEST
-    pixels. fits_fov: take the guessed angle of view, not that of options.
+    pixels. Quarters in which none of poses, the expected cameras, is near are left out. fits_fov:
+    take the guessed angle of view, not that of options.
     """
     coordinates, guess = encoder.guess(photo.at(encoder.image_size).image[None])
     if not fits_fov:
@@ -95,15 +99,26 @@ def first_guesses(
     turned = guess[first]
     turned = replace(turned, poses=Poses(turned.poses.pitch, turned.poses.yaw + turns.flatten()))
     seen = render_guess(generator, turned, options, SMALLEST)
-    losses, best = photo_losses(*seen, photo.at(SMALLEST)).view(turns.shape).min(0)
+    losses = photo_losses(*seen, photo.at(SMALLEST))
+    losses = losses.where(~_is_strange(turned.poses, poses), math.inf)
+    losses, best = losses.view(turns.shape).min(0)
     chosen = (QUARTERS * best + torch.arange(QUARTERS, device=best.device))[losses.argsort()]
-    return coordinates.expand(QUARTERS, -1).clone(), turned[chosen]
+    chosen = chosen[: max(1, int(losses.isfinite().sum()))]
+    return coordinates.expand(len(chosen), -1).clone(), turned[chosen]
+
+
+def _is_strange(cameras: Poses, poses: PoseDistribution) -> Tensor:
+    """Return which cameras (B,) look from another side than all that poses draws."""
+    known = sample_poses(poses, NUM_CAMERAS, rng=torch.Generator().manual_seed(0))
+    cosines = camera_origins(cameras) @ camera_origins(known).to(cameras.yaw).T
+    return cosines.amax(1) < math.cos(STRANGE)
 
 
 def fit_from_guess(
     encoder: Encoder,
     generator: ImplicitGenerator3d,
     photo: Photo,
+    poses: PoseDistribution,
     options: RenderOptions,
     *,
     fits_fov: bool,
@@ -115,7 +130,7 @@ def fit_from_guess(
     is_instant: return the encoder's guess as it is.
     """
     options = replace(options, density_noise=0.0)
-    coordinates, guess = first_guesses(encoder, generator, photo, options, fits_fov=fits_fov)
+    coordinates, guess = first_guesses(encoder, generator, photo, poses, options, fits_fov=fits_fov)
     if is_instant:
         with torch.no_grad():
             seen = render_guess(generator, guess[:1], options, photo.image.shape[-1])

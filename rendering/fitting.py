@@ -125,6 +125,7 @@ class Fitter:
                 self.encoder,
                 saved.generator,
                 own[0],
+                saved.curriculum.poses(),
                 self.options,
                 fits_fov=self.effort.fits_fov,
                 is_instant=self.is_instant,

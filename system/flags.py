@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from own_modules import put_back
+from own_modules import hear_interrupts, put_back
 from system.errors import UsageError, nearest
 from system.screen import STDOUT_NAME, safe_streams
 
@@ -43,6 +43,7 @@ def run(main: Callable[[Sequence[str] | None], int]) -> int:
     """
     with safe_streams():
         try:
+            hear_interrupts()
             code = main(None)
             sys.stdout.flush()
         except UsageError as error:

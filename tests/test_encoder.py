@@ -14,9 +14,10 @@ import train_encoder
 from checkpoint_io import checkpoints, encoders
 from config import curriculum
 from generators import encoder_training, guided_fit
+from generators.cameras import Poses
 from generators.encoder import fit_basis
 from generators.encoder_training import EncoderOptions, Examples
-from generators.inversion import Photo, render_guess
+from generators.inversion import Guess, Photo, render_guess
 from generators.sampling import sample_latents
 from generators.volumetric_rendering import RenderOptions
 from rendering import fitting
@@ -44,6 +45,7 @@ def untrained(saved, size=8):
 
 
 POSES = BOUNDED.poses()
+AROUND = replace(POSES, kind="uniform", yaw_spread=math.pi)
 
 
 def examples_of(encoder, saved, count, poses=POSES, seed=5):
@@ -138,10 +140,31 @@ def test_a_guess_is_tried_in_each_quarter_of_a_turn_and_the_best_is_first(saved)
         image, _ = render_guess(saved.generator, turned, options, 16)
     encoder.guess = lambda images: (truth.coordinates, guess)
     photo = Photo(image[0], torch.ones(16, 16))
-    _, found = guided_fit.first_guesses(encoder, saved.generator, photo, options)
+    _, found = guided_fit.first_guesses(encoder, saved.generator, photo, AROUND, options)
     assert float(found.poses.yaw[0]) == pytest.approx(float(turned.poses.yaw))
     quarters = ((found.poses.yaw - guess.poses.yaw) / (math.pi / 2)).round()
     assert sorted(quarters.tolist()) == [0, 1, 2, 3]
+
+
+def test_sides_that_no_expected_camera_shows_are_not_tried(saved, monkeypatch):
+    encoder = untrained(saved).eval()
+    options = BOUNDED.preview_render(0, 16)
+    guess = Guess(
+        saved.generator.mapping(torch.zeros(1, 6)), Poses(torch.tensor([1.6]), torch.tensor([1.8])),
+        torch.tensor([12.0]),
+    )  # fmt: skip
+    encoder.guess = lambda images: (torch.zeros(1, 6), guess)
+    photo = Photo(torch.zeros(3, 16, 16), torch.ones(16, 16))
+    front = replace(POSES, kind="gaussian", yaw_mean=math.pi / 2, yaw_spread=0.3)
+    coordinates, found = guided_fit.first_guesses(encoder, saved.generator, photo, front, options)
+    assert len(coordinates) == len(found.poses.yaw) < guided_fit.QUARTERS
+    off = torch.remainder(found.poses.yaw - math.pi / 2 + math.pi, math.tau) - math.pi
+    assert off.abs().max() < 4 * 0.3 + guided_fit.STRANGE
+    strange = replace(front, yaw_mean=-math.pi / 2)  # no turn leads there
+    monkeypatch.setattr(guided_fit, "TURNS", (0.0,))
+    monkeypatch.setattr(guided_fit, "QUARTERS", 1)
+    coordinates, found = guided_fit.first_guesses(encoder, saved.generator, photo, strange, options)
+    assert (len(coordinates), float(found.poses.yaw)) == (1, pytest.approx(1.8))
 
 
 def test_a_fit_ends_at_full_size_with_twice_the_samples(saved, monkeypatch):
@@ -155,7 +178,13 @@ def test_a_fit_ends_at_full_size_with_twice_the_samples(saved, monkeypatch):
     monkeypatch.setattr(guided_fit, "descend", descend)
     photo = Photo(torch.zeros(3, 64, 64), torch.ones(64, 64))
     guided_fit.fit_from_guess(
-        encoder, saved.generator, photo, options, fits_fov=True, report=lambda *_: None
+        encoder,
+        saved.generator,
+        photo,
+        AROUND,
+        options,
+        fits_fov=True,
+        report=lambda *_: None,
     )
     sizes, samples = zip(*taken, strict=True)
     assert sizes == (16, 16, 32, 64)
@@ -175,7 +204,13 @@ def test_two_starts_go_on_while_both_may_be_right(second, counts, saved, monkeyp
     monkeypatch.setattr(guided_fit, "descend", descend)
     photo = Photo(torch.zeros(3, 64, 64), torch.ones(64, 64))
     guess, _ = guided_fit.fit_from_guess(
-        encoder, saved.generator, photo, options, fits_fov=True, report=lambda *_: None
+        encoder,
+        saved.generator,
+        photo,
+        AROUND,
+        options,
+        fits_fov=True,
+        report=lambda *_: None,
     )
     assert taken == counts
     assert len(guess.fov_degrees) == 1
@@ -214,6 +249,18 @@ def test_the_command_starts_from_the_encoder_beside_the_generator(saved, tmp_pat
     assert refined.film.weight_changes is None
     _, guess = encoder.guess(photo.image[None])
     assert torch.isfinite(guess.film.frequencies).all()
+
+
+def test_an_instant_fit_has_a_video_only_on_request(saved, tmp_path):
+    trained(saved)
+    command = [saved.path, photo_in(tmp_path), "--output_dir", tmp_path / "fit", "--instant",
+               "--image_size", "8", "--device", "cpu", "--fit_size", "8"]  # fmt: skip
+    inverse_render.main(list(map(str, command)))
+    names = {"fit.pth", "fit.png", "views.png"}
+    assert {path.name for path in (tmp_path / "fit").iterdir()} >= names
+    assert not list((tmp_path / "fit").glob("*.mp4"))
+    inverse_render.main([*map(str, command), "--num_frames", "2"])
+    assert (tmp_path / "fit" / "reconstructed.mp4").is_file()
 
 
 def test_candidates_ask_for_a_random_search(saved, tmp_path, monkeypatch):

@@ -54,3 +54,40 @@ def test_a_command_started_as_a_module_from_a_folder_with_such_names(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
     assert b"CelebA128" in done.stdout
+
+
+def test_ctrl_c_while_a_command_imports_ends_it_in_one_line(tmp_path):
+    (tmp_path / "torch.py").write_text("""
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
+except BaseException:  # as some packages do
+    pass
+raise RuntimeError("still there")
+""")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--list_curricula"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_is_heard_again_when_the_command_works(tmp_path):
+    code = f"""
+import os, runpy, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import __main__, pathlib
+__main__.__file__ = {str(ROOT / "train.py")!r}
+import own_modules
+assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+from system import flags
+
+def work(_):
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    os.kill(os.getpid(), signal.SIGINT)
+
+sys.exit(flags.run(work))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
