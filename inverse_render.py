@@ -231,13 +231,16 @@ def _reporter(bar: "tqdm[int]") -> Report:
 def _tell(fitter: Fitter, fit: Fit, poor: Sequence[str]) -> None:
     """Print the camera of each photo, how well it is reproduced, and what is poor."""
     several = len(fit.shots) > 1
-    for shot, decibels in zip(fit.shots, fit.psnrs(), strict=True):
+    before = [f"{decibels:.1f} dB, tuned " for decibels in fit.psnrs_untuned()]
+    before = before or [""] * len(fit.shots)
+    for shot, untuned, decibels in zip(fit.shots, before, fit.psnrs(), strict=True):
         pitch, yaw, fov = shot.camera[:3]
         print(
             f"{f'{shot.name}: ' if several else ''}"
             f"pitch {math.degrees(pitch):.1f}, yaw {math.degrees(yaw):.1f}, angle of view "
             f"{fov:.1f} degrees (--pitch {pitch:.4f} --yaw {yaw:.4f} --fov "
-            f"{fov:.2f}); {decibels:.1f} dB at {fitter.options.image_size} px, loss {fit.loss:.5f}"
+            f"{fov:.2f}); {untuned}{decibels:.1f} dB at {fitter.options.image_size} px, "
+            f"loss {fit.loss:.5f}"
         )
     for reason in poor:
         print(f"a poor fit: {reason}")

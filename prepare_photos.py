@@ -269,6 +269,8 @@ def _tell(args: argparse.Namespace, listing: Listing, report: Report) -> None:
     if listing.left_out:
         print(listing.left_out, file=sys.stderr)
     print(f"{report.summary()}; {args.output.with_suffix('.csv')} tells of each photo")
+    if advice := report.advice(args.size):
+        print(advice)
     print(f"look at {args.output.with_suffix('.png')} and correct the cameras in {path}; then:")
     name = "Photos" if torch.cuda.is_available() else "SmallPhotos"
     print(f"python train.py --curriculum_file {path} --curriculum {name} --dataset_path "

@@ -285,7 +285,8 @@ def _check_key(where: str, key: str, schema: type[Any]) -> None:
 
 def _check_name(where: str, key: str, names: list[str]) -> None:
     if key not in names:
-        hint = nearest(key, names) or f" Keys are {', '.join(names)}."
+        of_stages = nearest(key, _names(StageKeys))
+        hint = nearest(key, names) or of_stages or f" Keys are {', '.join(names)}."
         raise UsageError(f"{where}: unknown key {key!r}.{hint}")
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageOps
 
-from image_io import png
+from image_io import png, preparing
 from image_io.decoding import over_white
 from image_io.placing import Square
 from system.files import replaced
 
 ROWS, PAIRS_PER_ROW, SIDE = 8, 3, 160  # of the sheet; SIDE in pixels
+SMALLEST_SIZE = 32  # pixels per side of a picture that is worth training with
 COLUMNS = ("photo", "result", "reason", "picture", "x", "y", "side", "angle", "blur")
 
 
@@ -49,6 +50,7 @@ class Report:
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     pairs: list[tuple[Image.Image, Image.Image]] = field(default_factory=list)
+    small: list[float] = field(default_factory=list)
     used: int = 0
     rng: random.Random = field(default_factory=lambda: random.Random(0))
 
@@ -61,7 +63,10 @@ class Report:
         result = "used" if name else "dropped"
         self.rows.append((outcome.photo, result, outcome.reason, name, *figures))
         if not name:
-            self.reasons[outcome.reason.partition(":")[0]] += 1
+            reason = outcome.reason.partition(":")[0]
+            self.reasons[reason] += 1
+            if reason == "small" and square is not None:
+                self.small.append(square.side)
             return
         self.used += 1
         assert outcome.before is not None
@@ -77,6 +82,14 @@ class Report:
         """Say how many pictures there are, and what was dropped for which reason."""
         dropped = ", ".join(f"{reason}: {count}" for reason, count in self.reasons.most_common())
         return f"{self.used} pictures; dropped: {dropped or 'none'}"
+
+    def advice(self, size: int) -> str:
+        """Say with which smaller size most of what is too small for this one is used, or ""."""
+        while (size := size // 2) >= SMALLEST_SIZE:
+            count = sum(side >= preparing.MIN_SHARE * size for side in self.small)
+            if count > len(self.small) / 2:
+                return f"with --size {size}, {count} of the small ones are used"
+        return ""
 
 
 def outlined(photo: Image.Image, square: Square) -> Image.Image:

@@ -16,6 +16,7 @@ from image_io.decoding import Crop, crop_box, over_white, read_picture
 from image_io.placing import NotFound, Square
 from system.errors import UsageError
 
+SMALLEST = 4  # pixels per side of a photo to fit
 GREY_TOLERANCE = 16  # of 255: what the compression of a jpg can add between channels
 HALF = 128  # of 255: a grey mask must be brighter than that somewhere
 
@@ -67,6 +68,9 @@ def open_photo(
     object have no weight. Raises UsageError if there is nothing to fit, or the mask has another
     size or is no mask.
     """
+    if min(image.size) < SMALLEST:
+        raise UsageError(f"{name}: is {image.width} x {image.height} pixels; a photo has at least "
+                         f"{SMALLEST} per side")  # fmt: skip
     image = image.convert("RGBA")
     if mask is not None:
         plane = read_mask(mask)

@@ -1,6 +1,7 @@
 """The encoder: its basis, its training, its file, and the command that starts from it."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -234,13 +235,17 @@ def invert(saved, folder, *words):
     return inverse_render.main([str(word) for word in command])
 
 
-def test_the_command_starts_from_the_encoder_beside_the_generator(saved, tmp_path, monkeypatch):
+def test_the_command_starts_from_the_encoder_beside_the_generator(
+    saved, tmp_path, capsys, monkeypatch
+):
     encoder = encoders.load(trained(saved), saved)
     photo = Photo(torch.rand(3, 8, 8), torch.ones(8, 8))
     monkeypatch.setattr(fitting.joint_inversion, "fit_photos", None)  # no random search
     invert(saved, tmp_path)
     refined = checkpoints.load_fit(tmp_path / "fit" / "fit.pth", saved)
+    assert "tuned" not in capsys.readouterr().out
     invert(saved, tmp_path, "--instant", "--tune", "2")
+    assert re.search(r"[\d.]+ dB, tuned [\d.]+ dB at 8 px", capsys.readouterr().out)
     instant = checkpoints.load_fit(tmp_path / "fit" / "fit.pth", saved)
     with Image.open(tmp_path / "fit" / "fit.png") as picture:
         assert picture.size == (40, 8)  # photo, fit, tuned fit, difference, other side

@@ -260,6 +260,12 @@ def test_a_bad_photo_is_one_line(tmp_path, fault):
         open_photo(photo, 4, mask=mask, background=1.0)
 
 
+def test_a_photo_of_one_pixel_is_no_photo(tmp_path):
+    photo = save(tmp_path / "photo.png", np.zeros((1, 5, 3)))
+    with pytest.raises(UsageError, match=r"photo.png: is 5 x 1 pixels; .* at least 4"):
+        open_photo(photo, 4, background=1.0)
+
+
 def test_the_command_writes_a_fit_that_the_others_take(
     tiny_run, saved, tmp_path, capsys, monkeypatch
 ):

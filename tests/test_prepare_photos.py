@@ -163,6 +163,16 @@ def test_what_cannot_be_used_is_named_and_nothing_is_written(folder, photo, reas
     assert not out.exists()
 
 
+def test_a_size_that_suits_small_photos_is_named(folder, capsys):
+    for index, radius in enumerate((60, 17, 20, 5)):
+        disk(radius=radius).save(folder / f"{index}.png")
+    prepared(folder, "--kind", "object", "--size", "256")
+    assert "with --size 64, 2 of the small ones are used" in capsys.readouterr().out
+    lines = prepared(folder, "--kind", "object", "--size", "64")[1]
+    assert sum(line["result"] == "used" for line in lines) == 3
+    assert "--size" not in capsys.readouterr().out.partition("python")[0]
+
+
 def test_copies_and_damaged_files_are_dropped_and_photos_stay(portrait, folder):
     portrait.save(folder / "a.png")
     portrait.resize((300, 300)).save(folder / "b.jpg", quality=60)
