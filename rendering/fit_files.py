@@ -10,18 +10,19 @@ import torch
 from tqdm import tqdm
 
 from checkpoint_io import checkpoints
-from generators.cameras import Poses, cast_rays
+from generators.cameras import Poses, camera_origins, cast_rays
 from generators.generators import View
 from generators.pictures import surface_depths, surface_normals
-from generators.trajectories import SceneObject
+from generators.trajectories import Camera, SceneObject
 from generators.volumetric_rendering import RenderOptions
 from geometry.visibility import seen_points
 from image_io import png
-from rendering import filming, photos
+from rendering import filming, photos, viewing
 from rendering.fitting import Fit, Fitter
 from system.files import replaced
 
 VIEW_OFFSETS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # radians of yaw around the photo's camera
+FEW = 30  # cameras, among which the farthest one is no rare one
 SEEN_SIZE = 128  # pixels per side of the depths that tell what a photo's camera sees
 SEEN_SLACK = 0.02  # of the ray range: a point that little behind the surface is on it
 
@@ -68,8 +69,9 @@ def record(fit: Fit, poor: Sequence[str]) -> dict[str, Any]:
 
 
 def _save_comparison(path: Path, fitter: Fitter, fit: Fit) -> None:
-    """Write a row for each photo: photo, fit, tuned fit if any, difference, the other side."""
-    backs = [shot.seen_from(shot.camera.turned(0, math.pi)) for shot in fit.shots]
+    """Write a row for each photo: photo, fit, tuned fit if any, difference, another side."""
+    known = viewing.training_cameras(fitter.saved.curriculum.poses())
+    backs = [shot.seen_from(other_side(shot.camera, known)) for shot in fit.shots]
     sides = filming.views(fitter.saved, backs, fitter.options)
     rows = []
     for photo, untuned, view, side in zip(
@@ -80,6 +82,17 @@ def _save_comparison(path: Path, fitter: Fitter, fit: Fit) -> None:
         difference = (shown - photo.image).abs() - 1  # none is black
         rows.append(torch.stack([photo.image, *fits, difference, side.images[0]]))
     png.save_png(path, png.to_uint8(png.grid(torch.cat(rows), len(rows[0]))))
+
+
+def other_side(camera: Camera, known: Poses) -> Camera:
+    """Return the camera turned by half, or the farthest of a few known ones if none is near it."""
+    back = camera.turned(0, math.pi)
+    if viewing.angle_to_nearest(known, back) <= viewing.FAMILIAR:
+        return back
+    few = Poses(*(angle[:FEW] for angle in known))
+    own = camera_origins(Poses(torch.tensor([camera.pitch]), torch.tensor([camera.yaw])))[0]
+    farthest = int((camera_origins(few) @ own).argmin())
+    return camera._replace(pitch=float(few.pitch[farthest]), yaw=float(few.yaw[farthest]))
 
 
 def _save_views(

@@ -18,14 +18,14 @@ from PIL import Image, ImageDraw
 
 import inverse_render
 from checkpoint_io import checkpoints
-from generators.cameras import Poses, camera_origins, cast_rays
+from generators.cameras import PoseDistribution, Poses, camera_origins, cast_rays
 from generators.generators import View
 from generators.inversion import FitOptions, Photo
-from generators.trajectories import SceneObject
+from generators.trajectories import Camera, SceneObject
 from geometry.visibility import seen_points
 from image_io import placing, png, preparing
 from image_io.placing import NotFound, Square
-from rendering import fit_batch, fitting, photos, viewing
+from rendering import fit_batch, fit_files, fitting, photos, viewing
 from rendering.fitting import Fit, Fitter
 from rendering.photos import Opened, Preparation
 from siren.film import Film
@@ -201,6 +201,19 @@ def test_a_poor_fit_says_why(saved, changes, reasons):
 
 def run(tiny_run, *words):
     assert inverse_render.main([str(tiny_run / "generator.pth"), *map(str, words), *QUICK]) == 0
+
+
+def test_the_other_side_is_one_that_training_has_seen():
+    around = PoseDistribution(
+        kind="uniform", yaw_mean=0.0, yaw_spread=math.pi, pitch_mean=1.5, pitch_spread=0.0
+    )
+    camera = Camera(around.pitch_mean, 0.4, 12.0)
+    known = viewing.training_cameras(around)
+    assert fit_files.other_side(camera, known).yaw == pytest.approx(0.4 + math.pi)
+    front = replace(around, kind="gaussian", yaw_spread=0.3)
+    side = fit_files.other_side(camera, viewing.training_cameras(front))
+    assert -4 * 0.3 < side.yaw < -0.3  # past the middle, on the other half of the face
+    assert side.fov_degrees == 12
 
 
 def test_a_prepared_photo_is_fitted_and_put_back(tiny_run, tmp_path, capsys):
