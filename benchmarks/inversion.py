@@ -42,7 +42,7 @@ from generators.sampling import sample_latents
 from generators.tuning import tune, tuned_film
 from generators.volumetric_rendering import RenderOptions
 from image_io.decoding import read_picture
-from metrics import consistency
+from metrics import consistency, report
 from metrics.surfaces import surface
 from rendering import photos
 from scenes.rendering import render_cars
@@ -129,7 +129,8 @@ def seen_from_sides(
     fov = float(guess.fov_degrees)
     poses = [Poses(guess.poses.pitch, guess.poses.yaw + turn) for turn in (0.0, *OFFSETS)]
     views = [look(saved, film, pose, options, fov) for pose in poses]
-    large = replace(options, fov_degrees=fov, image_size=CONSISTENCY_SIZE)
+    samples = report.FINER * options.num_steps // 2  # look doubles them
+    large = replace(options, fov_degrees=fov, image_size=CONSISTENCY_SIZE, num_steps=samples)
     here, *others = (surface(look(saved, film, pose, large, fov), pose, large) for pose in poses)
     found = [consistency.compare(here, there) for there in others]
     figures = {
