@@ -50,6 +50,7 @@ CONSISTENCY_ROWS = (
     ("compared", "pixels compared, %"),
     ("color_change", "color change by direction, L1"),
     ("half_transparent", "half-transparent rays, %"),
+    ("islands", "views with islands, %"),
 )
 
 

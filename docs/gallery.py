@@ -43,7 +43,7 @@ class Picture(NamedTuple):
 
 
 _GENERATOR = "assets/demo/generator.pth"
-_CONSISTENCY = f"eval_metrics.py {_GENERATOR} --consistency --num_objects 8 --consistency_size 64"
+_CONSISTENCY = f"eval_metrics.py {_GENERATOR} --consistency"
 PICTURES: dict[str, Picture] = {  # in this order, because a later one may read an earlier one
     "strip.png": Picture(
         f"render_multiview_images.py {_GENERATOR} --seeds 4 2 15 1 "
@@ -194,6 +194,7 @@ def about_demo() -> str:
         "reprojection PSNR": f"{mean['psnr_db']:.1f} dB",
         "depths that agree": f"{mean['depth_agreement']:.1f} %",
         "half-transparent rays": f"{mean['half_transparent']:.1f} %",
+        "views with islands": f"{mean['islands']:.1f} %",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
@@ -204,7 +205,7 @@ def about_demo() -> str:
         "`options.json` contains the curriculum, `log.jsonl` is the log of the run, and "
         "`previews.png` is its last preview.\n\n"
         f"| | |\n|---|---|\n{table}\n\n"
-        "The last three figures are means from `metrics.json`, which this command writes:\n\n"
+        "The last four figures are means from `metrics.json`, which this command writes:\n\n"
         f"    python {_CONSISTENCY}\n\n"
         "`make assets RUN=runs/demo` replaces these files by those of another run.\n"
     )

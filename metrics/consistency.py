@@ -10,7 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from generators.cameras import Poses, Rays, camera_origins, cast_rays, project
@@ -170,6 +172,17 @@ def half_transparent(opacities: Tensor) -> Tensor:
     """
     low, high = HALF_TRANSPARENT
     return 100 * ((opacities > low) & (opacities < high)).double().mean((1, 2))
+
+
+def has_islands(opacities: Tensor) -> Tensor:
+    """Return in which images (B,) of opacities (B, H, W) something opaque is apart from the rest.
+
+    The rest is the largest part of the pixels with an opacity over 1/2 that are connected by sides
+    or corners.
+    """
+    one_object = np.ones((3, 3))
+    opaque = (opacities > 0.5).cpu().numpy()
+    return torch.tensor([ndimage.label(image, one_object)[1] > 1 for image in opaque])
 
 
 class PoseErrors(NamedTuple):

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -47,11 +47,11 @@ def measure(saved: SavedGenerator, sampling: SampleOptions, num_objects: int) ->
     """
     render = replace(sampling.render, num_steps=FINER * sampling.render.num_steps)
     fine = replace(sampling, render=render)
-    rows, half_transparent, shapes = [], [], []  # a row per object and offset
+    rows, views, shapes = [], [], []  # a row per object and offset
     for index in progress_bar(num_objects, "object", "consistency"):
-        found, half = _measure_object(saved.generator, fine, index)
+        found, own = _measure_object(saved.generator, fine, index)
         rows += found
-        half_transparent.append(half)
+        views += own
         shapes.append(_shape(saved, fine, index))
     return {
         "settings": {
@@ -65,7 +65,8 @@ def measure(saved: SavedGenerator, sampling: SampleOptions, num_objects: int) ->
         },
         "mean": {
             **{name: _mean([row[name] for row in rows]) for name in FIGURES},
-            "half_transparent": _mean(half_transparent),
+            "half_transparent": _mean([view.half_transparent for view in views]),
+            "islands": _mean([100.0 * view.has_islands for view in views]),
         },
         "by_yaw": [_summary(rows, offset) for offset in YAW_OFFSETS],
         "shape": {
@@ -95,32 +96,39 @@ def _summary(rows: Sequence[Mapping[str, float]], offset: float) -> dict[str, An
     return entry
 
 
+class _View(NamedTuple):
+    """Of one view: the percentage of half-transparent rays, and whether there are islands."""
+
+    half_transparent: float
+    has_islands: bool
+
+
 @torch.no_grad()
 def _measure_object(
     generator: ImplicitGenerator3d, sampling: SampleOptions, index: int
-) -> tuple[list[dict[str, float]], float]:
-    """Return a row of figures per offset, and the percentage of half-transparent rays."""
+) -> tuple[list[dict[str, float]], list["_View"]]:
+    """Return a row of figures per offset, and what is told of each view."""
     render, points = sampling.render, generator.points_per_chunk
     z, poses = samples.sample_scene(index, generator.z_dim, sampling)
     film = samples.sample_film(generator, z, sampling)
 
-    def seen(offset: float) -> tuple[Surface, float]:
+    views = []
+
+    def seen(offset: float) -> Surface:
         turned = Poses(poses.pitch, poses.yaw + offset)
         view = generator.render(film, turned, render)
         half = float(consistency.half_transparent(view.opacities))
-        return surface(view, turned, render), half
+        views.append(_View(half, bool(consistency.has_islands(view.opacities))))
+        return surface(view, turned, render)
 
-    here, half = seen(0.0)
-    halves = [half]
+    here = seen(0.0)
     change = consistency.color_change(generator.field(film), here, YAW_OFFSETS, render, points)
     rows = []
     for offset, color_change in zip(YAW_OFFSETS, change, strict=True):
-        there, half = seen(offset)
-        halves.append(half)
-        figures = consistency.compare(here, there)._asdict()
+        figures = consistency.compare(here, seen(offset))._asdict()
         row = {name: float(value) for name, value in figures.items()}
         rows.append({"yaw_offset": offset, **row, "color_change": float(color_change)})
-    return rows, sum(halves) / len(halves)
+    return rows, views
 
 
 @torch.no_grad()

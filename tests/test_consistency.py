@@ -201,6 +201,15 @@ def test_half_transparent_counts_what_lies_strictly_between():
     assert consistency.half_transparent(opacities).tolist() == [25.0, 75.0]
 
 
+def test_islands_are_opaque_parts_that_touch_nothing_else():
+    opacities = torch.zeros(4, 6, 6)
+    opacities[:, 1:4, 1:4] = 0.9
+    opacities[1, 5, 5] = 0.6
+    opacities[2, 4, 4], opacities[3, 5, 5] = 0.6, 0.4  # touches a corner; fog
+    assert consistency.has_islands(opacities).tolist() == [False, True, False, False]
+    assert not consistency.has_islands(torch.zeros(1, 6, 6)).any()
+
+
 @pytest.mark.parametrize("share", [1.0, 0.005])  # solid; 3 of 4 parts of the light stopped
 @pytest.mark.parametrize("air", [0.0, 1e-6])
 def test_depth_of_a_surface_is_the_same_before_every_background(share, air):
