@@ -227,7 +227,7 @@ _RECIPE: dict[str | int, Any] = {
     "grad_clip": 10,
     "preview_size": 64,
     # The size of the scene: for another one change these together with fov and the range of rays.
-    "box_side": 1.0,
+    "box_side": 0.5,
     "density_scale": 3,
     "scene_radius": 0.27,  # the width of the image: no floating density outside of it
 }

@@ -63,7 +63,7 @@ def passes(size: int) -> list[Pass]:
         Pass("small", smallest, 20, 0.12, 0.03, kept=2),
         Pass("both", smallest, 40, 0.12, 0.03, kept=2),
         *([Pass("half", half, 60, 0.06, 0.02)] if half > SMALLEST else []),
-        Pass("film", size, 55, 0.06, 0.02, finer=2),
+        Pass("film", size, 150, 0.12, 0.02, finer=2),
     ]
 
 

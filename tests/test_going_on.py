@@ -117,7 +117,7 @@ def test_another_curriculum_is_named_where_scales_differ(tiny, tmp_path):
         file.write("Other = {**Tiny, 'box_side': 0.3}\n")
     with pytest.raises(UsageError, match="resume with --curriculum Tiny, with which"):
         run(tiny, tmp_path / "out", "--resume", "--curriculum", "Other")
-    with pytest.raises(UsageError, match="resume with --set box_side=1.0"):
+    with pytest.raises(UsageError, match="resume with --set box_side=0.5"):
         run(tiny, tmp_path / "out", "--resume", "--set", "box_side=0.3")
 
 
