@@ -193,7 +193,7 @@ def _write_pictures(
                 twin = seen.twin(outcome.photo, picture)
                 if twin is not None:
                     reason = f"nearly the same as another: {twin}"
-                    report.add(Outcome(photo=outcome.photo, reason=reason), "")
+                    report.add(replace(outcome, reason=reason, picture=None), "")
                     continue
                 buffer = io.BytesIO()
                 picture.save(buffer, "PNG", compress_level=3)
@@ -230,7 +230,7 @@ def _outcomes(
         source, squares = find(photo)
         source = source if args.kind == "object" else over_white(source)
     except NotFound as error:
-        return [Outcome(photo=shown, reason=str(error))]
+        return [Outcome(photo=shown, reason=str(error), before=outlined(photo, None))]
     return [_cut(shown, photo, source, square, args) for square in squares]
 
 

@@ -56,7 +56,8 @@ RECIPES: dict[str, list[str]] = {
     "more against half-transparency": ["opacity_lambda=6"],
     "islands allowed": ["island_lambda=0"],
     "antialiased pictures": ["resize=antialias"],
-    "half the frequencies": ["box_side=1"],
+    "half the frequencies": ["box_side=1"],  # but for faces, whose cameras set it
+    "half the frequencies, islands allowed": ["box_side=1", "island_lambda=0"],
     "half the rates at 32 pixels": ["1500.gen_lr=2e-4", "1500.disc_lr=4e-4"],
     "with R2": ["r2_lambda=0.2", "0.r2_lambda=0.1"],
     "pairs, R1 and R2": pairs(0.1, 0.2),

@@ -5,21 +5,25 @@ import io
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from image_io import png, preparing
 from image_io.decoding import over_white
 from image_io.placing import Square
 from system.files import replaced
 
-ROWS, PAIRS_PER_ROW, SIDE = 8, 3, 160  # of the sheet; SIDE in pixels
+ROWS, DROPPED_ROWS, PAIRS_PER_ROW, SIDE = 8, 3, 3, 160  # of the sheet; SIDE in pixels
+GREY = (128, 128, 128)
 SMALLEST_SIZE = 32  # pixels per side of a picture that is worth training with
 COLUMNS = ("photo", "result", "reason", "picture", "x", "y", "side", "angle", "blur")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,7 @@ class Report:
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     pairs: list[tuple[Image.Image, Image.Image]] = field(default_factory=list)
+    dropped: list[Image.Image] = field(default_factory=list)
     small: list[float] = field(default_factory=list)
     used: int = 0
     rng: random.Random = field(default_factory=lambda: random.Random(0))
@@ -67,16 +72,25 @@ class Report:
             self.reasons[reason] += 1
             if reason == "small" and square is not None:
                 self.small.append(square.side)
+            if outcome.before is not None:
+                shown = _with_text(outcome.before, reason)
+                self._keep(
+                    self.dropped, shown, self.reasons.total(), DROPPED_ROWS * 2 * PAIRS_PER_ROW
+                )
             return
         self.used += 1
         assert outcome.before is not None
         assert outcome.picture is not None
         pair = outcome.before, outcome.picture
-        slot = self.rng.randrange(self.used)  # each pair is as likely to stay as any other
-        if len(self.pairs) < ROWS * PAIRS_PER_ROW:
-            self.pairs.append(pair)
-        elif slot < len(self.pairs):
-            self.pairs[slot] = pair
+        self._keep(self.pairs, pair, self.used, ROWS * PAIRS_PER_ROW)
+
+    def _keep(self, kept: list[T], new: T, count: int, room: int) -> None:
+        """Put new, the last of count, among those that are kept: each is as likely to be there."""
+        slot = self.rng.randrange(count)
+        if len(kept) < room:
+            kept.append(new)
+        elif slot < room:
+            kept[slot] = new
 
     def summary(self) -> str:
         """Say how many pictures there are, and what was dropped for which reason."""
@@ -92,9 +106,11 @@ class Report:
         return ""
 
 
-def outlined(photo: Image.Image, square: Square) -> Image.Image:
-    """Return a small photo on grey with the square drawn on it."""
+def outlined(photo: Image.Image, square: Square | None) -> Image.Image:
+    """Return a small photo on grey with the square, if there is one, drawn on it."""
     small = ImageOps.contain(over_white(photo), (SIDE, SIDE))
+    if square is None:
+        return ImageOps.pad(small, (SIDE, SIDE), color=GREY)
     scale = small.width / photo.width
     turn, half = np.radians(square.angle), square.side / 2
     corners = []
@@ -103,19 +119,31 @@ def outlined(photo: Image.Image, square: Square) -> Image.Image:
         y = square.y + np.sin(turn) * right + np.cos(turn) * down
         corners.append((float(x * scale), float(y * scale)))
     ImageDraw.Draw(small).line([*corners, corners[0], corners[1]], fill=(255, 0, 120), width=2)
-    return ImageOps.pad(small, (SIDE, SIDE), color=(128, 128, 128))
+    return ImageOps.pad(small, (SIDE, SIDE), color=GREY)
+
+
+def _with_text(picture: Image.Image, text: str) -> Image.Image:
+    """Return a picture of side SIDE with a text at its lower border."""
+    shown = picture.copy()
+    draw = ImageDraw.Draw(shown)
+    draw.rectangle((0, SIDE - 16, SIDE, SIDE), fill=(255, 255, 255))
+    draw.text((SIDE / 2, SIDE - 8), text[:28], (0, 0, 0), ImageFont.load_default(11), anchor="mm")
+    return shown
 
 
 def sheet(report: Report) -> torch.Tensor:
-    """Arrange pairs of photo and picture; returns uint8 (3, H, W)."""
+    """Arrange pairs of photo and picture, then dropped photos; returns uint8 (3, H, W)."""
     side = (SIDE, SIDE)
     pairs = [(before, over_white(after).resize(side)) for before, after in report.pairs]
-    pictures = [np.asarray(picture) for pair in pairs for picture in pair]
     count = min(PAIRS_PER_ROW, len(pairs))
-    rows = -(-len(pairs) // count)
-    pictures += [np.full_like(pictures[0], 255)] * (2 * count * rows - len(pictures))
+    pictures, rows = [], []
+    for label, part in (("used", list(chain(*pairs))), ("dropped", report.dropped)):
+        full = -(-len(part) // (2 * count))
+        rows += [label] * full
+        pictures += [np.asarray(picture) for picture in part]
+        pictures += [np.full((SIDE, SIDE, 3), 255, np.uint8)] * (2 * count * full - len(part))
     stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-    return png.contact_sheet(stacked, [""] * rows, ["photo", "picture"] * count)
+    return png.contact_sheet(stacked, rows, ["photo", "picture"] * count)
 
 
 def write_csv(path: Path, report: Report) -> None:

@@ -11,7 +11,7 @@ from skimage import data
 
 import curriculums
 import prepare_photos
-from image_io import faces, photo_checks, placing
+from image_io import faces, photo_checks, photo_report, placing
 from image_io.placing import Square
 from system.errors import UsageError
 
@@ -171,6 +171,17 @@ def test_a_size_that_suits_small_photos_is_named(folder, capsys):
     lines = prepared(folder, "--kind", "object", "--size", "64")[1]
     assert not any(line["reason"].startswith("small") for line in lines)
     assert "--size" not in capsys.readouterr().out.partition("python")[0]
+
+
+def test_the_sheet_shows_what_was_dropped(folder):
+    heights = []
+    for photo in (disk(radius=60), disk(radius=17), Image.new("RGB", (90, 90), (9, 9, 9))):
+        photo.save(folder / f"{len(heights)}.png")
+        prepared(folder, "--kind", "object", "--size", "256")
+        with Image.open(folder.parent / "out.png") as sheet:
+            heights.append(sheet.height)
+    assert heights[1] - heights[0] >= photo_report.SIDE  # a row of dropped photos
+    assert heights[2] - heights[1] == heights[1] - heights[0]  # one pair in a row, so two
 
 
 def test_copies_and_damaged_files_are_dropped_and_photos_stay(portrait, folder):
