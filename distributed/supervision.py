@@ -1,6 +1,7 @@
 """Supervise the ranks started on this machine, and catch the signals that end a run."""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -23,6 +24,8 @@ REPEAT_SECONDS = 1.0  # torchrun passes on the Ctrl-C that the terminal has alre
 POLL_SECONDS = 0.1  # between checks of the ranks
 GRACE_SECONDS = 30.0  # from SIGTERM to SIGKILL for the remaining ranks after a failure
 SILENT_SECONDS = 10.0  # the same, if the failure is that another rank did not answer
+STOPPING = "stopping; Ctrl-C again ends at once"
+STDERR = 2
 
 
 class StopSignal:
@@ -60,6 +63,9 @@ class StopSignal:
         now = time.monotonic()
         if self.signum is None:
             self.signum, self._when = signum, now
+            if signum == signal.SIGINT:  # a step can take seconds, and print may not be reentered
+                with contextlib.suppress(OSError):
+                    os.write(STDERR, f"\n{STOPPING}\n".encode())
         elif signum == signal.SIGINT and now - self._when > REPEAT_SECONDS:
             raise KeyboardInterrupt
 

@@ -22,6 +22,7 @@ from distributed.supervision import StopSignal
 from system.errors import UsageError
 
 TWO = processes.plan("cpu", 2, {})
+TOLD = f"\n{supervision.STOPPING}\n"  # at once, by the process that the terminal has started
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4",
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # fmt: skip
 
@@ -203,21 +204,24 @@ def started(work, count, folder):
 
 class TestSignals:
     @pytest.mark.parametrize(
-        "send",
-        [subprocess.Popen.terminate, lambda process: os.killpg(process.pid, signal.SIGINT)],
+        ("send", "told"),
+        [
+            (subprocess.Popen.terminate, ""),
+            (lambda process: os.killpg(process.pid, signal.SIGINT), TOLD),
+        ],
         ids=["SIGTERM", "Ctrl-C in the terminal"],
     )
-    def test_a_signal_stops_all_ranks_after_the_same_step(self, tmp_path, send):
+    def test_a_signal_stops_all_ranks_after_the_same_step(self, tmp_path, send, told):
         process = started("step_until_stopped", 2, tmp_path)
         send(process)
-        assert finish(process, 30) == (0, "")
+        assert finish(process, 30) == (0, told)
         first, second = ((tmp_path / f"{rank}.steps").read_text() for rank in (0, 1))
         assert first == second
 
     def test_before_the_loop_ctrl_c_ends_at_once(self, tmp_path):
         process = started("wait_outside_of_stop_signal", 2, tmp_path)
         process.send_signal(signal.SIGINT)
-        assert finish(process, 30) == (130, "interrupted\n")
+        assert finish(process, 30) == (130, f"{TOLD}interrupted\n")
 
     def test_ranks_do_not_outlive_a_killed_parent(self, tmp_path):
         process = started("step_until_stopped", 2, tmp_path)
@@ -231,7 +235,7 @@ class TestSignals:
     def test_every_stop_signal_ends_a_run_of_one_process(self, tmp_path, number):
         process = started("step_until_stopped", 0, tmp_path)
         process.send_signal(number)
-        assert finish(process, 30) == (0, "")
+        assert finish(process, 30) == (0, TOLD if number == signal.SIGINT else "")
 
 
 def is_running(pid):
