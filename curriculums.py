@@ -244,13 +244,14 @@ Demo: dict[str | int, Any] = {
     "discriminator_width": (64, 64, 64, 48, 32, 16),  # narrow where images are large: faster
 }
 
-Demo64: dict[str | int, Any] = {**Demo, 4600: _stage(64, 1.5e-4), 5200: {}}
+# At this size even small islands are seen.
+Demo64: dict[str | int, Any] = {**Demo, 4600: _stage(64, 1.5e-4, island_lambda=256), 5200: {}}
 
 # For any folder of photos: only the cameras have to be set, and for objects of another size the
 # last keys of the recipe.
 Objects64: dict[str | int, Any] = {
     **_RECIPE,
-    4600: _stage(64, 1.5e-4),
+    4600: _stage(64, 1.5e-4, island_lambda=256),
     6000: {},
     "dataset": "Images",
     "hidden_dim": 128,
@@ -260,7 +261,11 @@ Objects64: dict[str | int, Any] = {
     "discriminator_width": (128, 128, 128, 96, 64, 32),
 }
 
-Objects128: dict[str | int, Any] = {**Objects64, 6000: _stage(128, 1e-4), 8000: {}}
+Objects128: dict[str | int, Any] = {
+    **Objects64,
+    6000: _stage(128, 1e-4, island_lambda=256),
+    8000: {},
+}
 
 _FACE_SCENE: dict[str | int, Any] = {
     **_AROUND_FRONT,
