@@ -168,34 +168,34 @@ def test_sides_that_no_expected_camera_shows_are_not_tried(saved, monkeypatch):
     assert (len(coordinates), float(found.poses.yaw)) == (1, pytest.approx(1.8))
 
 
+def fit_at_64_px(saved):
+    """Fit a black photo from the guess of an untrained encoder; return the best guess."""
+    guess, _ = guided_fit.fit_from_guess(
+        untrained(saved).eval().requires_grad_(False), saved.generator,
+        Photo(torch.zeros(3, 64, 64), torch.ones(64, 64)), AROUND, BOUNDED.preview_render(0, 64),
+        fits_fov=True, report=lambda *_: None,
+    )  # fmt: skip
+    return guess
+
+
 def test_a_fit_ends_at_full_size_with_twice_the_samples(saved, monkeypatch):
-    encoder = untrained(saved).eval().requires_grad_(False)
-    options, taken = BOUNDED.preview_render(0, 64), []
+    taken = []
 
     def descend(film, parameters, rate, cameras, generator, photos, options, fit, **_):
         taken.append((photos[0].image.shape[-1], options.num_steps))
         return torch.zeros(len(cameras.yaw)), cameras.guess(film()[0])
 
     monkeypatch.setattr(guided_fit, "descend", descend)
-    photo = Photo(torch.zeros(3, 64, 64), torch.ones(64, 64))
-    guided_fit.fit_from_guess(
-        encoder,
-        saved.generator,
-        photo,
-        AROUND,
-        options,
-        fits_fov=True,
-        report=lambda *_: None,
-    )
+    fit_at_64_px(saved)
     sizes, samples = zip(*taken, strict=True)
     assert sizes == (16, 16, 32, 64)
-    assert samples == tuple(options.num_steps * factor for factor in (1, 1, 1, 2))
+    usual = BOUNDED.preview_render(0, 64).num_steps
+    assert samples == (usual, usual, usual, 2 * usual)
 
 
 @pytest.mark.parametrize(("second", "counts"), [(1.4, [4, 2, 2, 1]), (1.6, [4, 1, 1, 1])])
 def test_two_starts_go_on_while_both_may_be_right(second, counts, saved, monkeypatch):
-    encoder = untrained(saved).eval().requires_grad_(False)
-    options, taken = BOUNDED.preview_render(0, 64), []
+    taken = []
 
     def descend(film, parameters, rate, cameras, *_, **__):
         taken.append(len(cameras.yaw))
@@ -203,16 +203,7 @@ def test_two_starts_go_on_while_both_may_be_right(second, counts, saved, monkeyp
         return losses, cameras.guess(film()[0])
 
     monkeypatch.setattr(guided_fit, "descend", descend)
-    photo = Photo(torch.zeros(3, 64, 64), torch.ones(64, 64))
-    guess, _ = guided_fit.fit_from_guess(
-        encoder,
-        saved.generator,
-        photo,
-        AROUND,
-        options,
-        fits_fov=True,
-        report=lambda *_: None,
-    )
+    guess = fit_at_64_px(saved)
     assert taken == counts
     assert len(guess.fov_degrees) == 1
 
