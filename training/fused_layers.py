@@ -174,9 +174,12 @@ class FusedRecorded(FusedLayers, RecordedLayers):
     """RecordedLayers by the kernels, for gradients by images alone: those of constants are sums."""
 
     def _applied(self, *arrays: Tensor | None) -> Tensor:
-        features, constant, shortcut, beside = arrays
-        fixed = (None if t is None else t.detach() for t in (constant, beside))
-        return super()._applied(features, next(fixed), shortcut, next(fixed))
+        features, constant, *joined = arrays
+        if constant is not None:
+            constant = constant.detach()
+        if joined[1] is not None:
+            joined[1] = joined[1].detach()
+        return super()._applied(features, constant, *joined)
 
     def _note(self, signs: Tensor) -> None:
         self.signs.append(signs)

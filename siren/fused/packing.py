@@ -14,7 +14,7 @@ from siren.fused.folded import JoinedField
 
 WIDTHS = (64, 128, 256)  # widths of fields that the kernels take
 # Scaled gradients begin below this. Layers of a trained field can multiply them by thousands, and
-# float16 ends at 65,504; as much smaller, they lose no digits (tests/test_cuda_dispatch.py).
+# float16 ends at 65,504; this much smaller, they lose no digits (tests/test_cuda_dispatch.py).
 ENTERING = 2**-7
 SMALLEST_HEAD = 1e-2  # head weights under this do not raise the scale of the gradients
 
