@@ -19,6 +19,8 @@ from torch import Tensor
 POLE_MARGIN = 1e-5  # radians kept from the poles, where "right" is undefined
 NEAREST = 1e-3  # scene units in front of the camera, within which points count as behind it
 TRUNCATION = 2.0  # standard deviations at which "truncated_gaussian" is cut
+NUM_FAMILIAR = 2000  # cameras of training, which other cameras are compared with
+FAMILIAR = math.radians(8)  # largest angle between a camera and the nearest of these
 CANDIDATES = 4  # normal numbers drawn for each angle of "truncated_gaussian", as published
 
 PoseKind = Literal[
@@ -122,6 +124,17 @@ def sample_poses(distribution: PoseDistribution, count: int, *, rng: torch.Gener
     if kind == "spherical_uniform":
         pitch = _on_sphere(pitch)
     return Poses(pitch=pitch.clamp(POLE_MARGIN, math.pi - POLE_MARGIN), yaw=yaw)
+
+
+def familiar_poses(distribution: PoseDistribution) -> Poses:
+    """Return NUM_FAMILIAR cameras of training on the CPU, always the same ones."""
+    return sample_poses(distribution, NUM_FAMILIAR, rng=torch.Generator().manual_seed(0))
+
+
+def angles_to_nearest(known: Poses, poses: Poses) -> Tensor:
+    """Return the angles (B,) between the directions of B poses and of the nearest known ones."""
+    cosines = camera_origins(poses) @ camera_origins(known).to(poses.yaw).T
+    return cosines.amax(1).clamp(-1, 1).acos()
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

@@ -14,7 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from generators.cameras import PoseDistribution, Poses, camera_origins, sample_poses
+from generators.cameras import (
+    FAMILIAR,
+    PoseDistribution,
+    Poses,
+    angles_to_nearest,
+    familiar_poses,
+)
 from generators.encoder import Encoder
 from generators.generators import ImplicitGenerator3d
 from generators.inversion import (
@@ -36,8 +42,6 @@ QUARTERS = 4  # of a full turn of yaw, in each of which a fit starts
 TURNS = (0.0, 0.3, -0.3, 0.6, -0.6)  # radians of yaw from the middle of a quarter
 SMALLEST = 16  # pixels per side
 AMBIGUOUS = 1.5  # times the lowest loss: a start that is worse is given up
-STRANGE = math.radians(8)  # a turned camera is farther than this from all NUM_CAMERAS of training
-NUM_CAMERAS = 2000
 OFFSET_RATE = 0.3  # learning rate of offsets, as a share of that of coordinates
 
 
@@ -100,18 +104,12 @@ def first_guesses(
     turned = replace(turned, poses=Poses(turned.poses.pitch, turned.poses.yaw + turns.flatten()))
     seen = render_guess(generator, turned, options, SMALLEST)
     losses = photo_losses(*seen, photo.at(SMALLEST))
-    losses = losses.where(~_is_strange(turned.poses, poses), math.inf)
+    off = angles_to_nearest(familiar_poses(poses), turned.poses)
+    losses = losses.where(off <= FAMILIAR, math.inf)
     losses, best = losses.view(turns.shape).min(0)
     chosen = (QUARTERS * best + torch.arange(QUARTERS, device=best.device))[losses.argsort()]
     chosen = chosen[: max(1, int(losses.isfinite().sum()))]
     return coordinates.expand(len(chosen), -1).clone(), turned[chosen]
-
-
-def _is_strange(cameras: Poses, poses: PoseDistribution) -> Tensor:
-    """Return which cameras (B,) look from another side than all that poses draws."""
-    known = sample_poses(poses, NUM_CAMERAS, rng=torch.Generator().manual_seed(0))
-    cosines = camera_origins(cameras) @ camera_origins(known).to(cameras.yaw).T
-    return cosines.amax(1) < math.cos(STRANGE)
 
 
 def fit_from_guess(

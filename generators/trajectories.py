@@ -28,9 +28,13 @@ class Camera(NamedTuple):
     fov_degrees: float
     target: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
+    def pose(self) -> Poses:
+        """Return pitch and yaw as tensors (1,)."""
+        return Poses(torch.tensor([self.pitch]), torch.tensor([self.yaw]))
+
     def placed(self) -> tuple[Tensor, Tensor]:
         """Return the camera's place (1, 3) and its rotation (1, 3, 3) from camera to world."""
-        pose = Poses(torch.tensor([self.pitch]), torch.tensor([self.yaw]))
+        pose = self.pose()
         return camera_origins(pose) + torch.tensor([self.target]), camera_rotations(pose)
 
     def rays(self, shape: tuple[int, int]) -> Rays:

@@ -10,14 +10,21 @@ import torch
 from tqdm import tqdm
 
 from checkpoint_io import checkpoints
-from generators.cameras import Poses, camera_origins, cast_rays
+from generators.cameras import (
+    FAMILIAR,
+    Poses,
+    angles_to_nearest,
+    camera_origins,
+    cast_rays,
+    familiar_poses,
+)
 from generators.generators import View
 from generators.pictures import surface_depths, surface_normals
 from generators.trajectories import Camera, SceneObject
 from generators.volumetric_rendering import RenderOptions
 from geometry.visibility import seen_points
 from image_io import png
-from rendering import filming, photos, viewing
+from rendering import filming, photos
 from rendering.fitting import Fit, Fitter
 from system.files import replaced
 
@@ -70,7 +77,7 @@ def record(fit: Fit, poor: Sequence[str]) -> dict[str, Any]:
 
 def _save_comparison(path: Path, fitter: Fitter, fit: Fit) -> None:
     """Write a row for each photo: photo, fit, tuned fit if any, difference, another side."""
-    known = viewing.training_cameras(fitter.saved.curriculum.poses())
+    known = familiar_poses(fitter.saved.curriculum.poses())
     backs = [shot.seen_from(other_side(shot.camera, known)) for shot in fit.shots]
     sides = filming.views(fitter.saved, backs, fitter.options)
     rows = []
@@ -87,10 +94,10 @@ def _save_comparison(path: Path, fitter: Fitter, fit: Fit) -> None:
 def other_side(camera: Camera, known: Poses) -> Camera:
     """Return the camera turned by half, or the farthest of a few known ones if none is near it."""
     back = camera.turned(0, math.pi)
-    if viewing.angle_to_nearest(known, back) <= viewing.FAMILIAR:
+    if angles_to_nearest(known, back.pose()) <= FAMILIAR:
         return back
     few = Poses(*(angle[:FEW] for angle in known))
-    own = camera_origins(Poses(torch.tensor([camera.pitch]), torch.tensor([camera.yaw])))[0]
+    own = camera_origins(camera.pose())[0]
     farthest = int((camera_origins(few) @ own).argmin())
     return camera._replace(pitch=float(few.pitch[farthest]), yaw=float(few.yaw[farthest]))
 
@@ -141,7 +148,7 @@ def seen_share(
         photographed: views from these, of one picture each.
         options: those of the renders.
     """
-    pose, fov = _pose(shot), torch.tensor([shot.camera.fov_degrees])
+    pose, fov = shot.camera.pose(), torch.tensor([shot.camera.fov_degrees])
     rays = cast_rays(pose, options.image_size, fov)
     depths = surface_depths(view, options).cpu()
     points = rays.origins + depths.flatten(1)[..., None] * rays.directions
@@ -152,17 +159,13 @@ def seen_share(
         is_seen |= seen_points(
             points,
             normals,
-            _pose(other),
+            other.camera.pose(),
             surface_depths(seen, options)[0].cpu(),
             fov_degrees=other.camera.fov_degrees,
             slack=SEEN_SLACK * (options.far - options.near),
         )
     is_surface = normals.isfinite().all(-1)
     return float((is_seen & is_surface).sum() / is_surface.sum().clamp(min=1))
-
-
-def _pose(shot: SceneObject) -> Poses:
-    return Poses(torch.tensor([shot.camera.pitch]), torch.tensor([shot.camera.yaw]))
 
 
 def _save_in_photo(

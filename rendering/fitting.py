@@ -16,7 +16,7 @@ from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
 from discriminators.discriminators import PyramidDiscriminator
 from generators import guided_fit, joint_inversion
-from generators.cameras import Poses
+from generators.cameras import FAMILIAR, Poses, angles_to_nearest, familiar_poses
 from generators.encoder import Encoder
 from generators.generators import View
 from generators.inversion import FitOptions, Guess, Photo, Report
@@ -25,7 +25,7 @@ from generators.sampling import sample_latents
 from generators.trajectories import Camera, SceneObject
 from generators.tuning import Tuning, tune, tuned_film
 from generators.volumetric_rendering import RenderOptions
-from rendering import filming, viewing
+from rendering import filming
 from rendering.photos import Opened
 from siren.film import Film
 from system.errors import UsageError
@@ -244,10 +244,10 @@ def poor_because(fitter: Fitter, fit: Fit) -> list[str]:
             advice = ": crop the photo otherwise, or --prepare it" if one.square is None else ""
             reasons.append(f"the object has {size:.0%} of its size in training ({1 / MAX_ZOOM:.0%} "
                            f"to {MAX_ZOOM:.0%} are usual){advice}")  # fmt: skip
-    trained = viewing.training_cameras(saved.curriculum.poses())
-    turn = max(viewing.angle_to_nearest(trained, shot.camera) for shot in fit.shots)
-    if turn > viewing.FAMILIAR:
-        found, most = math.degrees(turn), math.degrees(viewing.FAMILIAR)
+    trained = familiar_poses(saved.curriculum.poses())
+    turn = max(float(angles_to_nearest(trained, shot.camera.pose())) for shot in fit.shots)
+    if turn > FAMILIAR:
+        found, most = math.degrees(turn), math.degrees(FAMILIAR)
         reasons.append(f"the pose is beyond the training cameras: {found:.0f} degrees from the "
                        f"nearest (more than {most:.0f})")  # fmt: skip
     return reasons

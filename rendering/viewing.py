@@ -5,7 +5,6 @@ A command reads top-down: its parser is made of `add_generator`, `add_objects` a
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +16,6 @@ import torch
 import curriculums
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
-from generators.cameras import PoseDistribution, Poses, camera_origins, sample_poses
 from generators.fields import default_chunk
 from generators.generators import ImplicitGenerator3d
 from generators.sampling import sample_latents
@@ -31,8 +29,6 @@ from system.errors import UsageError
 Precision = Literal["exact", "fast"]
 MEAN_LATENTS = 10_000  # latents whose mean is the center of truncation, as published
 MAX_PSI = 10  # far beyond the published values, which are at most 1
-NUM_CAMERAS = 2000  # of training, which other cameras are compared with
-FAMILIAR = math.radians(8)  # largest angle between a camera and the nearest of these
 MEAN_SEED = 0  # of that mean: the same for every picture, so that seeds are reproducible
 # Operands' type of --precision fast: float16 is eight times finer, but CPUs have bfloat16 at best.
 FAST_DTYPES = {"cuda": torch.float16}
@@ -166,18 +162,6 @@ def objects_of_seeds(
 def usual_camera(saved: SavedGenerator) -> Camera:
     """Return the camera in the middle of the training cameras."""
     return Camera(*saved.curriculum.poses().center(), saved.curriculum.settings.fov)
-
-
-def training_cameras(distribution: PoseDistribution) -> Poses:
-    """Return NUM_CAMERAS cameras of training, always the same ones."""
-    return sample_poses(distribution, NUM_CAMERAS, rng=torch.Generator().manual_seed(0))
-
-
-def angle_to_nearest(poses: Poses, camera: Camera) -> float:
-    """Return the angle between the direction of a camera and the nearest of poses, radians."""
-    pose = Poses(torch.tensor([camera.pitch]), torch.tensor([camera.yaw]))
-    nearest = (camera_origins(poses) @ camera_origins(pose)[0]).max().clamp(-1, 1)
-    return math.acos(float(nearest))
 
 
 def mean_film(saved: SavedGenerator) -> Film:

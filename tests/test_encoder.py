@@ -15,7 +15,7 @@ import train_encoder
 from checkpoint_io import checkpoints, encoders
 from config import curriculum
 from generators import encoder_training, guided_fit
-from generators.cameras import Poses
+from generators.cameras import FAMILIAR, Poses
 from generators.encoder import fit_basis
 from generators.encoder_training import EncoderOptions, Examples
 from generators.inversion import Guess, Photo, render_guess
@@ -160,7 +160,7 @@ def test_sides_that_no_expected_camera_shows_are_not_tried(saved, monkeypatch):
     coordinates, found = guided_fit.first_guesses(encoder, saved.generator, photo, front, options)
     assert len(coordinates) == len(found.poses.yaw) < guided_fit.QUARTERS
     off = torch.remainder(found.poses.yaw - math.pi / 2 + math.pi, math.tau) - math.pi
-    assert off.abs().max() < 4 * 0.3 + guided_fit.STRANGE
+    assert off.abs().max() < 4 * 0.3 + FAMILIAR
     strange = replace(front, yaw_mean=-math.pi / 2)  # no turn leads there
     monkeypatch.setattr(guided_fit, "TURNS", (0.0,))
     monkeypatch.setattr(guided_fit, "QUARTERS", 1)

@@ -162,6 +162,21 @@ LIBRARIES = {"MKL": {"PREFERS_MKL": True}, "oneDNN": {"PREFERS_MKL": False}, "no
     "PREFERS_MKL": False, "HAS_ONEDNN_LINEAR": False, "HAS_ONEDNN_BFLOAT16": False}}  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("amx", "capabilities", "is_newer"),
+    [(True, {}, True), (False, {"avx512_fp16": True}, True), (False, {"avx512_f": True}, False)],
+)
+def test_mkl_is_chosen_on_newer_xeons_even_if_amx_is_hidden(
+    amx, capabilities, is_newer, monkeypatch
+):
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert arithmetic._is_newer_xeon() == is_newer
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert arithmetic._is_newer_xeon() == amx
+
+
 @pytest.fixture(params=LIBRARIES)
 def library(request, monkeypatch):
     """Use the code path of another processor, if this one supports it."""

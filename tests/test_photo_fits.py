@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 import inverse_render
 from checkpoint_io import checkpoints
-from generators.cameras import PoseDistribution, Poses, camera_origins, cast_rays
+from generators.cameras import PoseDistribution, Poses, camera_origins, cast_rays, familiar_poses
 from generators.generators import View
 from generators.inversion import FitOptions, Photo
 from generators.trajectories import Camera, SceneObject
@@ -208,10 +208,10 @@ def test_the_other_side_is_one_that_training_has_seen():
         kind="uniform", yaw_mean=0.0, yaw_spread=math.pi, pitch_mean=1.5, pitch_spread=0.0
     )
     camera = Camera(around.pitch_mean, 0.4, 12.0)
-    known = viewing.training_cameras(around)
+    known = familiar_poses(around)
     assert fit_files.other_side(camera, known).yaw == pytest.approx(0.4 + math.pi)
     front = replace(around, kind="gaussian", yaw_spread=0.3)
-    side = fit_files.other_side(camera, viewing.training_cameras(front))
+    side = fit_files.other_side(camera, familiar_poses(front))
     assert -4 * 0.3 < side.yaw < -0.3  # past the middle, on the other half of the face
     assert side.fov_degrees == 12
 

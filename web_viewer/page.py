@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import viser
 
-from generators.cameras import PoseDistribution
+from generators.cameras import FAMILIAR, PoseDistribution, angles_to_nearest, familiar_poses
 from generators.trajectories import Camera
-from rendering import viewing
 from web_viewer import origins, photo_fits, uploads
 from web_viewer.pictures import Picture
 from web_viewer.request import NARROWEST, SHOWS, WIDEST, Request, distance_of
@@ -41,7 +40,7 @@ class PoseMap:
     """A small SVG map of the training cameras and the visitor's camera."""
 
     def __init__(self, distribution: PoseDistribution) -> None:
-        self._poses = viewing.training_cameras(distribution)
+        self._poses = familiar_poses(distribution)
         self._middle = distribution.yaw_mean
         dots = zip(*(angles[:NUM_DOTS].tolist() for angles in self._poses), strict=True)
         self._dots = "".join(
@@ -56,7 +55,7 @@ class PoseMap:
 
     def is_familiar(self, camera: Camera) -> bool:
         """Return whether a training camera was close to the visitor's."""
-        return viewing.angle_to_nearest(self._poses, camera) <= viewing.FAMILIAR
+        return bool(angles_to_nearest(self._poses, camera.pose()) <= FAMILIAR)
 
     def svg(self, camera: Camera) -> str:
         """Draw the map with a camera on it, and a line of text below."""
