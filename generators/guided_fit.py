@@ -41,7 +41,7 @@ from siren.film import Film
 QUARTERS = 4  # of a full turn of yaw, in each of which a fit starts
 TURNS = (0.0, 0.3, -0.3, 0.6, -0.6)  # radians of yaw from the middle of a quarter
 SMALLEST = 16  # pixels per side
-AMBIGUOUS = 1.5  # times the lowest loss: a start that is worse is given up
+AMBIGUOUS = 3  # times the lowest loss: a start that is worse is given up
 OFFSET_RATE = 0.3  # learning rate of offsets, as a share of that of coordinates
 
 

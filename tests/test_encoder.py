@@ -193,7 +193,7 @@ def test_a_fit_ends_at_full_size_with_twice_the_samples(saved, monkeypatch):
     assert samples == (usual, usual, usual, 2 * usual)
 
 
-@pytest.mark.parametrize(("second", "counts"), [(1.4, [4, 2, 2, 1]), (1.6, [4, 1, 1, 1])])
+@pytest.mark.parametrize(("second", "counts"), [(2.9, [4, 2, 2, 1]), (3.1, [4, 1, 1, 1])])
 def test_two_starts_go_on_while_both_may_be_right(second, counts, saved, monkeypatch):
     taken = []
 
