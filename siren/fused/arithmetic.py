@@ -2,11 +2,11 @@
 
 PyTorch contains two libraries for products. Measured on one core, 2,048 points of 256 features in
 float32: on an AMD processor MKL does 106 GFLOP/s and oneDNN 220; on an Intel one with AMX they do
-159 and 144, and MKL is faster still if an operand is transposed: with gradients of 64 x 64 weights
-they do 136 and 62. PyTorch's sine takes 1.0 ns on the AMD processor, NumPy's 0.4 (with an
-error of 7e-8, not 4e-8); on the Intel one they take 0.5 and 0.6. Products in bfloat16 use oneDNN on
-every processor. They are fast only on processors with instructions for them: on others a 32 px
-render takes five times as long as with float32 products.
+159 and 144, and MKL is faster still if an operand is transposed: on an Intel one with hidden AMX
+they do 136 and 62 in gradients of 64 x 64 weights. PyTorch's sine takes 1.0 ns on the AMD
+processor, NumPy's 0.4 (with an error of 7e-8, not 4e-8); on the Intel ones they take 0.5 and 0.6.
+Products in bfloat16 use oneDNN on every processor. They are fast only on processors with
+instructions for them: on others a 32 px render takes five times as long as with float32 products.
 """
 
 import platform
