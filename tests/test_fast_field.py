@@ -163,18 +163,26 @@ LIBRARIES = {"MKL": {"PREFERS_MKL": True}, "oneDNN": {"PREFERS_MKL": False}, "no
 
 
 @pytest.mark.parametrize(
-    ("amx", "capabilities", "is_newer"),
-    [(True, {}, True), (False, {"avx512_fp16": True}, True), (False, {"avx512_f": True}, False)],
+    ("avx512", "amx", "capabilities", "is_faster"),
+    [
+        (False, False, {"avx2": True}, True),  # a laptop, or AMD before Zen 4
+        (True, False, {"avx512_f": True}, False),
+        (True, True, {}, True),
+        (True, False, {"avx512_fp16": True}, True),  # a Xeon whose AMX is hidden
+    ],
 )
-def test_mkl_is_chosen_on_newer_xeons_even_if_amx_is_hidden(
-    amx, capabilities, is_newer, monkeypatch
+def test_mkl_is_chosen_on_newer_xeons_and_without_avx512(
+    avx512, amx, capabilities, is_faster, monkeypatch
 ):
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert arithmetic._is_newer_xeon() == is_newer
+    assert arithmetic._is_mkl_faster() == is_faster
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert arithmetic._is_newer_xeon() == amx
+    assert arithmetic._is_mkl_faster() == (amx or not avx512)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)  # ARM
+    assert not arithmetic._is_mkl_faster()
 
 
 @pytest.fixture(params=LIBRARIES)

@@ -1,12 +1,14 @@
 """Matrix products and sines, almost all of the field's work, by the fastest library of a CPU.
 
 PyTorch contains two libraries for products. Measured on one core, 2,048 points of 256 features in
-float32: on an AMD processor MKL does 106 GFLOP/s and oneDNN 220; on an Intel one with AMX they do
-159 and 144, and MKL is faster still if an operand is transposed: on an Intel one with hidden AMX
-they do 136 and 62 in gradients of 64 x 64 weights. PyTorch's sine takes 1.0 ns on the AMD
-processor, NumPy's 0.4 (with an error of 7e-8, not 4e-8); on the Intel ones they take 0.5 and 0.6.
-Products in bfloat16 use oneDNN on every processor. They are fast only on processors with
-instructions for them: on others a 32 px render takes five times as long as with float32 products.
+float32: on an AMD processor with AVX-512 MKL does 106 GFLOP/s and oneDNN 220; on an Intel one with
+AMX they do 159 and 144, and MKL is faster still if an operand is transposed: on an Intel one with
+hidden AMX they do 136 and 62 in gradients of 64 x 64 weights. On an AMD processor with no more than
+AVX2 these gradients are 1.8 times as fast by MKL, and the field's backward pass 1.2 times.
+PyTorch's sine takes 1.0 ns on the AMD processor with AVX-512, NumPy's 0.4 (with an error of 7e-8,
+not 4e-8); on the Intel ones they take 0.5 and 0.6, and with AVX2 alone both take 1.8. Products in
+bfloat16 use oneDNN on every processor. They are fast only on processors with instructions for them:
+on others a 32 px render takes five times as long as with float32 products.
 """
 
 import platform
@@ -35,21 +37,23 @@ def _has_bfloat16_instructions() -> bool:
     return HAS_ONEDNN_BFLOAT16 and (in_x86 or not is_x86)
 
 
-def _is_newer_xeon() -> bool:
-    """Return whether the CPU is an Intel Xeon since 2023: MKL, PyTorch's default, is faster there.
+def _is_mkl_faster() -> bool:
+    """Return whether MKL, PyTorch's default, is the faster one: on CPUs with no more than AVX2.
 
-    It has AMX, which a virtual machine may hide, and float16 arithmetic, which AMD's do not have.
+    And on Intel Xeons since 2023. They have AMX, which a virtual machine may hide, and float16
+    arithmetic, which AMD's do not have.
     """
     find = getattr(torch.cpu, "get_capabilities", None)  # older versions lack it
     has_float16 = find is not None and bool(find().get("avx512_fp16"))
-    has_either = torch.cpu._is_amx_tile_supported() or has_float16
-    return torch.backends.mkl.is_available() and has_either
+    is_newer_xeon = torch.cpu._is_amx_tile_supported() or has_float16
+    is_narrow = not torch.cpu._is_avx512_supported()
+    return torch.backends.mkl.is_available() and (is_newer_xeon or is_narrow)
 
 
 HAS_ONEDNN_LINEAR = _has_onednn_linear()
 HAS_ONEDNN_BFLOAT16 = _has_onednn_bfloat16()  # else PyTorch has one of its own
 HAS_BFLOAT16_INSTRUCTIONS = _has_bfloat16_instructions()
-PREFERS_MKL = _is_newer_xeon()
+PREFERS_MKL = _is_mkl_faster()
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
