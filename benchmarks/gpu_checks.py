@@ -110,7 +110,7 @@ def errors_of(
     for _ in range(2):
         film = field.mapping_network(z)
         with torch.autocast(bench.device.type, dtype=dtype):
-            path = fused_field.path_name(bench.device, field.hidden_dim)
+            path = fused_field.path_name(bench.device, field.hidden_dim, field.num_inputs)
             output = field(points, directions, film).float()
         loss = (output * upstream).sum()
         runs.append([output.detach(), *torch.autograd.grad(loss, list(field.parameters()))])

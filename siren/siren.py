@@ -59,14 +59,14 @@ class FilmSiren(nn.Module):
         self.density_scale = density_scale
         self.hidden_dim = width = hidden_dim or self.default_hidden_dim
         self.box_side = box_side or self.default_box_side
-        num_inputs = 3
+        self.num_inputs = 3  # of the first layer
         if self.embedding_shape is not None:
             channels, side, scale = self.embedding_shape
             self.spatial_embeddings = nn.Parameter(
                 torch.randn(1, channels, side, side, side) * scale
             )
-            num_inputs += channels
-        widths = [num_inputs] + [width] * (num_layers or 8)
+            self.num_inputs += channels
+        widths = [self.num_inputs] + [width] * (num_layers or 8)
         layers = [FiLMLayer(*pair) for pair in zip(widths[:-1], widths[1:], strict=True)]
         self.network = nn.ModuleList(layers)
         self.final_layer = nn.Linear(width, 1)

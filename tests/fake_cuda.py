@@ -16,9 +16,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 
-from generators import cameras, fast_rays, generators, sampling, volumetric_rendering
+from generators import (
+    cameras,
+    fast_rays,
+    generators,
+    ray_trial,
+    sampling,
+    volumetric_rendering,
+)  # fmt: skip
 from siren.fused import cuda, eager, launching, triton_field
-from training import adversarial, losses
+from training import adversarial, layer_trial, losses
 from training.adversarial import AdversarialGame
 
 KIB = 1024
@@ -168,6 +175,9 @@ def fake_gpu(monkeypatch, kind):
     for module in (torch.cuda.amp.common, torch.amp.autocast_mode):
         monkeypatch.setattr(module, "amp_definitely_not_available", lambda: False, raising=False)
     monkeypatch.setattr(cuda, "missing_tool", lambda: "")
+    monkeypatch.setattr(cuda, "_fault", lambda *field: "")
+    monkeypatch.setattr(ray_trial, "fault", lambda device: "")
+    monkeypatch.setattr(layer_trial, "fault", lambda device, dtype: "")
     launching.find_blocks.cache_clear()
     for module in (cameras, generators, volumetric_rendering, adversarial, losses):
         monkeypatch.setattr(module, "moved", moved)

@@ -36,10 +36,15 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("CC", sys.executable)
     (tmp_path / "Python.h").touch()
     monkeypatch.setattr(sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
-    for cached in (cuda.missing_tool, launching.find_blocks):
+    trial = types.ModuleType("siren.fused.trial")
+    trial.field_fault = trial.warn = lambda *_: ""
+    monkeypatch.setitem(sys.modules, "siren.fused.trial", trial)
+    monkeypatch.setattr("siren.fused.trial", trial, raising=False)
+    remembered = (cuda.missing_tool, cuda._fault, launching.find_blocks)
+    for cached in remembered:
         cached.cache_clear()
     yield pretend
-    for cached in (cuda.missing_tool, launching.find_blocks):
+    for cached in remembered:
         cached.cache_clear()
 
 
@@ -112,6 +117,28 @@ def test_where_triton_cannot_start_pytorch_serves_and_the_line_says_why(gpu, mon
     )
 
 
+def test_where_triton_computes_something_else_pytorch_serves_and_the_line_says_why(
+    gpu, monkeypatch
+):
+    gpu(8, 101_376, torch.float16)
+    tried, warned = [], []
+    trial = sys.modules["siren.fused.trial"]
+
+    def field_fault(*field):
+        tried.append(field)
+        return "its results are off by 93%" if field[1] == 256 else ""
+
+    monkeypatch.setattr(trial, "field_fault", field_fault)
+    monkeypatch.setattr(trial, "warn", lambda what, reason: warned.append(reason))
+    for _ in range(2):  # it is tried once
+        assert fused_field.path_name(GPU, 256, 35) == (
+            "folded, float16 (not by Triton: its results are off by 93%)"
+        )
+        assert fused_field.path_name(GPU, 64).startswith("Triton, float16")
+    assert tried == [(GPU, 256, 35, torch.float16), (GPU, 64, 3, torch.float16)]
+    assert warned == ["its results are off by 93%", ""]
+
+
 @pytest.mark.parametrize(("major", "dtype"), [(7, torch.float16), (7, None), (9, torch.float16)])
 def test_the_path_that_is_named_is_taken(gpu, monkeypatch, major, dtype):
     taken = []
@@ -123,7 +150,7 @@ def test_the_path_that_is_named_is_taken(gpu, monkeypatch, major, dtype):
         monkeypatch.setattr(eager, name, lambda *args: taken.append(("folded", args[-1])))
     gpu(major, 232_448, dtype)
     field = types.SimpleNamespace(width=256)
-    points = types.SimpleNamespace(device=GPU)
+    points = types.SimpleNamespace(device=GPU, shape=(1, 5, 3))
     cuda.evaluate(field, points, points)
     cuda.density(field, points)
     assert taken == [("Triton" if major == 9 else "folded", dtype)] * 2

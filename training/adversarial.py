@@ -125,7 +125,8 @@ class AdversarialGame:
     def field_path(self) -> str:
         """Return the name of the field's implementation that this training uses."""
         with self.autocast():
-            return fused_field.path_name(self.device, self.generator.siren.hidden_dim)
+            siren = self.generator.siren
+            return fused_field.path_name(self.device, siren.hidden_dim, siren.num_inputs)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the autocast context of the networks."""

@@ -36,8 +36,16 @@ class Kinds(NamedTuple):
 
 
 def is_supported(device: torch.device) -> bool:
-    """Return whether the kernels serve a device: under autocast to half precision on CUDA."""
-    return device.type == "cuda" and cuda.half_type(device) is not None and not cuda.missing_tool()
+    """Return whether the kernels serve a device: under autocast to half precision on CUDA.
+
+    Before their first use they are tried beside PyTorch's operations.
+    """
+    dtype = cuda.half_type(device) if device.type == "cuda" else None
+    if dtype is None or cuda.missing_tool():
+        return False
+    from training import layer_trial  # here, because it imports this module
+
+    return not layer_trial.fault(device, dtype)
 
 
 def choose(device: torch.device) -> Kinds:

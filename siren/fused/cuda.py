@@ -94,14 +94,36 @@ def choose(device: torch.device, width: int) -> Choice:
     return Choice(dtype, blocks, launching.options(width)["num_warps"])
 
 
+def tried(device: torch.device, width: int, num_inputs: int) -> Choice:
+    """Choose for a field with so many inputs; kernels are tried before their first use.
+
+    Where their results differ from those of PyTorch's operations, these serve.
+    """
+    choice = choose(device, width)
+    if choice.blocks is None:
+        return choice
+    reason = _fault(device, width, num_inputs, choice.dtype)
+    return Choice(choice.dtype, reason=reason) if reason else choice
+
+
+@functools.cache
+def _fault(device: torch.device, width: int, num_inputs: int, dtype: torch.dtype) -> str:
+    """Return what is wrong with the kernels of a field, and warn of it; empty if nothing."""
+    from siren.fused import trial  # here, because CPU users need no Triton
+
+    reason = trial.field_fault(device, width, num_inputs, dtype)
+    trial.warn("the field is evaluated", reason)
+    return reason
+
+
 def evaluate(
     field: JoinedField, encoded: Tensor, directions: Tensor, *, skips_clear: bool = False
 ) -> Tensor:
-    """Return colors in [0, 1] and raw densities (B, P, 4), by the implementation of choose.
+    """Return colors in [0, 1] and raw densities (B, P, 4), by the implementation of tried.
 
     skips_clear: points whose raw density is not positive may be left black.
     """
-    choice = choose(encoded.device, field.width)
+    choice = tried(encoded.device, field.width, encoded.shape[-1])
     if choice.blocks is None:
         return eager.evaluate(field, encoded, directions, _operands(choice))
     from siren.fused import triton_field  # here, because CPU users need no Triton
@@ -111,7 +133,7 @@ def evaluate(
 
 def density(field: JoinedField, encoded: Tensor) -> Tensor:
     """Return raw densities (B, P) of encoded (B, P, in), likewise; not differentiable."""
-    choice = choose(encoded.device, field.width)
+    choice = tried(encoded.device, field.width, encoded.shape[-1])
     if choice.blocks is None:
         return eager.density(field, encoded, _operands(choice))
     from siren.fused import triton_field

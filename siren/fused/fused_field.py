@@ -17,10 +17,13 @@ def is_supported(encoded: Tensor) -> bool:
     return encoded.is_cuda or cpu.is_supported(encoded)
 
 
-def path_name(device: torch.device, width: int) -> str:
-    """Name the implementation for a field of this width on a device under current autocast."""
+def path_name(device: torch.device, width: int, num_inputs: int = 3) -> str:
+    """Name the implementation for a field of this width on a device under current autocast.
+
+    num_inputs: of its first layer: a point and the features beside it.
+    """
     if device.type == "cuda":
-        return str(cuda.choose(device, width))
+        return str(cuda.tried(device, width, num_inputs))
     return "folded" if cpu.is_supported(torch.empty(0, device=device)) else "reference"
 
 

@@ -1,0 +1,102 @@
+"""Compare the Triton kernels with PyTorch's own operations on a small example, before their use.
+
+A compiler may be wrong without an error: several versions of Triton compiled an earlier form of the
+field's kernels to a function that was off by nine tenths. Others may refuse a kernel. Either way
+PyTorch's operations serve instead, and one line says so.
+
+Legend: as in triton_field.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from siren.fused import eager, triton_field
+from siren.fused.folded import JoinedField
+
+# Of the norm of each result. Right ones in bfloat16 differ by up to 0.04, wrong ones by far more.
+MOST = 0.2
+OBJECTS, POINTS, RAYS, INNER = 2, 300, 3, 3  # the last block of points is not full
+
+Results = Callable[[], Sequence[Tensor]]
+
+
+@contextlib.contextmanager
+def apart(device: torch.device) -> Iterator[None]:
+    """Compute without the caller's modes: with gradients, without inference mode and autocast."""
+    no_autocast = torch.autocast(device.type, enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), no_autocast:
+        yield
+
+
+def fault(ours: Results, reference: Results) -> str:
+    """Return what is wrong with ours, beside reference; empty if nothing."""
+    try:
+        pairs = zip(ours(), reference(), strict=True)
+        errors = [(a.float() - b.float()).norm() / b.float().norm() for a, b in pairs]
+        error = float(torch.stack(errors).detach().max())
+    except Exception as failure:  # compilers raise many kinds
+        return f"{type(failure).__name__}: {failure}".splitlines()[0]
+    return "" if error <= MOST else f"its results are off by {error:.0%}"
+
+
+def warn(what: str, reason: str) -> None:
+    """Warn that PyTorch computes something in place of Triton, if there is a reason."""
+    if reason:
+        warnings.warn(f"{what} by PyTorch, not by Triton: {reason}", stacklevel=3)
+
+
+def uniform(rng: torch.Generator, most: float, *shape: int) -> Tensor:
+    """Draw numbers between -most and most."""
+    return (2 * torch.rand(shape, generator=rng) - 1) * most
+
+
+def field_fault(device: torch.device, width: int, num_inputs: int, dtype: torch.dtype) -> str:
+    """Return what is wrong with the kernels of a field; empty if nothing.
+
+    Args:
+        device: where they run; the CPU by Triton's interpreter.
+        width: H, one of WIDTHS.
+        num_inputs: of the first layer, C + 3; with features beside the point, gradients of the
+            encoded points are compared too.
+        dtype: of the operands of products.
+    """
+
+    def results(
+        evaluate: Callable[..., Tensor], density: Callable[..., Tensor], how: torch.dtype | None
+    ) -> list[Tensor]:
+        field, encoded, directions, upstream = _example(device, width, num_inputs)
+        leaves = [part.clone().requires_grad_() for part in (encoded, *field)]
+        output = evaluate(JoinedField(*leaves[1:]), leaves[0], directions, how)
+        wanted = leaves if num_inputs > 3 else leaves[1:]
+        gradients = torch.autograd.grad((output * upstream).sum(), wanted)
+        return [output[..., :3], output[..., 3], density(field, encoded, how), *gradients]
+
+    with apart(device):
+        return fault(
+            lambda: results(triton_field.evaluate, triton_field.density, dtype),
+            lambda: results(eager.evaluate, eager.density, None),
+        )
+
+
+def _example(
+    device: torch.device, width: int, num_inputs: int
+) -> tuple[JoinedField, Tensor, Tensor, Tensor]:
+    """Return a field whose phases spread as in a fresh generator, points, directions, gradients."""
+    rng, root = torch.Generator().manual_seed(0), width**-0.5
+    field = JoinedField(
+        first=uniform(rng, 6, OBJECTS, width, num_inputs),
+        direction=uniform(rng, 1, OBJECTS, width, 3),
+        inner=uniform(rng, 3 * root, OBJECTS, INNER, width, width),
+        biases=uniform(rng, torch.pi, OBJECTS, INNER + 1, width),
+        heads=uniform(rng, 4 * root, 4, width),
+        head_biases=uniform(rng, 1, 4),
+    )
+    encoded = uniform(rng, 0.5, OBJECTS, POINTS, num_inputs)
+    directions = uniform(rng, 1, OBJECTS, RAYS, 3)
+    upstream = uniform(rng, 1, OBJECTS, POINTS, 4)
+    encoded, directions, upstream = (t.to(device) for t in (encoded, directions, upstream))
+    return JoinedField(*(part.to(device) for part in field)), encoded, directions, upstream
