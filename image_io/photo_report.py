@@ -108,7 +108,8 @@ class Report:
 
 def outlined(photo: Image.Image, square: Square | None) -> Image.Image:
     """Return a small photo on grey with the square, if there is one, drawn on it."""
-    small = ImageOps.contain(over_white(photo), (SIDE, SIDE))
+    few = photo.reduce(max(1, max(photo.size) // (3 * SIDE)))  # pixels: it is only looked at
+    small = ImageOps.contain(over_white(few), (SIDE, SIDE))
     if square is None:
         return ImageOps.pad(small, (SIDE, SIDE), color=GREY)
     scale = small.width / photo.width

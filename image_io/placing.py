@@ -104,8 +104,10 @@ def cut(image: Image.Image, square: Square, size: int) -> Image.Image:
     Outside of the photo an RGB picture repeats its border, and an RGBA one is transparent.
     """
     factor = max(1, int(square.side / (2 * size)))
-    small = image.reduce(factor)
-    x, y, side = square.x / factor, square.y / factor, square.side / factor
+    box = _around(image, square, factor)
+    small = image.reduce(factor, box)
+    x, y = (square.x - box[0]) / factor, (square.y - box[1]) / factor
+    side = square.side / factor
     if image.mode == "RGB":
         left, top, right, bottom = _beyond(small, x, y, side)
         padding = ((top, bottom), (left, right), (0, 0))
@@ -133,6 +135,17 @@ def placed(picture: Image.Image, square: Square, size: tuple[int, int]) -> Image
         *(-sin, cos, half + sin * square.x - cos * square.y),
     )
     return picture.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+
+
+def _around(image: Image.Image, square: Square, factor: int) -> tuple[int, int, int, int]:
+    """Return the part of a photo around a square, as a box that starts at multiples of factor."""
+    half = square.side * math.sqrt(0.5) + 4 * factor  # of a square turned by 45 degrees, and more
+    spans = []
+    for at, length in ((square.x, image.width), (square.y, image.height)):
+        first = min(max(0, int((at - half) // factor)), (length - 1) // factor) * factor
+        spans.append((first, min(length, max(first + factor, math.ceil(at + half)))))
+    (left, right), (top, bottom) = spans
+    return left, top, right, bottom
 
 
 def _beyond(image: Image.Image, x: float, y: float, side: float) -> tuple[int, int, int, int]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,6 +87,19 @@ class Cascade:
 def test_a_part_of_a_face_is_no_face(part):
     (face,) = faces.find_faces(Image.new("L", (128, 128)), Cascade(part))
     assert face.side == pytest.approx(85 / faces.WINDOW_SHARE, rel=0.05)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("at", [(150, 110), (3, 190)])  # inside, and partly outside of the photo
+def test_a_cut_depends_on_what_is_around_its_square_alone(mode, at):
+    photo = np.random.default_rng(0).integers(0, 256, (200, 301, len(mode)), np.uint8)
+    square = Square(x=at[0], y=at[1], side=70, angle=25)
+    distance = np.hypot(np.arange(301) - at[0], np.arange(200)[:, None] - at[1])
+    other = np.where((distance > 75)[..., None], 255 - photo, photo)
+    first, second = (placing.cut(Image.fromarray(part), square, 16) for part in (photo, other))
+    assert first.tobytes() == second.tobytes()  # two pixels of the photo become one before the turn
+    beside = placing.cut(Image.fromarray(photo), replace(square, x=at[0] + 2), 16)
+    assert first.tobytes() != beside.tobytes()
 
 
 def test_two_faces_and_none(portrait, folder):
