@@ -65,6 +65,8 @@ def find_faces(image: Image.Image, cascade: Cascade) -> list[Square]:
 
     A square shows as much around the face as CelebA's curriculum does. Faces narrower than about an
     eighth of the photo's longer side are not found, nor those tilted by more than about 45 degrees.
+    The search ends where it shows any face: windows at every second pixel show 84 % of the faces
+    that windows at every pixel show, so others beside it may be missed.
     """
     scale = min(1.0, SEARCH_SIZE / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
