@@ -32,7 +32,7 @@ FIRST_TILTS, FIRST_WINDOWS = 3, 4  # a candidate with fewer windows at the first
 FINE_WINDOW, FINE_SIZE = 32, 77  # pixels of the face and of the square around it
 FINE_REACH = 0.45 * FINE_WINDOW  # pixels that a window's centre may be away from the candidate's
 FINE_RANGES = ((24, 32), (35, 48))  # widths of windows, whose squares are as small as they may be
-CERTAIN = 20  # windows of a face over all fine tilts; 4 of 160 photos without one have as many
+CERTAIN = 20  # windows of a face over all fine tilts; 3 of 160 photos without one have as many
 # Part of a cascade's window in the square that CelebA's curriculum shows: the side's share, and how
 # far below the middle its centre is (medians of renders with CelebA's cameras: 0.663 and 0.030;
 # from the eyes' places in CelebA's aligned pictures: 0.667).

@@ -3,7 +3,6 @@
 import csv
 import io
 import zipfile
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,16 +89,21 @@ def test_a_part_of_a_face_is_no_face(part):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-@pytest.mark.parametrize("at", [(150, 110), (3, 190)])  # inside, and partly outside of the photo
-def test_a_cut_depends_on_what_is_around_its_square_alone(mode, at):
-    photo = np.random.default_rng(0).integers(0, 256, (200, 301, len(mode)), np.uint8)
-    square = Square(x=at[0], y=at[1], side=70, angle=25)
-    distance = np.hypot(np.arange(301) - at[0], np.arange(200)[:, None] - at[1])
-    other = np.where((distance > 75)[..., None], 255 - photo, photo)
-    first, second = (placing.cut(Image.fromarray(part), square, 16) for part in (photo, other))
-    assert first.tobytes() == second.tobytes()  # two pixels of the photo become one before the turn
-    beside = placing.cut(Image.fromarray(photo), replace(square, x=at[0] + 2), 16)
-    assert first.tobytes() != beside.tobytes()
+@pytest.mark.parametrize("side", [20, 45, 140])  # enlarged, as it is, and halved before the turn
+@pytest.mark.parametrize("at", [(150.0, 110.5), (240.0, 120.0)])
+def test_a_cut_shows_the_photo_where_its_square_is(mode, side, at):
+    photo = np.full((250, 350, len(mode)), 255, np.uint8)
+    photo[..., 0] = np.arange(350).clip(max=255)  # red is the column up to 255, green is the row
+    photo[..., 1] = np.arange(250)[:, None]
+    square, size = Square(x=at[0], y=at[1], side=side, angle=25), 24
+    picture = np.asarray(placing.cut(Image.fromarray(photo), square, size), float)
+    turn, places = np.radians(25), ((np.arange(size) + 0.5) / size - 0.5) * side
+    right, down = np.meshgrid(places, places)
+    column = at[0] + np.cos(turn) * right - np.sin(turn) * down - 0.5  # of the pixels' middles
+    row = at[1] + np.sin(turn) * right + np.cos(turn) * down - 0.5
+    is_ramp = column < 250
+    assert np.abs(picture[..., 0] - column)[is_ramp].max() < 1.5
+    assert np.abs(picture[..., 1] - row).max() < 1.5
 
 
 def test_two_faces_and_none(portrait, folder):
