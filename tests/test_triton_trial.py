@@ -58,12 +58,16 @@ def test_a_wrong_field_is_found(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(triton_gradients, "gradients", wrong)
         assert field_fault("cpu") == "its results are off by 90%"
-    with monkeypatch.context() as patch:
-        forward = triton_field._forward
-        patch.setattr(
-            triton_field, "_forward", lambda *args, **kwargs: forward(*args, **kwargs) * torch.nan
-        )
-        assert field_fault("cpu") == "its results are off by nan%"
+    forward = triton_field._forward
+    for variant in ({}, {"skips_clear": True}, {"is_density_only": True}):
+
+        def wrong_forward(*args, variant=variant, **kwargs):
+            is_wrong = all(kwargs.get(name) == value for name, value in variant.items())
+            return forward(*args, **kwargs) * (torch.nan if is_wrong else 1)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(triton_field, "_forward", wrong_forward)
+            assert field_fault("cpu") == "its results are off by nan%"
 
 
 def test_a_kernel_that_is_not_compiled_is_told_in_one_line(monkeypatch):

@@ -8,6 +8,7 @@ Legend: as in triton_field.
 """
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
@@ -57,6 +58,9 @@ def uniform(rng: torch.Generator, most: float, *shape: int) -> Tensor:
 def field_fault(device: torch.device, width: int, num_inputs: int, dtype: torch.dtype) -> str:
     """Return what is wrong with the kernels of a field; empty if nothing.
 
+    They are evaluated with and without skips_clear, which changes nothing here: every block of
+    points has densities above zero.
+
     Args:
         device: where they run; the CPU by Triton's interpreter.
         width: H, one of WIDTHS.
@@ -66,19 +70,26 @@ def field_fault(device: torch.device, width: int, num_inputs: int, dtype: torch.
     """
 
     def results(
-        evaluate: Callable[..., Tensor], density: Callable[..., Tensor], how: torch.dtype | None
+        evaluate: Callable[..., Tensor],
+        trained: Callable[..., Tensor],
+        density: Callable[..., Tensor],
+        how: torch.dtype | None,
     ) -> list[Tensor]:
         field, encoded, directions, upstream = _example(device, width, num_inputs)
         leaves = [part.clone().requires_grad_() for part in (encoded, *field)]
-        output = evaluate(JoinedField(*leaves[1:]), leaves[0], directions, how)
+        output = trained(JoinedField(*leaves[1:]), leaves[0], directions, how)
+        with torch.no_grad():
+            again = evaluate(field, encoded, directions, how)
+        heads = [part for both in (output, again) for part in (both[..., :3], both[..., 3])]
         wanted = leaves if num_inputs > 3 else leaves[1:]
         gradients = torch.autograd.grad((output * upstream).sum(), wanted)
-        return [output[..., :3], output[..., 3], density(field, encoded, how), *gradients]
+        return [*heads, density(field, encoded, how), *gradients]
 
+    skipping = functools.partial(triton_field.evaluate, skips_clear=True)
     with apart(device):
         return fault(
-            lambda: results(triton_field.evaluate, triton_field.density, dtype),
-            lambda: results(eager.evaluate, eager.density, None),
+            lambda: results(triton_field.evaluate, skipping, triton_field.density, dtype),
+            lambda: results(eager.evaluate, eager.evaluate, eager.density, None),
         )
 
 
