@@ -269,12 +269,13 @@ def _check(curriculum: Curriculum) -> None:
     for start, stage in curriculum.stages:
         where = f"curriculum {curriculum.name}, stage {start}"
         settings = stage.settings
-        takes_last = settings.last_back or settings.eval_last_back
-        if settings.white_back and takes_last:
-            raise UsageError(f"{where}: white_back and last_back cannot both hold; choose one")
-        if settings.scene_radius is not None and takes_last:
+        takes_last = ("last_back", "eval_last_back")
+        last = " and ".join(key for key in takes_last if getattr(settings, key))
+        if settings.white_back and last:
+            raise UsageError(f"{where}: white_back and {last} cannot both hold; choose one")
+        if settings.scene_radius is not None and last:
             raise UsageError(
-                f"{where}: last_back needs samples on every ray, scene_radius leaves some without; "
+                f"{where}: {last} needs samples on every ray, scene_radius leaves some without; "
                 "choose one"
             )
         if settings.learnable_dist and settings.sample_dist not in LEARNABLE:

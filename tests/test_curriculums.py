@@ -121,7 +121,8 @@ def test_overrides_are_typed_by_the_schema():
         ("discriminator_width=()", "must be a whole number, or it must be numbers in parentheses"),
         ("discriminator_width=(64, 0)", "must be at least 1"),
         ("ray_end=0.1", "need 0 <= near < far"),
-        ("last_back=true", "white_back and last_back"),
+        ("last_back=true", "white_back and last_back cannot"),
+        ("eval_last_back=true", "white_back and eval_last_back cannot"),
         ("latent_dim=", "must be a whole number"),
     ],
 )
