@@ -18,6 +18,19 @@ from system.errors import UsageError
 LEARNABLE = ("gaussian", "truncated_gaussian", "uniform", "hybrid")  # kinds that are searched
 
 
+class StagePart(NamedTuple):
+    """What the progress bar tells of a stage, and its first step and end (None: no end)."""
+
+    title: str
+    start: int
+    end: int | None
+
+    @property
+    def num_steps(self) -> int | None:
+        """Return its length."""
+        return None if self.end is None else self.end - self.start
+
+
 class Ending(NamedTuple):
     """The last step of a run (None: no end) and a description of the limit that sets it."""
 
@@ -61,17 +74,14 @@ class Curriculum:
         """Return the stage that holds at step, as written; after the end, the last one."""
         return [stage for start, stage in self.stages if start <= max(step, 0)][-1]
 
-    def describe(self, step: int, last_step: int | None) -> str:
-        """Return text such as "stage 2/3 (64 px) 40%" for step.
-
-        The last stage of a run without an end (last_step None) has no percentage.
-        """
+    def part(self, step: int, last_step: int | None) -> StagePart:
+        """Return the part of training in which step lies; last_step is that of the run, if any."""
         starts = [start for start, _ in self.stages]
         index = sum(start <= step for start in starts)
-        start, ends = starts[index - 1], [end for end in (*starts[index:], last_step) if end]
+        ends = [end for end in (*starts[index:], last_step) if end]
         size = self.stages[index - 1][1].img_size
-        share = f" {(step - start) / max(1, min(ends) - start):.0%}" if ends else ""
-        return f"stage {index}/{len(starts)} ({size} px){share}"
+        title = f"stage {index}/{len(starts)} ({size} px)"
+        return StagePart(title, starts[index - 1], min(ends, default=None))
 
     def ending(
         self,

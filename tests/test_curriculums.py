@@ -240,16 +240,17 @@ def test_evaluation_poses_fall_back_to_the_training_ones():
 
 
 @pytest.mark.parametrize(
-    ("step", "text"),
+    ("step", "last_step", "part"),
     [
-        (0, "stage 1/3 (32 px) 0%"),
-        (5000, "stage 1/3 (32 px) 50%"),
-        (10_000, "stage 2/3 (64 px) 0%"),
-        (57_500, "stage 3/3 (128 px) 50%"),
+        (0, 60_000, ("stage 1/3 (32 px)", 0, 10_000)),
+        (9_999, 60_000, ("stage 1/3 (32 px)", 0, 10_000)),
+        (10_000, 60_000, ("stage 2/3 (64 px)", 10_000, 55_000)),
+        (57_500, 60_000, ("stage 3/3 (128 px)", 55_000, 60_000)),
+        (57_500, None, ("stage 3/3 (128 px)", 55_000, None)),
     ],
 )
-def test_progress_through_a_stage(step, text):
-    assert curriculums.load("CARLA").describe(step, 60_000) == text
+def test_part_of_training_in_which_a_step_lies(step, last_step, part):
+    assert curriculums.load("CARLA").part(step, last_step) == part
 
 
 def demo(**changes):

@@ -1,6 +1,7 @@
 """Files of a run: limited previews, complete logs and snapshots, one lock."""
 
 import contextlib
+import io
 import json
 import os
 import threading
@@ -22,13 +23,14 @@ from faults import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+import curriculums
 import train
 from checkpoint_io import checkpoints
-from system import files
+from system import files, screen
 from system.errors import UsageError
 from system.files import remove_drafts, replaced, replaced_folder
 from training import collapse, losses, setup, snapshots, state
-from training.log import Board, JsonLines
+from training.log import Board, JsonLines, RunLog
 from training.snapshots import SHEETS_PER_KEEP, steps_to_keep
 
 
@@ -63,6 +65,24 @@ def test_only_previews_of_the_run_are_removed(tmp_path):
     assert "000015" in sheets
     assert len(list(out.glob("*_*.png"))) == 5 * len(sheets) + 2
     assert [(out / name).read_text() for name in others] == others
+
+
+def test_the_bar_is_about_the_present_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(screen, "LOG_SECONDS", 0.0)
+    shown = io.StringIO()
+    monkeypatch.setattr("sys.stderr", shown)
+    demo = curriculums.load("Demo")
+    first, last = 1480, 3420
+    parts = [demo.part(step, last) for step in range(first, last)]
+    with RunLog(tmp_path, first, last, parts[0], torch.device("cpu")) as log:
+        for step, part in enumerate(parts, first):
+            log.step(step + 1, demo.at(step), {}, 16, part)
+    for text in (
+        "step 1490/3420, stage 1/3 (16 px):  99%|#########9| 1490/1500 [",
+        "step 1510/3420, stage 2/3 (32 px):   1%|          | 10/1900 [",
+        "step 3420/3420, stage 3/3 (32 px): 100%|##########| 20/20 [",
+    ):
+        assert text in shown.getvalue()
 
 
 @pytest.mark.parametrize("num_refusals", [2, 10**6])

@@ -19,6 +19,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
+from config.curriculum import StagePart
 from config.stage import Stage
 from image_io import png
 from system.files import json_bytes, replaced
@@ -123,19 +124,33 @@ class Board:
 class RunLog:
     """The progress bar and the log files of one run; only the main process has one.
 
+    The bar is about the present stage, because the steps of a later one take longer: its time left
+    is that of the stage.
+
     first_step: steps done before; log lines of later steps, which will be repeated, are dropped.
-    last_step: the step at which training will end; None for never. device: for the memory figure.
+    last_step: the step at which training will end; None for never. part: the first one. device:
+    for the memory figure.
     """
 
     def __init__(
-        self, folder: Path, first_step: int, last_step: int | None, device: torch.device
+        self,
+        folder: Path,
+        first_step: int,
+        last_step: int | None,
+        part: StagePart,
+        device: torch.device,
     ) -> None:
-        self.folder, self.device = folder, device
+        self.folder, self.device, self.part = folder, device, part
+        self.end = "" if last_step is None else f"/{last_step}"
         self.failing: set[str] = set()
-        self.bar = progress_bar(last_step, "step", initial=first_step)
+        title, initial = self._title(first_step), first_step - part.start
+        self.bar = progress_bar(part.num_steps, "step", title, initial=initial)
         self.file = JsonLines(folder / LOG_FILE, first_step)
         self.board = Board(folder / "tensorboard", first_step)
         self.reset_clock()
+
+    def _title(self, done: int) -> str:
+        return f"step {done}{self.end}, {self.part.title}"
 
     def __enter__(self) -> "RunLog":
         return self
@@ -165,24 +180,25 @@ class RunLog:
         return True
 
     def step(
-        self, done: int, stage: Stage, terms: Mapping[str, Tensor], images: int, where: str
+        self, done: int, stage: Stage, terms: Mapping[str, Tensor], images: int, part: StagePart
     ) -> dict[str, float] | None:
         """Record one step; every LOG_INTERVAL steps return the terms' means since then, else None.
 
         done: steps done, this one included. terms: loss terms, not read before the next log entry.
-        images: number of real images that all processes saw. where: the progress bar's text about
-        the stage.
+        images: number of real images that all processes saw. part: that of the step.
         """
         for name, term in terms.items():
             self.sums[name] = self.sums.get(name, 0) + term  # on the device, without waiting
             self.counts[name] = self.counts.get(name, 0) + 1
         self.images += images
         self.steps += 1
+        is_new, self.part = part != self.part, part
+        self.bar.set_description_str(self._title(done), refresh=False)
+        if is_new:
+            self.bar.total, self.bar.initial = part.num_steps, 0
+            self.bar.reset()
         self.bar.update()
-        if done % LOG_INTERVAL:
-            return None
-        self.bar.set_description_str(where, refresh=False)
-        return self._flush(done, stage)
+        return None if done % LOG_INTERVAL else self._flush(done, stage)
 
     def _flush(self, done: int, stage: Stage) -> dict[str, float]:
         means = {name: float(total / self.counts[name]) for name, total in self.sums.items()}

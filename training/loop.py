@@ -117,7 +117,8 @@ class TrainingRun:
 
     def _keeper(self, stack: contextlib.ExitStack) -> Keeper:
         options, first, device = self.options, self.progress.step, self.place.device
-        log = RunLog(options.output_dir, first, self.ending.step, device)
+        part = self.curriculum.part(first, self.ending.step)
+        log = RunLog(options.output_dir, first, self.ending.step, part, device)
         stack.enter_context(log)
         if device.type != "cpu":  # where there is more than one way; docs/speed.md names them
             log.say(f"how the field is evaluated on {device}: {self.game.field_path()}")
@@ -146,8 +147,8 @@ class TrainingRun:
                 takes_long = keeper is not None and keeper.takes_long(step + 1)
                 is_stopped, takes_long = collectives.agree(stop.requested, takes_long)
             if keeper is not None:
-                where = self.curriculum.describe(step, self.ending.step)
-                means = keeper.log.step(step + 1, stage, terms, images, where)
+                part = self.curriculum.part(step, self.ending.step)
+                means = keeper.log.step(step + 1, stage, terms, images, part)
                 if means is not None:
                     keeper.note_losses(means, stage)
             if complaint is not None:
