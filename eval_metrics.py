@@ -76,7 +76,8 @@ def build_parser() -> flags.ArgumentParser:
     add("--psi", type=flags.fraction, default=1.0, help="truncation; published figures "
         "use 1")  # fmt: skip
     add("--seed", type=flags.non_negative_int, default=0, help="of latents and cameras")
-    add("--output_dir", type=Path, default=Path("temp"))
+    add("--output_dir", type=Path, default=Path("temp"), help="folder of metrics.json and of the "
+        "generated images")  # fmt: skip
     add("--cache_dir", type=Path, default=Path("EvalImages/cache"), help="for features of real "
         "images")  # fmt: skip
     add("--inception_weights", type=Path, help="the network's file, if it cannot be downloaded")

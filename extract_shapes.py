@@ -35,8 +35,8 @@ def build_parser() -> flags.ArgumentParser:
     which = viewing.add_objects(parser, psi=0.5)
     which.add_argument("--seed", type=flags.non_negative_int, help="one seed, in place of --seeds")
     add = parser.add_argument
-    add("--output_dir", type=Path, default=Path("shapes"))
-    add("--format", type=_formats, default=["mrc", "glb"], metavar="LIST",
+    add("--output_dir", type=Path, default=Path("shapes"), help="folder of the files")
+    add("--format", type=_formats, default="mrc,glb", metavar="LIST",
         help=f"what to write, of {','.join(FORMATS)}")  # fmt: skip
     add("--voxel_resolution", type=flags.whole(8, 2048), default=256, help="voxels along each axis")
     add("--cube_size", type=flags.number(1 / FARTHEST, FARTHEST), help="side of the cube in scene "

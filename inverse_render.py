@@ -51,7 +51,7 @@ def build_parser() -> flags.ArgumentParser:
     many.add_argument("--same_object", action="store_true", help="the photos show one object from "
         "several sides: fit one object, and a camera for each")  # fmt: skip
     many.add_argument("--each", action="store_true", help="fit each photo of a folder, glob or "
-        ".zip, or of several files; without videos. What is done is not done again")  # fmt: skip
+        ".zip, or of several files; without videos. The same command resumes")  # fmt: skip
     add("--mask", type=Path, help="picture of the photo's size: white where the object is and "
         "black elsewhere, or a cut-out")  # fmt: skip
     cut = parser.add_mutually_exclusive_group()
@@ -71,8 +71,10 @@ def build_parser() -> flags.ArgumentParser:
         "the generator guesses")  # fmt: skip
     add("--starts", type=flags.positive_int, default=DEFAULTS.num_starts, help="number of the best "
         "candidates that are optimized")  # fmt: skip
-    add("--latent_steps", type=flags.positive_int, default=DEFAULTS.latent_steps)
-    add("--film_steps", type=flags.positive_int, default=DEFAULTS.film_steps)
+    add("--latent_steps", type=flags.positive_int, default=DEFAULTS.latent_steps, help="first "
+        "steps, which change the latent codes")  # fmt: skip
+    add("--film_steps", type=flags.positive_int, default=DEFAULTS.film_steps, help="further steps, "
+        "which change the FiLM parameters")  # fmt: skip
     add("--instant", action="store_true", help="take the encoder's guess as it is; "
         "without a video, unless --num_frames asks for one")  # fmt: skip
     add("--tune", type=flags.whole(0, MAX_CANDIDATES), default=0, metavar="N", help="tune the "

@@ -45,7 +45,10 @@ SCHEDULES = {"alpha": "fade-in", "density_noise": "density noise", "topk_share":
 SPREADS = {
     f"{axis}_spread_{of}": f"{axis}, {name}"
     for axis in ("yaw", "pitch")
-    for of, name in (("photos", "of photos to the critic"), ("curriculum", "of the curriculum"))
+    for of, name in (
+        ("photos", "of photos to the discriminator"),
+        ("curriculum", "of the curriculum"),
+    )
 }
 # Panels from the top: title, logged names with their labels, whether the axis is logarithmic.
 PANELS: tuple[tuple[str, dict[str, str], bool], ...] = (

@@ -42,7 +42,7 @@ def build_parser() -> flags.ArgumentParser:
         help="offsets of pitch, one row each; positive moves the camera down")  # fmt: skip
     add("--depth_map", action="store_true", help="add a row of depths below each row of colors")
     viewing.add_rendering(parser)
-    add("--output_dir", type=Path, default=Path("imgs"))
+    add("--output_dir", type=Path, default=Path("imgs"), help="folder of the pictures")
     return parser
 
 

@@ -24,7 +24,9 @@ def build_parser() -> flags.ArgumentParser:
     viewing.add_objects(parser, psi=0.7)
     filming.add_video(parser, TRAJECTORIES)
     viewing.add_rendering(parser)
-    parser.add_argument("--output_dir", type=Path, default=Path("vids"))
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("vids"), help="folder of the videos"
+    )
     return parser
 
 

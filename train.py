@@ -39,7 +39,7 @@ def build_parser() -> flags.ArgumentParser:
         },
     )
     add = parser.add_argument
-    add("--curriculum", help="name of a curriculum; see --list_curricula")
+    add("--curriculum", help="name of a curriculum (required); see --list_curricula")
     add("--curriculum_file", type=Path, help="Python file with curriculum dicts of your own")
     add("--list_curricula", action="store_true", help="print the curricula and stop")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a curriculum key; "
@@ -49,8 +49,8 @@ def build_parser() -> flags.ArgumentParser:
     add("--drop_unused_caches", action="store_true", help="remove decoded pictures of the same "
         "--dataset_path that no run uses")  # fmt: skip
     add("--output_dir", type=Path, default=Path("out"), help="folder of the run")
-    add("--load_dir", type=_folder_or_none, help="resume from the run in this folder, ours or a "
-        "published one; '' is none")  # fmt: skip
+    add("--load_dir", type=_folder_or_none, help="continue the run in this folder, ours or a "
+        "published one, in --output_dir; '' is none")  # fmt: skip
     add("--resume", action="store_true", help="resume the run in --output_dir if there is one")
     add("--transfer", type=Path, metavar="RUN", help="begin a new run with the networks of another "
         "one: its folder, or a generator.pth")  # fmt: skip
@@ -59,7 +59,8 @@ def build_parser() -> flags.ArgumentParser:
         "resumed run, else 0")  # fmt: skip
     add("--n_epochs", type=flags.positive_int, help="stop after so many passes over the data, "
         "counted from the start or resume; default: no limit")  # fmt: skip
-    add("--max_steps", type=flags.positive_int, help="stop at this step")
+    add("--max_steps", type=flags.positive_int, help="stop at this step; default: the "
+        "end of the curriculum")  # fmt: skip
     add("--sample_interval", type=flags.positive_int, default=200, help="steps between previews")
     add("--model_save_interval", type=flags.positive_int, default=5000, help="steps between "
         "snapshots")  # fmt: skip

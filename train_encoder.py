@@ -35,13 +35,13 @@ def build_parser() -> flags.ArgumentParser:
                                   "own renders.")  # fmt: skip
     viewing.add_generator(parser)
     add = parser.add_argument
-    add("--steps", type=flags.positive_int, default=DEFAULTS.steps)
+    add("--steps", type=flags.positive_int, default=DEFAULTS.steps, help="of training")
     add("--batch_size", type=flags.whole(1, MAX_BATCH), default=DEFAULTS.batch_size,
         help="images per step")  # fmt: skip
     add("--renders_per_step", type=flags.whole(1, MAX_BATCH), default=DEFAULTS.renders_per_step,
         help="new images per step; the others were seen before")  # fmt: skip
     add("--replace", action="store_true", help="write over an encoder.pth that is there")
-    add("--seed", type=flags.non_negative_int, default=0)
+    add("--seed", type=flags.non_negative_int, default=0, help="of all random numbers")
     return parser
 
 

@@ -147,7 +147,8 @@ def open_run(folder: Path) -> PublishedRun:
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise UsageError(
-            f"{folder}: a published run has seven files; {', '.join(missing)} is not there"
+            f"{folder}: to resume a published run all seven files are needed; missing: "
+            f"{', '.join(missing)}. --transfer {folder} begins a new run with the generator alone"
         )
     found = []
     for name in FILES:

@@ -36,10 +36,12 @@ def add_video(
 ) -> None:
     """Add the flags of videos, for cameras and destination; default is that of --trajectory."""
     add = parser.add_argument
-    usual = default or "orbit where the training cameras were all around, else front"
+    usual = (
+        "" if default else "; default: orbit if the training cameras were all around, else front"
+    )
     add("--trajectory", default=default, metavar="|".join([*trajectories, "FILE"]),
         help="the camera path; FILE is csv with pitch, yaw (radians) and fov (degrees) of each "
-        f"frame; default: {usual}")  # fmt: skip
+        f"frame{usual}")  # fmt: skip
     add("--num_frames", type=flags.whole(1, MAX_FRAMES), help="frames of the camera path; default: "
         f"{NUM_FRAMES}, or as many as FILE has")  # fmt: skip
     add("--fps", type=flags.positive_int, default=25, help="frames per second")

@@ -149,7 +149,7 @@ def test_the_scale_of_space_goes_into_the_curriculum(tmp_path):
 def test_a_missing_file_is_named(tmp_path, small_file, name):
     published_files.write_run(tmp_path / "published")
     (tmp_path / "published" / name).unlink()
-    with pytest.raises(UsageError, match=f"seven files; {name} is not there"):
+    with pytest.raises(UsageError, match=f"seven files are needed; missing: {name}. "):
         train.main(
             [*small_file, "--load_dir", str(tmp_path / "published"), "--output_dir",
              str(tmp_path / "out"), "--device", "cpu"])  # fmt: skip

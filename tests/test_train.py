@@ -74,7 +74,7 @@ def test_resume_starts_where_there_is_no_run_and_says_when_all_is_done(tiny, tmp
         assert run(tiny, tmp_path / "out", "--resume", "--max_steps", "1") == 0
     assert "nothing to do" in capsys.readouterr().err
     assert run(tiny, tmp_path / "out", "--resume", "--max_steps", "2") == 0
-    assert "goes on from step 1" in capsys.readouterr().err
+    assert "resumes after step 1" in capsys.readouterr().err
 
 
 def test_set_step(tiny, tmp_path):

@@ -125,7 +125,7 @@ class TrainingRun:
         if self.about_fid:
             log.say(self.about_fid)
         if first > 0:
-            log.say(f"goes on from step {first}")
+            log.say(f"resumes after step {first}")
             log.record({"step": first, "resumed": True})
         scenes = self._preview_scenes()
         return Keeper(options, self.game, self.curriculum, self.progress, scenes, log, self.images)
