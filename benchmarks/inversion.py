@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import statistics
+import sys
 import tempfile
 import time
 import zipfile
@@ -48,6 +49,7 @@ from rendering import photos
 from scenes.rendering import render_cars
 from scenes.toy_car_images import toy_car_scenes
 from siren.film import Film
+from system import flags
 from system.files import json_bytes, replaced
 from system.screen import progress_bar
 
@@ -361,4 +363,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(flags.run(main))

@@ -6,6 +6,7 @@ are, and how far pictures of the dataset are from each other: a generator that c
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import datasets
 from checkpoint_io import checkpoints
 from image_io import png
 from metrics.samples import SampleOptions, sample_image
+from system import flags
 from training.options import dataset_options
 
 SHOWN, NEAREST = 12, 2  # generated pictures of the sheet, and neighbours of each
@@ -63,4 +65,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(flags.run(main))

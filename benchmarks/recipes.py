@@ -34,6 +34,7 @@ from checkpoint_io import checkpoints
 from config.curriculum import Curriculum
 from image_io import png
 from metrics.samples import SampleOptions, sample_image
+from system import flags
 from system.errors import UsageError
 from system.files import replaced
 from training.options import dataset_options
@@ -242,11 +243,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--output_dir", type=Path, default=Path("runs/recipes"))
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    jobs, features = jobs_of(args), lite_features()
+    if jobs := jobs_of(args):
+        features = lite_features()
     for job in jobs:
         go_on(job, args, features)
     print(table(FOLDER / "recipes", args.minutes).markdown())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(flags.run(main))

@@ -6,6 +6,7 @@ one). Prints the table.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from generators.pictures import surface_normals
 from generators.volumetric_rendering import RenderOptions
 from metrics.surfaces import surface, surface_points
 from siren.film import Film
+from system import flags
 
 SIZE, OBJECTS = 64, 6
 MANY = 400  # coarse samples, and as many fine ones
@@ -86,4 +88,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(flags.run(main))

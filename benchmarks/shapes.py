@@ -8,6 +8,7 @@ replaces theirs.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from geometry.density_grid import Cube, Density, DensityGrid
 from rendering import viewing
 from siren.film import Film
 from siren.siren import FilmSiren
+from system import flags
 
 SAMPLE = 2**16  # voxels that the textbook's field evaluates
 COARSEST = 65  # voxels along the grid from which a trained generator's iso level is chosen
@@ -145,4 +147,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(flags.run(main))

@@ -8,6 +8,7 @@ import argparse
 import json
 import platform
 import re
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from system import flags
 from system.files import json_bytes
 
 FOLDER = Path(__file__).parent / "results"
@@ -99,4 +101,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(flags.run(main))

@@ -34,8 +34,8 @@ MAX_EXTRA = 3  # superfluous words that an error message names
 MAX_SEEDS = 100_000  # more is a typing error, and would fill the memory
 
 
-def run(main: Callable[[Sequence[str] | None], int]) -> int:
-    """Run main on the process's own arguments and return the exit code.
+def run(main: Callable[[Sequence[str] | None], int | None]) -> int:
+    """Run main on the process's own arguments and return the exit code, 0 for None.
 
     A UsageError prints one line on stderr and exits with 2, a full or broken disk one line and 1,
     Ctrl-C one line and 130. A closed pipe (`| head`) ends the command silently. Closed standard
@@ -44,7 +44,7 @@ def run(main: Callable[[Sequence[str] | None], int]) -> int:
     with safe_streams():
         try:
             hear_interrupts()
-            code = main(None)
+            code = main(None) or 0
             sys.stdout.flush()
         except UsageError as error:
             print(f"error: {str(error).strip()}".replace("\n", " "), file=sys.stderr)
