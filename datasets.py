@@ -11,7 +11,6 @@ Legend: B images of a batch, N of the dataset, H = W = image_size.
 import functools
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +41,7 @@ from image_io.files import (
 from image_io.fingerprint import fingerprint
 from scenes.toy_car_images import toy_car_images
 from system.errors import UsageError, choose
+from system.files import write_file
 
 KINDS: tuple[DatasetKind, ...] = get_args(DatasetKind)
 
@@ -377,15 +377,10 @@ def _write_skipped(skipped: Sequence[Skipped], path: Path | None) -> None:
     """Write the names of all skipped files; replace the list of an earlier start."""
     if path is None or not (skipped or path.exists()):
         return
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text("".join(f"{name}\t{reason}\n" for name, reason in skipped), "utf-8")
-        draft.replace(path)
+        write_file(path, "".join(f"{name}\t{reason}\n" for name, reason in skipped).encode())
     except OSError as error:
         raise UsageError(f"cannot write '{printable(str(path))}': {error.strerror}") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 @functools.lru_cache(maxsize=4)  # neighbouring epochs of a training and an evaluation set

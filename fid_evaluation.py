@@ -23,7 +23,7 @@ from metrics import real_images
 from metrics.real_images import Choice, Protocol
 from system import flags
 from system.errors import UsageError
-from system.files import filled_folder
+from system.files import filled_folder, write_file
 from system.screen import progress_bar
 
 
@@ -109,7 +109,8 @@ def _write(
                 real_images.begin(folder, made, paths)
             count += 1
             if not path.is_file():
-                real_images.put(path, real_images.encoded(item, protocol))
+                content = real_images.encoded(item, protocol)
+                write_file(path, content, is_synced=False)  # there are thousands
     if count == 0:
         raise UsageError(describe_skipped(skipped, len(skipped), listing.source))
     return count, skipped

@@ -29,7 +29,7 @@ from rendering.fitting import Fit, Fitter
 from rendering.photos import Opened, Preparation
 from system import flags
 from system.errors import UsageError
-from system.files import filled_folder, json_bytes, replaced
+from system.files import filled_folder, json_bytes, write_file
 from system.screen import progress_bar
 
 DEFAULTS = FitOptions()
@@ -193,8 +193,7 @@ def _fit_one(fitter: Fitter, opened: Sequence[Opened], args: argparse.Namespace)
     _tell(fitter, fit, poor)
     if len(opened) > 1 or args.prepare:
         names.append(fit_batch.RECORD)
-        with replaced(folder / names[-1]) as file:
-            file.write(json_bytes(fit_files.record(fit, poor), indent=1))
+        write_file(folder / names[-1], json_bytes(fit_files.record(fit, poor), indent=1))
     if video_path is not None:
         start = fit.shots[0]
         _save_video(video_path, fitter.saved, start, _way(args, start.camera), args)

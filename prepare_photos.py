@@ -32,7 +32,7 @@ from image_io.placing import NotFound, Square
 from image_io.preparing import Finder
 from system import flags, machine
 from system.errors import UsageError
-from system.files import replaced
+from system.files import replaced, write_file
 from system.screen import progress_bar
 
 SMALL_PHOTO_SIDE = 400  # pixels that are enough to find an object
@@ -261,8 +261,7 @@ def _tell(args: argparse.Namespace, listing: Listing, report: Report) -> None:
     path = args.output.with_name(f"{args.output.stem}_curricula.py")
     text = _curriculum(args).encode()
     if not path.exists():
-        with replaced(path) as file:
-            file.write(text)
+        write_file(path, text)
     elif path.read_bytes() != text:
         print(f"note: {path} was there already and is kept; move it away to get one that suits "
               f"--kind {args.kind}", file=sys.stderr)  # fmt: skip

@@ -50,7 +50,7 @@ from scenes.rendering import render_cars
 from scenes.toy_car_images import toy_car_scenes
 from siren.film import Film
 from system import flags
-from system.files import json_bytes, replaced
+from system.files import json_bytes, write_file
 from system.screen import progress_bar
 
 HELD_OUT = 1_000_000  # number of the first car; training sees the first thousands
@@ -233,8 +233,7 @@ class Result:
         rows = self.content["rows"].setdefault(name, [])
         for index in progress_bar(max(0, count - len(rows)), "photo", name):
             rows.append(measure(len(rows)))
-            with replaced(self.path) as file:
-                file.write(json_bytes(self.content, indent=1) + b"\n")
+            write_file(self.path, json_bytes(self.content, indent=1) + b"\n")
             del index
 
 

@@ -36,7 +36,7 @@ from image_io import png
 from metrics.samples import SampleOptions, sample_image
 from system import flags
 from system.errors import UsageError
-from system.files import replaced
+from system.files import write_file
 from training.options import dataset_options
 
 ROOT = Path(__file__).parent.parent
@@ -190,8 +190,8 @@ def go_on(job: Job, args: argparse.Namespace, features: Callable[[Tensor], Tenso
         seconds += train(job, run, step)
         points.append({"step": step, "seconds": seconds,
                        "kid": measure(job, run, args.num_images, features)})  # fmt: skip
-        with replaced(job.file) as file:
-            file.write((json.dumps({**about, "points": points}, indent=1) + "\n").encode())
+        content = json.dumps({**about, "points": points}, indent=1)
+        write_file(job.file, f"{content}\n".encode())
 
 
 def table(folder: Path, minutes: float) -> Table:

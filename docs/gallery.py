@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from checkpoint_io import checkpoints
 from system import flags
 from system.errors import UsageError, choose
-from system.files import json_bytes, replaced
+from system.files import json_bytes, write_file
 
 ASSETS = Path("assets")
 DEMO = ASSETS / "demo"
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = args.pictures or list(PICTURES)
     manifest = json.loads(MANIFEST.read_text("utf-8")) if MANIFEST.is_file() else {}
     for name, content in render(names):
-        _write(ASSETS / name, content)
+        write_file(ASSETS / name, content)
         manifest[name] = {
             "command": PICTURES[name].command,
             "made_from": hash_of_demo(),
@@ -116,8 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         print(ASSETS / name, flush=True)
     manifest = {name: manifest[name] for name in PICTURES if name in manifest}
-    _write(MANIFEST, json_bytes(manifest, indent=1) + b"\n")
-    _write(DEMO / "README.md", about_demo().encode())
+    write_file(MANIFEST, json_bytes(manifest, indent=1) + b"\n")
+    write_file(DEMO / "README.md", about_demo().encode())
     return 0
 
 
@@ -163,11 +163,11 @@ def take_over(run: Path) -> None:
         raise UsageError(f"--run {run}: {missing[0].name} is missing")
     options = json.loads((run / OPTIONS).read_text("utf-8"))
     for name in (*NETWORKS, *RECORDS):
-        _write(DEMO / name, (run / name).read_bytes())
-    _write(DEMO / PREVIEW, previews[-1].read_bytes())
+        write_file(DEMO / name, (run / name).read_bytes())
+    write_file(DEMO / PREVIEW, previews[-1].read_bytes())
     # Without the command line, whose paths belong to another machine.
     kept = {key: options[key] for key in KEPT_OPTIONS if key in options}
-    _write(DEMO / OPTIONS, json_bytes(kept, indent=1) + b"\n")
+    write_file(DEMO / OPTIONS, json_bytes(kept, indent=1) + b"\n")
 
 
 def about_demo() -> str:
@@ -209,11 +209,6 @@ def about_demo() -> str:
         f"    python {_CONSISTENCY}\n\n"
         "`make assets RUN=runs/demo` replaces these files by those of another run.\n"
     )
-
-
-def _write(path: Path, content: bytes) -> None:
-    with replaced(path) as file:
-        file.write(content)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from mrcfile.mrcinterpreter import MrcInterpreter
 
 from geometry.density_grid import Cube
 from geometry.surface import Array, Mesh, as_trimesh
-from system.files import replaced
+from system.files import replaced, write_file
 
 TITLE = "pi-GAN, done right"
 DIGITS = 7  # significant digits of coordinates in text, all that float32 has
@@ -58,8 +58,7 @@ def save_mesh(path: Path, mesh: Mesh, *, scale: float = 1.0, up: Literal["y", "z
     vertices = mesh.vertices * np.float32(scale)
     mesh = replace(mesh, vertices=vertices @ axes, normals=mesh.normals @ axes)
     content: bytes | str = MESH_FORMATS[path.suffix.removeprefix(".")](mesh)
-    with replaced(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+    write_file(path, content.encode() if isinstance(content, str) else content)
 
 
 def _ply(mesh: Mesh) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from image_io.files import Listing, opened
-from system.files import replaced
+from system.files import write_file
 
 SAMPLE_BYTES = 2**14  # read at the start, in the middle and at the end of a file
 READERS = 16  # threads, which wait for the disk
@@ -36,8 +36,8 @@ def fingerprint(listing: Listing, cache_dir: Path) -> str:
     with opened(listing) as open_file, ThreadPoolExecutor(READERS) as pool:
         samples = pool.map(functools.partial(_sample, open_file), listing.names, sizes)
         result = _digest(zip(listing.names, sizes, samples, strict=True))
-    with contextlib.suppress(OSError), replaced(known, is_synced=False) as file:
-        file.write(result.encode())
+    with contextlib.suppress(OSError):
+        write_file(known, result.encode(), is_synced=False)
     return result
 
 

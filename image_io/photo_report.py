@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from image_io import png, preparing
 from image_io.decoding import over_white
 from image_io.placing import Square
-from system.files import replaced
+from system.files import write_file
 
 ROWS, DROPPED_ROWS, PAIRS_PER_ROW, SIDE = 8, 3, 3, 160  # of the sheet; SIDE in pixels
 GREY = (128, 128, 128)
@@ -152,8 +152,7 @@ def write_csv(path: Path, report: Report) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerows([COLUMNS, *report.rows])
-    with replaced(path) as file:
-        file.write(text.getvalue().encode())
+    write_file(path, text.getvalue().encode())
 
 
 def is_own_csv(path: Path) -> bool:

@@ -33,7 +33,7 @@ from image_io.files import (
 )
 from scenes.toy_car_images import toy_car_images
 from system.errors import UsageError
-from system.files import replaced
+from system.files import write_file
 from system.outputs import OUTPUTS_FILE, list_outputs
 from system.screen import progress_bar
 
@@ -144,16 +144,6 @@ def file_path(folder: Path, number: int, protocol: Protocol) -> Path:
     return folder / f"{number:05d}{suffix(protocol)}"
 
 
-def put(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, without waiting for the disk: there are thousands.
-
-    Raises:
-        OSError: it cannot be written; filename is path.
-    """
-    with replaced(path, is_synced=False) as file:
-        file.write(content)
-
-
 def require_same(folder: Path, content: dict[str, Any]) -> None:
     """Check that images which folder holds already are made in the same way.
 
@@ -174,8 +164,7 @@ def require_same(folder: Path, content: dict[str, Any]) -> None:
 
 def begin(folder: Path, content: dict[str, Any], paths: Sequence[Path]) -> None:
     """Record in folder how its images at paths are made, and that they are no photos."""
-    with replaced(folder / MANIFEST) as file:
-        file.write(json.dumps(content, indent=1).encode())
+    write_file(folder / MANIFEST, json.dumps(content, indent=1).encode())
     list_outputs(folder, [path.name for path in paths])
 
 
@@ -252,8 +241,7 @@ def open_real_set(folder: Path, cache_dir: Path) -> RealSet:
     known = read_json(path)
     if known is None or "unreadable" not in known:
         known = _checked(listing)
-        with replaced(path) as file:
-            file.write(json.dumps(known).encode())
+        write_file(path, json.dumps(known).encode())
     unreadable = {name: Skipped(printable(name), reason) for name, reason in known["unreadable"]}
     skipped = (*listing.skipped, *unreadable.values())
     names = tuple(name for name in listing.names if name not in unreadable)

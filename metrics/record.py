@@ -15,7 +15,7 @@ from metrics import inception
 from metrics.inception import Weights
 from metrics.real_images import FILE_FORMATS, Protocol, RealSet
 from metrics.samples import SampleOptions
-from system.files import json_bytes, replaced
+from system.files import json_bytes, write_file
 
 
 def about(saved: SavedGenerator, *, seed: int, psi: float) -> dict[str, Any]:
@@ -75,5 +75,4 @@ def update(path: Path, about: dict[str, Any], part: dict[str, Any]) -> None:
     if not isinstance(old, dict) or any(old.get(key) != about[key] for key in about):
         old = {}
     kept = {key: value for key, value in old.items() if key not in about}
-    with replaced(path) as file:
-        file.write(json_bytes({**about, **kept, **part}, indent=1))
+    write_file(path, json_bytes({**about, **kept, **part}, indent=1))

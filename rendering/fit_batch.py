@@ -23,7 +23,7 @@ from image_io import files, png
 from image_io.decoding import over_white, read_picture
 from image_io.files import Listing, printable
 from system.errors import UsageError
-from system.files import json_bytes, replaced
+from system.files import json_bytes, write_file
 
 RECORD, TABLE, SHEET = "fit.json", "fits.csv", "fits.png"
 COLUMNS = ("photo", "folder", "psnr", "pitch", "yaw", "fov", "poor", "seconds")
@@ -104,8 +104,7 @@ def _record(
         content = {**work(_bytes(open_file, of["photo"]), of["photo"], folder), "of": key}
         content["seconds"] = round(monotonic() - began, 1)
         content["files"] = {name: _digest(folder / name) for name in content["files"]}
-        with replaced(folder / RECORD) as file:
-            file.write(json_bytes(content, indent=1))
+        write_file(folder / RECORD, json_bytes(content, indent=1))
     (first, *_) = content["photos"]
     columns = {name: round(first[name], 4) for name in ("psnr", "pitch", "yaw", "fov")}
     return {**columns, "poor": "; ".join(content["poor"]), "seconds": content["seconds"]}
@@ -138,8 +137,7 @@ def _write_table(path: Path, rows: Sequence[Row]) -> None:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with replaced(path) as file:
-        file.write(text.getvalue().encode())
+    write_file(path, text.getvalue().encode())
 
 
 def write_sheet(folder: Path, rows: Sequence[Row]) -> None:

@@ -62,6 +62,12 @@ def replaced(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
             draft.unlink(missing_ok=True)
 
 
+def write_file(path: Path, content: bytes, *, is_synced: bool = True) -> None:
+    """Write content to path, whole or not at all; arguments and errors as those of replaced."""
+    with replaced(path, is_synced=is_synced) as file:
+        file.write(content)
+
+
 def json_bytes(content: Any, *, indent: int | None = None) -> bytes:
     """Encode content as JSON; infinities and NaN, which JSON does not have, become null."""
     return json.dumps(_without_nan(content), indent=indent, allow_nan=False).encode()

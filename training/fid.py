@@ -30,7 +30,7 @@ from metrics.frechet import Gaussian, fitted_gaussian, frechet_distance
 from metrics.inception import NUM_FEATURES, Network, Unavailable, Weights
 from metrics.real_images import Choice
 from metrics.samples import SampleOptions
-from system.files import replaced
+from system.files import write_file
 from training.options import FidOptions
 
 NUM_REAL = 8000  # as published
@@ -154,7 +154,6 @@ def note(folder: Path, step: int, fid: float) -> bool:
         with contextlib.suppress(ValueError):
             if int(at) < step:
                 earlier.append((int(at), float(value)))
-    with replaced(path) as file:
-        lines = [*earlier, (step, fid)]
-        file.write("".join(f"{at}:{value}\n" for at, value in lines).encode())
+    lines = [*earlier, (step, fid)]
+    write_file(path, "".join(f"{at}:{value}\n" for at, value in lines).encode())
     return all(fid < value for _, value in earlier)

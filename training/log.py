@@ -22,7 +22,7 @@ from torch.utils.tensorboard import summary
 from config.curriculum import StagePart
 from config.stage import Stage
 from image_io import png
-from system.files import json_bytes, replaced
+from system.files import json_bytes, write_file
 from system.machine import peak_memory_bytes
 from system.screen import progress_bar
 
@@ -38,8 +38,7 @@ class JsonLines:
     def __init__(self, path: Path, first_step: int) -> None:
         if path.exists():
             lines = [line for line in path.read_bytes().splitlines() if _step(line) <= first_step]
-            with replaced(path) as draft:
-                draft.write(b"".join(line + b"\n" for line in lines))
+            write_file(path, b"".join(line + b"\n" for line in lines))
         self.file = path.open("ab", buffering=0)
 
     def append(self, entry: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from distributed import collectives
 from distributed.processes import Place
 from image_io import png, survey
 from system.errors import UsageError
-from system.files import json_bytes, remove_drafts, replaced
+from system.files import json_bytes, remove_drafts, write_file
 from training import notes, state
 from training.adversarial import AdversarialGame
 from training.augmentation import Augmentation, augmentation_of
@@ -255,5 +255,4 @@ def _write_options(
             "numpy": np.__version__,
         },
     }
-    with replaced(options.output_dir / OPTIONS_FILE) as file:
-        file.write(json_bytes(content, indent=2))
+    write_file(options.output_dir / OPTIONS_FILE, json_bytes(content, indent=2))
