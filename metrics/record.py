@@ -1,20 +1,16 @@
 """metrics.json: figures of a generator, together with everything that decides them."""
 
-import json
-import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
 from metrics import inception
 from metrics.inception import Weights
-from metrics.real_images import FILE_FORMATS, Protocol, RealSet
+from metrics.real_images import FILE_FORMATS, Protocol, RealSet, read_json
 from metrics.samples import SampleOptions
+from system import machine
 from system.files import json_bytes, write_file
 
 
@@ -30,11 +26,7 @@ def about(saved: SavedGenerator, *, seed: int, psi: float) -> dict[str, Any]:
         },
         "seed": seed,
         "psi": psi,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-        },
+        "versions": machine.versions(),
     }
 
 
@@ -66,13 +58,8 @@ def image_settings(
 
 def update(path: Path, about: dict[str, Any], part: dict[str, Any]) -> None:
     """Add a part to metrics.json and drop older parts that belong to other entries of about."""
-    old: dict[str, Any] = {}
-    if path.is_file():
-        try:
-            old = json.loads(path.read_text("utf-8"))
-        except ValueError:
-            old = {}
-    if not isinstance(old, dict) or any(old.get(key) != about[key] for key in about):
+    old = read_json(path) or {}
+    if any(old.get(key) != about[key] for key in about):
         old = {}
     kept = {key: value for key, value in old.items() if key not in about}
     write_file(path, json_bytes({**about, **kept, **part}, indent=1))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from system import windows
@@ -27,6 +28,12 @@ def optional_module(name: str) -> Any:
 
 
 resource = optional_module("resource")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that figures depend on."""
+    python = platform.python_version()
+    return {"python": python, "torch": str(torch.__version__), "numpy": np.__version__}
 
 
 def num_cores() -> int:

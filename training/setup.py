@@ -1,12 +1,10 @@
 """Setup of a training run before its first step: networks, state, real images, options.json."""
 
-import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 import datasets
@@ -16,6 +14,7 @@ from datasets import ImageSet
 from distributed import collectives
 from distributed.processes import Place
 from image_io import png, survey
+from system import machine
 from system.errors import UsageError
 from system.files import json_bytes, remove_drafts, write_file
 from training import notes, state
@@ -249,10 +248,6 @@ def _write_options(
         "processes": place.world_size,
         "device": str(place.device),
         "field": game.field_path(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": machine.versions(),
     }
     write_file(options.output_dir / OPTIONS_FILE, json_bytes(content, indent=2))
