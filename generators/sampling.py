@@ -15,7 +15,7 @@ LatentKind = Literal["gaussian", "uniform"]
 
 
 class Purpose(IntEnum):
-    """Use of a stream; streams of different purposes are independent."""
+    """Use of a stream of training, whose key is seed, rank, step and purpose."""
 
     SCENES = 0  # latents and camera poses, on the CPU: the same on every device
     SAMPLES = 1  # jitter and noise, on the device
@@ -29,13 +29,6 @@ def stream(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a random stream on device, seeded by the numbers of key."""
     words = np.random.SeedSequence(key).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(words[0] >> np.uint64(1)))
-
-
-def step_rng(
-    seed: int, rank: int, step: int, purpose: Purpose, device: torch.device
-) -> torch.Generator:
-    """Return the random stream of one training step and purpose on one rank."""
-    return stream(seed, rank, step, purpose, device=device)
 
 
 def sample_latents(count: int, dim: int, *, kind: LatentKind, rng: torch.Generator) -> Tensor:

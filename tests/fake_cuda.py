@@ -187,13 +187,11 @@ def fake_gpu(monkeypatch, kind):
     )
     monkeypatch.setattr(volumetric_rendering, "_uniform", draw(torch.rand))
     monkeypatch.setattr(volumetric_rendering, "_normal", draw(torch.randn))
-    of_cpu = sampling.step_rng
 
-    def step_rng(seed, rank, step, purpose, device):
-        on_cpu = device.type == "cpu"
-        return of_cpu(seed, rank, step, purpose, device) if on_cpu else Stream(device)
+    def stream(*key, device=None):
+        return sampling.stream(*key) if device is None else Stream(device)
 
-    monkeypatch.setattr(adversarial, "step_rng", step_rng)
+    monkeypatch.setattr(adversarial, "stream", stream)
     found = without_kernels(monkeypatch)
     for function in (triton_field._FieldFunction, eager._FieldFunction, fast_rays._Composite):
         monkeypatch.setattr(function, "apply", both_passes(function))

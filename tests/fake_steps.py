@@ -78,7 +78,7 @@ def patch_cuda_path(monkeypatch, path, dtype):
         return render(field, rays, options, **more)
 
     monkeypatch.setattr(generators, "render_rays", render_rays)
-    monkeypatch.setattr(adversarial, "step_rng", lambda *_: torch.Generator().manual_seed(0))
+    monkeypatch.setattr(adversarial, "stream", lambda *_, **__: torch.Generator().manual_seed(0))
 
 
 def run_steps(monkeypatch, curriculum, start, path, *, is_half, num_steps=1):

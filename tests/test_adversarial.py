@@ -9,7 +9,7 @@ from torch import nn
 
 import curriculums
 from config.stage import OptimizerOptions, Precision
-from generators.sampling import Purpose, step_rng
+from generators.sampling import Purpose, stream
 from training import adversarial, losses
 from training.adversarial import AdversarialGame, Fakes
 from training.ema import ExponentialMovingAverage
@@ -62,11 +62,10 @@ def test_averaged_is_a_copy():
 
 
 def test_streams_depend_on_seed_rank_step_and_purpose():
-    cpu = torch.device("cpu")
     places = [(0, 0, 0, Purpose.SCENES), (1, 0, 0, Purpose.SCENES), (0, 1, 0, Purpose.SCENES),
               (0, 0, 1, Purpose.SCENES), (0, 0, 0, Purpose.SAMPLES)]  # fmt: skip
-    draws = [torch.rand(4, generator=step_rng(*place, cpu)).tolist() for place in places]
-    again = torch.rand(4, generator=step_rng(*places[2], cpu)).tolist()
+    draws = [torch.rand(4, generator=stream(*place)).tolist() for place in places]
+    again = torch.rand(4, generator=stream(*places[2])).tolist()
     assert len({tuple(draw) for draw in draws}) == len(places)
     assert again == draws[2]
 
@@ -142,7 +141,7 @@ def test_both_updates_may_share_generated_images(monkeypatch):
     (fakes,) = rendered
     # Once more, by rendering the same scenes with the same random numbers for each update.
     other._set_rates(stage)
-    rng = [step_rng(3, 0, 0, Purpose.SAMPLES, torch.device("cpu")) for _ in range(2)]
+    rng = [stream(3, 0, 0, Purpose.SAMPLES) for _ in range(2)]
     other.discriminator_step(real, other.generate(fakes.scenes, stage, rng=rng[0]), stage)
     other.generator_step(real, fakes.scenes, stage, rng=rng[1])
     for network in ("generator", "discriminator"):

@@ -17,7 +17,7 @@ from distributed import processes
 from distributed.processes import Place
 from generators import inversion
 from generators.inversion import FitOptions, Photo
-from generators.sampling import step_rng
+from generators.sampling import stream
 from metrics.frechet import Gaussian
 from rendering import filming, viewing
 from siren.siren import EmbeddingPiGAN128
@@ -47,10 +47,7 @@ TOLERANCE = {"fp32": (1e-4, 1e-3), "fp16": (2e-2, 5e-2), "bf16": (5e-2, 2e-1)}
 def _same_arithmetic(monkeypatch):
     """Both devices draw the same numbers, and float32 products are not rounded to TF32."""
 
-    def on_cpu(seed, rank, step, purpose, device):
-        return step_rng(seed, rank, step, purpose, CPU)
-
-    monkeypatch.setattr(adversarial, "step_rng", on_cpu)
+    monkeypatch.setattr(adversarial, "stream", lambda *key, device=CPU: stream(*key))
     monkeypatch.setattr(EmbeddingPiGAN128, "embedding_shape", (32, 5, 0.1))
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]

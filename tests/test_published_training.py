@@ -13,7 +13,7 @@ from checkpoint_io import published_run
 from config import curriculum
 from config.stage import Precision
 from discriminators.discriminators import DISCRIMINATORS
-from generators.sampling import Purpose, step_rng
+from generators.sampling import Purpose, stream
 from training import state as run_state
 from training.adversarial import AdversarialGame
 from training.ema import ExponentialMovingAverage
@@ -96,7 +96,7 @@ def test_steps_of_both_networks_after_a_published_run(tmp_path, model, critic):
                   "hierarchical": True, "last_back": False, "white_back": False}  # fmt: skip
         at = {**KEYS, "step": step, "alpha": step / 10_000, "render": render}
         # The scenes are drawn before; jitter and noise come from this stream.
-        samples = step_rng(0, 0, step, Purpose.SAMPLES, torch.device("cpu"))
+        samples = stream(0, 0, step, Purpose.SAMPLES)
         torch.set_rng_state(samples.get_state())
         scenes = [(scene.latents, *scene.poses) for scene in drawn[-2:]]
         losses = train(made, real, scenes, at)

@@ -17,7 +17,7 @@ from discriminators.discriminators import PyramidDiscriminator, Verdict
 from discriminators.linearized import NormalLayers
 from generators.cameras import Poses, moved, sample_poses
 from generators.generators import ImplicitGenerator3d
-from generators.sampling import Purpose, sample_latents, step_rng
+from generators.sampling import Purpose, sample_latents, stream
 from siren.fused import fused_field
 from siren.tf32 import float32_products
 from training import fused_layers, losses
@@ -149,9 +149,9 @@ class AdversarialGame:
             return self._step(real, stage, held_out)
 
     def _step(self, real: Tensor, stage: Stage, held_out: Tensor | None) -> Terms:
-        cpu = torch.device("cpu")
-        scene_rng = step_rng(self.seed, self.rank, stage.step, Purpose.SCENES, cpu)
-        sample_rng = step_rng(self.seed, self.rank, stage.step, Purpose.SAMPLES, self.device)
+        key = (self.seed, self.rank, stage.step)
+        scene_rng = stream(*key, Purpose.SCENES)
+        sample_rng = stream(*key, Purpose.SAMPLES, device=self.device)
         self._set_rates(stage)
         self.generator.train()
         self.discriminator.train()
@@ -162,7 +162,7 @@ class AdversarialGame:
         fakes = fakes._replace(images=fakes.images.detach())
         augment: Augment = unchanged
         if self.augmentation is not None:
-            augment = self.augmentation.of_step(self.seed, self.rank, stage.step)
+            augment = self.augmentation.of_step(*key)
             real, images = augment(torch.cat([real, fakes.images])).split(len(real))
             fakes = fakes._replace(images=images)
         means = self._mean_logits(real, fakes.images, held_out, augment, stage)

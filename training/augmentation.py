@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from config.schema import Settings
-from generators.sampling import Purpose, step_rng
+from generators.sampling import Purpose, stream
 
 FEW = 5000  # pictures below which "auto" augments
 MOST_HELD_OUT, HELD_OUT_PERCENT = 64, 10  # of the pictures; the smaller number counts
@@ -124,7 +124,8 @@ class Augmentation:
 
     def of_step(self, seed: int, rank: int, step: int) -> Augment:
         """Return the augmentation of images in one training step on one rank."""
-        rng = step_rng(seed, rank, step, Purpose.AUGMENTATION, self.probability.device)
+        device = self.probability.device
+        rng = stream(seed, rank, step, Purpose.AUGMENTATION, device=device)
         return partial(self.apply, rng=rng)
 
     def apply(self, images: Tensor, *, rng: torch.Generator) -> Tensor:

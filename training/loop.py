@@ -18,7 +18,7 @@ from distributed import collectives
 from distributed.collectives import PeerLost, StepTimeouts
 from distributed.processes import Place
 from distributed.supervision import StopSignal
-from generators.sampling import Purpose, step_rng
+from generators.sampling import Purpose, stream
 from image_io.files import Listing
 from metrics import camera_search
 from system import files, machine
@@ -89,7 +89,7 @@ class TrainingRun:
         )
 
     def _preview_scenes(self) -> PreviewScenes:
-        rng = step_rng(self.game.seed, 0, 0, Purpose.PREVIEWS, torch.device("cpu"))
+        rng = stream(self.game.seed, 0, 0, Purpose.PREVIEWS)
         settings = self.curriculum.settings
         return preview_scenes(
             self.curriculum.evaluation_poses(), settings.latent_dim, settings.z_dist, rng=rng
@@ -176,7 +176,7 @@ class TrainingRun:
         step, game = self.progress.step, self.game
         images = self.images[self.curriculum.at(step - 1).render.image_size]
         count = min(len(images), camera_search.NUM_PHOTOS)
-        rng = step_rng(game.seed, 0, step, Purpose.CAMERAS, torch.device("cpu"))  # of mirroring
+        rng = stream(game.seed, 0, step, Purpose.CAMERAS)  # of mirroring
         photos = datasets.training_images(
             images.batch(datasets.spread(len(images), count), rng=rng)
         )
@@ -259,9 +259,7 @@ class TrainingRun:
             rank=self.place.rank,
             world_size=self.place.world_size,
         )
-        rng = step_rng(
-            self.game.seed, self.place.rank, stage.step, Purpose.FLIPS, torch.device("cpu")
-        )
+        rng = stream(self.game.seed, self.place.rank, stage.step, Purpose.FLIPS)
         batch = images.batch(chosen[indices], rng=rng)
         if self.place.device.type == "cuda":
             batch = batch.pin_memory()

@@ -8,13 +8,11 @@ import time
 from collections.abc import Collection, Mapping
 from functools import partial
 
-import torch
-
 import datasets
 from config.curriculum import Curriculum
 from config.stage import Stage
 from datasets import ImageSet
-from generators.sampling import Purpose, step_rng
+from generators.sampling import Purpose, stream
 from training import collapse, fid, photo_cameras, state
 from training.adversarial import AdversarialGame
 from training.collapse import CollapseWatch
@@ -144,11 +142,11 @@ class Keeper:
 
     def _compare_cameras(self) -> None:
         """Log how wide photos look to a critic that guesses poses, and warn if cameras differ."""
-        step, cpu = self.progress.step, torch.device("cpu")
-        stage, game = self.curriculum.at(step - 1), self.game
+        step, game = self.progress.step, self.game
+        stage = self.curriculum.at(step - 1)
         images = self.images[stage.render.image_size]
         count = min(len(images), photo_cameras.NUM_IMAGES)
-        rng = step_rng(game.seed, 0, step, Purpose.CAMERAS, cpu)
+        rng = stream(game.seed, 0, step, Purpose.CAMERAS)
         photos = images.batch(datasets.spread(len(images), count), rng=rng)
         real = datasets.training_images(photos.to(game.device))
         found = photo_cameras.compare(game, stage, real, rng=rng)
