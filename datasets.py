@@ -201,6 +201,11 @@ class ImageSet:
             pixels[is_mirrored] = source[chosen[is_mirrored], :, :, ::-1]
         return torch.from_numpy(pixels)
 
+    def spread(self, most: int, *, rng: torch.Generator | None = None) -> Tensor:
+        """Return a batch of at most so many images, spread evenly over the set; rng as in batch."""
+        chosen = np.linspace(0, len(self) - 1, min(len(self), most)).astype(np.int64)
+        return self.batch(chosen, rng=rng)
+
 
 def open_images(
     options: DatasetOptions,
@@ -428,11 +433,6 @@ def batch_indices(
         order = _epoch_order(num_images, seed, epoch)
         parts.append(order[max(start - begin, 0) : stop - begin])
     return np.concatenate(parts)
-
-
-def spread(num_images: int, count: int) -> NDArray[np.int64]:
-    """Return the indices (count,) of images that are spread evenly over a dataset."""
-    return np.linspace(0, num_images - 1, count).astype(np.int64)
 
 
 def training_images(images: Tensor) -> Tensor:

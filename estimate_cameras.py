@@ -84,9 +84,8 @@ def open_photos(saved: SavedGenerator, args: argparse.Namespace) -> Tensor:
     images = datasets.open_images(
         options, args.image_size, cache_dir=args.cache_dir or args.run / "cache"
     )
-    count = min(len(images), args.num_photos)
-    chosen = datasets.spread(len(images), count)
-    return datasets.training_images(images.batch(chosen, rng=stream(STREAM, args.seed, 1)))
+    photos = images.spread(args.num_photos, rng=stream(STREAM, args.seed, 1))
+    return datasets.training_images(photos)
 
 
 def show(found: tuple[Found, Found], before: PoseDistribution) -> int:

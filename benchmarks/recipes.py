@@ -22,7 +22,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -163,7 +162,6 @@ def measure(job: Job, run: Path, count: int, features: Callable[[Tensor], Tensor
     size = FINER * curriculum.stages[-1][1].img_size
     data = replace(dataset_options(curriculum), resize="antialias")
     real = datasets.open_images(data, size, cache_dir=run.parent / "cache")
-    chosen = torch.from_numpy(np.linspace(0, len(real) - 1, min(count, len(real))).astype(int))
     saved = checkpoints.load_generator(run / "generator.pth")
     render = curriculum.preview_render(saved.step, size)
     options = SampleOptions(
@@ -173,7 +171,7 @@ def measure(job: Job, run: Path, count: int, features: Callable[[Tensor], Tensor
         render=replace(render, num_steps=FINER * render.num_steps),
     )
     images = [png.to_uint8(sample_image(saved.generator, i, options)[None]) for i in range(count)]
-    both = (F.avg_pool2d(part.float(), FINER) for part in (torch.cat(images), real.batch(chosen)))
+    both = (F.avg_pool2d(part.float(), FINER) for part in (torch.cat(images), real.spread(count)))
     return kid(*(torch.cat([features(block) for block in part.split(32)]) for part in both))
 
 

@@ -175,11 +175,8 @@ class TrainingRun:
         """Move the training cameras towards those of the photos, on all ranks alike."""
         step, game = self.progress.step, self.game
         images = self.images[self.curriculum.at(step - 1).render.image_size]
-        count = min(len(images), camera_search.NUM_PHOTOS)
         rng = stream(game.seed, 0, step, Purpose.CAMERAS)  # of mirroring
-        photos = datasets.training_images(
-            images.batch(datasets.spread(len(images), count), rng=rng)
-        )
+        photos = datasets.training_images(images.spread(camera_search.NUM_PHOTOS, rng=rng))
         poses = photo_cameras.learned(game, self.curriculum, photos, step)
         names = ("yaw_mean", "yaw_spread", "pitch_mean", "pitch_spread")
         values = torch.tensor([getattr(poses, name) for name in names], dtype=torch.float64)

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,8 +50,7 @@ def of_ground(images: ImageSet, render: RenderOptions) -> list[str]:
     is_white = render.background == "white"
     if render.background == "last_sample" or not is_white and render.scene_radius is None:
         return []
-    chosen = np.linspace(0, len(images) - 1, min(len(images), NUM_LOOKED_AT)).astype(int)
-    difference = images.batch(chosen).int() - (255 if is_white else 0)
+    difference = images.spread(NUM_LOOKED_AT).int() - (255 if is_white else 0)
     is_thing = difference.abs().amax(1) > GROUND_DIFFERENCE  # (N, H, W)
     edges = torch.ones(is_thing.shape[1:], dtype=torch.bool)
     edges[1:-1, 1:-1] = False

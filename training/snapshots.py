@@ -144,10 +144,9 @@ class Keeper:
         """Log how wide photos look to a critic that guesses poses, and warn if cameras differ."""
         step, game = self.progress.step, self.game
         stage = self.curriculum.at(step - 1)
-        images = self.images[stage.render.image_size]
-        count = min(len(images), photo_cameras.NUM_IMAGES)
         rng = stream(game.seed, 0, step, Purpose.CAMERAS)
-        photos = images.batch(datasets.spread(len(images), count), rng=rng)
+        images = self.images[stage.render.image_size]
+        photos = images.spread(photo_cameras.NUM_IMAGES, rng=rng)
         real = datasets.training_images(photos.to(game.device))
         found = photo_cameras.compare(game, stage, real, rng=rng)
         if not found:
