@@ -25,10 +25,9 @@ OPTIONS = RenderOptions(
 @functools.cache
 def fault(device: torch.device) -> str:
     """Return what is wrong with the kernels on a device, and warn of it; empty if nothing."""
-    with trial.apart(device):
-        reason = trial.fault(lambda: _results(device, True), lambda: _results(device, False))
-    trial.warn("rays are blended", reason)
-    return reason
+    return trial.fault(
+        device, "rays are blended", lambda: _results(device, True), lambda: _results(device, False)
+    )
 
 
 def _results(device: torch.device, by_kernels: bool) -> list[Tensor]:

@@ -17,6 +17,10 @@ def field_fault(kind, num_inputs=3, dtype=torch.float16):
     return trial.field_fault(torch.device(kind), 64, num_inputs, dtype)
 
 
+def is_warned_of():
+    return pytest.warns(UserWarning, match="the field is evaluated by PyTorch, not by Triton: ")
+
+
 @pytest.fixture(autouse=True)
 def _nothing_remembered():
     for remembered in (ray_trial.fault, layer_trial.fault):
@@ -55,7 +59,7 @@ def test_a_wrong_field_is_found(monkeypatch):
         points, directions, first, direction, inner, *rest = right(*args, **kwargs)
         return points, directions, first, direction, 0.1 * inner, *rest
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, is_warned_of():
         patch.setattr(triton_gradients, "gradients", wrong)
         assert field_fault("cpu") == "its results are off by 90%"
     forward = triton_field._forward
@@ -65,7 +69,7 @@ def test_a_wrong_field_is_found(monkeypatch):
             is_wrong = all(kwargs.get(name) == value for name, value in variant.items())
             return forward(*args, **kwargs) * (torch.nan if is_wrong else 1)
 
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch, is_warned_of():
             patch.setattr(triton_field, "_forward", wrong_forward)
             assert field_fault("cpu") == "its results are off by nan%"
 
@@ -76,7 +80,8 @@ def test_a_kernel_that_is_not_compiled_is_told_in_one_line(monkeypatch):
             raise RuntimeError("out of resource: shared memory\nand more")
 
     monkeypatch.setattr(kernels, "forward_kernel", Kernel())
-    assert field_fault("cpu") == "RuntimeError: out of resource: shared memory"
+    with is_warned_of():
+        assert field_fault("cpu") == "RuntimeError: out of resource: shared memory"
 
 
 def test_wrong_rays_and_layers_are_found_warned_of_once_and_not_used(monkeypatch):

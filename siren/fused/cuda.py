@@ -108,12 +108,10 @@ def tried(device: torch.device, width: int, num_inputs: int) -> Choice:
 
 @functools.cache
 def _fault(device: torch.device, width: int, num_inputs: int, dtype: torch.dtype) -> str:
-    """Return what is wrong with the kernels of a field, and warn of it; empty if nothing."""
+    """Return what is wrong with the kernels of a field; they are tried once."""
     from siren.fused import trial  # here, because CPU users need no Triton
 
-    reason = trial.field_fault(device, width, num_inputs, dtype)
-    trial.warn("the field is evaluated", reason)
-    return reason
+    return trial.field_fault(device, width, num_inputs, dtype)
 
 
 def evaluate(

@@ -7,10 +7,9 @@ PyTorch's operations serve instead, and one line says so.
 Legend: as in triton_field.
 """
 
-import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,29 +24,24 @@ OBJECTS, POINTS, RAYS, INNER = 2, 300, 3, 3  # the last block of points is not f
 Results = Callable[[], Sequence[Tensor]]
 
 
-@contextlib.contextmanager
-def apart(device: torch.device) -> Iterator[None]:
-    """Compute without the caller's modes: with gradients, without inference mode and autocast."""
+def fault(device: torch.device, what: str, ours: Results, reference: Results) -> str:
+    """Return what is wrong with ours, beside reference, and warn of it; empty if nothing.
+
+    Both are computed without the caller's modes: with gradients, without inference mode and
+    autocast. what begins the warning, which says that PyTorch serves in place of Triton.
+    """
     no_autocast = torch.autocast(device.type, enabled=False)
-    with torch.inference_mode(False), torch.enable_grad(), no_autocast:
-        yield
-
-
-def fault(ours: Results, reference: Results) -> str:
-    """Return what is wrong with ours, beside reference; empty if nothing."""
     try:
-        pairs = zip(ours(), reference(), strict=True)
-        errors = [(a.float() - b.float()).norm() / b.float().norm() for a, b in pairs]
-        error = float(torch.stack(errors).detach().max())
+        with torch.inference_mode(False), torch.enable_grad(), no_autocast:
+            pairs = zip(ours(), reference(), strict=True)
+            errors = [(a.float() - b.float()).norm() / b.float().norm() for a, b in pairs]
+            error = float(torch.stack(errors).detach().max())
+        reason = "" if error <= MOST else f"its results are off by {error:.0%}"
     except Exception as failure:  # compilers raise many kinds
-        return f"{type(failure).__name__}: {failure}".splitlines()[0]
-    return "" if error <= MOST else f"its results are off by {error:.0%}"
-
-
-def warn(what: str, reason: str) -> None:
-    """Warn that PyTorch computes something in place of Triton, if there is a reason."""
+        reason = f"{type(failure).__name__}: {failure}".splitlines()[0]
     if reason:
         warnings.warn(f"{what} by PyTorch, not by Triton: {reason}", stacklevel=3)
+    return reason
 
 
 def uniform(rng: torch.Generator, most: float, *shape: int) -> Tensor:
@@ -56,7 +50,7 @@ def uniform(rng: torch.Generator, most: float, *shape: int) -> Tensor:
 
 
 def field_fault(device: torch.device, width: int, num_inputs: int, dtype: torch.dtype) -> str:
-    """Return what is wrong with the kernels of a field; empty if nothing.
+    """Return what is wrong with the kernels of a field, and warn of it; empty if nothing.
 
     They are evaluated with and without skips_clear, which changes nothing here: every block of
     points has densities above zero.
@@ -86,11 +80,12 @@ def field_fault(device: torch.device, width: int, num_inputs: int, dtype: torch.
         return [*heads, density(field, encoded, how), *gradients]
 
     skipping = functools.partial(triton_field.evaluate, skips_clear=True)
-    with apart(device):
-        return fault(
-            lambda: results(triton_field.evaluate, skipping, triton_field.density, dtype),
-            lambda: results(eager.evaluate, eager.evaluate, eager.density, None),
-        )
+    return fault(
+        device,
+        "the field is evaluated",
+        lambda: results(triton_field.evaluate, skipping, triton_field.density, dtype),
+        lambda: results(eager.evaluate, eager.evaluate, eager.density, None),
+    )
 
 
 def _example(
