@@ -137,7 +137,7 @@ def _fitter(saved: SavedGenerator, args: argparse.Namespace) -> Fitter:
     options = fitting.render_options(
         saved, size=args.fit_size, fov_degrees=args.fov, is_locked=args.lock_view_dependence
     )
-    encoder = encoders.beside(args.generator, saved) if args.candidates is None else None
+    encoder = encoders.beside(saved) if args.candidates is None else None
     if args.instant and encoder is None:
         raise UsageError(f"--instant: there is no {encoders.NAME} beside {args.generator}; "
                          "train_encoder.py makes it")  # fmt: skip
@@ -149,12 +149,11 @@ def _fitter(saved: SavedGenerator, args: argparse.Namespace) -> Fitter:
         film_steps=args.film_steps,
         fits_fov=args.fov is None,
     )
-    critic = fitting.pose_critic(saved, args.generator)
     return Fitter(
         saved=saved,
         options=options,
         effort=effort,
-        critic=critic,
+        critic=checkpoints.pose_critic(saved),
         encoder=encoder,
         is_instant=args.instant,
         tuning_steps=args.tune,
@@ -183,8 +182,8 @@ def _fit_one(fitter: Fitter, opened: Sequence[Opened], args: argparse.Namespace)
     folder = args.output_dir or Path(f"{stem}_fit")
     is_filmed = args.num_frames is not None or not args.instant
     video_path = _video_path(fitter, folder, args) if is_filmed else None
-    with filled_folder(folder):
-        fit = _fitted(fitter, opened)
+    with filled_folder(folder), progress_bar(fitter.num_steps(len(opened)), "step") as bar:
+        fit = fitter.fit(opened, _reporter(bar))
     options = viewing.render_options(fitter.saved, args)
     names = fit_files.save(
         folder, fitter, fit, options, depth_map=args.depth_map, shows_progress=True
@@ -209,12 +208,6 @@ def _video_path(fitter: Fitter, folder: Path, args: argparse.Namespace) -> Path:
     """Return the path of the video; its flags are checked before the long fit."""
     usual = Camera(*fitter.saved.curriculum.poses().center(), fitter.options.fov_degrees)
     return filming.destination(args, folder, "reconstructed", len(_way(args, usual)))
-
-
-def _fitted(fitter: Fitter, opened: Sequence[Opened]) -> Fit:
-    """Fit the photos with a progress bar."""
-    with progress_bar(fitter.num_steps(len(opened)), "step") as bar:
-        return fitter.fit(opened, _reporter(bar))
 
 
 def _reporter(bar: "tqdm[int]") -> Report:

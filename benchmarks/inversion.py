@@ -242,7 +242,7 @@ def measure_all(args: argparse.Namespace) -> None:
     saved = checkpoints.load_generator(args.generator)
     size = args.image_size or saved.curriculum.stage_settings(saved.step).img_size
     options = saved.curriculum.preview_render(saved.step, size)
-    encoder = encoders.beside(args.generator, saved)
+    encoder = encoders.beside(saved)
     about = {
         "date": time.strftime("%Y-%m-%d"), "machine": processor(), "torch": torch.__version__,
         "step": saved.step, "image_size": size, "tuning_steps": args.tune,

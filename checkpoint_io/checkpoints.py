@@ -207,6 +207,15 @@ def load_discriminator(
         return curriculum, network_state.build_discriminator(curriculum, state).eval()
 
 
+def pose_critic(saved: SavedGenerator) -> PyramidDiscriminator | None:
+    """Load the discriminator beside a generator, if it has learned to predict poses."""
+    path = beside(saved.path, "discriminator.pth")
+    if saved.curriculum.settings.pos_lambda == 0 or not path.is_file():
+        return None
+    _, critic = load_discriminator(path, saved.curriculum)
+    return critic.to(next(saved.generator.parameters()).device)
+
+
 def beside(path: Path, name: str) -> Path:
     """Return the file called name beside a generator or average, with the same `05--` before it."""
     return path.with_name(re.sub(r"(generator|ema2?)?\.pth$", "", path.name) + name)

@@ -33,9 +33,9 @@ def save(path: Path, encoder: Encoder, saved: SavedGenerator) -> None:
     checkpoints.save(path, "encoder", content)
 
 
-def beside(generator: Path, saved: SavedGenerator) -> Encoder | None:
-    """Load the encoder beside a generator's file, None if there is none; errors as load."""
-    path = checkpoints.beside(generator, NAME)
+def beside(saved: SavedGenerator) -> Encoder | None:
+    """Load the encoder beside a generator, None if there is none; errors as load."""
+    path = checkpoints.beside(saved.path, NAME)
     return load(path, saved) if path.is_file() else None
 
 

@@ -149,11 +149,9 @@ def _shape(saved: SavedGenerator, sampling: SampleOptions, index: int) -> dict[s
 @torch.no_grad()
 def _pose_accuracy(saved: SavedGenerator, sampling: SampleOptions) -> dict[str, Any] | None:
     """Measure errors of the pose head beside the generator on its own images; None without one."""
-    path = checkpoints.beside(saved.path, "discriminator.pth")
-    if saved.curriculum.settings.pos_lambda == 0 or not path.is_file():
+    critic = checkpoints.pose_critic(saved)
+    if critic is None:
         return None
-    _, critic = checkpoints.load_discriminator(path, saved.curriculum)
-    critic.to(next(saved.generator.parameters()).device)
     size = saved.curriculum.stage_settings(saved.step - 1).img_size
     own = replace(sampling, render=replace(sampling.render, image_size=size), supersampling=1)
     pitch_errors, yaw_errors = [], []

@@ -7,12 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
 from discriminators.discriminators import PyramidDiscriminator
 from generators import guided_fit, joint_inversion
@@ -272,12 +270,3 @@ def _distance_to_learned(saved: SavedGenerator, film: Film) -> float:
         )
     ]
     return float(torch.cat(squares, dim=1).mean().sqrt())
-
-
-def pose_critic(saved: SavedGenerator, generator: Path) -> PyramidDiscriminator | None:
-    """Load the discriminator beside a generator's file, if it has learned to predict poses."""
-    path = checkpoints.beside(generator, "discriminator.pth")
-    if saved.curriculum.settings.pos_lambda == 0 or not path.is_file():
-        return None
-    _, critic = checkpoints.load_discriminator(path, saved.curriculum)
-    return critic.to(next(saved.generator.parameters()).device)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from checkpoint_io import encoders
+from checkpoint_io import checkpoints, encoders
 from checkpoint_io.checkpoints import SavedGenerator
 from generators.inversion import FitOptions
 from generators.trajectories import Camera
@@ -59,8 +59,7 @@ def fit_photo(
     options = fitting.render_options(
         saved, size=None, fov_degrees=None, is_locked=request.lock_view_dependence
     )
-    path = source.path(request.checkpoint)
-    critic, encoder = fitting.pose_critic(saved, path), encoders.beside(path, saved)
+    critic, encoder = checkpoints.pose_critic(saved), encoders.beside(saved)
     fitter = Fitter(saved=saved, options=options, effort=EFFORT, critic=critic, encoder=encoder)
     try:
         image = read_photo(io.BytesIO(content))
