@@ -199,11 +199,10 @@ def measure_consistency(saved: SavedGenerator, args: argparse.Namespace) -> None
 def sampling_of(saved: SavedGenerator, args: argparse.Namespace, size: int) -> SampleOptions:
     """Return the options of the images: the stage's samples per ray, the evaluation's cameras."""
     curriculum = saved.curriculum
-    render = curriculum.preview_render(saved.step, size)
+    is_locked = args.lock_view_dependence
+    render = curriculum.preview_render(saved.step, size, is_locked=is_locked)
     is_published = args.protocol == "published"
     is_sharp = curriculum.settings.resize == "points" and not is_published
-    if args.lock_view_dependence:
-        render = replace(render, lock_view_dependence=True)
     if is_published:
         render = replace(render, spreads_weights=False)
     return SampleOptions(

@@ -178,17 +178,22 @@ class Curriculum:
             scene_radius=settings.scene_radius,
         )
 
-    def evaluation_render(self, step: int) -> RenderOptions:
+    def evaluation_render(self, step: int, *, is_locked: bool = False) -> RenderOptions:
         """Return the options of evaluation renders: evaluation background, no density noise.
 
-        They spread the coarse weights; training, as published, does not.
+        They spread the coarse weights; training, as published, does not. is_locked is
+        --lock_view_dependence; the curriculum may lock it too.
         """
         stage = self.stage_settings(step)
-        return replace(self._render(stage, stage.settings.eval_last_back), spreads_weights=True)
+        options = self._render(stage, stage.settings.eval_last_back)
+        is_locked = is_locked or options.lock_view_dependence
+        return replace(options, spreads_weights=True, lock_view_dependence=is_locked)
 
-    def preview_render(self, step: int, image_size: int) -> RenderOptions:
+    def preview_render(
+        self, step: int, image_size: int, *, is_locked: bool = False
+    ) -> RenderOptions:
         """Return the options of evaluation renders at another image size."""
-        return replace(self.evaluation_render(step), image_size=image_size)
+        return replace(self.evaluation_render(step, is_locked=is_locked), image_size=image_size)
 
     def poses(self) -> PoseDistribution:
         """Return the pose distribution of the training cameras, apart from changes by stages."""

@@ -47,11 +47,10 @@ def render_options(
     """
     curriculum = saved.curriculum
     largest = max(stage.img_size for _, stage in curriculum.stages)
-    options = replace(curriculum.preview_render(saved.step, size or largest))
-    lock = options.lock_view_dependence or is_locked
+    options = curriculum.preview_render(saved.step, size or largest, is_locked=is_locked)
     fov = fov_degrees or options.fov_degrees
     try:
-        return replace(options, lock_view_dependence=lock, fov_degrees=fov)
+        return replace(options, fov_degrees=fov)
     except ValueError as error:
         raise UsageError(f"--fov {fov}: {error}") from error
 

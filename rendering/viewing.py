@@ -174,13 +174,7 @@ def mean_film(saved: SavedGenerator) -> Film:
 
 def render_options(saved: SavedGenerator, args: argparse.Namespace) -> RenderOptions:
     """Return the options for finished pictures from the flags of add_rendering."""
-    options = saved.curriculum.preview_render(saved.step, args.image_size)
-    num_steps = saved.curriculum.stage_settings(0).num_steps * args.ray_step_multiplier
-    locked = options.lock_view_dependence or args.lock_view_dependence
-    return replace(options, num_steps=num_steps, lock_view_dependence=locked)
-
-
-def shape_options(saved: SavedGenerator, is_locked: bool) -> RenderOptions:
-    """Return the options for extracting shapes; is_locked is --lock_view_dependence."""
-    options = saved.curriculum.evaluation_render(saved.step)
-    return replace(options, lock_view_dependence=options.lock_view_dependence or is_locked)
+    curriculum, is_locked = saved.curriculum, args.lock_view_dependence
+    options = curriculum.preview_render(saved.step, args.image_size, is_locked=is_locked)
+    num_steps = curriculum.stage_settings(0).num_steps * args.ray_step_multiplier
+    return replace(options, num_steps=num_steps)

@@ -100,6 +100,6 @@ def _free_name(folder: Path) -> str:
 
 
 def _view_options(saved: SavedGenerator, request: Request) -> RenderOptions:
-    usual = saved.curriculum.preview_render(saved.step, VIEW_SIZE)
-    lock = usual.lock_view_dependence or request.lock_view_dependence
-    return replace(usual, num_steps=2 * quick_steps(saved), lock_view_dependence=lock)
+    is_locked = request.lock_view_dependence
+    usual = saved.curriculum.preview_render(saved.step, VIEW_SIZE, is_locked=is_locked)
+    return replace(usual, num_steps=2 * quick_steps(saved))

@@ -106,7 +106,8 @@ def quick_steps(saved: SavedGenerator) -> int:
 
 def render_options(saved: SavedGenerator, request: Request, num_steps: int) -> RenderOptions:
     """Return the options of the request; near and far move with the camera's distance."""
-    usual = saved.curriculum.preview_render(saved.step, request.image_size)
+    curriculum, is_locked = saved.curriculum, request.lock_view_dependence
+    usual = curriculum.preview_render(saved.step, request.image_size, is_locked=is_locked)
     moved = request.camera.distance() - 1
     return replace(
         usual,
@@ -114,7 +115,6 @@ def render_options(saved: SavedGenerator, request: Request, num_steps: int) -> R
         near=max(0.0, usual.near + moved),
         far=usual.far + moved,
         num_steps=num_steps,
-        lock_view_dependence=usual.lock_view_dependence or request.lock_view_dependence,
     )
 
 

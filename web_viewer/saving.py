@@ -16,7 +16,7 @@ from generators.trajectories import SceneObject
 from geometry import mesh_extraction, mesh_files
 from geometry.density_grid import Cube
 from image_io import video
-from rendering import filming, viewing
+from rendering import filming
 from system.files import output_folder
 from web_viewer.checkpoints import Checkpoints
 from web_viewer.pictures import Progress, save_picture
@@ -58,7 +58,8 @@ def save_mesh(source: Checkpoints, request: Request, folder: Path, progress: Pro
     """Write NAME.glb, as extract_shapes.py does."""
     opened = source.open(request.checkpoint, request.ema)
     saved, name = opened.saved, request.object_name()
-    options = viewing.shape_options(saved, request.lock_view_dependence)
+    is_locked = request.lock_view_dependence
+    options = saved.curriculum.evaluation_render(saved.step, is_locked=is_locked)
     shape = mesh_extraction.take_shape(
         saved.generator,
         source.film(opened, request),
