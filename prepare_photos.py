@@ -8,16 +8,15 @@ Writes faces.zip (square png files), faces.csv (what became of each photo, and w
 
 import argparse
 import contextlib
+import functools
 import io
 import math
 import sys
 import zipfile
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TypeVar, get_args
+from typing import IO, get_args
 
 import numpy as np
 import torch
@@ -37,7 +36,6 @@ from system.screen import progress_bar
 
 SMALL_PHOTO_SIDE = 400  # pixels that are enough to find an object
 PHOTO_SIDE = 1600  # pixels of the longer side that a large jpg keeps when it is decoded
-T = TypeVar("T")
 MARK = b"prepared by pi-GAN's prepare_photos.py"  # comment of the .zip
 
 CURRICULUM = '''"""A curriculum for {name}. Correct the cameras where your photos differ."""
@@ -163,7 +161,7 @@ def _side_for_all(listing: Listing, find: Finder) -> float:
 
     with opened(listing) as open_file, progress_bar(listing.count, "photo") as bar:
         sides = []
-        for found in _in_order(listing, side):
+        for found in machine.map_on_cores(side, listing.names):
             bar.update()
             sides.append(found)
     known = [found for found in sides if not math.isnan(found)]
@@ -183,7 +181,8 @@ def _write_pictures(
         report.add(Outcome(photo=skipped.name, reason=f"unreadable: {skipped.reason}"), "")
     seen = photo_checks.Seen()
     with opened(listing) as open_file, progress_bar(listing.count, "photo") as bar:
-        for outcomes in _in_order(listing, lambda name: _outcomes(open_file, name, find, args)):
+        work = functools.partial(_outcomes, open_file, find=find, args=args)
+        for outcomes in machine.map_on_cores(work, listing.names):
             bar.update()
             for outcome in outcomes:
                 picture, name = outcome.picture, f"{report.used:06d}.png"
@@ -199,21 +198,6 @@ def _write_pictures(
                 picture.save(buffer, "PNG", compress_level=3)
                 archive.writestr(zipfile.ZipInfo(name), buffer.getvalue())
                 report.add(outcome, name)
-
-
-def _in_order(listing: Listing, work: Callable[[str], T]) -> Iterator[T]:
-    """Work on photos on all cores, a few at a time."""
-    pending: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(machine.num_cores()) as pool:
-        try:
-            for name in listing.names:
-                pending.append(pool.submit(work, name))
-                if len(pending) > 2 * machine.num_cores():
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _outcomes(

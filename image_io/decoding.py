@@ -4,11 +4,10 @@ Legend: H = W = image_size.
 """
 
 import contextlib
+import functools
 import threading
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -92,15 +91,10 @@ def decode_all(
         small: takes the names of pictures that have fewer pixels than the framing asks for.
     """
     starts = range(0, len(names), PICTURES_PER_TASK)
-    pending: deque[Future[list[Pixels | Skipped]]] = deque()
-    with _quiet_pillow(), ThreadPoolExecutor(machine.num_cores()) as pool:
-        for start in starts:
-            some = names[start : start + PICTURES_PER_TASK]
-            pending.append(pool.submit(_decode_some, open_file, some, framing, small))
-            if len(pending) > 4 * machine.num_cores():  # bounds the memory where the disk is slow
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+    tasks = (names[start : start + PICTURES_PER_TASK] for start in starts)
+    work = functools.partial(_decode_some, open_file, framing=framing, small=small)
+    with _quiet_pillow():
+        yield from machine.map_on_cores(work, tasks)
 
 
 @contextlib.contextmanager

@@ -6,14 +6,20 @@ import importlib
 import os
 import platform
 import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from system import windows
 from system.errors import UsageError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 GIB = 2**30
 NARROW = 128  # features; operations of a narrower field take only some 50 microseconds
@@ -41,6 +47,24 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def map_on_cores(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield work(item) of each item, in order, computed by a thread per core.
+
+    At most four results per core wait to be taken, which bounds the memory.
+    """
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(num_cores()) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(work, item))
+                if len(pending) > 4 * num_cores():
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def use_one_thread_for(width: int) -> bool:
