@@ -49,8 +49,8 @@ def build_parser() -> flags.ArgumentParser:
     add("--drop_unused_caches", action="store_true", help="remove decoded pictures of the same "
         "--dataset_path that no run uses")  # fmt: skip
     add("--output_dir", type=Path, default=Path("out"), help="folder of the run")
-    add("--load_dir", type=_folder_or_none, help="continue the run in this folder, ours or a "
-        "published one, in --output_dir; '' is none")  # fmt: skip
+    add("--load_dir", type=lambda text: Path(text) if text else None, help="continue the run in "
+        "this folder, ours or a published one, in --output_dir; '' is none")  # fmt: skip
     add("--resume", action="store_true", help="resume the run in --output_dir if there is one")
     add("--transfer", type=Path, metavar="RUN", help="begin a new run with the networks of another "
         "one: its folder, or a generator.pth")  # fmt: skip
@@ -84,10 +84,6 @@ def build_parser() -> flags.ArgumentParser:
     return parser
 
 
-def _folder_or_none(text: str) -> Path | None:
-    return Path(text) if text else None
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the flags, check all inputs, then train in one or several processes."""
     args = build_parser().parse_args(argv)
@@ -96,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     typed = _curriculum(args)
     places = processes.plan(args.device, args.num_processes, os.environ)
-    _check_fid(args)
+    if args.eval_freq > 0 and args.inception_weights is not None:  # not hours later
+        inception.find_weights(args.inception_weights, takes_any=args.any_inception_weights)
     options = _options(args, ["train.py", *(sys.argv[1:] if argv is None else argv)])
     start = resolve(typed, options, places[0])
     if not args.dry_run:
@@ -130,15 +127,10 @@ def _curriculum(args: argparse.Namespace) -> Curriculum:
     return curriculum.with_dataset_path(args.dataset_path)
 
 
-def _names_pictures(args: argparse.Namespace) -> bool:
-    """Return whether the command names a dataset path."""
-    keys = [text.partition("=")[0].strip() for text in args.set]
-    return args.dataset_path is not None or "dataset_path" in keys
-
-
 def _options(args: argparse.Namespace, command: list[str]) -> TrainOptions:
+    changed = [text.partition("=")[0].strip() for text in args.set]
     return TrainOptions(
-        names_pictures=_names_pictures(args),
+        names_pictures=args.dataset_path is not None or "dataset_path" in changed,
         output_dir=args.output_dir,
         load_dir=args.load_dir,
         transfer=args.transfer,
@@ -162,18 +154,6 @@ def _options(args: argparse.Namespace, command: list[str]) -> TrainOptions:
         is_dry_run=args.dry_run,
         command=command,
     )
-
-
-def _check_fid(args: argparse.Namespace) -> None:
-    """Check the Inception weights now, not hours later at the first FID measurement.
-
-    Raises:
-        UsageError: the weights are wrong.
-    """
-    if args.eval_freq == 0:
-        return
-    if args.inception_weights is not None:
-        inception.find_weights(args.inception_weights, takes_any=args.any_inception_weights)
 
 
 if __name__ == "__main__":
