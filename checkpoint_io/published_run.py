@@ -30,7 +30,7 @@ from generators.generators import ImplicitGenerator3d
 from system.errors import UsageError
 
 GENERATOR_FILE, DISCRIMINATOR_FILE = "generator.pth", "discriminator.pth"
-AVERAGE_FILES = ("ema.pth", "ema2.pth")
+AVERAGE_FILES = ("ema.pth", "ema2.pth")  # of EMA_DECAYS, in runs of ours too
 OPTIMIZER_FILES = ("optimizer_G.pth", "optimizer_D.pth", "scaler.pth")
 FILES = (GENERATOR_FILE, DISCRIMINATOR_FILE, *AVERAGE_FILES, *OPTIMIZER_FILES)
 

@@ -47,7 +47,11 @@ class Ending(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curriculum:
-    """A parsed curriculum; source is the dict that it was parsed from."""
+    """A parsed curriculum; source is the dict that it was parsed from.
+
+    settings: those of the first stage, where only stages have a value. stages: by their first step.
+    end: the step at which training ends; None is never.
+    """
 
     name: str
     source: Mapping[Any, Any]
@@ -243,7 +247,7 @@ class Curriculum:
         """Return the settings of both optimizers."""
         settings = self.settings
         return OptimizerOptions(
-            betas=(settings.betas[0], settings.betas[1]),
+            betas=settings.betas,
             weight_decay=settings.weight_decay,
             has_slow_mapping=settings.unique_lr,
         )
@@ -266,14 +270,9 @@ def build(name: str, source: Mapping[Any, Any], overrides: Sequence[str] = ()) -
         UsageError: the dict does not follow the schema, or contradicts itself.
     """
     final = schema.override(name, source, list(overrides))
-    parsed = schema.parse(name, final)
-    curriculum = Curriculum(
-        name=name,
-        source=copy.deepcopy(final),
-        settings=parsed.settings,
-        stages=parsed.stages,
-        end=parsed.end,
-    )
+    settings, stages, end = schema.parse(name, final)
+    source = copy.deepcopy(final)
+    curriculum = Curriculum(name=name, source=source, settings=settings, stages=stages, end=end)
     _check(curriculum)
     return curriculum
 

@@ -8,7 +8,7 @@ hold any key of `Settings` that is not in `WHOLE_RUN`, and its value is taken th
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
 from config.stage import GanLoss
@@ -156,20 +156,10 @@ class StageSettings(StageKeys):
     settings: Settings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parsed:
-    """A whole curriculum: stages by their first step, and the step at which it ends (None: never).
-
-    settings: those of the first stage, where only stages have a value.
-    """
-
-    settings: Settings
-    stages: tuple[tuple[int, StageSettings], ...]
-    end: int | None = field(default=None)
-
-
-def parse(name: str, source: Mapping[object, object]) -> Parsed:
-    """Return the typed form of a curriculum dict.
+def parse(
+    name: str, source: Mapping[object, object]
+) -> tuple[Settings, tuple[tuple[int, StageSettings], ...], int | None]:
+    """Return the typed form of a curriculum dict: settings, stages and end, as Curriculum has them.
 
     Raises:
         UsageError: a key or value that the schema does not know, naming the nearest key or what is
@@ -193,7 +183,7 @@ def parse(name: str, source: Mapping[object, object]) -> Parsed:
     if not stages:
         raise UsageError(f"curriculum {name}: stage 0 is empty")
     whole = _build(name, Settings, {**stages[0][1].changed, **globals_})
-    return Parsed(settings=whole, stages=tuple(stages), end=end)
+    return whole, tuple(stages), end
 
 
 def _stage(

@@ -21,8 +21,6 @@ class Range:
         return (self.low <= value if self.includes_low else self.low < value) and value <= self.high
 
     def __str__(self) -> str:
-        if self.low == self.high:
-            return f"{self.low:g}"
         start = "at least" if self.includes_low else "more than"
         end = "" if self.high == float("inf") else f" and at most {self.high:g}"
         return f"{start} {self.low:g}{end}"

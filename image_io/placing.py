@@ -2,14 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
-
-Ground = Literal["white", "transparent"]
 
 BORDER = 0.02  # of a photo's sides, whose median color is the ground's
 PLAIN = 30  # grey levels: less different from the ground's color is ground

@@ -38,7 +38,7 @@ class ToyCarBatch(NamedTuple):
 def toy_car_scenes(
     indices: Sequence[int], *, seed: int, poses: PoseDistribution = TOY_CAR_POSES
 ) -> tuple[ToyCars, Poses]:
-    """Return cars and camera poses of images of the dataset, as in toy_car_images."""
+    """Return cars and camera poses of images of the dataset; poses is that of the cameras."""
     draws, angles = [], []
     for index in indices:
         rng = _stream(seed, index)
@@ -49,20 +49,14 @@ def toy_car_scenes(
 
 
 def toy_car_images(
-    indices: Sequence[int],
-    image_size: int,
-    *,
-    seed: int,
-    poses: PoseDistribution = TOY_CAR_POSES,
-    supersampling: int = 3,
+    indices: Sequence[int], image_size: int, *, seed: int, supersampling: int = 3
 ) -> ToyCarBatch:
     """Render images of the dataset; an image has the same bytes in every batch.
 
     indices are the numbers of the images, at least one, for example range(1000, 2000); H = W =
-    image_size pixels; seed is that of the dataset, poses the distribution of the cameras,
-    supersampling as in render_cars.
+    image_size pixels; seed is that of the dataset, supersampling as in render_cars.
     """
-    cars, angles = toy_car_scenes(indices, seed=seed, poses=poses)
+    cars, angles = toy_car_scenes(indices, seed=seed)
     images = torch.empty(len(cars), 3, image_size, image_size, dtype=torch.uint8)
     for part in torch.arange(len(cars)).split(max(1, PIXELS_AT_ONCE // image_size**2)):
         some = Poses(*(angle[part] for angle in angles))

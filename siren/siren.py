@@ -149,7 +149,7 @@ class FilmSiren(nn.Module):
         forward.
         """
         encoded = self.encode(points)
-        if fused_field.is_density_supported(encoded):
+        if fused_field.is_supported(encoded) and not torch.is_grad_enabled():
             return fused_field.density(self._fast(film) if prepared is None else prepared, encoded)
         return self.reference_density(encoded, film)
 

@@ -99,7 +99,7 @@ class Lab:
         wanted = run.adapt(curriculum.build("Small", {**SMALL, "discriminator_width": None}))
         if path.name in ("ema.pth", "ema2.pth"):
             checkpoints.load_generator(path, published_curriculum=self.wanted)
-        return state.read_state(path.parent, wanted)
+        return state.published_content(run, wanted)
 
 
 @pytest.fixture

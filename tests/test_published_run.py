@@ -40,7 +40,8 @@ def small_file(tmp_path):
 
 def loaded(folder, source=SOURCE):
     """Load the game and progress from the published run in a folder."""
-    wanted = published_run.open_run(folder).adapt(curriculum.build("Small", source))
+    run = published_run.open_run(folder)
+    wanted = run.adapt(curriculum.build("Small", source))
     game = AdversarialGame(
         wanted.build_generator(),
         wanted.build_discriminator(),
@@ -48,7 +49,7 @@ def loaded(folder, source=SOURCE):
         Precision(),
         seed=0,
     )
-    return game, run_state.load_state(run_state.read_state(folder, wanted), game)
+    return game, run_state.load_state(run_state.published_content(run, wanted), game)
 
 
 def assert_moments(optimizer, network, made, published_network):
@@ -100,15 +101,17 @@ def test_everything_of_the_seven_files_is_taken_over(tmp_path, critic, unique_lr
 
 def test_the_loss_scale_is_taken_over_where_there_is_one(tmp_path):
     published_files.write_run(tmp_path)
-    wanted = published_run.open_run(tmp_path).adapt(curriculum.build("Small", SOURCE))
-    content = run_state.read_state(tmp_path, wanted)
+    run = published_run.open_run(tmp_path)
+    wanted = run.adapt(curriculum.build("Small", SOURCE))
+    content = run_state.published_content(run, wanted)
     game, _ = loaded(tmp_path)
     game.scaler = torch.amp.GradScaler("cpu", growth_interval=50)
     run_state.load_state(content, game)
     state = game.scaler.state_dict()
     assert (state["scale"], state["_growth_tracker"], state["growth_interval"]) == (1024, 7, 50)
     published_files.save({}, tmp_path / "scaler.pth")
-    run_state.load_state(run_state.read_state(tmp_path, wanted), game)
+    run = published_run.open_run(tmp_path)
+    run_state.load_state(run_state.published_content(run, wanted), game)
     assert game.scaler.state_dict()["scale"] == 1024
 
 

@@ -75,11 +75,12 @@ def test_steps_of_both_networks_after_a_published_run(tmp_path, model, critic):
              "disc_lr": KEYS["disc_lr"]}  # fmt: skip
     source = {**curriculums.CelebA, **KEYS, "discriminator": critic, "model": model, 0: stage}
     source = {key: value for key, value in source.items() if key not in ("gen_lr", "disc_lr")}
-    wanted = published_run.open_run(tmp_path).adapt(curriculum.build("Mine", source))
+    run = published_run.open_run(tmp_path)
+    wanted = run.adapt(curriculum.build("Mine", source))
     game = AdversarialGame(
         wanted.build_generator(), wanted.build_discriminator(), wanted.optimizer_options(),
         Precision(), seed=0)  # fmt: skip
-    run_state.load_state(run_state.read_state(tmp_path, wanted), game)
+    run_state.load_state(run_state.published_content(run, wanted), game)
     torch.set_default_dtype(torch.float64)
     doubled(made, game)
     drawn, draw_scenes = [], game.draw_scenes

@@ -269,8 +269,10 @@ class TestDataSet:
         frontal = PoseDistribution(
             kind="gaussian", yaw_mean=0.3, yaw_spread=0.0, pitch_mean=1.2, pitch_spread=0.0
         )
-        batch = toy_car_images(range(3), 8, seed=0, poses=frontal)
-        assert torch.equal(batch.poses.yaw, torch.full((3,), 0.3))
-        assert torch.equal(batch.poses.pitch, torch.full((3,), 1.2))
-        assert batch.images.dtype == torch.uint8
-        assert batch.images.shape == (3, 3, 8, 8)
+        _, poses = toy_car_scenes(range(3), seed=0, poses=frontal)
+        assert torch.equal(poses.yaw, torch.full((3,), 0.3))
+        assert torch.equal(poses.pitch, torch.full((3,), 1.2))
+
+    def test_images_are_of_8_bits(self):
+        images = toy_car_images(range(3), 8, seed=0).images
+        assert (images.dtype, images.shape) == (torch.uint8, (3, 3, 8, 8))

@@ -19,7 +19,7 @@ from discriminators.discriminators import PyramidDiscriminator
 from distributed.processes import Place
 from generators.generators import ImplicitGenerator3d
 from generators.volumetric_rendering import RenderOptions, rays_that_hit
-from siren.fused import cuda, eager
+from siren.fused import cpu, cuda, eager
 from system import machine
 from system.errors import UsageError
 from system.machine import GIB
@@ -36,7 +36,6 @@ CRITIC = 4.8  # times what enters the discriminator's rectifiers, in its own upd
 CRITIC_OF_SPLIT = 2.6  # the same for the fakes of a split, in the generator's update
 KERNEL_CHUNK = 2**25  # numbers of a layer's output in one chunk of the kernels' backward pass
 KERNEL_SUMS = 512 * 128  # rows of the kernels' partial sums
-CPU_CHUNK = 2**19  # numbers of a layer's output in one chunk on the CPU
 CPU_HOLES = 1.4  # held by the C library, per byte that lives; see machine.keep_freed_memory
 PROCESS_BYTES = 480 * 2**20  # Python, PyTorch and its libraries
 ESTIMATE_FACTOR = 1.5  # how far the estimate may be off
@@ -153,7 +152,7 @@ def _chunk(generator: ImplicitGenerator3d, points: int, way: Way) -> int:
         # Sines and slopes of all layers, and the gradient of the first layer's phases.
         a_number = way.operand_bytes * (2 * layers + 1.5) + FLOAT
         return math.ceil(a_number * min(numbers, eager.CHUNK_NUMBERS))
-    return FLOAT * 4 * layers * min(numbers, CPU_CHUNK) * torch.get_num_threads()
+    return FLOAT * 4 * layers * min(numbers, cpu.CHUNK_NUMBERS) * torch.get_num_threads()
 
 
 def require_memory(curriculum: Curriculum, places: Sequence[Place]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from checkpoint_io import checkpoints, published_run
+from checkpoint_io import checkpoints
 from checkpoint_io.network_state import (
     StateError,
     checked_state,
@@ -25,7 +25,7 @@ from checkpoint_io.network_state import (
     load_scaler,
 )
 from checkpoint_io.pickle_scan import shown
-from checkpoint_io.published_run import PublishedRun
+from checkpoint_io.published_run import AVERAGE_FILES, PublishedRun
 from config.curriculum import Curriculum
 from system.errors import UsageError
 from system.files import replaced_folder
@@ -33,7 +33,6 @@ from training.adversarial import AdversarialGame
 from training.ema import ExponentialMovingAverage
 
 STATE_FILE = "training_state.pth"
-AVERAGE_FILES = ("ema.pth", "ema2.pth")  # in the order of the game's averages
 SNAPSHOT_PREFIX = "snapshot_"
 
 
@@ -181,12 +180,10 @@ def seed_of(content: Mapping[str, Any]) -> int:
 
 
 def read_state(path: Path, curriculum: Curriculum) -> dict[str, Any]:
-    """Read a state of ours, or the folder of a published run that the curriculum fits."""
-    if not path.is_dir():
-        content = checkpoints.read(path, "training_state")
-        _refuse_other_scales(path, checkpoints.curriculum_of(path, content), curriculum)
-        return content
-    return published_content(published_run.open_run(path), curriculum)
+    """Read a state of ours, of networks with the scales of the curriculum's."""
+    content = checkpoints.read(path, "training_state")
+    _refuse_other_scales(path, checkpoints.curriculum_of(path, content), curriculum)
+    return content
 
 
 def published_content(run: PublishedRun, curriculum: Curriculum) -> dict[str, Any]:

@@ -7,8 +7,7 @@ from siren.fused import cpu, cuda
 from siren.fused.folded import FoldedField, JoinedField
 
 __all__ = [
-    "FoldedField", "JoinedField", "density", "evaluate", "is_density_supported", "is_supported",
-    "path_name",
+    "FoldedField", "JoinedField", "density", "evaluate", "is_supported", "path_name",
 ]  # fmt: skip
 
 
@@ -42,11 +41,6 @@ def evaluate(
     if isinstance(field, JoinedField):
         return cuda.evaluate(field, encoded, directions, skips_clear=skips_clear)
     return cpu.evaluate(field, encoded, directions, skips_clear=skips_clear)
-
-
-def is_density_supported(encoded: Tensor) -> bool:
-    """Return whether a fast implementation computes densities alone; else use the reference."""
-    return is_supported(encoded) and not torch.is_grad_enabled()
 
 
 def density(field: FoldedField | JoinedField, encoded: Tensor) -> Tensor:
