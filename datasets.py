@@ -409,13 +409,8 @@ def batch_indices(
     batch may reach into the next epoch, a small dataset repeats within a batch, and a resumed run
     continues where the first one stopped.
 
-    Args:
-        num_images: N.
-        seed: of the run, 0 or more.
-        images_seen: real images that all processes together have seen so far.
-        batch_size: of one process.
-        rank: this process, in 0..world_size-1.
-        world_size: number of processes.
+    seed is that of the run, 0 or more; images_seen counts the real images that all processes
+    together have seen so far; batch_size is that of one process.
 
     Raises:
         ValueError: a number is out of range.

@@ -92,12 +92,7 @@ class TextbookCoordConv(nn.Module):
 class TextbookGame(AdversarialGame):
     """The training step with the textbook's field, memory layout and discriminator update.
 
-    Args:
-        generator: gets the textbook's field.
-        discriminator: gets the textbook's convolutions.
-        options: of both optimizers.
-        precision: of the networks.
-        seed: of every random stream.
+    generator and discriminator get the textbook's field and convolutions.
     """
 
     def __init__(

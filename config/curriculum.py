@@ -98,12 +98,8 @@ class Curriculum:
     ) -> Ending:
         """Return the earliest of the curriculum's end, --max_steps and --n_epochs.
 
-        Args:
-            first_step: steps done before; epochs are counted from there.
-            num_images: of the dataset.
-            world_size: number of processes, each of which takes a batch.
-            max_steps: the last step; None for no limit.
-            n_epochs: passes over the data; None for no limit.
+        Epochs are counted from first_step on, the steps done before, over num_images; each of
+        world_size processes takes a batch. max_steps or n_epochs None is no limit.
         """
         limits = [Ending(self.end, "the end of the schedule")]
         limits.append(Ending(max_steps, f"--max_steps {max_steps}"))

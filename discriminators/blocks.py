@@ -24,12 +24,9 @@ class AdapterBlock(nn.Module):
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions plus a shortcut, divided by sqrt(2); halves the resolution.
 
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        has_coordinates: whether the convolutions are CoordConv.
-        is_strided: True halves by stride 2 in the second convolution and the shortcut (kaiming
-            initialisation), False by average pooling (PyTorch's default initialisation).
+    has_coordinates: the convolutions are CoordConv. is_strided: halve by stride 2 in the second
+    convolution and the shortcut (kaiming initialisation), not by average pooling (PyTorch's default
+    initialisation).
     """
 
     def __init__(

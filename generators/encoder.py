@@ -27,11 +27,8 @@ CAMERA_OUTPUTS = 4  # pitch less the middle one, cosine and sine of yaw, logarit
 class Encoder(nn.Module):
     """Predict conditioning and cameras from images of image_size pixels per side.
 
-    Args:
-        trunk: discriminator whose final layer is replaced.
-        num_features: F of the generator.
-        num_components: K.
-        image_size: one of the trunk's image sizes.
+    trunk is a discriminator with a level for image_size, whose final layer is replaced;
+    num_features is F of the generator, num_components K.
     """
 
     mean: Tensor  # (2F,) conditioning: frequencies, then phase shifts

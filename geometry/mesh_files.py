@@ -48,11 +48,8 @@ def save_mrc(path: Path, values: Array, cube: Cube) -> None:
 def save_mesh(path: Path, mesh: Mesh, *, scale: float = 1.0, up: Literal["y", "z"] = "y") -> None:
     """Write a mesh in the format of path's suffix, one of MESH_FORMATS; OSError as save_mrc.
 
-    Args:
-        path: the file.
-        mesh: in scene units, y up.
-        scale: the file's units per scene unit.
-        up: the file's upward axis. With z, the front of the object faces -y.
+    scale: the file's units per scene unit. up: the file's upward axis; with z, the front of the
+    object faces -y.
     """
     axes = Z_UP if up == "z" else np.eye(3, dtype=np.float32)
     vertices = mesh.vertices * np.float32(scale)

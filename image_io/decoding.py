@@ -84,11 +84,7 @@ def decode_all(
     Threads, not processes: Pillow decodes without the interpreter's lock, and a thread needs
     neither a fresh import of torch nor a guarded main module.
 
-    Args:
-        open_file: opens a name.
-        names: of the pictures.
-        framing: part and size of each picture.
-        small: takes the names of pictures that have fewer pixels than the framing asks for.
+    small takes the names of pictures that have fewer pixels than the framing asks for.
     """
     starts = range(0, len(names), PICTURES_PER_TASK)
     tasks = (names[start : start + PICTURES_PER_TASK] for start in starts)
@@ -134,9 +130,8 @@ def _reason(error: Exception) -> str:
 def decode_picture(stream: IO[bytes], framing: Framing | None = None) -> Pixels:
     """Decode a picture to pixels (3, H, W): upright, sRGB, transparent parts white.
 
-    Args:
-        stream: the file's bytes, at the start. Animations give their first frame.
-        framing: part and size of the picture to return; None returns the whole picture.
+    stream is at the start of the file; animations give their first frame. framing None returns the
+    whole picture.
 
     Raises:
         Exception: whatever Pillow says of a damaged file, or that the picture is too large.

@@ -12,11 +12,8 @@ from system.files import replaced
 def plotted(path: Path, rows: int, columns: int, **options: Any) -> Iterator[tuple[Any, Any]]:
     """Yield a figure and its axes (rows, columns) to draw into; write them to path at the end.
 
-    Args:
-        path: of the PNG; its folder must exist.
-        rows: of axes, which share their x axis.
-        columns: of axes.
-        options: of matplotlib's `subplots`.
+    All rows share their x axis; options are those of matplotlib's `subplots`. The folder of path
+    must exist.
 
     Raises:
         OSError: path cannot be written.

@@ -239,15 +239,9 @@ def search(
 ) -> tuple[Found, Found]:
     """Return pitch and yaw of the cameras of photos (N, 3, H, W) in [-1, 1].
 
-    Args:
-        generator: trained with poses, of which the search covers more.
-        photos: of options.image_size pixels.
-        poses: cameras of the generator's training.
-        options: of renders without randomness.
-        latent_kind: of the objects.
-        rng: CPU stream.
-        effort: more takes longer and finds more exactly.
-        report: called with the number of renders since the last call.
+    The generator was trained with poses, of which the search covers more. photos have
+    options.image_size pixels; options are those of renders without randomness. rng is a CPU stream.
+    report is called with the number of renders since the last call.
     """
     grid = grid_of(poses)
     objects, others = effort

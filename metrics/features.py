@@ -68,14 +68,9 @@ def features_of(
 ) -> Tensor | None:
     """Compute features (N, D) of images 0..N-1 together with all ranks, which all return them.
 
-    Args:
-        image_of: returns the image of a number; called for this rank's share only.
-        total: N.
-        network: maps uint8 images to features.
-        width: D.
-        place: this rank.
-        title: of the progress bar.
-        is_stopped: returns whether this rank was asked to stop; if one was, all return None.
+    total is N, width D. image_of returns the image of a number, and is called for this rank's share
+    only. If is_stopped, which tells whether this rank was asked to stop, is true on one, all return
+    None.
     """
     features = torch.zeros(total, width)
     count = sum(len(block) for block in blocks_of(total, place))

@@ -85,13 +85,7 @@ class Choice:
 def chosen_images(
     choice: Choice, listing: Listing, *, skip: int = 0
 ) -> Iterator[list[Pixels | Skipped]]:
-    """Yield the chosen images (3, H, W) uint8 in order, a few at a time, from number skip on.
-
-    Args:
-        choice: of the images.
-        listing: of the dataset, from datasets.find_images.
-        skip: number of images to leave out at the start.
-    """
+    """Yield the chosen images (3, H, W) uint8 in order, a few at a time, from number skip on."""
     options = choice.options
     # The published code shrinks CelebA's images after mirroring them, which takes other pixels.
     taken = decoding.rows_taken(choice.image_size)

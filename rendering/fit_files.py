@@ -141,12 +141,8 @@ def seen_share(
 
     The points are those of the view's pixels. A view without a surface has share 0.
 
-    Args:
-        shot: the object with the view's camera.
-        view: of options.image_size, of one picture.
-        others: the object with the other cameras.
-        photographed: views from these, of one picture each.
-        options: those of the renders.
+    view, of options.image_size, is seen by the camera of shot; photographed are views from the
+    cameras of others. Each is of one picture.
     """
     pose, fov = shot.camera.pose(), torch.tensor([shot.camera.fov_degrees])
     rays = cast_rays(pose, options.image_size, fov)

@@ -97,14 +97,8 @@ def progress_bar(
 
     Where stderr is no terminal it prints a line every LOG_SECONDS, and none in the first ones.
 
-    Args:
-        total: number of units, over which the bar also iterates; None is unknown.
-        unit: name of a unit.
-        desc: text in front.
-        initial: number of units that were done before.
-        is_shown: print anything.
-        is_left: leave the last state on the screen.
-        is_scaled: write numbers with k, M, G.
+    The bar also iterates over total; None is unknown. initial units were done before. is_left
+    leaves the last state on the screen; is_scaled writes numbers with k, M, G.
     """
     is_terminal = sys.stderr.isatty()
     seconds = BAR_SECONDS if is_terminal else LOG_SECONDS

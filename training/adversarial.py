@@ -67,14 +67,9 @@ def build_optimizer(
 class AdversarialGame:
     """Both networks with their optimizers and averages, and the training step.
 
-    Args:
-        generator: on the device it trains on, as are its poses and images.
-        discriminator: on the same device.
-        optimizer_options: of both optimizers.
-        precision: of the networks; rendering is always float32.
-        seed: of every random stream.
-        rank: this process among those that train together.
-        synchronize: replaces tensors by their mean over the processes, in place.
+    Both networks are on the device they train on. precision is that of the networks: rendering is
+    always float32. seed is that of every random stream, rank this process among those that train
+    together, and synchronize replaces tensors by their mean over the processes, in place.
     """
 
     def __init__(

@@ -146,10 +146,8 @@ class Augmentation:
         TARGET of the way to generated ones. Both distances stay if a constant is added to all
         logits, of which the relativistic loss knows only differences.
 
-        Args:
-            learned: (), mean logit of pictures that the discriminator learns from.
-            fake: () of generated pictures.
-            held_out: () of pictures that are held out.
+        learned, fake and held_out (): mean logits of pictures that the discriminator learns from,
+        of generated ones, and of those held out.
         """
         gap, whole = learned - held_out, learned - fake
         change = INTERVAL / STEPS_TO_ONE
@@ -163,11 +161,7 @@ def augmentation_of(
 ) -> tuple[Augmentation | None, str]:
     """Return the augmentation of a run, or None, and a line about it that may be empty.
 
-    Args:
-        settings: of the curriculum.
-        num_images: of the dataset.
-        is_built_in: whether its pictures are the built-in toy cars, which are never few.
-        device: of the training.
+    is_built_in: the pictures are the built-in toy cars, which are never few.
     """
     wanted, is_few = settings.augment, num_images < FEW and not is_built_in
     about = f"{num_images} pictures are fewer than {FEW}"

@@ -43,9 +43,7 @@ def poison(gradients: list[Tensor], has_finite_loss: Tensor) -> None:
 
     The check of the gradients then skips the update, and the host does not wait for the device.
 
-    Args:
-        gradients: of one update.
-        has_finite_loss: (), 1 where the loss was finite on all processes, less where not.
+    has_finite_loss () is 1 where the loss was finite on all processes, less where not.
     """
     if gradients:
         ones = torch.ones_like(has_finite_loss)

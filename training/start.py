@@ -101,10 +101,8 @@ def _unpacked(packed: Any) -> Start:
 def resolve(typed: Curriculum, options: TrainOptions, place: Place) -> Start:
     """Find and read the state to resume from, and list the pictures.
 
-    Args:
-        typed: the curriculum as it was typed.
-        options: of the run.
-        place: of this process, or of the first that it will start.
+    typed is the curriculum as it was typed, place that of this process or of the first that it will
+    start.
 
     Raises:
         UsageError: there is no state to resume from, it cannot be used, output_dir holds another

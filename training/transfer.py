@@ -23,10 +23,8 @@ Networks = dict[str, dict[str, Tensor]]  # tensors by name, of "generator" and "
 def read_networks(source: Path, curriculum: Curriculum) -> tuple[Networks, str]:
     """Return the tensors of another run that fit a curriculum's networks, and a line about them.
 
-    Args:
-        source: folder of a run, or file of a generator, ours or a published one. The averaged
-            weights are taken if they are there.
-        curriculum: of the new run.
+    source is the folder of a run, or the file of a generator, ours or a published one; averaged
+    weights are taken if they are there. curriculum is that of the new run.
 
     Raises:
         UsageError: there is no generator, a file cannot be read, or fewer than half of the

@@ -63,13 +63,8 @@ def announce(host: str, port: int, environ: Mapping[str, str]) -> None:
 def _tunnel(host: str, port: int, user: str, reached: str, ssh_port: str) -> str:
     """Return the command by which another computer visits host:port of this machine through ssh.
 
-    Args:
-        host: as in an address of the web.
-        port: there.
-        user: the person's name on this machine.
-        reached: the address that the person's ssh has reached. A job on a cluster inherits it, but
-            runs on another machine.
-        ssh_port: there.
+    user is the person's name on this machine; reached and ssh_port are where the person's ssh has
+    reached it. A job on a cluster inherits them, but runs on another machine.
     """
     target, options = f"{user}@{reached}", ["-p", ssh_port]
     if not _is_of_this_machine(reached):

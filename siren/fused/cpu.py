@@ -54,13 +54,8 @@ def evaluate(
 ) -> Tensor:
     """Return colors in [0, 1] and raw densities (B, P, 4); differentiable once.
 
-    Differentiating twice (create_graph=True) raises a RuntimeError.
-
-    Args:
-        field: folded weights of B objects.
-        encoded: (B, P, in) inputs of the first layer.
-        directions: (B, G, 3); each serves P / G consecutive points.
-        skips_clear: points whose raw density is not positive may be left black.
+    Arguments as in fused_field.evaluate. Differentiating twice (create_graph=True) raises a
+    RuntimeError.
     """
     operands = _operands(encoded, field.color_weight.shape[-1])
     with torch.autocast("cpu", enabled=False):

@@ -28,13 +28,8 @@ def evaluate(
 ) -> Tensor:
     """Return colors in [0, 1] and raw densities (B, P, 4), float32 at least; differentiable once.
 
-    Differentiating twice (create_graph=True) raises a RuntimeError.
-
-    Args:
-        field: folded weights of B objects.
-        encoded: (B, P, in) inputs of the first layer.
-        directions: (B, G, 3); each serves P / G consecutive points.
-        dtype: of the operands of products; None takes that of encoded, float32 at least.
+    Arguments as in fused_field.evaluate; dtype is that of the operands of products, None takes that
+    of encoded, float32 at least. Differentiating twice (create_graph=True) raises a RuntimeError.
     """
     with torch.autocast(encoded.device.type, enabled=False):
         encoded, directions = at_least_float32(encoded), at_least_float32(directions)

@@ -35,6 +35,7 @@ def evaluate(
 ) -> Tensor:
     """Return colors and raw densities (B, P, 4) of encoded (B, P, in) along directions (B, G, 3).
 
+    Each direction serves P / G consecutive points.
     field: joined for CUDA, folded for other devices.
     skips_clear: points whose raw density is not positive may be left black.
     """

@@ -34,9 +34,8 @@ class Blocks:
 def blocks_for(capability: tuple[int, int], shared_memory: int) -> Blocks | None:
     """Return block sizes that fit a GPU, or None if none do.
 
-    Args:
-        capability: major and minor compute capability.
-        shared_memory: bytes that one program may take.
+    capability is major and minor compute capability, shared_memory the bytes that one program may
+    take.
     """
     if capability < (8, 0) or shared_memory < 97 * KIB:
         return None

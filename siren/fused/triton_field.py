@@ -35,14 +35,9 @@ def evaluate(
 ) -> Tensor:
     """Return colors in [0, 1] and raw densities (B, P, 4), float32; differentiable once.
 
+    Arguments as in fused_field.evaluate; dtype is that of the operands of matrix products, float16
+    or bfloat16. skips_clear leaves blocks of points black in which no raw density is positive.
     Differentiating twice (create_graph=True) raises a RuntimeError.
-
-    Args:
-        field: folded weights of B objects.
-        encoded: (B, P, in) inputs of the first layer.
-        directions: (B, G, 3); each serves P / G consecutive points.
-        dtype: of the operands of matrix products, float16 or bfloat16.
-        skips_clear: blocks of points in which no raw density is positive are left black.
 
     Raises:
         ValueError: the field's width is none of WIDTHS, or G does not divide P.

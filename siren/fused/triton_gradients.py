@@ -68,12 +68,8 @@ def gradients(
 ) -> tuple[Tensor | None, ...]:
     """Return gradients of encoded (B, P, in), directions (B, G, 3) and the tensors of JoinedField.
 
-    Args:
-        output: (B, P, 4), of the forward pass.
-        gradient: (B, P, 4), of output.
-        inputs: of the forward pass.
-        weights: of the forward pass.
-        needs: whether those of encoded and of directions are needed; else they are None.
+    gradient (B, P, 4) is that of output (B, P, 4); inputs and weights are those of the forward
+    pass. needs tells whether gradients of encoded and of directions are needed; else they are None.
     """
     upstream, number, scale = _upstream(output, gradient, weights.heads)
     num_points, num_directions = upstream.shape[1], inputs.directions.shape[1]
