@@ -68,10 +68,12 @@ def _end(*_: Any) -> None:
     os._exit(130)
 
 
-def _is_command() -> bool:
-    return Path(getattr(sys.modules["__main__"], "__file__", None) or "").parent.resolve() == ROOT
+def is_command() -> bool:
+    """Return whether this process runs a file of this repository, and no session or notebook."""
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    return file is not None and Path(file).resolve().parent == ROOT
 
 
 _set_aside()
-if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _end)

@@ -2,13 +2,13 @@
 
 import io
 import sys
-from pathlib import Path
 
-from system.errors import ROOT, explain_missing_package
+from own_modules import is_command
+from system.errors import explain_missing_package
 
 # Set here, because commands import their modules before they can catch an error. Other people's
 # scripts that import this project keep Python's own report.
-if Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve().parent == ROOT:
+if is_command():
     sys.excepthook = explain_missing_package
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # some have no letters for all file names

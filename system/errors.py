@@ -7,9 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-T = TypeVar("T")
+from own_modules import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent  # of the repository
+T = TypeVar("T")
 
 
 class UsageError(Exception):

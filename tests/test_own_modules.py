@@ -73,6 +73,12 @@ raise RuntimeError("still there")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
+def test_ctrl_c_interrupts_a_python_session_in_the_repository_as_usual():
+    code = "import own_modules, signal; signal.raise_signal(signal.SIGINT)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    assert b"KeyboardInterrupt" in done.stderr
+
+
 def test_ctrl_c_is_heard_again_when_the_command_works(tmp_path):
     code = f"""
 import os, runpy, signal, sys
