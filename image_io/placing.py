@@ -55,7 +55,7 @@ def find_object(image: Image.Image, share: float) -> tuple[Image.Image, Square]:
     Raises:
         NotFound: the ground is not plain, or there is no object on it or only a part of one.
     """
-    cutout = _on_transparent(image.convert("RGB")) if _is_opaque(image) else image
+    cutout = _on_transparent(image.convert("RGB")) if is_opaque(image) else image
     parts, count = ndimage.label(np.asarray(cutout.getchannel("A")) > 127)
     sizes = ndimage.sum_labels(parts > 0, parts, range(1, count + 1))
     if count == 0 or max(sizes) < MIN_OBJECT * parts.size:
@@ -72,7 +72,8 @@ def find_object(image: Image.Image, share: float) -> tuple[Image.Image, Square]:
     return cutout, Square(x=(left + right) / 2, y=(top + bottom) / 2, side=side)
 
 
-def _is_opaque(image: Image.Image) -> bool:
+def is_opaque(image: Image.Image) -> bool:
+    """Return whether a picture, RGB or RGBA, has no transparent part."""
     return image.mode != "RGBA" or image.getchannel("A").getextrema()[0] == 255
 
 

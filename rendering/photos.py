@@ -89,8 +89,7 @@ def _prepared(
     image: Image.Image, name: str, size: int, how: Preparation, background: float | None
 ) -> Opened:
     """Cut the largest square that is found, and remember its place."""
-    is_opaque = image.getchannel("A").getextrema()[0] == 255
-    image = image.convert("RGB") if is_opaque else image
+    image = image.convert("RGB") if placing.is_opaque(image) else image
     try:
         source, squares = how.find(image)
     except NotFound as error:
@@ -170,7 +169,7 @@ def read_mask(path: Path) -> Image.Image:
     color. Anything else must be grey and reach at least half of white. Raises UsageError if not.
     """
     image = read_picture(path)
-    if image.mode == "RGBA" and bool((np.asarray(image)[..., 3] < 255).any()):
+    if not placing.is_opaque(image):
         return image.getchannel("A")
     pixels = np.asarray(image.convert("RGB")).astype(np.int16)
     is_object = pixels.any(axis=2)
