@@ -18,6 +18,7 @@ import own_modules  # noqa: F401
 import datasets
 from checkpoint_io import checkpoints
 from checkpoint_io.checkpoints import SavedGenerator
+from config.curriculum import keys_of_poses
 from generators.cameras import PoseDistribution
 from generators.sampling import stream
 from metrics import camera_search, found_cameras
@@ -30,7 +31,6 @@ from training.options import dataset_options
 
 STREAM = 0x43414D00  # keeps its stream apart from those of other purposes with the same seed
 MAX_SIZE = 128  # pixels; thousands of renders are in memory at once
-KEYS = {"pitch": ("v_mean", "v_stddev"), "yaw": ("h_mean", "h_stddev")}
 
 
 def build_parser() -> flags.ArgumentParser:
@@ -95,7 +95,7 @@ def show(found: tuple[Found, Found], before: PoseDistribution) -> int:
         UsageError: neither pitch nor yaw was found.
     """
     lines = []
-    for axis, each, own in zip(KEYS, found, before.moments(), strict=True):
+    for axis, each, own in zip(("pitch", "yaw"), found, before.moments(), strict=True):
         if not each.is_clear:
             reason = (
                 "guesses for the photos are mostly noise: they look like none of this generator's "
@@ -113,14 +113,9 @@ def show(found: tuple[Found, Found], before: PoseDistribution) -> int:
     if not any(each.is_clear for each in found):
         raise UsageError("; ".join(lines))
     after = found_cameras.distribution(*found, before)
-    values = {
-        "sample_dist": after.kind,
-        **dict(zip(KEYS["pitch"], (after.pitch_mean, after.pitch_spread), strict=True)),
-        **dict(zip(KEYS["yaw"], (after.yaw_mean, after.yaw_spread), strict=True)),
-    }
     words = " ".join(
         f"--set {key}={value if isinstance(value, str) else format(value, '.4g')}"
-        for key, value in values.items()
+        for key, value in keys_of_poses(after).items()
     )
     print("\n".join([*lines, f"kind: {after.kind}", f"train with: {words}"]))
     return 0

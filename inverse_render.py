@@ -11,6 +11,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -225,15 +226,15 @@ def _reporter(bar: "tqdm[int]") -> Report:
 def _tell(fitter: Fitter, fit: Fit, poor: Sequence[str]) -> None:
     """Print the camera of each photo, how well it is reproduced, and what is poor."""
     several = len(fit.shots) > 1
-    before = [f"{decibels:.1f} dB, tuned " for decibels in fit.psnrs_untuned()]
-    before = before or [""] * len(fit.shots)
-    for shot, untuned, decibels in zip(fit.shots, before, fit.psnrs(), strict=True):
+    untuned = replace(fit, views=fit.untuned).psnrs() if fit.untuned else []
+    before = [f"{decibels:.1f} dB, tuned " for decibels in untuned] or [""] * len(fit.shots)
+    for shot, earlier, decibels in zip(fit.shots, before, fit.psnrs(), strict=True):
         pitch, yaw, fov = shot.camera[:3]
         print(
             f"{f'{shot.name}: ' if several else ''}"
             f"pitch {math.degrees(pitch):.1f}, yaw {math.degrees(yaw):.1f}, angle of view "
             f"{fov:.1f} degrees (--pitch {pitch:.4f} --yaw {yaw:.4f} --fov "
-            f"{fov:.2f}); {untuned}{decibels:.1f} dB at {fitter.options.image_size} px, "
+            f"{fov:.2f}); {earlier}{decibels:.1f} dB at {fitter.options.image_size} px, "
             f"loss {fit.loss:.5f}"
         )
     for reason in poor:

@@ -65,14 +65,8 @@ class Curriculum:
 
     def with_poses(self, poses: PoseDistribution) -> "Curriculum":
         """Return the same curriculum with other training cameras in all stages."""
-        values = {
-            "sample_dist": poses.kind,
-            "h_mean": poses.yaw_mean,
-            "h_stddev": poses.yaw_spread,
-            "v_mean": poses.pitch_mean,
-            "v_stddev": poses.pitch_spread,
-        }
-        return build(self.name, self.source, [f"{key}={value}" for key, value in values.items()])
+        changes = [f"{key}={value}" for key, value in keys_of_poses(poses).items()]
+        return build(self.name, self.source, changes)
 
     def stage_settings(self, step: int) -> StageSettings:
         """Return the stage that holds at step, as written; after the end, the last one."""
@@ -257,6 +251,17 @@ def _poses(settings: Settings) -> PoseDistribution:
         pitch_mean=settings.v_mean,
         pitch_spread=settings.v_stddev,
     )
+
+
+def keys_of_poses(poses: PoseDistribution) -> dict[str, str | float]:
+    """Return the keys that give a curriculum these training cameras."""
+    return {
+        "sample_dist": poses.kind,
+        "v_mean": poses.pitch_mean,
+        "v_stddev": poses.pitch_spread,
+        "h_mean": poses.yaw_mean,
+        "h_stddev": poses.yaw_spread,
+    }
 
 
 def build(name: str, source: Mapping[Any, Any], overrides: Sequence[str] = ()) -> Curriculum:

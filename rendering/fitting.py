@@ -199,14 +199,7 @@ class Fit:
 
     def psnrs(self) -> list[float]:
         """Return the PSNR of each photo, weighted, dB."""
-        return self._psnrs(self.views)
-
-    def psnrs_untuned(self) -> list[float]:
-        """Return those before tuning; none if the fit was not tuned."""
-        return self._psnrs(self.untuned)
-
-    def _psnrs(self, views: Sequence[View]) -> list[float]:
-        pairs = zip(views, self.photos, strict=bool(views))
+        pairs = zip(self.views, self.photos, strict=True)
         return [weighted_psnr(view.images[0], photo) for view, photo in pairs]
 
 

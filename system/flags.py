@@ -202,31 +202,21 @@ def _number(text: str, kind: Callable[[str], T], is_valid: Callable[[T], bool], 
     return value
 
 
-def _whole(text: str, lowest: int, highest: int = MAX_INT) -> int:
-    number = _number(
-        text, int, lambda value: value >= lowest, f"a whole number of at least {lowest}"
-    )
-    if number > highest:
-        raise argparse.ArgumentTypeError(f"must be at most {highest}, not {text!r}")
-    return number
-
-
-def positive_int(text: str) -> int:
-    """Parse a flag's text as a whole number from 1 to MAX_INT."""
-    return _whole(text, 1)
-
-
-def whole(lowest: int, highest: int) -> Callable[[str], int]:
+def whole(lowest: int, highest: int = MAX_INT) -> Callable[[str], int]:
     """Return an argparse type for whole numbers from lowest to highest."""
-    return lambda text: _whole(text, lowest, highest)
+
+    def parse(text: str) -> int:
+        wanted = f"a whole number of at least {lowest}"
+        number = _number(text, int, lambda value: value >= lowest, wanted)
+        if number > highest:
+            raise argparse.ArgumentTypeError(f"must be at most {highest}, not {text!r}")
+        return number
+
+    return parse
 
 
-pixels = whole(1, MAX_PIXELS)  # argparse type of an image's side
-
-
-def non_negative_int(text: str) -> int:
-    """Parse a flag's text as a whole number from 0 to MAX_INT."""
-    return _whole(text, 0)
+positive_int, non_negative_int = whole(1), whole(0)  # argparse types
+pixels = whole(1, MAX_PIXELS)  # of an image's side
 
 
 def positive_float(text: str) -> float:
