@@ -101,7 +101,7 @@ def _first(saved: SavedGenerator, generator: Path) -> Encoder:
         _, critic = checkpoints.load_discriminator(path, curriculum)
         layers = {k: v for k, v in critic.state_dict().items() if not k.startswith("final_layer.")}
         encoder.trunk.load_state_dict(layers, strict=False)
-    return encoder.to(next(saved.generator.parameters()).device)
+    return encoder.to(saved.generator.device)
 
 
 if __name__ == "__main__":

@@ -213,7 +213,7 @@ def pose_critic(saved: SavedGenerator) -> PyramidDiscriminator | None:
     if saved.curriculum.settings.pos_lambda == 0 or not path.is_file():
         return None
     _, critic = load_discriminator(path, saved.curriculum)
-    return critic.to(next(saved.generator.parameters()).device)
+    return critic.to(saved.generator.device)
 
 
 def beside(path: Path, name: str) -> Path:
@@ -256,8 +256,7 @@ def load_fit(path: Path, saved: SavedGenerator) -> SceneObject:
     UsageError if the file cannot be read, or was fitted with another generator.
     """
     content = read(path, "fit")
-    siren = saved.generator.siren
-    device = next(saved.generator.parameters()).device
+    siren, device = saved.generator.siren, saved.generator.device
     with complaints(path):
         if entry(content, "generator", str) != fingerprint(saved.generator):
             raise StateError(f"was fitted with another generator than {saved.path}")

@@ -57,5 +57,4 @@ def load(path: Path, saved: SavedGenerator) -> Encoder:
         )
         if size not in encoder.trunk.image_sizes():
             raise StateError(f"takes images of {size} px, its layers do not")
-    device = next(saved.generator.parameters()).device
-    return encoder.to(device).eval().requires_grad_(False)
+    return encoder.to(saved.generator.device).eval().requires_grad_(False)

@@ -92,7 +92,7 @@ def fit_basis(
     Components are principal directions of the features divided by their standard deviations.
     """
     latents = sample_latents(BASIS_LATENTS, generator.z_dim, kind=kind, rng=rng)
-    film = generator.mapping(latents.to(encoder.mean.device))
+    film = generator.mapping(latents)
     features = torch.cat([film.frequencies, film.phase_shifts], dim=1)
     scale = features.std(0).clamp(min=1e-6)
     encoder.mean.copy_(features.mean(0))

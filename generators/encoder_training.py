@@ -74,7 +74,7 @@ def render_examples(
 ) -> Examples:
     """Render random objects from random cameras, with angles of view within MAX_ZOOM."""
     device = encoder.mean.device
-    film = generator.mapping(sample_latents(count, generator.z_dim, kind=kind, rng=rng).to(device))
+    film = generator.mapping(sample_latents(count, generator.z_dim, kind=kind, rng=rng))
     pitch, yaw = (angle.to(device) for angle in sample_poses(poses, count, rng=rng))
     log_zoom = MAX_ZOOM * _symmetric((count,), rng).to(device)
     guess = Guess(film, Poses(pitch, yaw), options.fov_degrees * log_zoom.exp())

@@ -58,15 +58,20 @@ class ImplicitGenerator3d(nn.Module):
         """Return the width of the latent."""
         return self.siren.z_dim
 
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the parameters."""
+        return next(self.parameters()).device
+
     def mapping(self, z: Tensor) -> Film:
-        """Map latents z (B, z_dim) to FiLM conditioning."""
-        film: Film = self.siren.mapping_network(z)
+        """Map latents z (B, z_dim), from any device, to FiLM conditioning."""
+        film: Film = self.siren.mapping_network(z.to(self.device))
         return film
 
     @torch.no_grad()
     def average_film(self, latents: Tensor) -> Film:
         """Return the center of truncation (1, F): the mean conditioning of latents (N, z_dim)."""
-        film = self.mapping(latents.to(next(self.parameters()).device))
+        film = self.mapping(latents)
         return Film(film.frequencies.mean(0, keepdim=True), film.phase_shifts.mean(0, keepdim=True))
 
     def field(self, film: Film, *, points_per_chunk: int | None = None) -> TwofoldField:
@@ -99,8 +104,7 @@ class ImplicitGenerator3d(nn.Module):
     def _field_precision(self) -> AbstractContextManager[Any]:
         if self.field_dtype is None:
             return nullcontext()
-        device = next(self.parameters()).device.type
-        return torch.autocast(device, dtype=self.field_dtype)
+        return torch.autocast(self.device.type, dtype=self.field_dtype)
 
     def density(
         self, film: Film, *, points_per_chunk: int | None = None

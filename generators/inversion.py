@@ -156,7 +156,7 @@ def search(
     losses = []
     for start in range(0, fit.num_candidates, 32):
         part = slice(start, start + 32)
-        film = generator.mapping(latents[part].to(device))
+        film = generator.mapping(latents[part])
         guess = Guess(
             film,
             Poses(*(angle[part].to(device) for angle in cameras)),
@@ -331,7 +331,7 @@ def _refine(
     """Descend in FiLM space from one object and its N cameras, at the photos' full size."""
     with torch.no_grad():
         latents = sample_latents(1000, generator.z_dim, kind=kind, rng=rng)
-        spread = generator.mapping(latents.to(photos[0].image.device))
+        spread = generator.mapping(latents)
     scales = [part.std(0, keepdim=True) for part in (spread.frequencies, spread.phase_shifts)]
     offsets = [torch.zeros_like(scale, requires_grad=True) for scale in scales]
 

@@ -82,7 +82,7 @@ def search_together(
                              guessed_pose=guessed, rng=rng, report=shifted)
         )  # fmt: skip
     latents = torch.stack([best for best, _ in found], dim=1).flatten(0, 1)[: fit.num_starts]
-    film = generator.mapping(latents.to(photos[0].image.device))
+    film = generator.mapping(latents)
     chosen = [
         _best_poses(generator, film, own, photo.at(fit.search_size), options)
         for photo, (_, own) in zip(photos, found, strict=True)

@@ -108,7 +108,7 @@ def _to_keep(
 ) -> Guess:
     """Draw what must not change: two views of the object, one of a neighbor of it."""
     device = found.fov_degrees.device
-    z = sample_latents(1, generator.z_dim, kind=kind, rng=rng).to(device)
+    z = sample_latents(1, generator.z_dim, kind=kind, rng=rng)
     share = NEIGHBORS * float(torch.rand(1, generator=rng))
     neighbor = found.film.lerp(generator.mapping(z), share)
     aside = NEAR * (2 * torch.rand(1, generator=rng) - 1).to(device)

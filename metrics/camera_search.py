@@ -247,7 +247,6 @@ def search(
     objects, others = effort
     size = (MEAN_LATENTS + objects + others, generator.z_dim)
     latents = sample_latents(*size, kind=latent_kind, rng=rng)
-    latents = latents.to(next(generator.parameters()).device)
     middle = generator.average_film(latents[:MEAN_LATENTS])
     films = middle.lerp(generator.mapping(latents[MEAN_LATENTS:]), PSI)
     known = spread_evenly(grid, others, rng=rng)

@@ -47,7 +47,7 @@ def sample_scene(index: int, z_dim: int, options: SampleOptions) -> tuple[Tensor
 
 def sample_film(generator: ImplicitGenerator3d, z: Tensor, options: SampleOptions) -> Film:
     """Map a latent (1, z_dim) to its truncated conditioning (1, F)."""
-    film = generator.mapping(z.to(next(generator.parameters()).device))
+    film = generator.mapping(z)
     return film if options.mean is None else options.mean.lerp(film, options.psi)
 
 

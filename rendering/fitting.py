@@ -95,8 +95,7 @@ class Fitter:
     def fit(self, opened: Sequence[Opened], report: Report) -> "Fit":
         """Fit one object to N opened photos of it, each with a camera of its own."""
         saved = self.saved
-        device = next(saved.generator.parameters()).device
-        own = [_on(one.photo, device) for one in opened]
+        own = [_on(one.photo, saved.generator.device) for one in opened]
         guess, loss = self._guess(own, report)
         angles = zip(*(part.tolist() for part in (*guess.poses, guess.fov_degrees)), strict=True)
         _, usual = saved.curriculum.poses().center()
@@ -252,7 +251,7 @@ def _distance_to_learned(saved: SavedGenerator, film: Film) -> float:
     rng = torch.Generator().manual_seed(0)
     kind = saved.curriculum.settings.z_dist
     latents = sample_latents(NUM_RANDOM, saved.generator.z_dim, kind=kind, rng=rng)
-    spread = saved.generator.mapping(latents.to(film.frequencies.device))
+    spread = saved.generator.mapping(latents)
     squares = [
         ((own - random.mean(0)) / random.std(0).clamp(min=1e-6)).square()
         for own, random in zip(

@@ -113,8 +113,7 @@ def _require_average(saved: SavedGenerator, args: argparse.Namespace) -> None:
 def set_precision(generator: ImplicitGenerator3d, precision: Precision) -> None:
     """Choose how exactly a trained generator renders; see docs/speed.md."""
     is_fast = precision == "fast"
-    device = next(generator.parameters()).device.type
-    generator.field_dtype = FAST_DTYPES.get(device) if is_fast else None
+    generator.field_dtype = FAST_DTYPES.get(generator.device.type) if is_fast else None
     generator.skips_empty_space = is_fast
 
 
@@ -154,7 +153,7 @@ def objects_of_seeds(
         for seed in seeds:
             rng = torch.Generator().manual_seed(seed)
             z = sample_latents(1, saved.generator.z_dim, kind=kind, rng=rng)
-            film = mean.lerp(saved.generator.mapping(z.to(mean.frequencies.device)), psi)
+            film = mean.lerp(saved.generator.mapping(z), psi)
             objects.append(SceneObject(str(seed), film, camera))
     return objects
 

@@ -86,7 +86,7 @@ class AdversarialGame:
         self.generator = generator
         # The fastest layout for its convolutions, on the CPU as on CUDA.
         self.discriminator = discriminator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.device = next(generator.parameters()).device
+        self.device = generator.device
         self.precision = precision
         self.seed, self.rank = seed, rank
         self.synchronize = synchronize

@@ -55,7 +55,7 @@ def previews(
     """Yield published names and images (N, 3, H, W) in [-1, 1], rendered without randomness."""
     pitch, yaw = scenes.center
     for suffix, network in (("", generator), ("_ema", averaged)):
-        film = network.mapping(scenes.latents.to(next(network.parameters()).device))
+        film = network.mapping(scenes.latents)
         for name, turn in (("fixed", 0.0), ("tilted", TILT)):
             poses = Poses(torch.full((COUNT,), pitch), torch.full((COUNT,), yaw + turn))
             yield name + suffix, _render(network, film, poses, options)

@@ -122,7 +122,7 @@ class Keeper:
     def _probe(self) -> None:
         step = self.progress.step
         generator = self.game.generator.eval()
-        film = generator.mapping(self.scenes.latents[:PROBE_COUNT].to(self.game.device))
+        film = generator.mapping(self.scenes.latents[:PROBE_COUNT])
         options = self.curriculum.evaluation_render(step - 1)
         found = collapse.probe(generator, film, self.scenes.center, options)
         for line in self.watch.probed(step, found):
