@@ -38,7 +38,7 @@ from generators import guided_fit, inversion
 from generators.cameras import Poses, sample_poses
 from generators.encoder import Encoder
 from generators.generators import View
-from generators.inversion import FitOptions, Guess, Photo
+from generators.inversion import FitOptions, FitTask, Guess, Photo
 from generators.sampling import sample_latents
 from generators.tuning import tune, tuned_film
 from generators.volumetric_rendering import RenderOptions
@@ -65,22 +65,24 @@ def degrees(angle: Tensor) -> float:
     return (math.degrees(float(angle)) + 180) % 360 - 180
 
 
+def task_of(saved: SavedGenerator, options: RenderOptions) -> FitTask:
+    """Return what a fit as inverse_render.py does it, or tuning, begins with."""
+    return FitTask(
+        generator=saved.generator, poses=saved.curriculum.poses(), options=options,
+        effort=FitOptions(), kind=saved.curriculum.settings.z_dist,
+        rng=torch.Generator().manual_seed(0), report=lambda *_: None,
+    )  # fmt: skip
+
+
 def fit(
     saved: SavedGenerator, photo: Photo, options: RenderOptions, encoder: Encoder | None
 ) -> tuple[Guess, float]:
     """Fit a photo as inverse_render.py does; return the guess and seconds."""
-    start = time.process_time()
+    start, task = time.process_time(), task_of(saved, options)
     if encoder is not None:
-        guess, _ = guided_fit.fit_from_guess(
-            encoder, saved.generator, photo, saved.curriculum.poses(), options, fits_fov=True,
-            report=lambda *_: None,
-        )  # fmt: skip
-        return guess, time.process_time() - start
-    guess, _ = inversion.fit_photo(
-        saved.generator, photo, saved.curriculum.poses(), options, FitOptions(),
-        kind=saved.curriculum.settings.z_dist, rng=torch.Generator().manual_seed(0),
-        report=lambda *_: None,
-    )  # fmt: skip
+        guess, _ = guided_fit.fit_from_guess(task, encoder, photo)
+    else:
+        guess, _ = inversion.fit_photo(task, photo)
     return guess, time.process_time() - start
 
 
@@ -157,11 +159,7 @@ def held_out(
     """
     guess, seconds = fit(saved, photo, options, encoder)
     start = time.process_time()
-    found = tune(
-        saved.generator, guess, [photo], saved.curriculum.poses(), options, steps=steps,
-        kind=saved.curriculum.settings.z_dist, rng=torch.Generator().manual_seed(0),
-        report=lambda *_: None,
-    )  # fmt: skip
+    found = tune(task_of(saved, options), guess, [photo], steps=steps)
     row = {"seconds": seconds, "tuning_seconds": time.process_time() - start}
     films = {
         "before": guess.film, "after": tuned_film(saved.generator.siren, guess.film, found)

@@ -8,34 +8,24 @@ Legend: B guesses, K coordinates, F FiLM features, H = W pixels.
 
 import math
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from generators.cameras import (
-    FAMILIAR,
-    PoseDistribution,
-    Poses,
-    angles_to_nearest,
-    familiar_poses,
-)
+from generators.cameras import FAMILIAR, Poses, angles_to_nearest, familiar_poses
 from generators.encoder import Encoder
-from generators.generators import ImplicitGenerator3d
 from generators.inversion import (
     LATENT_PRIOR,
     OFFSET_PRIOR,
     Cameras,
-    FitOptions,
+    FitTask,
     Guess,
     Photo,
-    Report,
     descend,
     photo_losses,
     render_guess,
 )
-from generators.volumetric_rendering import RenderOptions
 from siren.film import Film
 
 QUARTERS = 4  # of a full turn of yaw, in each of which a fit starts
@@ -77,23 +67,16 @@ def num_steps(size: int) -> int:
 
 
 @torch.no_grad()
-def first_guesses(
-    encoder: Encoder,
-    generator: ImplicitGenerator3d,
-    photo: Photo,
-    poses: PoseDistribution,
-    options: RenderOptions,
-    *,
-    fits_fov: bool = True,
-) -> tuple[Tensor, Guess]:
+def first_guesses(task: FitTask, encoder: Encoder, photo: Photo) -> tuple[Tensor, Guess]:
     """Return a guess for each quarter of a turn, the best first, and coordinates (B, K).
 
     Each is the best of some turns of the encoder's guess, compared with the photo at SMALLEST
-    pixels. Quarters in which none of poses, the expected cameras, is near are left out. fits_fov:
-    take the guessed angle of view, not that of options.
+    pixels. Quarters in which none of the expected cameras is near are left out. The angle of view
+    is the guessed one if it is to be fitted, else that of the options.
     """
+    options = task.options
     coordinates, guess = encoder.guess(photo.at(encoder.image_size).image[None])
-    if not fits_fov:
+    if not task.effort.fits_fov:
         guess = replace(guess, fov_degrees=torch.full_like(guess.fov_degrees, options.fov_degrees))
     quarter = math.tau / QUARTERS
     turns = guess.poses.yaw.new_tensor(
@@ -102,9 +85,9 @@ def first_guesses(
     first = torch.zeros(turns.numel(), dtype=torch.long, device=turns.device)
     turned = guess[first]
     turned = replace(turned, poses=Poses(turned.poses.pitch, turned.poses.yaw + turns.flatten()))
-    seen = render_guess(generator, turned, options, SMALLEST)
+    seen = render_guess(task.generator, turned, options, SMALLEST)
     losses = photo_losses(*seen, photo.at(SMALLEST))
-    off = angles_to_nearest(familiar_poses(poses), turned.poses)
+    off = angles_to_nearest(familiar_poses(task.poses), turned.poses)
     losses = losses.where(off <= FAMILIAR, math.inf)
     losses, best = losses.view(turns.shape).min(0)
     chosen = (QUARTERS * best + torch.arange(QUARTERS, device=best.device))[losses.argsort()]
@@ -113,25 +96,17 @@ def first_guesses(
 
 
 def fit_from_guess(
-    encoder: Encoder,
-    generator: ImplicitGenerator3d,
-    photo: Photo,
-    poses: PoseDistribution,
-    options: RenderOptions,
-    *,
-    fits_fov: bool,
-    is_instant: bool = False,
-    report: Report,
+    task: FitTask, encoder: Encoder, photo: Photo, *, is_instant: bool = False
 ) -> tuple[Guess, float]:
-    """Fit a photo; return the best guess (B = 1) and its loss. Arguments as inversion.fit_photo's.
+    """Fit a photo; return the best guess (B = 1) and its loss.
 
     is_instant: return the encoder's guess as it is.
     """
-    options = replace(options, density_noise=0.0)
-    coordinates, guess = first_guesses(encoder, generator, photo, poses, options, fits_fov=fits_fov)
+    options = task.options
+    coordinates, guess = first_guesses(task, encoder, photo)
     if is_instant:
         with torch.no_grad():
-            seen = render_guess(generator, guess[:1], options, photo.image.shape[-1])
+            seen = render_guess(task.generator, guess[:1], options, photo.image.shape[-1])
         return guess[:1], float(photo_losses(*seen, photo))
     coordinates = coordinates.requires_grad_()
     offsets = torch.zeros(len(coordinates), len(encoder.mean), device=coordinates.device)
@@ -145,11 +120,14 @@ def fit_from_guess(
 
     for name, size, steps, rate, pose_rate, kept, finer in passes(photo.image.shape[-1]):
         cameras = Cameras(guess.poses, guess.fov_degrees, options.fov_degrees)
-        fit = FitOptions(fits_fov=fits_fov, pose_rate=pose_rate)
-        sampling = replace(options, num_steps=finer * options.num_steps)
+        of_pass = replace(
+            task,
+            options=replace(options, num_steps=finer * options.num_steps),
+            effort=replace(task.effort, pose_rate=pose_rate),
+        )
         losses, guess = descend(
-            film, [coordinates, offsets], rate, cameras, generator, [photo.at(size)], sampling, fit,
-            steps=steps, report=partial(report, name),
+            of_pass, [photo.at(size)], cameras, film, [coordinates, offsets],
+            name=name, rate=rate, steps=steps,
         )  # fmt: skip
         best = losses.argsort()[:kept]
         best = best[losses[best] <= AMBIGUOUS * losses[best[0]]]

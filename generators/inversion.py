@@ -9,8 +9,7 @@ Legend: K guesses, N photos of one object, L width of a latent, F FiLM features,
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +92,23 @@ class Guess:
 Report = Callable[[str, int, float], None]  # takes the pass's name, its steps so far, lowest loss
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FitTask:
+    """A generator, frozen, and how photos on its device are fitted with it.
+
+    poses: distribution of the expected cameras. options: of the renders, in the photos' size. kind:
+    of the latents. rng: CPU stream of the random draws. report: called after each step.
+    """
+
+    generator: ImplicitGenerator3d
+    poses: PoseDistribution
+    options: RenderOptions
+    effort: FitOptions
+    kind: LatentKind
+    rng: torch.Generator
+    report: Report
+
+
 def render_guess(
     generator: ImplicitGenerator3d, guess: Guess, options: RenderOptions, size: int
 ) -> tuple[Tensor, Tensor]:
@@ -127,34 +143,24 @@ def photo_losses(images: Tensor, opacities: Tensor, photo: Photo) -> Tensor:
 
 
 @torch.no_grad()
-def search(
-    generator: ImplicitGenerator3d,
-    photo: Photo,
-    poses: PoseDistribution,
-    options: RenderOptions,
-    fit: FitOptions,
-    *,
-    kind: LatentKind,
-    guessed_pose: Poses | None,
-    rng: torch.Generator,
-    report: Report,
-) -> tuple[Tensor, Poses]:
+def search(task: FitTask, photo: Photo, guessed_pose: Poses | None) -> tuple[Tensor, Poses]:
     """Return latents (K, L) and poses of the best of num_candidates random ones, best first.
 
     guessed_pose: a guess of the camera (1,), from the discriminator's pose head; every other
     candidate then starts near it, within some degrees.
     """
-    small, device = photo.at(fit.search_size), photo.image.device
-    latents = sample_latents(fit.num_candidates, generator.z_dim, kind=kind, rng=rng)
+    generator, options, effort, rng = task.generator, task.options, task.effort, task.rng
+    small, device = photo.at(effort.search_size), photo.image.device
+    latents = sample_latents(effort.num_candidates, generator.z_dim, kind=task.kind, rng=rng)
     latents[::2] *= 0.5  # nearer to the mean object, which resembles most photos
-    cameras = sample_poses(poses, fit.num_candidates, rng=rng)
+    cameras = sample_poses(task.poses, effort.num_candidates, rng=rng)
     if guessed_pose is not None:
         for angle, guessed in zip(cameras, guessed_pose, strict=True):
             around = 0.1 * torch.randn(len(angle[::2]), generator=rng)
             angle[::2] = guessed.cpu() + around
         cameras.pitch.clamp_(POLE_MARGIN, math.pi - POLE_MARGIN)
     losses = []
-    for start in range(0, fit.num_candidates, 32):
+    for start in range(0, effort.num_candidates, 32):
         part = slice(start, start + 32)
         film = generator.mapping(latents[part])
         guess = Guess(
@@ -162,10 +168,11 @@ def search(
             Poses(*(angle[part].to(device) for angle in cameras)),
             torch.full((len(film),), options.fov_degrees, device=device),
         )
-        images, opacities = render_guess(generator, guess, options, fit.search_size)
+        images, opacities = render_guess(generator, guess, options, effort.search_size)
         losses.append(photo_losses(images, opacities, small))
-        report("search", min(start + 32, fit.num_candidates), float(torch.cat(losses).min()))
-    best = torch.cat(losses).cpu().argsort()[: fit.num_starts]
+        done = min(start + 32, effort.num_candidates)
+        task.report("search", done, float(torch.cat(losses).min()))
+    best = torch.cat(losses).cpu().argsort()[: effort.num_starts]
     return latents[best], Poses(*(angle[best] for angle in cameras))
 
 
@@ -208,24 +215,22 @@ def _better(losses: Tensor, guess: Guess, lowest: Tensor, best: Guess) -> tuple[
 
 
 def descend(
+    task: FitTask,
+    photos: Sequence[Photo],
+    cameras: Cameras,
     film_of: Callable[[], tuple[Film, Tensor]],
     parameters: list[Tensor],
-    rate: float,
-    cameras: Cameras,
-    generator: ImplicitGenerator3d,
-    photos: Sequence[Photo],
-    options: RenderOptions,
-    fit: FitOptions,
     *,
+    name: str,
+    rate: float,
     steps: int,
-    report: Callable[[int, float], None],
 ) -> tuple[Tensor, Guess]:
     """Descend with Adam on film_of's conditioning and prior; return lowest losses, guesses.
 
     The photos are rendered one after the other, so that memory does not grow with their number.
     """
-    poses = cameras.parameters(fits_fov=fit.fits_fov)
-    groups = [{"params": parameters, "lr": rate}, {"params": poses, "lr": fit.pose_rate}]
+    poses = cameras.parameters(fits_fov=task.effort.fits_fov)
+    groups = [{"params": parameters, "lr": rate}, {"params": poses, "lr": task.effort.pose_rate}]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=0.0)
     best, reference, since = None, math.inf, 0  # since: step of the last gain of MIN_GAIN
@@ -238,14 +243,14 @@ def descend(
             film, prior = film_of()
             part = slice(index * count, (index + 1) * count)
             guess = cameras.guess(film, part)
-            seen = render_guess(generator, guess, options, photo.image.shape[-1])
+            seen = render_guess(task.generator, guess, task.options, photo.image.shape[-1])
             own = photo_losses(*seen, photo)
             total = own + prior + FOV_PRIOR * cameras.log_zoom[part].square()
             (total.sum() / len(photos)).backward()
             losses = losses + own.detach() / len(photos)
         guess = cameras.guess(film)
         lowest, best = _better(losses, guess, lowest, best or guess)
-        report(step + 1, float(lowest.min()))
+        task.report(name, step + 1, float(lowest.min()))
         if lowest.min() < reference * (1 - MIN_GAIN):
             reference, since = float(lowest.min()), step
         if step - since > PATIENCE:
@@ -257,81 +262,43 @@ def descend(
 
 
 def fit_photo(
-    generator: ImplicitGenerator3d,
-    photo: Photo,
-    poses: PoseDistribution,
-    options: RenderOptions,
-    fit: FitOptions,
-    *,
-    kind: LatentKind,
-    guessed_pose: Poses | None = None,
-    rng: torch.Generator,
-    report: Report,
+    task: FitTask, photo: Photo, guessed_pose: Poses | None = None
 ) -> tuple[Guess, float]:
-    """Fit a photo; return the best guess (K = 1) and its loss.
-
-    generator is frozen, photo on its device. poses is the distribution of the expected cameras, and
-    guessed_pose that of search. options say how to render; the image size is the photo's. kind is
-    that of the latents, rng the CPU stream of the candidates. report is called after each step.
-    """
-    options = replace(options, density_noise=0.0)
-    start = search(
-        generator, photo, poses, options, fit,
-        kind=kind, guessed_pose=guessed_pose, rng=rng, report=report,
-    )  # fmt: skip
-    return fit_from(generator, [photo], *start, options, fit, kind=kind, rng=rng, report=report)
+    """Fit a photo; return the best guess (K = 1) and its loss; guessed_pose as in search."""
+    return fit_from(task, [photo], *search(task, photo, guessed_pose))
 
 
 def fit_from(
-    generator: ImplicitGenerator3d,
-    photos: Sequence[Photo],
-    latents: Tensor,
-    poses: Poses,
-    options: RenderOptions,
-    fit: FitOptions,
-    *,
-    kind: LatentKind,
-    rng: torch.Generator,
-    report: Report,
+    task: FitTask, photos: Sequence[Photo], latents: Tensor, poses: Poses
 ) -> tuple[Guess, float]:
     """Descend from latents (K, L) and poses (N * K,); return the best guess and its loss.
 
     The N photos, of one size, show one object: the guess is that object for each of their cameras,
-    (N,), and the loss their mean. The other arguments are those of fit_photo.
+    (N,), and the loss their mean.
     """
-    device, fov = photos[0].image.device, options.fov_degrees
-    options = replace(options, density_noise=0.0)
+    device, fov, effort = photos[0].image.device, task.options.fov_degrees, task.effort
     z = latents.to(device).requires_grad_()
     given = torch.full((len(poses.yaw),), fov, device=device)
     cameras = Cameras(Poses(*(angle.to(device) for angle in poses)), given, fov)
 
     def film_of_latents() -> tuple[Film, Tensor]:
-        return generator.mapping(z), LATENT_PRIOR * z.square().mean(1)
+        return task.generator.mapping(z), LATENT_PRIOR * z.square().mean(1)
 
-    size = max(fit.search_size, photos[0].image.shape[-1] // 2)
+    size = max(effort.search_size, photos[0].image.shape[-1] // 2)
+    small = [photo.at(size) for photo in photos]
     losses, best = descend(
-        film_of_latents, [z], fit.latent_rate, cameras, generator,
-        [photo.at(size) for photo in photos], options, fit,
-        steps=fit.latent_steps, report=partial(report, "latent"),
+        task, small, cameras, film_of_latents, [z],
+        name="latent", rate=effort.latent_rate, steps=effort.latent_steps,
     )  # fmt: skip
     chosen = best[torch.arange(len(photos), device=device) * len(z) + losses.argmin()]
-    return _refine(generator, chosen, photos, options, fit, kind, rng, report)
+    return _refine(task, photos, chosen)
 
 
-def _refine(
-    generator: ImplicitGenerator3d,
-    start: Guess,
-    photos: Sequence[Photo],
-    options: RenderOptions,
-    fit: FitOptions,
-    kind: LatentKind,
-    rng: torch.Generator,
-    report: Report,
-) -> tuple[Guess, float]:
+def _refine(task: FitTask, photos: Sequence[Photo], start: Guess) -> tuple[Guess, float]:
     """Descend in FiLM space from one object and its N cameras, at the photos' full size."""
     with torch.no_grad():
-        latents = sample_latents(1000, generator.z_dim, kind=kind, rng=rng)
-        spread = generator.mapping(latents)
+        latents = sample_latents(1000, task.generator.z_dim, kind=task.kind, rng=task.rng)
+        spread = task.generator.mapping(latents)
     scales = [part.std(0, keepdim=True) for part in (spread.frequencies, spread.phase_shifts)]
     offsets = [torch.zeros_like(scale, requires_grad=True) for scale in scales]
 
@@ -343,9 +310,9 @@ def _refine(
         squares = torch.cat(offsets, dim=1).square().mean(1)
         return film, OFFSET_PRIOR * squares
 
-    cameras = Cameras(start.poses, start.fov_degrees, options.fov_degrees)
+    cameras = Cameras(start.poses, start.fov_degrees, task.options.fov_degrees)
     losses, best = descend(
-        film_of_offsets, offsets, fit.film_rate, cameras, generator, photos, options, fit,
-        steps=fit.film_steps, report=partial(report, "film"),
+        task, photos, cameras, film_of_offsets, offsets,
+        name="film", rate=task.effort.film_rate, steps=task.effort.film_steps,
     )  # fmt: skip
     return best, float(losses[0])

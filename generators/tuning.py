@@ -10,7 +10,7 @@ Source: pivotal tuning (Roich et al. 2021); changes of low rank as in LoRA (Hu e
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from generators.cameras import PoseDistribution, Poses, cast_rays, project, sample_poses
+from generators.cameras import Poses, cast_rays, project, sample_poses
 from generators.generators import ImplicitGenerator3d, View, as_view
-from generators.inversion import Guess, Photo, photo_losses, render_guess
-from generators.sampling import LatentKind, sample_latents
+from generators.inversion import FitTask, Guess, Photo, photo_losses, render_guess
+from generators.sampling import sample_latents
 from generators.volumetric_rendering import RenderOptions, render_rays
 from siren.film import Film, concatenated
 from siren.siren import FilmSiren
@@ -99,20 +99,14 @@ def _view(
 
 
 @torch.no_grad()
-def _to_keep(
-    generator: ImplicitGenerator3d,
-    found: Guess,
-    poses: PoseDistribution,
-    kind: LatentKind,
-    rng: torch.Generator,
-) -> Guess:
+def _to_keep(task: FitTask, found: Guess) -> Guess:
     """Draw what must not change: two views of the object, one of a neighbor of it."""
-    device = found.fov_degrees.device
-    z = sample_latents(1, generator.z_dim, kind=kind, rng=rng)
+    generator, rng, device = task.generator, task.rng, found.fov_degrees.device
+    z = sample_latents(1, generator.z_dim, kind=task.kind, rng=rng)
     share = NEIGHBORS * float(torch.rand(1, generator=rng))
     neighbor = found.film.lerp(generator.mapping(z), share)
     aside = NEAR * (2 * torch.rand(1, generator=rng) - 1).to(device)
-    pitch, yaw = (angle.to(device) for angle in sample_poses(poses, 2, rng=rng))
+    pitch, yaw = (angle.to(device) for angle in sample_poses(task.poses, 2, rng=rng))
     return Guess(
         concatenated([found.film, found.film, neighbor]),
         Poses(torch.cat([found.poses.pitch, pitch]), torch.cat([found.poses.yaw + aside, yaw])),
@@ -185,31 +179,19 @@ def _keeping_loss(
     return (colors + KEEPING_SHAPE * shape).mean((1, 2)).sum()
 
 
-def tune(
-    generator: ImplicitGenerator3d,
-    found: Guess,
-    photos: Sequence[Photo],
-    poses: PoseDistribution,
-    options: RenderOptions,
-    *,
-    steps: int,
-    kind: LatentKind,
-    rng: torch.Generator,
-    report: Callable[[int, float], None],
-) -> Tuning:
-    """Tune the frozen generator's field to photos; return the changes, rounded to float16.
+def tune(task: FitTask, found: Guess, photos: Sequence[Photo], *, steps: int) -> Tuning:
+    """Tune the generator's field to photos; return the changes, rounded to float16.
 
     found: the object and the cameras of the N photos of it, (N,), which stay; the photos are of one
-    size. poses and kind are those of the cameras and latents that the generator knows, rng a CPU
-    stream. report is called after each step with the number of steps and the mean of the losses.
+    size. The pass "tune" reports the mean of the losses.
     """
+    generator, options, rng = task.generator, task.options, task.rng
     factors = _first(generator.siren, rng).requires_grad_()
     optimizer = torch.optim.Adam([factors], RATE, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=0.0)
     each = [found[index : index + 1] for index in range(len(photos))]
     size = photos[0].image.shape[-1]
-    samples = FINER * options.num_steps
-    options = replace(options, density_noise=0.0, image_size=size, num_steps=samples)
+    options = replace(options, image_size=size, num_steps=FINER * options.num_steps)
     small = replace(options, image_size=max(size // 2, min(size, SMALLEST)))
     halves = [photo.at(small.image_size) for photo in photos]
     with torch.no_grad():
@@ -221,7 +203,7 @@ def tune(
             tuned = replace(one, film=replace(one.film, weight_changes=changes))
             losses.append(photo_losses(*render_guess(generator, tuned, options, size), photo))
         loss = torch.cat(losses).mean()
-        kept = _to_keep(generator, each[0], poses, kind, rng)
+        kept = _to_keep(task, each[0])
         with torch.no_grad():
             old = _view(generator, kept, small, None)
         wanted = _wanted(fronts, each, halves, old, kept, options)
@@ -231,5 +213,5 @@ def tune(
         total.backward()
         optimizer.step()
         schedule.step()
-        report(step + 1, float(loss.detach()))
+        task.report("tune", step + 1, float(loss.detach()))
     return Tuning(RANK, factors.detach().half())

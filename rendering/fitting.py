@@ -6,7 +6,6 @@ Legend: N photos of one object, H = W pixels.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from generators import guided_fit, joint_inversion
 from generators.cameras import FAMILIAR, Poses, angles_to_nearest, familiar_poses
 from generators.encoder import Encoder
 from generators.generators import View
-from generators.inversion import FitOptions, Guess, Photo, Report
+from generators.inversion import FitOptions, FitTask, Guess, Photo, Report
 from generators.pictures import psnr
 from generators.sampling import sample_latents
 from generators.trajectories import Camera, SceneObject
@@ -107,7 +106,7 @@ class Fitter:
         found = Fit(opened=opened, photos=own, shots=shots, views=views, loss=loss)
         if not self.tuning_steps:
             return found
-        tuning = self._tuning(guess, own, report)
+        tuning = tune(self._task(report), guess, own, steps=self.tuning_steps)
         film = tuned_film(saved.generator.siren, guess.film[:1], tuning)
         shots = [shot._replace(film=film) for shot in shots]
         tuned = list(filming.views(saved, shots, self.options))
@@ -115,43 +114,24 @@ class Fitter:
 
     def _guess(self, own: Sequence[Photo], report: Report) -> tuple[Guess, float]:
         """Fit one object to its photos; return it with their cameras, and the loss."""
-        saved = self.saved
+        task = self._task(report)
         if self.encoder is not None and len(own) == 1:
-            return guided_fit.fit_from_guess(
-                self.encoder,
-                saved.generator,
-                own[0],
-                saved.curriculum.poses(),
-                self.options,
-                fits_fov=self.effort.fits_fov,
-                is_instant=self.is_instant,
-                report=report,
-            )
-        return joint_inversion.fit_photos(
-            saved.generator,
-            own,
-            saved.curriculum.poses(),
-            self.options,
-            self.effort,
-            kind=saved.curriculum.settings.z_dist,
-            guessed_poses=[self._guessed_pose(photo) for photo in own],
+            instant = self.is_instant
+            return guided_fit.fit_from_guess(task, self.encoder, own[0], is_instant=instant)
+        guessed_poses = [self._guessed_pose(photo) for photo in own]
+        return joint_inversion.fit_photos(task, own, guessed_poses)
+
+    def _task(self, report: Report) -> FitTask:
+        """Return what a fit, or tuning, begins with."""
+        curriculum = self.saved.curriculum
+        return FitTask(
+            generator=self.saved.generator,
+            poses=curriculum.poses(),
+            options=self.options,
+            effort=self.effort,
+            kind=curriculum.settings.z_dist,
             rng=torch.Generator().manual_seed(self.seed),
             report=report,
-        )
-
-    def _tuning(self, guess: Guess, own: Sequence[Photo], report: Report) -> Tuning:
-        """Tune the field to the photos of an object that was found."""
-        saved = self.saved
-        return tune(
-            saved.generator,
-            guess,
-            own,
-            saved.curriculum.poses(),
-            self.options,
-            steps=self.tuning_steps,
-            kind=saved.curriculum.settings.z_dist,
-            rng=torch.Generator().manual_seed(self.seed),
-            report=partial(report, "tune"),
         )
 
     def _guessed_pose(self, photo: Photo) -> Poses | None:

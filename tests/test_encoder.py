@@ -18,7 +18,7 @@ from generators import encoder_training, guided_fit
 from generators.cameras import FAMILIAR, Poses
 from generators.encoder import fit_basis
 from generators.encoder_training import EncoderOptions, Examples
-from generators.inversion import Guess, Photo, render_guess
+from generators.inversion import FitOptions, FitTask, Guess, Photo, render_guess
 from generators.sampling import sample_latents
 from generators.volumetric_rendering import RenderOptions
 from rendering import fitting
@@ -131,6 +131,13 @@ def test_training_learns_pose_and_object(saved):
     assert checkpoints.fingerprint(saved.generator) == before
 
 
+def task_of(saved, poses, options):
+    return FitTask(
+        generator=saved.generator, poses=poses, options=options, effort=FitOptions(),
+        kind="gaussian", rng=torch.Generator(), report=lambda *_: None,
+    )  # fmt: skip
+
+
 def test_a_guess_is_tried_in_each_quarter_of_a_turn_and_the_best_is_first(saved):
     encoder = untrained(saved).eval()
     truth = examples_of(encoder, saved, 1)
@@ -141,7 +148,7 @@ def test_a_guess_is_tried_in_each_quarter_of_a_turn_and_the_best_is_first(saved)
         image, _ = render_guess(saved.generator, turned, options, 16)
     encoder.guess = lambda images: (truth.coordinates, guess)
     photo = Photo(image[0], torch.ones(16, 16))
-    _, found = guided_fit.first_guesses(encoder, saved.generator, photo, AROUND, options)
+    _, found = guided_fit.first_guesses(task_of(saved, AROUND, options), encoder, photo)
     assert float(found.poses.yaw[0]) == pytest.approx(float(turned.poses.yaw))
     quarters = ((found.poses.yaw - guess.poses.yaw) / (math.pi / 2)).round()
     assert sorted(quarters.tolist()) == [0, 1, 2, 3]
@@ -157,32 +164,34 @@ def test_sides_that_no_expected_camera_shows_are_not_tried(saved, monkeypatch):
     encoder.guess = lambda images: (torch.zeros(1, 6), guess)
     photo = Photo(torch.zeros(3, 16, 16), torch.ones(16, 16))
     front = replace(POSES, kind="gaussian", yaw_mean=math.pi / 2, yaw_spread=0.3)
-    coordinates, found = guided_fit.first_guesses(encoder, saved.generator, photo, front, options)
+    task = task_of(saved, front, options)
+    coordinates, found = guided_fit.first_guesses(task, encoder, photo)
     assert len(coordinates) == len(found.poses.yaw) < guided_fit.QUARTERS
     off = torch.remainder(found.poses.yaw - math.pi / 2 + math.pi, math.tau) - math.pi
     assert off.abs().max() < 4 * 0.3 + FAMILIAR
     strange = replace(front, yaw_mean=-math.pi / 2)  # no turn leads there
     monkeypatch.setattr(guided_fit, "TURNS", (0.0,))
     monkeypatch.setattr(guided_fit, "QUARTERS", 1)
-    coordinates, found = guided_fit.first_guesses(encoder, saved.generator, photo, strange, options)
+    task = task_of(saved, strange, options)
+    coordinates, found = guided_fit.first_guesses(task, encoder, photo)
     assert (len(coordinates), float(found.poses.yaw)) == (1, pytest.approx(1.8))
 
 
 def fit_at_64_px(saved):
     """Fit a black photo from the guess of an untrained encoder; return the best guess."""
     guess, _ = guided_fit.fit_from_guess(
-        untrained(saved).eval().requires_grad_(False), saved.generator,
-        Photo(torch.zeros(3, 64, 64), torch.ones(64, 64)), AROUND, BOUNDED.preview_render(0, 64),
-        fits_fov=True, report=lambda *_: None,
-    )  # fmt: skip
+        task_of(saved, AROUND, BOUNDED.preview_render(0, 64)),
+        untrained(saved).eval().requires_grad_(False),
+        Photo(torch.zeros(3, 64, 64), torch.ones(64, 64)),
+    )
     return guess
 
 
 def test_a_fit_ends_at_full_size_with_twice_the_samples(saved, monkeypatch):
     taken = []
 
-    def descend(film, parameters, rate, cameras, generator, photos, options, fit, **_):
-        taken.append((photos[0].image.shape[-1], options.num_steps))
+    def descend(task, photos, cameras, film, parameters, **_):
+        taken.append((photos[0].image.shape[-1], task.options.num_steps))
         return torch.zeros(len(cameras.yaw)), cameras.guess(film()[0])
 
     monkeypatch.setattr(guided_fit, "descend", descend)
@@ -197,7 +206,7 @@ def test_a_fit_ends_at_full_size_with_twice_the_samples(saved, monkeypatch):
 def test_two_starts_go_on_while_both_may_be_right(second, counts, saved, monkeypatch):
     taken = []
 
-    def descend(film, parameters, rate, cameras, *_, **__):
+    def descend(task, photos, cameras, film, *_, **__):
         taken.append(len(cameras.yaw))
         losses = torch.tensor([second, 1.0, 9.0, 9.0][: taken[-1]])
         return losses, cameras.guess(film()[0])

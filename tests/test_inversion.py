@@ -15,7 +15,7 @@ from checkpoint_io import checkpoints
 from config import curriculum
 from generators import inversion, joint_inversion
 from generators.cameras import Poses, cast_rays, sample_poses
-from generators.inversion import FitOptions, Photo, photo_losses
+from generators.inversion import FitOptions, FitTask, Photo, photo_losses
 from generators.sampling import sample_latents
 from image_io.decoding import read_picture
 from rendering import fitting, photos
@@ -38,21 +38,18 @@ def render_of(saved, seed, size=16):
         return saved.generator.render(film, poses, options).images[0], options
 
 
+def task_of(saved, options, effort, report):
+    return FitTask(
+        generator=saved.generator, poses=saved.curriculum.poses(), options=options, effort=effort,
+        kind="gaussian", rng=torch.Generator().manual_seed(0), report=report,
+    )  # fmt: skip
+
+
 def fitted(saved, image, options, fit=QUICK, *, by=inversion.fit_photo, guessed_pose=None):
     """Return what a fit, or the search before it, finds, and its reports."""
     reports = []
-    found = by(
-        saved.generator,
-        Photo(image, torch.ones(image.shape[1:])),
-        saved.curriculum.poses(),
-        options,
-        fit,
-        kind="gaussian",
-        guessed_pose=guessed_pose,
-        rng=torch.Generator().manual_seed(0),
-        report=lambda *report: reports.append(report),
-    )
-    return *found, reports
+    task = task_of(saved, options, fit, lambda *report: reports.append(report))
+    return *by(task, Photo(image, torch.ones(image.shape[1:])), guessed_pose), reports
 
 
 def test_differences_count_on_every_level_where_they_can_be_seen():
@@ -118,17 +115,11 @@ def test_several_photos_of_one_object_have_a_camera_each(saved):
     with torch.no_grad():
         images = saved.generator.render(film[three], poses, options).images
     steps = []
-    guess, loss = joint_inversion.fit_photos(
-        saved.generator,
-        [Photo(image, torch.ones(16, 16)) for image in images],
-        saved.curriculum.poses(),
-        options,
-        replace(QUICK, num_starts=4),
-        kind="gaussian",
-        guessed_poses=[None] * 3,
-        rng=torch.Generator().manual_seed(0),
-        report=lambda name, count, lowest: steps.append((name, count, lowest)),
+    task = task_of(
+        saved, options, replace(QUICK, num_starts=4), lambda *report: steps.append(report)
     )
+    photos = [Photo(image, torch.ones(16, 16)) for image in images]
+    guess, loss = joint_inversion.fit_photos(task, photos, [None] * 3)
     assert [count for name, count, _ in steps if name == "search"] == [*range(32, 193, 32)]
     assert all(
         (part == part[:1]).all() for part in (guess.film.frequencies, guess.film.phase_shifts)

@@ -16,7 +16,7 @@ from checkpoint_io import checkpoints
 from distributed import processes
 from distributed.processes import Place
 from generators import inversion
-from generators.inversion import FitOptions, Photo
+from generators.inversion import FitOptions, FitTask, Photo
 from generators.sampling import stream
 from metrics.frechet import Gaussian
 from rendering import filming, viewing
@@ -244,14 +244,17 @@ def test_a_fit_to_a_photo_descends():
     saved = checkpoints.load_generator(DEMO, device=torch.device(DEVICE))
     (image, *_) = shown("cpu", "exact", size=32)[0]
     photo = Photo(image.to(DEVICE), torch.ones(32, 32, device=DEVICE))
-    fit = FitOptions(num_candidates=64, num_starts=2, latent_steps=10, film_steps=10, search_size=8)
+    effort = FitOptions(
+        num_candidates=64, num_starts=2, latent_steps=10, film_steps=10, search_size=8
+    )
     lowest = {"search": [], "latent": [], "film": []}
-    guess, loss = inversion.fit_photo(
-        saved.generator, photo, saved.curriculum.poses(),
-        saved.curriculum.preview_render(saved.step, 32), fit,
+    task = FitTask(
+        generator=saved.generator, poses=saved.curriculum.poses(),
+        options=saved.curriculum.preview_render(saved.step, 32), effort=effort,
         kind="gaussian", rng=torch.Generator().manual_seed(0),
         report=lambda name, _, loss: lowest[name].append(loss),
     )  # fmt: skip
+    guess, loss = inversion.fit_photo(task, photo)
     for name in ("latent", "film"):
         assert lowest[name][-1] < 0.95 * lowest[name][0]
     assert loss == lowest["film"][-1]

@@ -16,7 +16,14 @@ from checkpoint_io import checkpoints
 from config import curriculum
 from generators import tuning
 from generators.cameras import Poses, sample_poses
-from generators.inversion import Guess, Photo, photo_losses, render_guess
+from generators.inversion import (
+    FitOptions,
+    FitTask,
+    Guess,
+    Photo,
+    photo_losses,
+    render_guess,
+)
 from generators.sampling import sample_latents
 from generators.trajectories import Camera, SceneObject
 from generators.tuning import Tuning, seen_in, tune, tuned_film
@@ -49,10 +56,12 @@ def tuned_to_noise(saved, steps):
         image, _ = render_guess(saved.generator, guess, options, 16)
     stripes = 0.4 * torch.sin(torch.arange(16.0))[None, :, None]
     photo = Photo((image[0] + stripes).clamp(-1, 1), torch.ones(16, 16))
-    found = tune(saved.generator, guess, [photo], saved.curriculum.poses(), options, steps=steps,
-                 kind="gaussian", rng=torch.Generator().manual_seed(0),
-                 report=lambda *_: None)  # fmt: skip
-    return guess, photo, found
+    task = FitTask(
+        generator=saved.generator, poses=saved.curriculum.poses(), options=options,
+        effort=FitOptions(), kind="gaussian", rng=torch.Generator().manual_seed(0),
+        report=lambda *_: None,
+    )  # fmt: skip
+    return guess, photo, tune(task, guess, [photo], steps=steps)
 
 
 def loss_of(saved, guess, photo):
