@@ -205,11 +205,8 @@ def sampling_of(saved: SavedGenerator, args: argparse.Namespace, size: int) -> S
     is_sharp = curriculum.settings.resize == "points" and not is_published
     if is_published:
         render = replace(render, spreads_weights=False)
-    return SampleOptions(
-        seed=args.seed,
-        poses=curriculum.evaluation_poses(),
-        latent_kind=curriculum.settings.z_dist,
-        render=render,
+    return replace(
+        SampleOptions.of(curriculum, render, seed=args.seed),
         psi=args.psi,
         mean=None if args.psi == 1 else viewing.mean_film(saved),
         is_jittered=is_published,

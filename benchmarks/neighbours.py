@@ -43,12 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     real = datasets.open_images(
         dataset_options(curriculum), size, cache_dir=args.run / "cache", show_progress=False
     )
-    options = SampleOptions(
-        seed=0,
-        poses=curriculum.evaluation_poses(),
-        latent_kind=curriculum.settings.z_dist,
-        render=curriculum.preview_render(saved.step - 1, size),
-    )
+    options = SampleOptions.of(curriculum, curriculum.preview_render(saved.step - 1, size), seed=0)
     generated = png.to_uint8(
         torch.stack([sample_image(saved.generator, i, options) for i in range(args.num_images)])
     )

@@ -164,12 +164,8 @@ def measure(job: Job, run: Path, count: int, features: Callable[[Tensor], Tensor
     real = datasets.open_images(data, size, cache_dir=run.parent / "cache")
     saved = checkpoints.load_generator(run / "generator.pth")
     render = curriculum.preview_render(saved.step, size)
-    options = SampleOptions(
-        seed=0,
-        poses=curriculum.evaluation_poses(),
-        latent_kind=curriculum.settings.z_dist,
-        render=replace(render, num_steps=FINER * render.num_steps),
-    )
+    finer = replace(render, num_steps=FINER * render.num_steps)
+    options = SampleOptions.of(curriculum, finer, seed=0)
     images = [png.to_uint8(sample_image(saved.generator, i, options)[None]) for i in range(count)]
     both = (F.avg_pool2d(part.float(), FINER) for part in (torch.cat(images), real.spread(count)))
     return kid(*(torch.cat([features(block) for block in part.split(32)]) for part in both))

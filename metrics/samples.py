@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from config.curriculum import Curriculum
 from generators.cameras import PoseDistribution, Poses, sample_poses
 from generators.generators import ImplicitGenerator3d
 from generators.sampling import LatentKind, sample_latents, stream
@@ -36,6 +37,12 @@ class SampleOptions:
     mean: Film | None = None
     is_jittered: bool = False
     supersampling: int = 1
+
+    @staticmethod
+    def of(curriculum: Curriculum, render: RenderOptions, *, seed: int) -> "SampleOptions":
+        """Return those of images with a curriculum's latents and cameras of evaluations."""
+        poses, kind = curriculum.evaluation_poses(), curriculum.settings.z_dist
+        return SampleOptions(seed=seed, poses=poses, latent_kind=kind, render=render)
 
 
 def sample_scene(index: int, z_dim: int, options: SampleOptions) -> tuple[Tensor, Poses]:

@@ -57,12 +57,8 @@ class FidMeter:
     ) -> float | None:
         """Return the FID of a generator after step steps; None when asked to stop meanwhile."""
         curriculum = self.curriculum
-        sampling = SampleOptions(
-            seed=SEED,
-            poses=curriculum.evaluation_poses(),
-            latent_kind=curriculum.settings.z_dist,
-            render=curriculum.preview_render(step - 1, curriculum.settings.preview_size),
-        )
+        render = curriculum.preview_render(step - 1, curriculum.settings.preview_size)
+        sampling = SampleOptions.of(curriculum, render, seed=SEED)
         generator.points_per_chunk = default_chunk(place.device)
 
         def image_of(number: int) -> Tensor:
