@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -32,6 +32,7 @@ FINER = 4  # times the samples per ray of training
 POSE_IMAGES = 256
 SHAPE_RESOLUTION = 96  # voxels along each axis for the meshes that are checked
 FIGURES = (*Agreement._fields, "color_change")  # of a pair of views
+OF_VIEWS = ("half_transparent", "islands")  # percentages, of rays and of views
 PANELS = (  # figure, title, unit: of the plot
     ("psnr_db", "Reprojection: PSNR", "dB, higher is better"),
     ("l1", "Reprojection: L1", "of colors in [0, 1]"),
@@ -65,8 +66,7 @@ def measure(saved: SavedGenerator, sampling: SampleOptions, num_objects: int) ->
         },
         "mean": {
             **{name: _mean([row[name] for row in rows]) for name in FIGURES},
-            "half_transparent": _mean([view.half_transparent for view in views]),
-            "islands": _mean([100.0 * view.has_islands for view in views]),
+            **{name: _mean([view[name] for view in views]) for name in OF_VIEWS},
         },
         "by_yaw": [_summary(rows, offset) for offset in YAW_OFFSETS],
         "shape": {
@@ -96,18 +96,11 @@ def _summary(rows: Sequence[Mapping[str, float]], offset: float) -> dict[str, An
     return entry
 
 
-class _View(NamedTuple):
-    """Of one view: the percentage of half-transparent rays, and whether there are islands."""
-
-    half_transparent: float
-    has_islands: bool
-
-
 @torch.no_grad()
 def _measure_object(
     generator: ImplicitGenerator3d, sampling: SampleOptions, index: int
-) -> tuple[list[dict[str, float]], list["_View"]]:
-    """Return a row of figures per offset, and what is told of each view."""
+) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Return a row of figures per offset, and one of OF_VIEWS for each view."""
     render, points = sampling.render, generator.points_per_chunk
     z, poses = samples.sample_scene(index, generator.z_dim, sampling)
     film = samples.sample_film(generator, z, sampling)
@@ -118,7 +111,8 @@ def _measure_object(
         turned = Poses(poses.pitch, poses.yaw + offset)
         view = generator.render(film, turned, render)
         half = float(consistency.half_transparent(view.opacities))
-        views.append(_View(half, bool(consistency.has_islands(view.opacities))))
+        has_islands = bool(consistency.has_islands(view.opacities))
+        views.append({"half_transparent": half, "islands": 100.0 * has_islands})
         return surface(view, turned, render)
 
     here = seen(0.0)

@@ -275,7 +275,7 @@ def _open_lock(path: Path) -> IO[str]:
         raise
 
 
-def _try_lock(file: IO[str]) -> bool:
+def _try_lock(file: IO[Any], *, is_shared: bool = False) -> bool:
     """Lock a file; return False if another process has locked it.
 
     Raises:
@@ -283,7 +283,7 @@ def _try_lock(file: IO[str]) -> bool:
     """
     if fcntl is not None:
         with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             return True
     elif msvcrt is not None:
         os.lseek(file.fileno(), LOCKED_BYTE, os.SEEK_SET)
@@ -301,12 +301,7 @@ def try_lock(file: IO[Any], *, is_shared: bool) -> bool | None:
     Returns False if another process has locked it, and None if the disk or the system supports no
     such locks.
     """
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(file, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            return _try_lock(file, is_shared=is_shared)
+    return None
