@@ -150,11 +150,11 @@ def stratified_depths(rays: Rays, options: RenderOptions, *, rng: Rng) -> Tensor
     return depths + (_uniform(shape, depths, rng) - 0.5) * spacing
 
 
-def query(field: Field, rays: Rays, depths: Tensor, *, lock_view_dependence: bool) -> Tensor:
+def query(field: Field, rays: Rays, depths: Tensor, options: RenderOptions) -> Tensor:
     """Evaluate the field's colors and raw densities (B, R, S, 4) at depths (B, R, S)."""
     directions = rays.directions
     points = rays.origins[..., None, :] + directions[..., None, :] * depths[..., None]
-    if lock_view_dependence:
+    if options.lock_view_dependence:
         locked = moved(torch.tensor(LOCKED_DIRECTION, dtype=directions.dtype), directions.device)
         directions = locked.expand(len(directions), 1, 3)
     return field(points.flatten(1, 2), directions).unflatten(1, depths.shape[1:])
@@ -299,14 +299,13 @@ def _render_hits(
     field: Field, rays: Rays, end: Tensor | None, options: RenderOptions, *, rng: Rng
 ) -> Rendering:
     """Render rays coarse to fine; end (B, R) is where they leave a bounded scene, or None."""
-    is_locked = options.lock_view_dependence
     depths = stratified_depths(rays, options, rng=rng)  # (B, R, S)
     samples = _coarse_samples(field, rays, depths, options)  # (B, R, S, 4)
     field = _visible(field, options)
     if not options.hierarchical:
         return _blend((depths, samples), None, options, rng=rng, end=end)
     fine_depths = _fine_depths(samples, depths, options, rng=rng, end=end)
-    fine_samples = query(field, rays, fine_depths, lock_view_dependence=is_locked)
+    fine_samples = query(field, rays, fine_depths, options)
     return _blend((fine_depths, fine_samples), (depths, samples), options, rng=rng, end=end)
 
 
@@ -358,10 +357,9 @@ def _visible(field: Field, options: RenderOptions) -> Field:
 
 def _coarse_samples(field: Field, rays: Rays, depths: Tensor, options: RenderOptions) -> Tensor:
     """Evaluate samples (B, R, S, 4) at depths (B, R, S), with a color at the last if needed."""
-    is_locked = options.lock_view_dependence
     visible = _visible(field, options)
     if visible is field or options.background != "last_sample":
-        return query(visible, rays, depths, lock_view_dependence=is_locked)
+        return query(visible, rays, depths, options)
     near, far = depths.split([options.num_steps - 1, 1], dim=-1)  # fine samples are before the last
-    samples = query(visible, rays, near, lock_view_dependence=is_locked)
-    return torch.cat([samples, query(field, rays, far, lock_view_dependence=is_locked)], dim=-2)
+    samples = query(visible, rays, near, options)
+    return torch.cat([samples, query(field, rays, far, options)], dim=-2)

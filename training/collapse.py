@@ -87,12 +87,8 @@ def probe(
     frequencies = film.frequencies
     poses = Poses(*(frequencies.new_full((len(frequencies),), angle) for angle in center))
     rays = cast_rays(poses, PROBE_SIZE, options.fov_degrees)
-    samples = query(
-        generator.field(film),
-        rays,
-        stratified_depths(rays, options, rng=None),
-        lock_view_dependence=options.lock_view_dependence,
-    )  # (K, R, S, 4)
+    depths = stratified_depths(rays, options, rng=None)
+    samples = query(generator.field(film), rays, depths, options)  # (K, R, S, 4)
     near, far = depth_range(rays, options)
     spacing = ((far - near) / options.num_steps)[..., None]
     opacities = -torch.expm1(-activated_density(samples, options, rng=None) * spacing)
