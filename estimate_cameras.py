@@ -60,13 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if device.type == "cpu":
         machine.use_one_thread_for(saved.generator.siren.hidden_dim)
     photos = open_photos(saved, args)
-    poses = saved.curriculum.at(saved.step - 1).poses
+    poses = saved.curriculum.at(saved.last_step).poses
     with progress_bar(camera_search.WHOLE.renders, "render", "cameras") as bar:
         found = camera_search.search(
             saved.generator,
             photos,
             poses,
-            saved.curriculum.preview_render(saved.step - 1, args.image_size),
+            saved.curriculum.preview_render(saved.last_step, args.image_size),
             saved.curriculum.settings.z_dist,
             rng=stream(STREAM, args.seed),
             report=bar.update,

@@ -200,7 +200,7 @@ def sampling_of(saved: SavedGenerator, args: argparse.Namespace, size: int) -> S
     """Return the options of the images: the stage's samples per ray, the evaluation's cameras."""
     curriculum = saved.curriculum
     is_locked = args.lock_view_dependence
-    render = curriculum.preview_render(saved.step, size, is_locked=is_locked)
+    render = curriculum.preview_render(saved.last_step, size, is_locked=is_locked)
     is_published = args.protocol == "published"
     is_sharp = curriculum.settings.resize == "points" and not is_published
     if is_published:

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.seeds = [args.seed]
     saved = viewing.open_generator(args)
     is_locked = args.lock_view_dependence
-    options = saved.curriculum.evaluation_render(saved.step, is_locked=is_locked)
+    options = saved.curriculum.evaluation_render(saved.last_step, is_locked=is_locked)
     side = args.cube_size or options.visible_side
     cube = Cube(center=tuple(args.center), side=side, resolution=args.voxel_resolution)
     things = viewing.objects_to_show(saved, args)

@@ -104,7 +104,7 @@ def render(
         images (B, 3, H, W) in [-1, 1], depths (B, H, W) in scene units, opacities (B, H, W).
     """
     curriculum = saved.curriculum
-    options = curriculum.preview_render(saved.step, image_size)
+    options = curriculum.preview_render(saved.last_step, image_size)
     options = replace(
         options,
         num_steps=num_steps or 2 * curriculum.stage_settings(0).num_steps,
@@ -142,7 +142,7 @@ def mesh(
     Raises:
         UsageError: there is no surface at that level.
     """
-    options = saved.curriculum.evaluation_render(saved.step)
+    options = saved.curriculum.evaluation_render(saved.last_step)
     cube = Cube(side=options.visible_side, resolution=resolution)
     poses = saved.curriculum.poses()
     return mesh_extraction.take_shape(saved.generator, film, cube, options, poses, iso_level=level)

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             encoder,
             saved.generator,
             saved.curriculum.poses(),
-            saved.curriculum.evaluation_render(saved.step),
+            saved.curriculum.evaluation_render(saved.last_step),
             options,
             kind=saved.curriculum.settings.z_dist,
             rng=rng,
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _first(saved: SavedGenerator, generator: Path) -> Encoder:
     """Return an untrained encoder; its layers are the discriminator's, if that is there."""
     curriculum, siren = saved.curriculum, saved.generator.siren
-    largest = curriculum.stage_settings(saved.step).img_size
+    largest = curriculum.stage_settings(saved.last_step).img_size
     encoder = encoders.build(
         saved,
         image_size=max(largest // 2, min(largest, encoders.SMALLEST)),

@@ -238,8 +238,8 @@ class Result:
 def measure_all(args: argparse.Namespace) -> None:
     """Fit all photos that the arguments name, and save the figures."""
     saved = checkpoints.load_generator(args.generator)
-    size = args.image_size or saved.curriculum.stage_settings(saved.step).img_size
-    options = saved.curriculum.preview_render(saved.step, size)
+    size = args.image_size or saved.curriculum.stage_settings(saved.last_step).img_size
+    options = saved.curriculum.preview_render(saved.last_step, size)
     encoder = encoders.beside(saved)
     about = {
         "date": time.strftime("%Y-%m-%d"), "machine": processor(), "torch": torch.__version__,

@@ -39,11 +39,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     saved = checkpoints.load_generator(args.run / "generator.pth")
     curriculum = saved.curriculum
-    size = curriculum.stage_settings(saved.step - 1).img_size
+    size = curriculum.stage_settings(saved.last_step).img_size
     real = datasets.open_images(
         dataset_options(curriculum), size, cache_dir=args.run / "cache", show_progress=False
     )
-    options = SampleOptions.of(curriculum, curriculum.preview_render(saved.step - 1, size), seed=0)
+    options = SampleOptions.of(curriculum, curriculum.preview_render(saved.last_step, size), seed=0)
     generated = png.to_uint8(
         torch.stack([sample_image(saved.generator, i, options) for i in range(args.num_images)])
     )

@@ -163,7 +163,7 @@ def measure(job: Job, run: Path, count: int, features: Callable[[Tensor], Tensor
     data = replace(dataset_options(curriculum), resize="antialias")
     real = datasets.open_images(data, size, cache_dir=run.parent / "cache")
     saved = checkpoints.load_generator(run / "generator.pth")
-    render = curriculum.preview_render(saved.step, size)
+    render = curriculum.preview_render(saved.last_step, size)
     finer = replace(render, num_steps=FINER * render.num_steps)
     options = SampleOptions.of(curriculum, finer, seed=0)
     images = [png.to_uint8(sample_image(saved.generator, i, options)[None]) for i in range(count)]

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     saved = checkpoints.load_generator(args.generator)
     generator, rng = saved.generator, torch.Generator().manual_seed(0)
     films = generator.mapping(torch.randn(OBJECTS, generator.z_dim, generator=rng))
-    options = saved.curriculum.preview_render(saved.step, SIZE)
+    options = saved.curriculum.preview_render(saved.last_step, SIZE)
     wanted = look(generator, films, replace(options, num_steps=args.many))
     rows = []
     for spreads in (False, True):

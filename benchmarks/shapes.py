@@ -78,7 +78,7 @@ def trained(path: Path, seed: int) -> Subject:
     """Return an object of a trained generator."""
     saved = checkpoints.load_generator(path)
     film = viewing.objects_of_seeds(saved, [seed], psi=0.5)[0].film
-    options = saved.curriculum.evaluation_render(saved.step)
+    options = saved.curriculum.evaluation_render(saved.last_step)
     cube = Cube(side=options.visible_side, resolution=COARSEST)
     density = saved.generator.density(film)
     grid = DensityGrid(density, cube, radius=options.scene_radius, progress=lambda *_: None)

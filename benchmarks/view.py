@@ -103,7 +103,7 @@ def measure_trained(size: int = SIZE, clock: str = "wall") -> dict[str, float]:
     """Return the seconds of a view by precision, and the lowest agreement, psnr_db."""
     saved = trained()
     generator = saved.generator
-    options = replace(saved.curriculum.preview_render(saved.step, size), num_steps=STEPS)
+    options = replace(saved.curriculum.preview_render(saved.last_step, size), num_steps=STEPS)
     latents = torch.randn(OBJECTS, generator.z_dim, generator=torch.Generator().manual_seed(0))
     films = generator.mapping(latents)
     poses = Poses(torch.tensor([1.2]), torch.tensor([0.5]))

@@ -92,6 +92,11 @@ class SavedGenerator:
     path: Path
     is_published: bool = False
 
+    @property
+    def last_step(self) -> int:
+        """Return the number of the last update, from 0: its stage is the one that was trained."""
+        return max(0, self.step - 1)
+
 
 def load_generator(
     path: Path | str,

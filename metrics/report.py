@@ -146,7 +146,7 @@ def _pose_accuracy(saved: SavedGenerator, sampling: SampleOptions) -> dict[str, 
     critic = checkpoints.pose_critic(saved)
     if critic is None:
         return None
-    size = saved.curriculum.stage_settings(saved.step - 1).img_size
+    size = saved.curriculum.stage_settings(saved.last_step).img_size
     own = replace(sampling, render=replace(sampling.render, image_size=size), supersampling=1)
     pitch_errors, yaw_errors = [], []
     for index in progress_bar(POSE_IMAGES, "image", "poses"):

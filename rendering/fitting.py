@@ -46,7 +46,7 @@ def render_options(
     """
     curriculum = saved.curriculum
     largest = max(stage.img_size for _, stage in curriculum.stages)
-    options = curriculum.preview_render(saved.step, size or largest, is_locked=is_locked)
+    options = curriculum.preview_render(saved.last_step, size or largest, is_locked=is_locked)
     fov = fov_degrees or options.fov_degrees
     try:
         return replace(options, fov_degrees=fov)
@@ -138,7 +138,7 @@ class Fitter:
         """Return the camera that the discriminator predicts, if it has learned to."""
         if self.critic is None:
             return None
-        size = self.saved.curriculum.stage_settings(self.saved.step).img_size  # trained last
+        size = self.saved.curriculum.stage_settings(self.saved.last_step).img_size  # trained last
         with torch.no_grad():
             pose = self.critic(photo.at(size).image[None], alpha=1.0).pose
         return None if pose is None else Poses(pose[:, 0], pose[:, 1])

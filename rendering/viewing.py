@@ -174,6 +174,6 @@ def mean_film(saved: SavedGenerator) -> Film:
 def render_options(saved: SavedGenerator, args: argparse.Namespace) -> RenderOptions:
     """Return the options for finished pictures from the flags of add_rendering."""
     curriculum, is_locked = saved.curriculum, args.lock_view_dependence
-    options = curriculum.preview_render(saved.step, args.image_size, is_locked=is_locked)
+    options = curriculum.preview_render(saved.last_step, args.image_size, is_locked=is_locked)
     num_steps = curriculum.stage_settings(0).num_steps * args.ray_step_multiplier
     return replace(options, num_steps=num_steps)

@@ -1,5 +1,7 @@
 """Saved generators: the file that is chosen, its checks, and one clear line about a bad file."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import TINY
@@ -8,6 +10,7 @@ import curriculums
 from checkpoint_io import checkpoints
 from config import curriculum
 from generators.trajectories import Camera, SceneObject
+from rendering import fitting
 from system.errors import UsageError
 
 
@@ -51,6 +54,18 @@ def test_without_an_average_the_generator_is_raw_and_says_so(tiny_run):
     saved = checkpoints.load_generator(tiny_run / "generator.pth")
     assert saved.average == "none"
     assert_holds(saved, tiny_run / "generator.pth")
+
+
+def test_a_generator_saved_where_a_stage_begins_is_rendered_as_it_was_trained(tiny_run):
+    content = checkpoints.read(tiny_run / "ema.pth", "generator")
+    later = {**TINY[0], "num_steps": 5, "img_size": 16}
+    content["curriculum"] = {**content["curriculum"], content["step"]: later, 9: {}}
+    torch.save(content, tiny_run / "ema.pth")
+    saved = checkpoints.load_generator(tiny_run / "ema.pth")
+    options = fitting.render_options(saved, size=None, fov_degrees=None, is_locked=False)
+    assert (saved.step, options.num_steps) == (6, TINY[0]["num_steps"])
+    assert replace(saved, step=7).last_step == 6
+    assert replace(saved, step=0).last_step == 0
 
 
 def test_another_curriculum_than_the_files_is_refused(tiny_run):

@@ -101,5 +101,5 @@ def _free_name(folder: Path) -> str:
 
 def _view_options(saved: SavedGenerator, request: Request) -> RenderOptions:
     is_locked = request.lock_view_dependence
-    usual = saved.curriculum.preview_render(saved.step, VIEW_SIZE, is_locked=is_locked)
+    usual = saved.curriculum.preview_render(saved.last_step, VIEW_SIZE, is_locked=is_locked)
     return replace(usual, num_steps=2 * quick_steps(saved))

@@ -107,7 +107,7 @@ def quick_steps(saved: SavedGenerator) -> int:
 def render_options(saved: SavedGenerator, request: Request, num_steps: int) -> RenderOptions:
     """Return the options of the request; near and far move with the camera's distance."""
     curriculum, is_locked = saved.curriculum, request.lock_view_dependence
-    usual = curriculum.preview_render(saved.step, request.image_size, is_locked=is_locked)
+    usual = curriculum.preview_render(saved.last_step, request.image_size, is_locked=is_locked)
     moved = request.camera.distance() - 1
     return replace(
         usual,

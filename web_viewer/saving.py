@@ -59,7 +59,7 @@ def save_mesh(source: Checkpoints, request: Request, folder: Path, progress: Pro
     opened = source.open(request.checkpoint, request.ema)
     saved, name = opened.saved, request.object_name()
     is_locked = request.lock_view_dependence
-    options = saved.curriculum.evaluation_render(saved.step, is_locked=is_locked)
+    options = saved.curriculum.evaluation_render(saved.last_step, is_locked=is_locked)
     shape = mesh_extraction.take_shape(
         saved.generator,
         source.film(opened, request),
