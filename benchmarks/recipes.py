@@ -28,7 +28,7 @@ from torch import Tensor
 
 import curriculums
 import datasets
-from benchmarks.table import FOLDER, Table, processor
+from benchmarks.table import FOLDER, Table, processor, words
 from checkpoint_io import checkpoints
 from config.curriculum import Curriculum
 from image_io import png
@@ -83,9 +83,9 @@ class Job(NamedTuple):
 
     @property
     def file(self) -> Path:
-        """Return the file of its results."""
-        name = f"{self.recipe}-{self.set_name}-{self.seed}"
-        return FOLDER / "recipes" / f"{''.join(c if c.isalnum() else '_' for c in name)}.json"
+        """Return the file of its results on this processor."""
+        name = f"{self.recipe}-{self.set_name}-{self.seed}-{processor()}"
+        return FOLDER / "recipes" / f"{words(name)}.json"
 
     def curriculum(self) -> Curriculum:
         """Return the curriculum that the run trains."""
@@ -189,17 +189,18 @@ def go_on(job: Job, args: argparse.Namespace, features: Callable[[Tensor], Tenso
 
 
 def table(folder: Path, minutes: float) -> Table:
-    """Return KID of each recipe (rows) on each set (columns): the median of the seeds."""
-    found: dict[str, dict[str, list[float]]] = {}
+    """Return KID of each recipe on each processor (rows) and set (columns): the seeds' median."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text("utf-8"))
         done = [p["kid"] for p in result["points"] if p["seconds"] <= 60 * minutes]
         if done:
-            found.setdefault(result["recipe"], {}).setdefault(result["set"], []).append(done[-1])
+            kids = found.setdefault((result["recipe"], result["machine"]), {})
+            kids.setdefault(result["set"], []).append(done[-1])
     names = sorted({name for kids in found.values() for name in kids})
-    columns = [f"KID x 1000 after at most {minutes:g} minutes", *names, "runs"]
-    rows = [(recipe, *(statistics.median(kids[n]) if n in kids else None for n in names),
-             sum(map(len, kids.values()))) for recipe, kids in found.items()]  # fmt: skip
+    columns = [f"KID x 1000 after at most {minutes:g} minutes", "processor", *names, "runs"]
+    rows = [(*of, *(statistics.median(kids[n]) if n in kids else None for n in names),
+             sum(map(len, kids.values()))) for of, kids in found.items()]  # fmt: skip
     return Table(columns, rows)
 
 

@@ -44,12 +44,18 @@ def cell(value: object) -> str:
 
 
 def processor() -> str:
-    """Return the name of the processor."""
+    """Return the name of the processor, and how wide its vectors are."""
     try:
         found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text("utf-8"))
     except OSError:
         found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    name = found[1].strip() if found else platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def words(text: str) -> str:
+    """Return text with a hyphen in place of all that is neither letter nor digit, for a file."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
 
 
 def write(machine: str, tables: Sequence[Table], folder: Path, **more: object) -> Path:
@@ -61,7 +67,7 @@ def write(machine: str, tables: Sequence[Table], folder: Path, **more: object) -
         "tables": [table._asdict() for table in tables],
         **more,
     }
-    path = folder / f"{content['date']}-{re.sub(r'[^A-Za-z0-9]+', '-', machine).strip('-')}.json"
+    path = folder / f"{content['date']}-{words(machine)}.json"
     folder.mkdir(parents=True, exist_ok=True)
     path.write_bytes(json_bytes(content, indent=1) + b"\n")
     return path
