@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import torch
+from forks import CAN_FORK, Forked
 
 from system.machine import resource
 
@@ -41,9 +42,12 @@ def start(arguments, faults=None, *, before=(), launcher=(), program=FAULTY, **v
     """Start the command, or another program, as a process in its own process group.
 
     before and launcher: words before Python and before the program; variables: of the environment.
+    Programs of the tests are forked, where that is possible; a command starts as for its users.
     """
     environment = {**os.environ, "FAULTS": json.dumps(faults or {}), "PYTHONPATH": str(ROOT),
                    "OMP_NUM_THREADS": "1", **variables}  # fmt: skip
+    if CAN_FORK and not before and not launcher and Path(program).parent == FAULTY.parent:
+        return Forked(program, arguments, environment)
     return subprocess.Popen(
         [*before, sys.executable, *launcher, str(program), *map(str, arguments)],
         env=environment,

@@ -8,13 +8,16 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import forks
 import pytest
 import rank_workers
 import torch
 from faults import ROOT, finish, start, wait_for
+from torch.multiprocessing import start_processes
 
 from distributed import collectives, processes, supervision
 from distributed.processes import Place
@@ -114,6 +117,16 @@ def two_places(monkeypatch, device):
     )
 
 
+@pytest.fixture
+def _quick_ranks(monkeypatch):
+    """Fork the ranks that a test of the CPU starts, where that is possible."""
+    if forks.CAN_FORK:
+        context = forks.server().get_start_method()
+        monkeypatch.setattr(
+            processes, "start_processes", partial(start_processes, start_method=context)
+        )
+
+
 class TestTwoProcesses:
     @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
     def test_tensors_and_flags_are_exchanged_between_ranks(self, tmp_path, monkeypatch, device):
@@ -132,6 +145,7 @@ class TestTwoProcesses:
             assert results["terms"] == {"a": 15, "b": 1.5}
             assert (results["nobody"], results["somebody"]) == (False, True)
 
+    @pytest.mark.usefixtures("_quick_ranks")
     @pytest.mark.parametrize(
         ("kind", "code", "message"),
         [
@@ -158,6 +172,7 @@ class TestTwoProcesses:
         assert killed == []
         assert capfd.readouterr().err.count("Traceback") == 1
 
+    @pytest.mark.usefixtures("_quick_ranks")
     def test_a_usage_error_of_a_rank_is_raised_as_one(self, capfd):
         with pytest.raises(UsageError, match="^no pictures in 'cats'$"):
             processes.launch(rank_workers.fail, "usage", TWO)
@@ -172,13 +187,16 @@ class TestTwoProcesses:
         ],
     )
     def test_slow_ranks_are_waited_for_and_lost_ones_are_not(
-        self, tmp_path, capfd, monkeypatch, device, kind
+        self, tmp_path, capfd, monkeypatch, request, device, kind
     ):
+        if device == "cpu":
+            request.getfixturevalue("_quick_ranks")
+            monkeypatch.setattr(supervision, "SILENT_SECONDS", 1.0)
         places = two_places(monkeypatch, device)
         code = processes.launch(rank_workers.slow_and_lost, (tmp_path, kind), places)
         seconds = time.time() - float((tmp_path / "last step").read_text())
         assert code != 0
-        assert seconds < 30  # a timeout of 3, 10 until SIGKILL, and time for busy cores
+        assert seconds < 30  # a timeout of 3, at most 10 until SIGKILL, and time for busy cores
         error = capfd.readouterr().err
         assert "error: rank 1 was ended by SIG" in error
         if device == "cpu":
@@ -206,7 +224,7 @@ class TestSignals:
     @pytest.mark.parametrize(
         ("send", "told"),
         [
-            (subprocess.Popen.terminate, ""),
+            (lambda process: process.terminate(), ""),
             (lambda process: os.killpg(process.pid, signal.SIGINT), TOLD),
         ],
         ids=["SIGTERM", "Ctrl-C in the terminal"],
