@@ -21,8 +21,10 @@ if not torch.cuda.is_available():  # Triton reads this on import and interprets 
 from checkpoint_io import checkpoints
 from config import curriculum
 from metrics import features, inception
+from training import previews
 
 torch.set_num_threads(1)
+previews.COUNT = previews.COLUMNS  # one row: 25 renders take longer than the rest of a tiny run
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As a shell does for background processes; the commands that tests start inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -23,7 +23,7 @@ import train
 from checkpoint_io import checkpoints
 from distributed import collectives
 from system import flags
-from training import loop, losses, photo_cameras, setup, snapshots, state
+from training import loop, losses, photo_cameras, previews, setup, snapshots, state
 
 FAULTS = json.loads(os.environ.get("FAULTS", "{}"))
 
@@ -155,6 +155,7 @@ def faulty(place, options):
     return train_properly(place, options)
 
 
+previews.COUNT = previews.COLUMNS  # as in conftest.py
 train_properly = train.train
 train.train = faulty
 

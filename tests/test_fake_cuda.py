@@ -17,8 +17,8 @@ from generators import inversion, pictures
 from generators.cameras import Poses
 from metrics import consistency
 from metrics.surfaces import surface
+from training import previews
 from training.adversarial import AdversarialGame
-from training.previews import PreviewScenes, previews
 from training.setup import choose_precision
 
 CURRICULA = {
@@ -90,7 +90,7 @@ def test_pictures_depths_normals_and_figures_stay_on_their_gpu(preset, kind, mon
         generator.field_dtype = torch.float16
         options = replace(curriculum.preview_render(0, 16), scene_radius=None)
         film = generator.mapping(torch.empty(2, generator.z_dim, device=GPU))
-        poses = camera_poses(2)
+        poses, scenes = camera_poses(2), few_previews(generator)
         view = generator.render(film, poses, options, points_per_chunk=3000)
         turned = generator.render(film, poses, options, fov_degrees=torch.tensor([12.0, 13.0]))
         seen = surface(view, poses, options)
@@ -99,8 +99,7 @@ def test_pictures_depths_normals_and_figures_stay_on_their_gpu(preset, kind, mon
             consistency.half_transparent(view.opacities),
             pictures.depth_pictures(pictures.surface_depths(view, options), options),
             generator.average_film(torch.empty(9, generator.z_dim)).lerp(film, 0.7).frequencies,
-            *(images for _, images in previews(generator, generator, few_previews(generator),
-                                               options)),
+            *(images for _, images in previews.previews(generator, generator, scenes, options)),
         ]  # fmt: skip
         densities = generator.density(film[:1], points_per_chunk=64)(torch.empty(100, 3))
     assert {tensor.device for tensor in found if isinstance(tensor, torch.Tensor)} == {GPU}
@@ -109,8 +108,8 @@ def test_pictures_depths_normals_and_figures_stay_on_their_gpu(preset, kind, mon
 
 
 def few_previews(generator):
-    latents = torch.empty(25, generator.z_dim)
-    return PreviewScenes(latents, latents, camera_poses(25), (1.5, 1.5))
+    latents = torch.empty(previews.COUNT, generator.z_dim)
+    return previews.PreviewScenes(latents, latents, camera_poses(previews.COUNT), (1.5, 1.5))
 
 
 @pytest.mark.parametrize("kind", ["H100", "RTX 2080 Ti"])

@@ -15,7 +15,7 @@ import train
 from checkpoint_io import checkpoints
 from distributed.collectives import StepTimeouts
 from system.errors import UsageError
-from training import setup
+from training import previews, setup
 
 PREVIEWS = ("fixed", "tilted", "fixed_ema", "tilted_ema", "random")
 
@@ -24,7 +24,8 @@ def run(tiny, output_dir, *more):
     return train.main([*tiny, "--output_dir", str(output_dir), *more])
 
 
-def test_a_run_writes_what_it_promises(tiny, tmp_path):
+def test_a_run_writes_what_it_promises(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(previews, "COUNT", 25)  # as published, which takes long
     out = tmp_path / "out"
     words = ["--sample_interval", "4", "--model_save_interval", "2", "--keep", "2"]
     assert run(tiny, out, *words) == 0
