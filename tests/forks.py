@@ -19,7 +19,7 @@ from torch.multiprocessing import start_processes
 from distributed import processes, supervision
 
 CAN_FORK = sys.platform == "linux"
-PRELOADED = ["train", "rank_workers"]
+PRELOADED = ["train", "rank_workers", "cache_worker"]
 
 
 def server():

@@ -74,37 +74,43 @@ def test_a_disk_that_stays_full_ends_with_the_last_good_state(
 
 
 @pytest.mark.parametrize(
-    ("owner", "function", "told"),
+    "writers",
     [
-        (os, "fsync", "training_state.pth"),
-        (state, "export", "training_state.pth"),
-        (png, "save_png", "previews"),
-        (log.JsonLines, "append", "log.jsonl"),
-        (log.RecordWriter, "write", "TensorBoard's files"),
+        [(os, "fsync", "training_state.pth")],
+        [(state, "export", "training_state.pth")],
+        [
+            (png, "save_png", "previews"),
+            (log.JsonLines, "append", "log.jsonl"),
+            (log.RecordWriter, "write", "TensorBoard's files"),
+        ],
     ],
+    ids=["fsync", "export", "logs and previews"],
 )
-def test_a_broken_disk(tmp_path, monkeypatch, capsys, owner, function, told, counted):
+def test_a_broken_disk(tmp_path, monkeypatch, capsys, writers, counted):
     failures = []
-    plain = getattr(owner, function)
 
-    def broken(*_, **__):
-        failures.append(function)
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    def breaking(function):
+        def broken(*_, **__):
+            failures.append(function)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    at_steps(monkeypatch, {
-        FULL_FROM: lambda: setattr(owner, function, broken),
-        FULL_UNTIL: lambda: setattr(owner, function, plain),
-    })  # fmt: skip
-    monkeypatch.setattr(snapshots, "RETRY_SECONDS", 0.0)
-    try:
+        return broken
+
+    with monkeypatch.context() as disk:
+
+        def break_all():
+            for owner, function, _ in writers:
+                disk.setattr(owner, function, breaking(function))
+
+        at_steps(monkeypatch, {FULL_FROM: break_all, FULL_UNTIL: disk.undo})
+        monkeypatch.setattr(snapshots, "RETRY_SECONDS", 0.0)
         assert trained(tmp_path, tmp_path / "out", 22) == 0
-    finally:
-        setattr(owner, function, plain)
     message = capsys.readouterr().err
-    assert message.count(f"writing {told} failed (Input/output error); training goes on") == 1
-    assert message.count(f"writing {told} works again") == 1
-    counted(f"{function} failed {len(failures)} times, told once")
-    assert len(failures) > 1
+    for _, function, told in writers:
+        assert message.count(f"writing {told} failed (Input/output error); training goes on") == 1
+        assert message.count(f"writing {told} works again") == 1
+        counted(f"{function} failed {failures.count(function)} times, told once")
+        assert failures.count(function) > 1
     assert state_of(tmp_path / "out")["step"] == 22
     assert checkpoints.read(tmp_path / "out" / "ema.pth", "generator")["step"] == 22
     assert not list((tmp_path / "out").glob(".*.tmp"))

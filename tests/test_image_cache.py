@@ -3,13 +3,12 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
-import textwrap
 import time
 from pathlib import Path
 
+import cache_worker
+import faults
 import numpy as np
 import pytest
 from faults import wait_for
@@ -270,31 +269,8 @@ def test_a_bar_shows_rate_and_time_left(tmp_path, monkeypatch, capsys):
     assert f"image cache: 0.0 MB for 3 pictures at 4 px; all of '{tmp_path}': 0.0 MB" in shown
 
 
-WORKER = """
-    import sys, time
-    from pathlib import Path
-    import numpy as np
-
-    from image_io.cache import cached
-
-    folder, name, num_blocks = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-
-    def blocks():
-        (folder / f"{name}.started").touch()
-        for index in range(num_blocks):
-            yield [np.full((3, 4, 4), index, np.uint8)]
-            time.sleep(0.1)
-
-    (folder / f"{name}.ready").touch()
-    options = dict(num_images=num_blocks, image_size=4, show_progress=True)
-    entry = cached(folder / "cache", "key", blocks, **options)
-    assert entry.pixels[:, 0, 0, 0].tolist() == list(range(num_blocks))
-"""
-
-
 def start(folder, name, num_blocks):
-    command = [sys.executable, "-c", textwrap.dedent(WORKER), str(folder), name, str(num_blocks)]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    return faults.start([folder, name, num_blocks], program=cache_worker.__file__)
 
 
 def test_two_processes_do_the_work_once(tmp_path):

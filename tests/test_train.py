@@ -218,10 +218,13 @@ def test_ten_bad_updates_in_a_row_end_the_run(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "out" / "training_state.pth").read_bytes() == before
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_tells_how_to_go_on(tmp_path, signum):
+@pytest.mark.parametrize(
+    ("signum", "program"),
+    [(signal.SIGINT, faults.ROOT / "train.py"), (signal.SIGTERM, faults.FAULTY)],
+)
+def test_a_signal_saves_and_tells_how_to_go_on(tmp_path, signum, program):
     out, words = tmp_path / "out", faults.tiny_arguments(tmp_path)
-    process = faults.start([*words, "--output_dir", out], program=faults.ROOT / "train.py")
+    process = faults.start([*words, "--output_dir", out], program=program)
     faults.wait_for(lambda: faults.entries_of(out), process)
     process.send_signal(signum)
     code, message = faults.finish(process)
