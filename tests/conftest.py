@@ -24,6 +24,7 @@ from metrics import features, inception
 from training import previews
 
 torch.set_num_threads(1)
+WHOLE_SHEET = previews.COUNT  # previews that a run of a user renders
 previews.COUNT = previews.COLUMNS  # one row: 25 renders take longer than the rest of a tiny run
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As a shell does for background processes; the commands that tests start inherit it.

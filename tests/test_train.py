@@ -8,6 +8,7 @@ import faults
 import numpy as np
 import pytest
 import torch
+from conftest import WHOLE_SHEET
 from faults import assert_same_state, differences, state_of
 from PIL import Image
 
@@ -25,7 +26,7 @@ def run(tiny, output_dir, *more):
 
 
 def test_a_run_writes_what_it_promises(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(previews, "COUNT", 25)  # as published, which takes long
+    monkeypatch.setattr(previews, "COUNT", WHOLE_SHEET)
     out = tmp_path / "out"
     words = ["--sample_interval", "4", "--model_save_interval", "2", "--keep", "2"]
     assert run(tiny, out, *words) == 0
