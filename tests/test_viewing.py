@@ -44,7 +44,7 @@ def test_rays_are_those_of_the_stage_that_was_trained_last(opened):
     saved, args = opened
     later = {**TINY[0], "num_steps": 9, "ray_start": 0.5}
     grown = curriculum.build("Grown", {**TINY, 3: later})
-    for step, near in ((2, 0.88), (3, 0.5), (6, 0.5)):
+    for step, near in ((2, 0.88), (3, 0.88), (4, 0.5)):
         options = viewing.render_options(replace(saved, curriculum=grown, step=step), args)
         assert (options.near, options.num_steps) == (near, 8)  # steps are the first stage's
 
