@@ -130,7 +130,8 @@ class TextbookGame(AdversarialGame):
         images = {k: x.requires_grad_(weights.get(k, 0) > 0) for k, x in images.items()}
         with self.autocast():
             on_real, on_fake = (self.discriminator(x, stage.alpha) for x in images.values())
-        terms = losses.of_discriminator(stage.gan_loss, on_real.logits, on_fake.logits)
+        kind = losses.LOSSES[stage.gan_loss]
+        terms = kind.of_discriminator(on_real.logits, on_fake.logits)
         terms["d_identity"] = losses.identity(
             on_fake, *fakes.scenes, z_lambda=stage.z_lambda, pos_lambda=stage.pos_lambda
         )

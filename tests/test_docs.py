@@ -14,6 +14,7 @@ import discriminators.discriminators
 import siren.siren
 from benchmarks import table
 from config import curriculum, schema
+from training import losses
 
 LANGUAGES = ("README.md", "README.zh-CN.md")
 METHOD = (ROOT / "docs" / "method.md").read_text("utf-8")
@@ -89,6 +90,16 @@ def test_the_networks_of_the_contributing_guide(monkeypatch):
     assert (field.hidden_dim, field.spatial_embeddings.shape[1]) == (128, 8)
     verdict = changed.build_discriminator()(torch.zeros(2, 3, 64, 64), 1.0)
     assert verdict.logits.shape == (2,)
+
+
+def test_the_loss_of_the_contributing_guide(monkeypatch):
+    monkeypatch.setitem(losses.LOSSES, "hinge", None)
+    exec(example("training/losses.py"), dict(vars(losses)))
+    hinge = losses.LOSSES["hinge"]
+    on_real, on_fake = torch.tensor([-3.0, 2.0]), torch.tensor([0.5, -1.5])
+    found = {key: float(term) for key, term in hinge.of_discriminator(on_real, on_fake).items()}
+    assert found == {"d_real": 2.0, "d_fake": 0.75}
+    assert hinge.slopes(on_real, on_fake).tolist() == [-0.5, 0, 0.5, 0]
 
 
 def test_the_readme_is_the_same_in_both_languages():

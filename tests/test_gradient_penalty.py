@@ -13,7 +13,7 @@ from discriminators.linearized import Affine
 from generators.cameras import Poses
 from training import losses
 from training.adversarial import AdversarialGame, Fakes, Scenes
-from training.losses import slopes
+from training.losses import LOSSES
 from training.penalty import observe, stand_ins
 
 STRENGTH = 0.7
@@ -49,7 +49,8 @@ def of_affine_map(network, real, alpha=1.0, others=None, **options):
     """Return a value with the logistic loss's gradient, the logits of others, and the pass."""
     seen = observe(network, real, alpha, **options)
     pulls = torch.full_like(seen.logits, 2 * STRENGTH / len(real))
-    ins = stand_ins(seen, slopes("logistic", seen.logits, seen.logits[:0]), pulls)
+    slopes = LOSSES["logistic"].slopes(seen.logits, seen.logits)[: len(seen.logits)]
+    ins = stand_ins(seen, slopes, pulls)
     others = real[:0] if others is None else others
     layers = Affine(seen.watched, torch.cat([ins.shares, ins.shares.new_ones(len(others))]))
     logits = network(torch.cat([ins.images.to(real.dtype), others]), alpha, layers).logits

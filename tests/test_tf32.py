@@ -54,7 +54,7 @@ def test_a_step_rounds_float32_products_only_in_half_precision(dtype, before, mo
     assert seen["mapping network"]
     assert all(found == dict.fromkeys(SETTINGS, False) for found in seen["mapping network"])
     assert allowed() == before
-    monkeypatch.setattr(losses, "of_generator", None)  # a step that fails
+    monkeypatch.setattr(losses.Logistic, "of_generator", None)  # a step that fails
     with pytest.raises(TypeError):
         game.step(torch.zeros(2, 3, 16, 16), stage)
     assert allowed() == before

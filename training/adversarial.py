@@ -241,7 +241,8 @@ class AdversarialGame:
         has_penalty = stage.r1_lambda + stage.r2_lambda > 0 and stage.step % stage.r1_interval == 0
         if not has_penalty:
             on_real, on_fake = self._judge(discriminator, real, fakes.images.detach(), stage)
-            terms = losses.of_discriminator(stage.gan_loss, on_real.logits, on_fake.logits)
+            kind = losses.LOSSES[stage.gan_loss]
+            terms = kind.of_discriminator(on_real.logits, on_fake.logits)
             terms["d_identity"] = self._identity(on_fake, fakes.scenes, stage)
             loss = sum(terms.values(), real.new_zeros(()))
         else:
@@ -272,16 +273,18 @@ class AdversarialGame:
         Reals take part as stand-ins, and so do fakes if R2 or the loss needs it. Fakes are judged
         as they are in the same pass if they do not, or if the heads must guess their scenes.
         """
-        kind, fake, count = stage.gan_loss, fakes.images.detach(), len(real)
-        observes_fakes = kind == "relativistic" or stage.r2_lambda > 0
+        kind, fake, count = losses.LOSSES[stage.gan_loss], fakes.images.detach(), len(real)
+        observes_fakes = kind.compares_pairs or stage.r2_lambda > 0
         is_judged = not observes_fakes or stage.z_lambda + stage.pos_lambda > 0
         seen = self._observe(
             discriminator, torch.cat([real, fake]) if observes_fakes else real, stage
         )
-        on_real, on_fake = seen.logits[:count], seen.logits[count:]
-        slopes = losses.slopes(kind, on_real, on_fake)
+        on_real = seen.logits[:count]
+        on_fake = seen.logits[count:] if observes_fakes else torch.zeros_like(on_real)  # any value
+        slopes = kind.slopes(on_real, on_fake)
         if is_judged:
             slopes[count:] = 0
+        slopes = slopes[: len(seen.logits)]
         pulls = torch.empty_like(slopes)  # 2 strength / B, with the strength lambda / 2
         pulls[:count] = stage.r1_lambda * stage.r1_interval / count
         pulls[count:] = stage.r2_lambda * stage.r1_interval / count
@@ -291,7 +294,7 @@ class AdversarialGame:
         on_ins, judged = self._judge(
             discriminator, ins.images, others, stage, self._layers().affine(seen.watched, shares)
         )
-        terms = losses.of_discriminator(kind, on_real, judged.logits if is_judged else on_fake)
+        terms = kind.of_discriminator(on_real, judged.logits if is_judged else on_fake)
         terms["d_identity"] = self._identity(judged, fakes.scenes, stage)
         loss = sum(terms.values(), (ins.factors * on_ins.logits).sum())
         penalties = (0.5 * pulls * seen.squares()).split(count)
@@ -346,7 +349,7 @@ class AdversarialGame:
         """Update the generator by gradient accumulation over the splits; returns its mean terms.
 
         Args:
-            real: (B, 3, H, W); the relativistic loss pairs each with the fake of the same index.
+            real: (B, 3, H, W); a loss of pairs compares each with the fake of the same index.
             scenes: B scenes to render, in stage.batch_split parts.
             stage: the curriculum at this step.
             rng: stream of the per-sample draws.
@@ -356,6 +359,7 @@ class AdversarialGame:
         self.discriminator.requires_grad_(False)
         self.generator_optimizer.zero_grad(set_to_none=True)
         discriminator, layers = self._in_precision(), self._layers().normal
+        kind = losses.LOSSES[stage.gan_loss]
         means: Terms = {}
         latents, pitch, yaw = (t.chunk(stage.batch_split) for t in (scenes.latents, *scenes.poses))
         partners = self._partners(discriminator, real, scenes, stage).chunk(stage.batch_split)
@@ -365,7 +369,7 @@ class AdversarialGame:
             images = augment(fakes.images)
             with self.autocast():
                 verdict = discriminator(images, stage.alpha, layers)
-            terms = losses.of_generator(stage.gan_loss, verdict.logits, on_real, stage.topk_share)
+            terms = kind.of_generator(verdict.logits, on_real, stage.topk_share)
             terms["g_identity"] = self._identity(verdict, part_scenes, stage)
             if stage.opacity_lambda > 0:
                 clearness = losses.half_transparency(fakes.opacities)
@@ -384,7 +388,7 @@ class AdversarialGame:
         self, discriminator: Critic, real: Tensor, scenes: Scenes, stage: Stage
     ) -> Tensor:
         """Return the logits (B,) of the reals to which fakes of scenes are compared, else zeros."""
-        if stage.gan_loss == "logistic":
+        if not losses.LOSSES[stage.gan_loss].compares_pairs:
             return real.new_zeros(len(scenes.latents))
         return self._judge(discriminator, real, real[:0], stage)[0].logits
 

@@ -35,38 +35,73 @@ def relativistic(logits: Tensor, others: Tensor) -> Tensor:
     return F.softplus(others - logits).mean()
 
 
-def of_discriminator(kind: GanLoss, on_real: Tensor, on_fake: Tensor) -> dict[str, Tensor]:
-    """Return the discriminator's terms, by name, for logits of reals and fakes (B,)."""
-    if kind == "relativistic":
+class AdversarialLoss:
+    """The terms of both networks, by name, as functions of the discriminator's logits.
+
+    compares_pairs: terms depend on pairs of a real and a fake, so both need logits together.
+    """
+
+    compares_pairs = False
+
+    def of_discriminator(self, on_real: Tensor, on_fake: Tensor) -> dict[str, Tensor]:
+        """Return the discriminator's terms for logits of reals and fakes (B,)."""
+        raise NotImplementedError
+
+    def of_generator(
+        self, on_fake: Tensor, on_real: Tensor, topk_share: float
+    ) -> dict[str, Tensor]:
+        """Return the generator's terms for logits of fakes (B,).
+
+        on_real: logits (B,) of their partners; without meaning if pairs are not compared.
+        topk_share: the share of fakes that counts, the best ones; of pairs all count.
+        """
+        raise NotImplementedError
+
+    def slopes(self, on_real: Tensor, on_fake: Tensor) -> Tensor:
+        """Return the derivatives (2 B,) of the discriminator's terms by all logits, reals first."""
+        with torch.enable_grad():
+            logits = [part.detach().requires_grad_() for part in (on_real, on_fake)]
+            terms = self.of_discriminator(*logits).values()
+            return torch.cat(torch.autograd.grad(sum(terms, on_real.new_zeros(())), logits))
+
+
+class Logistic(AdversarialLoss):
+    """The non-saturating loss of pi-GAN."""
+
+    def of_discriminator(self, on_real: Tensor, on_fake: Tensor) -> dict[str, Tensor]:
+        """Do as AdversarialLoss.of_discriminator."""
+        return {
+            "d_real": logistic(on_real, is_real=True),
+            "d_fake": logistic(on_fake, is_real=False),
+        }
+
+    def of_generator(
+        self, on_fake: Tensor, on_real: Tensor, topk_share: float
+    ) -> dict[str, Tensor]:
+        """Do as AdversarialLoss.of_generator."""
+        return {"g_fake": logistic(top_k(on_fake, topk_share), is_real=True)}
+
+
+class Relativistic(AdversarialLoss):
+    """The loss of a fake beside a real; see relativistic."""
+
+    compares_pairs = True
+
+    def of_discriminator(self, on_real: Tensor, on_fake: Tensor) -> dict[str, Tensor]:
+        """Do as AdversarialLoss.of_discriminator."""
         return {"d_pair": relativistic(on_real, on_fake)}
-    return {
-        "d_real": logistic(on_real, is_real=True),
-        "d_fake": logistic(on_fake, is_real=False),
-    }
 
-
-def of_generator(
-    kind: GanLoss, on_fake: Tensor, on_real: Tensor, topk_share: float
-) -> dict[str, Tensor]:
-    """Return the generator's term, by name, for logits of fakes (B,) and their partners (B,).
-
-    The logistic loss takes the share topk_share of the best fakes, without partners.
-    """
-    if kind == "relativistic":
+    def of_generator(
+        self, on_fake: Tensor, on_real: Tensor, topk_share: float
+    ) -> dict[str, Tensor]:
+        """Do as AdversarialLoss.of_generator."""
         return {"g_pair": relativistic(on_fake, on_real)}
-    return {"g_fake": logistic(top_k(on_fake, topk_share), is_real=True)}
 
 
-def slopes(kind: GanLoss, on_real: Tensor, on_fake: Tensor) -> Tensor:
-    """Return the derivatives of the sum of of_discriminator by all logits, reals first.
-
-    Without fakes, which only the logistic loss can do without, those by the logits of reals.
-    """
-    if kind == "relativistic":
-        chances = torch.sigmoid(on_fake - on_real) / len(on_real)
-        return torch.cat([-chances, chances])
-    of_fakes = torch.sigmoid(on_fake) / max(1, len(on_fake))
-    return torch.cat([-torch.sigmoid(-on_real) / len(on_real), of_fakes])
+LOSSES: dict[GanLoss, AdversarialLoss] = {
+    "logistic": Logistic(),
+    "relativistic": Relativistic(),
+}
 
 
 def half_transparency(opacities: Tensor) -> Tensor:
