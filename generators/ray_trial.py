@@ -26,7 +26,11 @@ OPTIONS = RenderOptions(
 def fault(device: torch.device) -> str:
     """Return what is wrong with the kernels on a device, and warn of it; empty if nothing."""
     return trial.fault(
-        device, "rays are blended", lambda: _results(device, True), lambda: _results(device, False)
+        device,
+        torch.float32,
+        "rays are blended",
+        lambda: _results(device, True),
+        lambda: _results(device, False),
     )
 
 

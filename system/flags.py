@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 
 from own_modules import hear_interrupts, put_back
+from system import machine
 from system.errors import UsageError, nearest
 from system.screen import STDOUT_NAME, safe_streams
 
@@ -257,9 +258,11 @@ def resolve_device(text: str) -> torch.device:
     """Return the device that the text of --device names; "cuda" gets its index.
 
     "auto" never picks mps, which has no float64 and which we do not test: users must ask for it.
+    If it picks the CPU beside an NVIDIA GPU, a note says why.
 
     Raises:
-        UsageError: text is no device, or one that this machine does not have.
+        UsageError: text is no device, one that this machine does not have, or a GPU that this
+            build of PyTorch has no code for.
     """
     match = re.fullmatch(r"(auto|cpu|mps|cuda)(?::(\d+))?", text)
     if match is None or (match[2] is not None and match[1] != "cuda"):
@@ -269,10 +272,14 @@ def resolve_device(text: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "auto":
         kind = "cuda" if count else "cpu"
+        if not count and (note := machine.overlooked_gpu()):
+            print(f"note: {note}", file=sys.stderr)
     if kind == "cuda" and count == 0:
         raise UsageError(f"--device {text}: PyTorch sees no CUDA device here; use --device cpu")
     if kind == "cuda" and index >= count:
         raise UsageError(f"--device {text}: the devices here are cuda:0 to cuda:{count - 1}")
+    if kind == "cuda" and (reason := machine.unsupported_gpu(index)):
+        raise UsageError(f"--device {text}: {reason}")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps: PyTorch sees no Apple GPU here; use --device cpu")
     return torch.device(kind, index) if kind == "cuda" else torch.device(kind)

@@ -5,6 +5,8 @@ import ctypes
 import importlib
 import os
 import platform
+import re
+import shutil
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -47,6 +49,43 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def overlooked_gpu() -> str:
+    """Return why PyTorch does not see the NVIDIA GPU of this machine; empty if there is none."""
+    if shutil.which("nvidia-smi") is None or "CUDA_VISIBLE_DEVICES" in os.environ:
+        return ""
+    if torch.version.cuda is None:
+        return ("this machine seems to have an NVIDIA GPU, but this build of PyTorch is without "
+                "CUDA: pytorch.org tells how to install one with it")  # fmt: skip
+    return ("this machine seems to have an NVIDIA GPU, but PyTorch cannot use it: its driver may "
+            f"be too old for CUDA {torch.version.cuda}")  # fmt: skip
+
+
+def unsupported_gpu(index: int) -> str:
+    """Return why this build of PyTorch cannot compute on a CUDA device; empty if it can."""
+    built = torch.cuda.get_arch_list() if torch.version.hip is None else []
+    own = torch.cuda.get_device_capability(index) if built else (0, 0)
+    if not built or any(_runs_on(own, name) for name in built):
+        return ""
+    return (f"this build of PyTorch has no code for {torch.cuda.get_device_name(index)} (compute "
+            f"capability {own[0]}.{own[1]}; built for {', '.join(built)}): pytorch.org lists "
+            "builds for other versions of CUDA, or use --device cpu")  # fmt: skip
+
+
+def _runs_on(capability: tuple[int, int], name: str) -> bool:
+    """Return whether code of an architecture, such as sm_86 or compute_90, runs on a GPU.
+
+    Machine code (sm) runs on GPUs of its major version with the same or a later minor one,
+    intermediate code (compute) on all later ones; a letter at the end is for that one GPU alone.
+    """
+    found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", name)
+    if found is None:
+        return False
+    built = int(found[2]), int(found[3])
+    if found[4]:
+        return capability == built
+    return built <= capability and (found[1] == "compute" or built[0] == capability[0])
 
 
 def map_on_cores(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

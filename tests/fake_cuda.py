@@ -196,7 +196,12 @@ def fake_gpu(monkeypatch, kind):
     for function in (triton_field._FieldFunction, eager._FieldFunction, fast_rays._Composite):
         monkeypatch.setattr(function, "apply", both_passes(function))
     monkeypatch.setattr(AdversarialGame, "_backward", backward)
-    monkeypatch.setattr(torch.autograd, "grad", lambda _, wanted, **__: (torch.empty_like(wanted),))
+    monkeypatch.setattr(torch.autograd, "grad", gradients_like)
     with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()), WithoutDevice():
         yield found
     launching.find_blocks.cache_clear()
+
+
+def gradients_like(_, wanted, **options):
+    """Return a gradient for each of the wanted tensors, as torch.autograd.grad does."""
+    return tuple(map(torch.empty_like, wanted if isinstance(wanted, list) else [wanted]))

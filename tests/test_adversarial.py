@@ -105,6 +105,23 @@ def test_penalties_on_opacities_reach_the_generator_by_their_weights(key, term, 
     assert opacities.grad is not None
 
 
+def test_other_renders_of_a_run_have_the_precision_of_its_steps():
+    """Previews and FID are rendered outside of a step, where no autocast says so."""
+    game, _ = tiny_game("hidden_dim=256")  # narrower fields take float32 on processors
+    half = Precision(autocast_dtype=torch.bfloat16)
+    AdversarialGame(game.generator, game.discriminator, OptimizerOptions(), half, seed=0)
+    averaged = game.averages[0].averaged(game.generator)
+    film = averaged.mapping(torch.ones(1, averaged.z_dim))
+    points, directions = torch.rand(2, 1, 9, 3)
+    with torch.no_grad():
+        found = averaged.field(film)(points, directions)
+        whole = averaged.siren(points, directions, film)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            expected = averaged.siren(points, directions, film)
+    assert torch.equal(found, expected.float())
+    assert not torch.equal(found, whole)
+
+
 def test_the_same_step_gives_the_same_parameters():
     results = []
     for _ in range(2):

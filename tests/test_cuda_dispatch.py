@@ -88,6 +88,13 @@ def test_without_a_c_compiler_pytorch_serves_and_the_line_says_why(gpu, monkeypa
     assert fused_field.path_name(GPU, 256).endswith("CC names no program: no-such-compiler)")
 
 
+def test_an_environment_variable_turns_triton_off(gpu, monkeypatch):
+    gpu(8, 101_376, torch.float16)
+    monkeypatch.setenv("PIGAN_TRITON", "0")
+    path = fused_field.path_name(GPU, 256)
+    assert path == "folded, float16 (not by Triton: PIGAN_TRITON=0)"
+
+
 def test_without_the_headers_of_python_pytorch_serves_and_the_line_says_why(gpu, tmp_path):
     gpu(8, 101_376, torch.float16)
     (tmp_path / "Python.h").unlink()

@@ -130,6 +130,49 @@ class TestDevice:
             with pytest.raises(UsageError, match=f"--device {text}: PyTorch sees no CUDA device"):
                 flags.resolve_device(text)
 
+    @pytest.mark.parametrize(("cuda", "why"), [(None, "is without CUDA"), ("13.0", "driver may")])
+    def test_auto_says_why_it_takes_the_cpu_beside_an_nvidia_gpu(
+        self, cuda, why, monkeypatch, tmp_path, capsys
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert flags.resolve_device("auto") == torch.device("cpu")
+        assert capsys.readouterr().err == ""
+        (tmp_path / "nvidia-smi").touch(mode=0o755)
+        assert flags.resolve_device("auto") == torch.device("cpu")
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("note: this machine seems to have an NVIDIA GPU")
+        assert why in line
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the GPU is hidden on purpose
+        flags.resolve_device("auto")
+        flags.resolve_device("cpu")
+        assert capsys.readouterr().err == ""
+
+    @pytest.mark.parametrize(
+        ("capability", "built", "runs"),
+        [
+            ((7, 0), ["sm_75", "sm_80", "sm_90", "compute_90"], False),
+            ((8, 9), ["sm_75", "sm_80", "sm_90"], True),
+            ((7, 5), ["sm_80"], False),
+            ((9, 0), ["sm_90a"], True),
+            ((12, 0), ["sm_90a", "sm_100"], False),
+            ((12, 0), ["sm_90", "compute_90"], True),
+            ((10, 3), ["sm_100"], True),
+        ],
+    )
+    def test_a_gpu_for_which_pytorch_has_no_code(self, capability, built, runs, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla V100")
+        if runs:
+            assert flags.resolve_device("auto") == torch.device("cuda", 0)
+        else:
+            with pytest.raises(UsageError, match="no code for Tesla V100"):
+                flags.resolve_device("auto")
+
     def test_with_two_cuda_devices(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -84,6 +84,16 @@ def test_a_kernel_that_is_not_compiled_is_told_in_one_line(monkeypatch):
         assert field_fault("cpu") == "RuntimeError: out of resource: shared memory"
 
 
+def test_a_gpu_that_has_failed_ends_the_process_with_the_name_of_the_switch(monkeypatch):
+    class Kernel:
+        def __getitem__(self, grid):
+            raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(kernels, "forward_kernel", Kernel())
+    with pytest.raises(RuntimeError, match="set PIGAN_TRITON=0 in the environment"):
+        field_fault("cpu")
+
+
 def test_wrong_rays_and_layers_are_found_warned_of_once_and_not_used(monkeypatch):
     cpu = torch.device("cpu")
     from generators import ray_kernels

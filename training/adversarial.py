@@ -88,6 +88,7 @@ class AdversarialGame:
         self.discriminator = discriminator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = generator.device
         self.precision = precision
+        generator.field_dtype = precision.autocast_dtype  # of previews and FID as well
         self.seed, self.rank = seed, rank
         self.synchronize = synchronize
         self.augmentation: Augmentation | None = None  # of what the discriminator sees

@@ -21,6 +21,7 @@ def fault(device: torch.device, dtype: torch.dtype) -> str:
     """
     return trial.fault(
         device,
+        dtype,
         "the discriminator's layers are computed",
         lambda: _results(device, dtype, fused_layers.FUSED.normal),
         lambda: _results(device, dtype, fused_layers.PLAIN.normal),

@@ -42,9 +42,14 @@ class Choice:
         return f"folded, {dtype}" + (f" (not by Triton: {self.reason})" if self.reason else "")
 
 
+SWITCH = "PIGAN_TRITON"  # the environment variable that turns Triton off if it is 0
+
+
 @functools.cache
 def missing_tool() -> str:
     """Return a text that says what Triton lacks to run on this machine; empty if nothing."""
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH}=0"
     try:
         from triton.runtime import driver
     except ImportError:
