@@ -105,6 +105,8 @@ def _deviations(kind: PoseKind, count: int, rng: torch.Generator) -> Tensor:
         candidates = torch.randn(count, CANDIDATES, generator=rng)
         first_inside = (candidates.abs() < TRUNCATION).byte().argmax(dim=1, keepdim=True)
         return candidates.gather(1, first_inside)[:, 0]
+    if kind not in ("uniform", "spherical_uniform"):
+        raise ValueError(f"no draws of {kind!r} are known")
     return 2 * torch.rand(count, generator=rng) - 1
 
 

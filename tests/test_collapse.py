@@ -95,8 +95,8 @@ def losses(watch, steps, **means):
     [(0.009, 510, "near zero (9.0e-03)"), (0.6935, 1010, "guessed for 1000"), (0.5, None, "")],
 )
 def test_a_relativistic_critic_that_is_too_sure_or_only_guesses_is_reported(loss, first, words):
-    watch, stage = CollapseWatch(), curriculums.load("CelebA").at(0)
-    means = {"d_pair": loss, "d_identity": 0.5}
+    stage = curriculums.load("CelebA", overrides=["gan_loss=relativistic"]).at(0)
+    watch, means = CollapseWatch(), {"d_pair": loss, "d_identity": 0.5}
     told = {step: watch.losses(step, means, stage) for step in range(10, 1101, 10)}
     found = [(step, line) for step, lines in told.items() for line in lines]
     assert [step for step, _ in found] == ([] if first is None else [first])

@@ -34,7 +34,11 @@ def expected_names(name):
     return [f"{module}.{kind}" for module in modules for kind in ("weight", "bias")]
 
 
-@pytest.mark.parametrize("name", DISCRIMINATORS)
+@pytest.mark.parametrize(
+    "name",
+    ["ProgressiveDiscriminator", "ProgressiveEncoderDiscriminator", "StridedDiscriminator",
+     "CCSDiscriminator", "CCSEncoderDiscriminator"],
+)  # fmt: skip
 def test_state_dict_names_order_and_shapes(name):
     network = DISCRIMINATORS[name]()
     shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}

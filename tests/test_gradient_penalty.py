@@ -8,13 +8,14 @@ import torch.nn.functional as F
 
 import curriculums
 from config.stage import OptimizerOptions, Precision
-from discriminators.discriminators import DISCRIMINATORS
-from discriminators.linearized import Affine
+from discriminators.discriminators import DISCRIMINATORS, CCSDiscriminator
+from discriminators.linearized import NORMAL_LAYERS, Affine
 from generators.cameras import Poses
+from system.errors import UsageError
 from training import losses
 from training.adversarial import AdversarialGame, Fakes, Scenes
 from training.losses import LOSSES
-from training.penalty import observe, stand_ins
+from training.penalty import observe, require_affine, stand_ins
 
 STRENGTH = 0.7
 
@@ -130,6 +131,40 @@ def test_half_precision_has_the_direction_of_float64(bias, dtype):
     found = torch.cat([g.flatten() for g in gradients(loss, network)]).double()
     assert torch.cosine_similarity(found, expected, dim=0) > 0.995
     assert found.norm() / expected.norm() == pytest.approx(1, abs=0.02)
+
+
+class Mixing(CCSDiscriminator):
+    """Its last layer sees the mean of the batch."""
+
+    def outputs(self, images, alpha, layers=NORMAL_LAYERS):
+        outputs = super().outputs(images, alpha, layers)
+        return outputs + 0.1 * outputs.mean(0)
+
+
+class Smooth(CCSDiscriminator):
+    """It is not affine anywhere."""
+
+    def outputs(self, images, alpha, layers=NORMAL_LAYERS):
+        return torch.tanh(super().outputs(images, alpha, layers))
+
+
+class Unseen(CCSDiscriminator):
+    """A rectifier of its own, of whose slope `layers` knows nothing."""
+
+    def outputs(self, images, alpha, layers=NORMAL_LAYERS):
+        return F.leaky_relu(super().outputs(images, alpha, layers), 0.2)
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_the_included_discriminators_pass_the_check_of_the_start(name):
+    require_affine(DISCRIMINATORS[name](width=8, latent_dim=4))
+
+
+@pytest.mark.parametrize("kind", [Mixing, Smooth, Unseen])
+def test_a_discriminator_whose_penalties_would_be_wrong_is_refused(kind):
+    torch.manual_seed(3)
+    with pytest.raises(UsageError, match=f"discriminator {kind.__name__}: its gradient penalties"):
+        require_affine(kind(width=8, latent_dim=4))
 
 
 def small_game(name):

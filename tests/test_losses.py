@@ -57,11 +57,18 @@ def test_every_loss_that_a_curriculum_can_name_exists():
     assert set(LOSSES) == set(get_args(GanLoss))
 
 
-@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("kind", EXPECTED_SLOPES)
 def test_slopes_are_the_derivatives_of_the_discriminators_terms(kind):
     expected = torch.tensor(EXPECTED_SLOPES[kind]) / len(LOGITS[0])  # both terms are means
     with torch.no_grad():
         torch.testing.assert_close(LOSSES[kind].slopes(*LOGITS), expected)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_loss_says_what_a_guessing_discriminator_has(kind):
+    terms = LOSSES[kind].of_discriminator(torch.zeros(3), torch.zeros(3))
+    chance = LOSSES[kind].chance or {name: float(term) for name, term in terms.items()}
+    assert {name: float(term) for name, term in terms.items()} == pytest.approx(chance)
 
 
 @pytest.mark.parametrize("kind", LOSSES)

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from faults import assert_same_state
 import curriculums
 import train
 from discriminators.discriminators import Verdict
-from generators.cameras import PoseDistribution, Poses, sample_poses
+from generators.cameras import PoseDistribution, PoseKind, Poses, sample_poses
 from metrics import pose_response
 from metrics.pose_response import fit_response, true_moments
 from training import collapse, photo_cameras
@@ -19,7 +20,7 @@ from training.adversarial import Fakes, Scenes
 from training.collapse import CollapseWatch
 from training.photo_cameras import Seen, complaint
 
-KINDS = ["gaussian", "uniform", "hybrid", "truncated_gaussian", "spherical_uniform", "mean"]
+KINDS = get_args(PoseKind)
 
 
 def distribution(kind, **changes):

@@ -117,7 +117,9 @@ def expected_names(name, num_layers=8):
     return names + [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize(
+    "name", ["TALLSIREN", "SPATIALSIRENBASELINE", "EmbeddingPiGAN128", "EmbeddingPiGAN256"]
+)
 def test_state_dict_names_order_and_shapes(name):
     field = FIELDS[name]()
     assert list(field.state_dict()) == expected_names(name)

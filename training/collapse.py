@@ -5,7 +5,6 @@ The means are those that the log reads anyway, so no step waits for its device.
 Legend: K objects, R rays, S samples per ray.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, NamedTuple
@@ -23,6 +22,7 @@ from generators.volumetric_rendering import (
     stratified_depths,
 )
 from siren.film import Film
+from training.losses import LOSSES
 
 Sign = Literal["loss", "blind", "heads", "empty", "full", "alike", "pitch", "yaw"]
 Axis = Literal["pitch", "yaw"]
@@ -31,7 +31,6 @@ PROBE_SIZE = 16  # pixels per side
 NOTHING, MATTER = 1e-3, 0.5  # opacity of a sample below which it is air, above which it is solid
 ALMOST_ALL = 0.999  # share of the samples
 ALIKE = 0.5 / 255  # deviation between objects, of colors in [0, 1]: half a step of a png
-CRITIC_TERMS = ("d_real", "d_fake", "d_pair")  # each is ln 2 if the discriminator only guesses
 LOSS_AT_ZERO = 1e-2  # sum of the discriminator's terms
 GUESSING = 0.998  # share of the loss of a discriminator that only guesses
 DIVERGED = 3.0  # times the error of heads that answer 0 to everything
@@ -110,11 +109,13 @@ class CollapseWatch:
 
     def losses(self, step: int, means: Mapping[str, float], stage: Stage) -> list[str]:
         """Return warnings from the means of the loss terms over the steps before step."""
-        terms = [means[name] for name in CRITIC_TERMS if name in means]
-        critic, share = sum(terms), sum(terms) / (len(terms) * math.log(2))
-        lines = self._note("loss", step, critic, is_seen=critic < LOSS_AT_ZERO)
-        is_guessing = GUESSING < share < 2 - GUESSING  # far above, it is wrong, and learns
-        lines += self._note("blind", step, share, is_seen=is_guessing)
+        lines = []
+        if chance := LOSSES[stage.gan_loss].chance:
+            critic = sum(means[name] for name in chance)
+            share = critic / sum(chance.values())
+            lines += self._note("loss", step, critic, is_seen=critic < LOSS_AT_ZERO)
+            is_guessing = GUESSING < share < 2 - GUESSING  # far above, it is wrong, and learns
+            lines += self._note("blind", step, share, is_seen=is_guessing)
         zero_answer = stage.z_lambda + stage.pos_lambda * mean_square(stage.poses)
         if zero_answer > 0:
             ratio = means["d_identity"] / zero_answer

@@ -6,6 +6,7 @@ terms come with the published code.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -39,9 +40,12 @@ class AdversarialLoss:
     """The terms of both networks, by name, as functions of the discriminator's logits.
 
     compares_pairs: terms depend on pairs of a real and a fake, so both need logits together.
+    chance: the discriminator's terms, by name, where it only guesses (all logits are 0). Warnings
+    that it guesses or is too sure compare with them; without them there are none.
     """
 
     compares_pairs = False
+    chance: Mapping[str, float] = {}
 
     def of_discriminator(self, on_real: Tensor, on_fake: Tensor) -> dict[str, Tensor]:
         """Return the discriminator's terms for logits of reals and fakes (B,)."""
@@ -68,6 +72,8 @@ class AdversarialLoss:
 class Logistic(AdversarialLoss):
     """The non-saturating loss of pi-GAN."""
 
+    chance = {"d_real": math.log(2), "d_fake": math.log(2)}
+
     def of_discriminator(self, on_real: Tensor, on_fake: Tensor) -> dict[str, Tensor]:
         """Do as AdversarialLoss.of_discriminator."""
         return {
@@ -86,6 +92,7 @@ class Relativistic(AdversarialLoss):
     """The loss of a fake beside a real; see relativistic."""
 
     compares_pairs = True
+    chance = {"d_pair": math.log(2)}
 
     def of_discriminator(self, on_real: Tensor, on_fake: Tensor) -> dict[str, Tensor]:
         """Do as AdversarialLoss.of_discriminator."""

@@ -3,16 +3,20 @@
 Legend: B images. Source of the penalties: Mescheder et al. 2018, equation 9.
 """
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from discriminators.discriminators import Verdict
-from discriminators.linearized import RecordedLayers
+from discriminators.discriminators import PyramidDiscriminator, Verdict
+from discriminators.linearized import Affine, RecordedLayers
+from system.errors import UsageError
 
 Critic = Callable[..., Verdict]  # a discriminator: its arguments are those of its forward
+CHECKED_SHARES = (1.0, -0.5, 0.3, 0.0)  # factors on images
+CHECKED_SIZE = 8  # pixels per side: all levels are alike, and large ones take seconds
 
 
 class Observed(NamedTuple):
@@ -53,6 +57,34 @@ def observe(
     (gradients,) = torch.autograd.grad(outputs, wanted)
     gradients = gradients if scale is None else gradients / scale
     return Observed(images, logits.detach(), gradients, watched)
+
+
+@torch.no_grad()
+def require_affine(discriminator: PyramidDiscriminator) -> None:
+    """Check on small random images that stand-ins give the penalties of this discriminator.
+
+    They do if it is affine around each image under the slopes that `layers` records, and if no
+    layer mixes the images of a batch. Computed in float64 on the CPU.
+
+    Raises:
+        UsageError: they do not.
+    """
+    network = copy.deepcopy(discriminator).cpu().double()
+    rng, alpha = torch.Generator().manual_seed(0), 0.5
+    images = torch.randn(len(CHECKED_SHARES), 3, CHECKED_SIZE, CHECKED_SIZE, generator=rng).double()
+    shares = images.new_tensor(CHECKED_SHARES)
+    watched = RecordedLayers()
+    logits = network(images, alpha, watched).logits
+    scaled = shares[:, None, None, None] * images
+    affine = network(scaled, alpha, Affine(watched, shares)).logits
+    alone = network(images[:1], alpha).logits
+    error = torch.cat([affine - shares * logits, alone - logits[:1]]).abs().max()
+    if error > 1e-6 * logits.abs().max():
+        raise UsageError(
+            f"discriminator {type(discriminator).__name__}: its gradient penalties would be wrong, "
+            "because a layer mixes images or does not go through `layers` (CONTRIBUTING.md, "
+            '"Adding a discriminator")'
+        )
 
 
 class StandIns(NamedTuple):

@@ -21,6 +21,7 @@ from training import notes, state
 from training.adversarial import AdversarialGame
 from training.augmentation import Augmentation, augmentation_of
 from training.options import TrainOptions, dataset_options
+from training.penalty import require_affine
 from training.start import (
     OPTIONS_FILE,
     Start,
@@ -95,6 +96,7 @@ def set_up(place: Place, options: TrainOptions, start: Start) -> Setup:
         require_unchanged(start, options.output_dir)
     start = agree(place, start, options)
     game = build_game(place, start.curriculum, start.seed)
+    require_affine(game.discriminator)
     game.augmentation, about = _augmentation(place, start)
     progress = Progress()
     if start.content is not None:
