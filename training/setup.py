@@ -96,7 +96,9 @@ def set_up(place: Place, options: TrainOptions, start: Start) -> Setup:
         require_unchanged(start, options.output_dir)
     start = agree(place, start, options)
     game = build_game(place, start.curriculum, start.seed)
-    require_affine(game.discriminator)
+    stages = [start.curriculum.at(first) for first, _ in start.curriculum.stages]
+    if any(stage.r1_lambda + stage.r2_lambda > 0 for stage in stages):
+        require_affine(game.discriminator)
     game.augmentation, about = _augmentation(place, start)
     progress = Progress()
     if start.content is not None:

@@ -1,8 +1,7 @@
 """Launch Triton kernels on the right GPU, with block sizes that fit it.
 
 The sizes were chosen by compiling for each architecture (tests/test_triton_compiles.py) with Triton
-3.6, 3.7 and 3.9: the largest ones that fit the shared memory and hardly spill registers in their
-loops.
+3.6 and 3.9: the largest ones that fit the shared memory and hardly spill registers in their loops.
 """
 
 import functools
