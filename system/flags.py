@@ -272,7 +272,8 @@ def resolve_device(text: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "auto":
         kind = "cuda" if count else "cpu"
-        if not count and (note := machine.overlooked_gpu()):
+        is_first = os.environ.get("LOCAL_RANK", "0") == "0"  # of a machine's, under torchrun
+        if not count and is_first and (note := machine.overlooked_gpu()):
             print(f"note: {note}", file=sys.stderr)
     if kind == "cuda" and count == 0:
         raise UsageError(f"--device {text}: PyTorch sees no CUDA device here; use --device cpu")

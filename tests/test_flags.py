@@ -144,6 +144,9 @@ class TestDevice:
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("note: this machine seems to have an NVIDIA GPU")
         assert why in line
+        monkeypatch.setenv("LOCAL_RANK", "1")  # the first process of the machine says it
+        flags.resolve_device("auto")
+        monkeypatch.delenv("LOCAL_RANK")
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the GPU is hidden on purpose
         flags.resolve_device("auto")
         flags.resolve_device("cpu")
