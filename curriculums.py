@@ -212,6 +212,7 @@ _RECIPE: dict[str | int, Any] = {
     "discriminator": "CCSDiscriminator",
     "resize": "points",
     "shares_fakes": True,
+    "shares_jitter": True,
     "lock_view_dependence": True,  # colors do not depend on the viewing direction
     "fade_steps": 200,
     "density_noise_steps": 500,

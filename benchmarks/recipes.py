@@ -51,6 +51,7 @@ def pairs(first: float, rest: float) -> list[str]:
 # Changes of Demo.
 RECIPES: dict[str, list[str]] = {
     "Demo": [],
+    "samples of a ray move one by one": ["shares_jitter=false"],
     "fakes rendered twice": ["shares_fakes=false"],
     "64 channels everywhere": ["discriminator_width=64"],
     "more against half-transparency": ["opacity_lambda=6"],

@@ -1,8 +1,8 @@
 """Compare renders of few samples per ray with converged ones: python -m benchmarks.samples.
 
-For both ways of drawing fine samples (docs/method.md, section 6): how much colors, depths and
-normals differ from a render with many samples, for objects of a generator (default: the included
-one). Prints the table.
+For both ways of drawing fine samples (docs/method.md, section 6), and for both ways of moving
+samples at random in training (section 3): how much colors, depths and normals differ from a render
+with many samples, for objects of a generator (default: the included one). Prints the table.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,12 @@ from system import flags
 
 SIZE, OBJECTS = 64, 6
 MANY = 400  # coarse samples, and as many fine ones
+WAYS: dict[str, dict[str, Any]] = {
+    "as they are": {"spreads_weights": False},
+    "spread": {"spreads_weights": True},
+    "as they are, each sample moved": {"spreads_weights": False, "shares_jitter": False},
+    "as they are, all of a ray moved": {"spreads_weights": False, "shares_jitter": True},
+}
 POSES = Poses(torch.tensor([0.9]), torch.tensor([0.8]))
 
 
@@ -42,10 +48,16 @@ class Seen(NamedTuple):
 
 
 @torch.no_grad()
-def look(generator: ImplicitGenerator3d, films: Film, options: RenderOptions) -> Seen:
+def look(
+    generator: ImplicitGenerator3d, films: Film, options: RenderOptions, *, is_jittered: bool
+) -> Seen:
     """Render all objects; normals are NaN where a pixel is at an edge of its surface."""
     poses = Poses(*(angle.expand(OBJECTS) for angle in POSES))
-    view = generator.render(films, poses, options, points_per_chunk=generator.points_per_chunk)
+    view = generator.render(
+        films, poses, options,
+        rng=torch.Generator().manual_seed(0) if is_jittered else None,
+        points_per_chunk=generator.points_per_chunk,
+    )  # fmt: skip
     shown = surface(view, poses, options)
     points = torch.where(shown.is_clear[..., None], surface_points(shown), torch.nan)
     return Seen(view.images, shown.depths, shown.is_clear, surface_normals(points))
@@ -76,13 +88,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     generator, rng = saved.generator, torch.Generator().manual_seed(0)
     films = generator.mapping(torch.randn(OBJECTS, generator.z_dim, generator=rng))
     options = saved.curriculum.preview_render(saved.last_step, SIZE)
-    wanted = look(generator, films, replace(options, num_steps=args.many))
+    finest = replace(options, num_steps=args.many)
+    wanted = look(generator, films, finest, is_jittered=False)
     rows = []
-    for spreads in (False, True):
+    for name, changes in WAYS.items():
         for count in args.samples:
-            few = replace(options, num_steps=count, spreads_weights=spreads)
-            found = row(look(generator, films, few), wanted, options.far - options.near)
-            rows.append(("spread" if spreads else "as they are", f"{count} + {count}", *found))
+            few = replace(options, num_steps=count, **changes)
+            seen = look(generator, films, few, is_jittered="shares_jitter" in changes)
+            found = row(seen, wanted, options.far - options.near)
+            rows.append((name, f"{count} + {count}", *found))
     columns = ["weights", "samples", "colors, dB", "depth error, % of range", "normals, degrees"]
     print(Table(columns, rows).markdown())
 

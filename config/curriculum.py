@@ -170,6 +170,7 @@ class Curriculum:
             background=background,
             lock_view_dependence=settings.lock_view_dependence,
             scene_radius=settings.scene_radius,
+            shares_jitter=settings.shares_jitter,
         )
 
     def evaluation_render(self, step: int, *, is_locked: bool = False) -> RenderOptions:

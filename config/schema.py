@@ -96,6 +96,8 @@ class Settings:
     eval_last_back: bool = False
     lock_view_dependence: bool = False
     scene_radius: Annotated[float, Range(0, 0.999)] | None = None  # nothing farther from the middle
+    # In training the samples of a ray move by one random number; published: each by its own.
+    shares_jitter: bool = False
     density_noise_steps: NonNegative = 5000.0
     preview_size: Count = 128
     # The game

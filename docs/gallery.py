@@ -15,9 +15,11 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import curriculums
 from checkpoint_io import checkpoints
 from system import flags
 from system.errors import UsageError, choose
@@ -170,6 +172,12 @@ def take_over(run: Path) -> None:
     write_file(DEMO / OPTIONS, json_bytes(kept, indent=1) + b"\n")
 
 
+def _changed(saved: checkpoints.SavedGenerator, name: str) -> str:
+    """Return flags for what the preset of that name says otherwise since the training."""
+    then, now = (asdict(part.settings) for part in (saved.curriculum, curriculums.load(name)))
+    return "".join(f" --set {key}={then[key]}" for key in then if then[key] != now[key])
+
+
 def about_demo() -> str:
     """Return the text of assets/demo/README.md: the generator's training and its figures."""
     saved = checkpoints.load_generator(DEMO / NETWORKS[0])
@@ -201,7 +209,8 @@ def about_demo() -> str:
         "# The included generator\n\n"
         "This command trained `generator.pth` and its averaged weights `ema.pth` (decay 0.999):\n\n"
         f"    python train.py --curriculum {options['curriculum_name']} --seed {options['seed']} "
-        f"--num_processes {options['processes']} --output_dir runs/demo\n\n"
+        f"--num_processes {options['processes']} --output_dir runs/demo"
+        f"{_changed(saved, options['curriculum_name'])}\n\n"
         "`options.json` contains the curriculum, `log.jsonl` is the log of the run, and "
         "`previews.png` is its last preview.\n\n"
         f"| | |\n|---|---|\n{table}\n\n"

@@ -58,7 +58,8 @@ def _results(device: torch.device, by_kernels: bool) -> list[Tensor]:
         )
     else:
         density = activated_density(first.detach(), OPTIONS, rng=None)
-        found = importance_depths(depths, compositing_weights(density, depths), STEPS, rng=None)
+        weights = compositing_weights(density, depths)
+        found = importance_depths(depths, weights, STEPS, quantiles=None)
         merged, both = merge((depths, first), (fine, second))
         rgb, depth, opacity = composite(both, merged, OPTIONS, rng=None)
     pixels = torch.cat([rgb, depth[..., None], opacity[..., None]], dim=-1)

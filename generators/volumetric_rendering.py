@@ -41,6 +41,8 @@ class RenderOptions:
     ends at the ball instead of standing for the rest of the ray.
     spreads_weights: fine samples are drawn by spread_weights of the coarse ones, which finds a
     surface between two coarse samples; the published code draws by the weights as they are.
+    shares_jitter: with a stream, one random number moves all coarse samples of a ray, and one all
+    quantiles of its fine samples, so that they stay evenly spaced; the published code moves each.
     Raises ValueError where the numbers describe no ray.
     """
 
@@ -56,6 +58,7 @@ class RenderOptions:
     lock_view_dependence: bool = False
     scene_radius: float | None = None
     spreads_weights: bool = False
+    shares_jitter: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.near < self.far:
@@ -110,6 +113,14 @@ def _uniform(shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tens
     return torch.rand(shape, generator=rng, device=rng.device).to(like)
 
 
+def _jitter(
+    shape: tuple[int, ...], like: Tensor, options: RenderOptions, rng: torch.Generator
+) -> Tensor:
+    """Draw numbers in [0, 1) for samples of that shape, with the last axis 1 if they share them."""
+    shape = (*shape[:-1], 1) if options.shares_jitter else shape
+    return _uniform(shape, like, rng)
+
+
 def _normal(shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=rng, device=rng.device).to(like)
 
@@ -128,10 +139,14 @@ def depth_range(rays: Rays, options: RenderOptions) -> tuple[Tensor, Tensor]:
 
 
 def stratified_depths(rays: Rays, options: RenderOptions, *, rng: Rng) -> Tensor:
-    """Return depths (B, R, S), evenly spaced, each jittered by up to half a spacing.
+    """Return depths (B, R, S), evenly spaced, jittered by up to half a spacing.
 
     The first and the last are near and far, as published. In a bounded scene, where the last sample
-    stands for no more than the others, each is in the middle of its interval.
+    stands for no more than the others, each is in the middle of its interval. Each is moved by a
+    number of its own, or all of a ray by the same (shares_jitter).
+
+    Sources: NeRF, section 4; systematic sampling (Cochran 1977, chapter 8), whose estimates vary
+    less than stratified ones where neighbouring samples are alike.
     """
     shape = (*rays.origins.shape[:2], options.num_steps)
     like = rays.origins
@@ -147,7 +162,7 @@ def stratified_depths(rays: Rays, options: RenderOptions, *, rng: Rng) -> Tensor
         depths = near + spacing * middles
     if rng is None:
         return depths
-    return depths + (_uniform(shape, depths, rng) - 0.5) * spacing
+    return depths + (_jitter(shape, depths, options, rng) - 0.5) * spacing
 
 
 def query(field: Field, rays: Rays, depths: Tensor, options: RenderOptions) -> Tensor:
@@ -214,10 +229,26 @@ def spread_weights(weights: Tensor) -> Tensor:
     return F.pad(weights[..., :-1], (1, 0)) / 2 + weights + F.pad(weights[..., 1:], (0, 1))
 
 
-def importance_depths(depths: Tensor, weights: Tensor, count: int, *, rng: Rng) -> Tensor:
-    """Draw depths (B, R, count) from the distribution of the coarse weights by inverting its CDF.
+def fine_quantiles(
+    like: Tensor, count: int, options: RenderOptions, *, rng: torch.Generator
+) -> Tensor:
+    """Draw quantiles (B, R, count) in [0, 1) of fine samples, for rays of like (B, R, S).
+
+    Each is uniform, as published; with shares_jitter they are evenly spaced, moved together.
+    """
+    drawn = _jitter((*like.shape[:-1], count), like, options, rng)
+    if not options.shares_jitter:
+        return drawn
+    return (torch.arange(count, device=like.device) + drawn) / count
+
+
+def importance_depths(
+    depths: Tensor, weights: Tensor, count: int, *, quantiles: Tensor | None
+) -> Tensor:
+    """Return depths (B, R, count) at quantiles of the distribution of the coarse weights.
 
     The bins lie between the mid-points of the coarse depths (B, R, S) and have the inner weights.
+    quantiles (B, R, count) are in [0, 1), evenly spaced if None.
 
     Source: NeRF (Mildenhall et al. 2020), section 5.2; floors and search side as published.
     """
@@ -225,11 +256,10 @@ def importance_depths(depths: Tensor, weights: Tensor, count: int, *, rng: Rng) 
     mass = weights[..., 1:-1] + 2 * WEIGHT_FLOOR  # (B, R, S - 2)
     mass = mass / mass.sum(dim=-1, keepdim=True)
     cdf = F.pad(mass.cumsum(dim=-1), (1, 0))  # (B, R, S - 1)
-    shape = (*depths.shape[:-1], count)
-    if rng is None:
-        u = ((torch.arange(count, device=depths.device) + 0.5) / count).to(depths).expand(shape)
-    else:
-        u = _uniform((shape[0] * shape[1], count), depths, rng).view(shape)
+    u = quantiles
+    if u is None:
+        u = ((torch.arange(count, device=depths.device) + 0.5) / count).to(depths)
+        u = u.expand(*depths.shape[:-1], count)
     above = torch.searchsorted(cdf, u.contiguous())
     below = (above - 1).clamp(min=0)
     above = above.clamp(max=cdf.shape[-1] - 1)
@@ -314,16 +344,17 @@ def _fine_depths(
     samples: Tensor, depths: Tensor, options: RenderOptions, rng: Rng, end: Tensor | None
 ) -> Tensor:
     """Draw the fine depths (B, R, S) by the weights of coarse samples (B, R, S, 4)."""
-    count = options.num_steps
+    count, noise, quantiles = options.num_steps, None, None
     if not fast_rays.is_supported(samples):
         density = activated_density(samples, options, rng=rng)
         weights = compositing_weights(density, depths, end=end)
         weights = spread_weights(weights) if options.spreads_weights else weights
-        return importance_depths(depths, weights, count, rng=rng)
-    noise = quantiles = None
+        if rng is not None:
+            quantiles = fine_quantiles(depths, count, options, rng=rng)
+        return importance_depths(depths, weights, count, quantiles=quantiles)
     if rng is not None:
         noise = _normal(depths.shape, depths, rng)
-        quantiles = _uniform((depths[..., 0].numel(), count), depths, rng)
+        quantiles = fine_quantiles(depths, count, options, rng=rng)
     return fast_rays.importance_depths(
         samples, depths, count, options, noise=noise, quantiles=quantiles, end=end
     )

@@ -86,6 +86,12 @@ def test_training_draws_by_the_weights_as_they_are_and_renders_spread_them():
     assert celeba.preview_render(0, 8).spreads_weights
 
 
+def test_our_recipe_shares_jitter_and_the_published_ones_do_not():
+    assert curriculums.load("Demo").at(0).render.shares_jitter
+    assert not curriculums.load("CelebA").at(0).render.shares_jitter
+    assert curriculums.load("CelebA", overrides=["shares_jitter=true"]).at(0).render.shares_jitter
+
+
 def test_overrides_are_typed_by_the_schema():
     curriculum = curriculums.load(
         "Demo", overrides=["r1_lambda=1", "0.batch_size=8", "white_back=false", "betas=(0.5, 0.9)"]

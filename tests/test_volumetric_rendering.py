@@ -14,6 +14,7 @@ from generators.volumetric_rendering import (
     composite,
     compositing_weights,
     depth_range,
+    fine_quantiles,
     importance_depths,
     rays_that_hit,
     render_rays,
@@ -90,7 +91,7 @@ def test_importance_depths_are_quantiles_of_the_piecewise_cdf():
     depths = torch.linspace(0, 1, 5, dtype=torch.float64)[None, None]  # edges at 1/8, 3/8, 5/8, 7/8
     # The weights at the ends do not count.
     weights = torch.tensor([[[9.0, 1.0, 2.0, 1.0, 9.0]]], dtype=torch.float64)
-    found = importance_depths(depths, weights, 4, rng=None)
+    found = importance_depths(depths, weights, 4, quantiles=None)
     # Mass 1/4, 1/2, 1/4 in bins of width 1/4; quantiles 1/8, 3/8, 5/8, 7/8.
     expected = torch.tensor([[[0.25, 0.4375, 0.5625, 0.75]]], dtype=torch.float64)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
@@ -99,12 +100,39 @@ def test_importance_depths_are_quantiles_of_the_piecewise_cdf():
 def test_importance_samples_follow_the_weights():
     depths = torch.linspace(0, 1, 7, dtype=torch.float64).expand(1, 1, 7)
     weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 4.0, 2.0, 0.0], dtype=torch.float64)[None, None]
-    rng = torch.Generator().manual_seed(3)
-    found = importance_depths(depths, weights, 100_000, rng=rng)[0, 0]
+    quantiles = torch.rand(1, 1, 100_000, generator=torch.Generator().manual_seed(3))
+    found = importance_depths(depths, weights, 100_000, quantiles=quantiles.double())[0, 0]
     edges = torch.linspace(1 / 12, 11 / 12, 6, dtype=torch.float64)
     share = torch.histogram(found, edges).hist / len(found)
     expected = torch.tensor([0.3, 0.0, 0.1, 0.4, 0.2], dtype=torch.float64)
     torch.testing.assert_close(share, expected, atol=0.005, rtol=0)
+
+
+@pytest.mark.parametrize("shares_jitter", [True, False])
+@pytest.mark.parametrize("radius", [None, 0.15])
+def test_shared_jitter_puts_one_sample_into_each_stretch_as_long_as_the_spacing(
+    radius, shares_jitter
+):
+    opts = options(shares_jitter=shares_jitter, scene_radius=radius, background="white")
+    rays = rays_of(size=32)
+    depths = stratified_depths(rays, opts, rng=torch.Generator().manual_seed(2))
+    near, far = depth_range(rays, opts)
+    spacing = (far - near) / (7 if radius is None else 8)
+    start = near + 2.3 * spacing  # anywhere
+    is_inside = (depths >= start[..., None]) & (depths < (start + spacing)[..., None])
+    counts = is_inside.sum(-1)[far > near].double()
+    assert counts.mean() == pytest.approx(1, abs=0.03)  # without bias in either case
+    assert (counts == 1).all() == shares_jitter
+
+
+def test_shared_jitter_keeps_quantiles_evenly_spaced_and_uniform():
+    like, rng = torch.empty(4, 1000, 3, dtype=torch.float64), torch.Generator().manual_seed(4)
+    quantiles = fine_quantiles(like, 5, options(shares_jitter=True), rng=rng)
+    torch.testing.assert_close(quantiles.diff(dim=-1), torch.full((4, 1000, 4), 0.2).double())
+    first = quantiles[..., 0].flatten()
+    assert 0 <= first.min() < 0.001 < 0.199 < first.max() < 0.2
+    assert first.std() == pytest.approx(0.2 / math.sqrt(12), rel=0.02)
+    assert quantiles.max() < 1
 
 
 def test_spread_weights_reach_the_bin_before_and_half_of_the_one_behind():
