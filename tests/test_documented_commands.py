@@ -38,6 +38,7 @@ TINY = {
     "--film_steps 1",
     "fid_evaluation": "--img_size 8",
     "eval_metrics": "--num_objects 1 --consistency_size 8 --device cpu",
+    "estimate_cameras": "--num_photos 200 --device cpu",  # of test_own_photos
     "prepare_photos": "--kind crop --size 16",  # the photos of this test are noise
     "train_encoder": "--steps 1 --batch_size 2 --renders_per_step 2 --device cpu",
     "viewer": "--save_picture --image_size 8 --num_steps 4 --device cpu",
