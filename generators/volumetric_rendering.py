@@ -232,7 +232,7 @@ def spread_weights(weights: Tensor) -> Tensor:
 def fine_quantiles(
     like: Tensor, count: int, options: RenderOptions, *, rng: torch.Generator
 ) -> Tensor:
-    """Draw quantiles (B, R, count) in [0, 1) of fine samples, for rays of like (B, R, S).
+    """Draw quantiles (B, R, count) in [0, 1] of fine samples, for rays of like (B, R, S).
 
     Each is uniform, as published; with shares_jitter they are evenly spaced, moved together.
     """
@@ -248,7 +248,7 @@ def importance_depths(
     """Return depths (B, R, count) at quantiles of the distribution of the coarse weights.
 
     The bins lie between the mid-points of the coarse depths (B, R, S) and have the inner weights.
-    quantiles (B, R, count) are in [0, 1), evenly spaced if None.
+    quantiles (B, R, count) are in [0, 1], evenly spaced if None.
 
     Source: NeRF (Mildenhall et al. 2020), section 5.2; floors and search side as published.
     """
