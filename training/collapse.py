@@ -24,7 +24,7 @@ from generators.volumetric_rendering import (
 from siren.film import Film
 from training.losses import LOSSES
 
-Sign = Literal["loss", "blind", "heads", "empty", "full", "alike", "pitch", "yaw"]
+Sign = Literal["loss", "blind", "heads", "empty", "full", "alike", "cameras"]
 Axis = Literal["pitch", "yaw"]
 
 PROBE_SIZE = 16  # pixels per side
@@ -41,8 +41,7 @@ PATIENCE: dict[Sign, int] = {
     "empty": 1000,
     "full": 500,
     "alike": 1000,
-    "pitch": 500,
-    "yaw": 500,
+    "cameras": 500,
 }
 REPEAT_STEPS = 2000  # between two lines about the same sign
 
@@ -61,8 +60,7 @@ _TEXTS: dict[Sign, str] = {
     "gen_lr or density_scale",
     "alike": "all objects have looked alike for {steps} steps (they differ by {value:.1e} of the "
     "color range); lower gen_lr, or raise topk_v",
-    "pitch": "{value}, for {steps} steps now; cameras that fit make better shapes",
-    "yaw": "{value}, for {steps} steps now; cameras that fit make better shapes",
+    "cameras": "{value}, for {steps} steps now; cameras that fit make better shapes",
 }
 
 
@@ -104,8 +102,8 @@ class CollapseWatch:
     """Warns of signs that last; remembers since when each has been seen."""
 
     def __init__(self) -> None:
-        self._since: dict[Sign, int] = {}
-        self._told: dict[Sign, int] = {}
+        self._since: dict[tuple[Sign, str], int] = {}
+        self._told: dict[tuple[Sign, str], int] = {}
 
     def losses(self, step: int, means: Mapping[str, float], stage: Stage) -> list[str]:
         """Return warnings from the means of the loss terms over the steps before step."""
@@ -130,23 +128,28 @@ class CollapseWatch:
             *self._note("alike", step, probe.deviation, is_seen=probe.deviation < ALIKE),
         ]
 
-    def compared(self, step: int, complaints: Mapping[Axis, str | None]) -> list[str]:
-        """Return warnings from a comparison of the photos' cameras with the curriculum's."""
+    def compared(self, step: int, differences: Mapping[str, str | None]) -> list[str]:
+        """Return warnings from a comparison of the photos' cameras with the curriculum's.
+
+        A text lasts while its key has one: guesses that waver around the truth differ both ways.
+        """
         return [
             line
-            for axis, text in complaints.items()
-            for line in self._note(axis, step, text or "", is_seen=text is not None)
+            for key, text in differences.items()
+            for line in self._note("cameras", step, text or "", is_seen=text is not None, key=key)
         ]
 
-    def _note(self, sign: Sign, step: int, value: float | str, *, is_seen: bool) -> list[str]:
+    def _note(
+        self, sign: Sign, step: int, value: float | str, *, is_seen: bool, key: str = ""
+    ) -> list[str]:
         if not is_seen:
-            self._since.pop(sign, None)
+            self._since.pop((sign, key), None)
             return []
-        steps = step - self._since.setdefault(sign, step)
-        told = self._told.get(sign)
+        steps = step - self._since.setdefault((sign, key), step)
+        told = self._told.get((sign, key))
         if steps < PATIENCE[sign] or (told is not None and step - told < REPEAT_STEPS):
             return []
-        self._told[sign] = step
+        self._told[sign, key] = step
         return [_TEXTS[sign].format(value=value, steps=steps)]
 
 

@@ -104,8 +104,8 @@ def figures(found: Mapping[Axis, Seen]) -> dict[str, float]:
     }
 
 
-def complaint(axis: Axis, seen: Seen, poses: PoseDistribution) -> str | None:
-    """Return how photos and curriculum differ in an axis, None where they agree well enough.
+def differences(axis: Axis, seen: Seen, poses: PoseDistribution) -> dict[str, str | None]:
+    """Return what is wrong with the curriculum in an axis by direction, None where nothing is.
 
     Spreads are stated as the curriculum's key has them: half-widths where the kind is uniform.
     """
@@ -113,15 +113,18 @@ def complaint(axis: Axis, seen: Seen, poses: PoseDistribution) -> str | None:
     mean_key, spread_key = KEYS[axis]
     stated = poses.pitch_spread if axis == "pitch" else poses.yaw_spread
     own_mean = poses.pitch_mean if axis == "pitch" else poses.yaw_mean
-    parts = []
-    if abs(seen.spread - seen.curriculum_spread) > allowed:
-        wide = stated * seen.spread / seen.curriculum_spread
-        parts.append(f"{wide:.2g} wide in {axis}, the curriculum says {stated:.2g} ({spread_key})")
+    wide = stated * seen.spread / seen.curriculum_spread
     offset = seen.mean - seen.curriculum_mean
-    if abs(offset) > allowed:
-        side = SIDES[axis][offset < 0]
-        parts.append(
-            f"from {abs(offset):.2g} {'further to ' if axis == 'yaw' else ''}{side} than the "
-            f"curriculum's middle ({mean_key} {own_mean:.4g})"
-        )
-    return f"your photos look {' and '.join(parts)}" if parts else None
+    side = SIDES[axis][offset < 0]
+    width = (f"your photos look {wide:.2g} wide in {axis}, the curriculum says {stated:.2g} "
+             f"({spread_key})")  # fmt: skip
+    middle = (
+        f"your photos look from {abs(offset):.2g} {'further to ' if axis == 'yaw' else ''}{side} "
+        f"than the curriculum's middle ({mean_key} {own_mean:.4g})"
+    )
+    return {
+        f"{axis} wider": width if seen.spread - seen.curriculum_spread > allowed else None,
+        f"{axis} narrower": width if seen.curriculum_spread - seen.spread > allowed else None,
+        f"{axis} more": middle if offset > allowed else None,
+        f"{axis} less": middle if -offset > allowed else None,
+    }

@@ -152,9 +152,10 @@ class Keeper:
         if not found:
             return
         self.log.measured_all(step, "cameras", photo_cameras.figures(found))
-        complaints = {a: photo_cameras.complaint(a, seen, stage.poses) for a, seen in found.items()}
-        for line in self.watch.compared(step, complaints):
-            self.log.warn(step, line)
+        for axis, seen in found.items():
+            differences = photo_cameras.differences(axis, seen, stage.poses)
+            for line in self.watch.compared(step, differences):
+                self.log.warn(step, line)
 
     def _write_previews(self) -> None:
         step = self.progress.step
