@@ -30,7 +30,7 @@ from system.screen import progress_bar
 from training.options import dataset_options
 
 STREAM = 0x43414D00  # keeps its stream apart from those of other purposes with the same seed
-MAX_SIZE = 128  # pixels; thousands of renders are in memory at once
+MAX_SIZE = 64  # pixels; the covariance of larger renders does not fit into memory
 
 
 def build_parser() -> flags.ArgumentParser:

@@ -27,7 +27,7 @@ LEAST_PITCH_REACH, LEAST_YAW_REACH = 0.5, 1.0  # radians
 POLE_DISTANCE = 0.05  # radians between the grid and the poles
 ALL_AROUND = 2.2  # radians of reach in yaw from which the grid is a whole circle
 PITCHES, YAWS = 9, 18  # of the grid
-ROUNDS = 4  # of measuring the response where the photos seem to be
+ROUNDS = 6  # of measuring the response where the photos seem to be
 LEAST_WIDTH = 0.2  # of these weights, in deviations of the known angles
 LEAST_FORM = 0.25  # of the same, the narrowest distribution whose form is told
 FLAT_CIRCLE = 0.3  # length of the mean direction below which yaws are all around
@@ -49,7 +49,7 @@ class Effort(NamedTuple):
         return self.objects * PITCHES * YAWS + self.others
 
 
-WHOLE, QUICK = Effort(16, 600), Effort(8, 300)
+WHOLE, QUICK = Effort(40, 2000), Effort(8, 600)
 
 
 class Grid(NamedTuple):
@@ -158,41 +158,72 @@ def _angles(grid: Grid, posterior: Tensor) -> tuple[Tensor, Tensor]:
     return posterior @ pitch, torch.atan2(posterior @ yaw.sin(), posterior @ yaw.cos())
 
 
-def find_angle(photos: Guesses, others: Guesses, angles: Tensor) -> Found:
+def near(angles: Tensor, found: Found) -> Tensor:
+    """Return weights (M,) of known angles (M,) that follow what was found; all 1 if that is NaN.
+
+    They are those of a normal distribution, which is no narrower than LEAST_WIDTH.
+    """
+    if math.isnan(found.spread):
+        return torch.ones_like(angles)
+    width = max(found.spread, LEAST_WIDTH * float(angles.std()))
+    return torch.exp(-((angles - found.mean) ** 2) / (2 * width**2))
+
+
+def find_angle(
+    photos: Guesses, others: Guesses, angles: Tensor, weights: Tensor, beside: Tensor
+) -> Found:
     """Return the distribution of an angle on the photos.
 
-    others are guesses of renders with known angles (M,). Their response, guess = slope * angle +
-    offset + noise, is measured with weights that follow what is found, in ROUNDS rounds. The
-    errors of both halves of a photo are nearly independent, whatever makes photos harder than
-    renders, so that
+    others are guesses of renders with known angles (M,), float64. Their response, guess =
+    slope * angle + offset + noise, is measured where the photos seem to be: with weights (M,) of
+    the angle times those of the other angle, beside (M,). The errors of both halves of a photo are
+    nearly independent, whatever makes photos harder than renders, so that
 
         variance = (cov(upper, lower) - cov(their noise)) / (slope of upper * slope of lower)
     """
-    weights = torch.ones_like(angles, dtype=torch.float64)
     share = fit_response(others.whole, angles).share
     unclear = Found(math.nan, math.nan, math.nan, share, 0.0)
     total = float(photos.whole.var(correction=0))
     if share < LEAST_SHARE or total <= 0:
         return unclear
-    for _ in range(ROUNDS):
-        whole = fit_response(others.whole, angles, weights)
-        ends = [fit_response(part, angles, weights) for part in others.halves]
-        if min(whole.slope, *(end.slope for end in ends)) <= 0:
-            return unclear
-        mean = (float(photos.whole.mean()) - whole.offset) / whole.slope
-        left = [g - e.slope * angles - e.offset for g, e in zip(others.halves, ends, strict=True)]
-        noise = float((weights * left[0] * left[1]).sum() / weights.sum())
-        shared = float(torch.cov(photos.halves, correction=0)[0, 1]) - noise
-        spread = math.sqrt(max(0.0, shared / (ends[0].slope * ends[1].slope)))
-        width = max(spread, LEAST_WIDTH * float(angles.std()))
-        weights = torch.exp(-((angles - mean) ** 2) / (2 * width**2)).double()
+    weights = weights * beside
+    whole = fit_response(others.whole, angles, weights)
+    ends = [fit_response(part, angles, weights) for part in others.halves]
+    if min(whole.slope, *(end.slope for end in ends)) <= 0:
+        return unclear
+    mean = (float(photos.whole.mean()) - whole.offset) / whole.slope
+    left = [g - e.slope * angles - e.offset for g, e in zip(others.halves, ends, strict=True)]
+    noise = float((weights * left[0] * left[1]).sum() / weights.sum())
+    shared = float(torch.cov(photos.halves, correction=0)[0, 1]) - noise
+    spread = math.sqrt(max(0.0, shared / (ends[0].slope * ends[1].slope)))
     explained = (whole.slope * spread) ** 2 / total
     if spread < LEAST_FORM * float(angles.std()):
         return Found(mean, spread, 0.0, share, explained)
-    inside = ((angles - mean).abs() <= math.sqrt(3) * spread).double()
+    inside = beside * ((angles - mean).abs() <= math.sqrt(3) * spread)
     normal = _tails(others.halves, weights)
     flatness = (_tails(photos.halves) - normal) / (_tails(others.halves, inside) - normal)
     return Found(mean, spread, flatness, share, explained)
+
+
+def find_angles(
+    photos: list[Guesses], others: list[Guesses], known: Poses, *, is_circle: bool
+) -> tuple[Found, Found]:
+    """Return pitch and yaw of the photos, from renders with known cameras, in ROUNDS rounds.
+
+    Each angle is found where the other seems to be, because one is guessed less well where the
+    other is far from the middle.
+    """
+    pitches, yaws = known.pitch.double(), known.yaw.double()
+    of_pitch, of_yaw = torch.ones_like(pitches), torch.ones_like(yaws)
+    for _ in range(ROUNDS):
+        pitch = find_angle(photos[0], others[0], pitches, of_pitch, of_yaw)
+        of_pitch = near(pitches, pitch)
+        if is_circle:
+            yaw = find_direction(photos[1], others[1], yaws)
+        else:
+            yaw = find_angle(photos[1], others[1], yaws, of_yaw, of_pitch)
+            of_yaw = near(yaws, yaw)
+    return pitch, yaw
 
 
 def _tails(halves: Tensor, weights: Tensor | None = None) -> float:
@@ -266,6 +297,4 @@ def search(
     on_photos, on_others = guess(
         grid, torch.stack(renders), outlines(photos.cpu()), torch.cat(ahead)
     )
-    pitch = find_angle(on_photos[0], on_others[0], known.pitch)
-    find = find_direction if grid.is_circle else find_angle
-    return pitch, find(on_photos[1], on_others[1], known.yaw)
+    return find_angles(on_photos, on_others, known, is_circle=grid.is_circle)

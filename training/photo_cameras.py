@@ -57,7 +57,7 @@ def learned(
         replace(options, image_size=size),
         curriculum.settings.z_dist,
         rng=stream(game.seed, 0, step, Purpose.CAMERAS, 2),
-        effort=camera_search.QUICK,
+        effort=camera_search.QUICK if step < LEARN_SELDOM else camera_search.WHOLE,
     )
     return found_cameras.step_towards(found, poses)
 
