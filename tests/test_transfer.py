@@ -38,7 +38,7 @@ def other_game(*overrides):
 
 def test_a_run_gives_its_average_and_its_discriminator(tmp_path):
     source = saved_run(tmp_path)
-    game, curriculum = other_game("fov=12", "box_side=0.24", "dataset=Images")
+    game, curriculum = other_game("fov=12", "dataset=Images")
     networks, line = read_networks(tmp_path, curriculum)
     load_networks(networks, game)
     assert all(same(parameters_of(game.generator), source.averages[0].shadow))
@@ -48,6 +48,23 @@ def test_a_run_gives_its_average_and_its_discriminator(tmp_path):
         assert average.num_updates == 0
     assert line.startswith(f"transfer from {tmp_path}: generator all ")
     assert "; discriminator all " in line
+
+
+@torch.no_grad()
+def test_objects_of_another_size_stay_as_opaque(tmp_path):
+    source, trained = tiny_game("box_side=0.5", "density_scale=3")
+    state.save_state(tmp_path, source, trained, state.Progress(7))
+    game, curriculum = other_game("box_side=0.24", "density_scale=7")
+    load_networks(read_networks(tmp_path, curriculum)[0], game)
+    before, after = source.generator, game.generator
+    points = torch.rand(50, 3, generator=torch.Generator().manual_seed(0)) / 4
+    latent = torch.ones(1, before.z_dim)
+    optical_depths = [
+        side * generator.density(generator.mapping(latent))(side * points)
+        for generator, side in ((before, 0.5), (after, 0.24))
+    ]
+    torch.testing.assert_close(*optical_depths, rtol=1e-4, atol=1e-5)
+    assert optical_depths[0].std() > 1e-3
 
 
 def test_a_file_gives_the_generator_alone(tmp_path):

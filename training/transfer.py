@@ -1,7 +1,8 @@
 """Start a new run from the networks of another one: --transfer.
 
 Tensors are copied where name and shape fit; the others keep their fresh values. Optimizers, step
-and schedules begin anew, so the first stage fades in again.
+and schedules begin anew, so the first stage fades in again. Objects become as large as box_side
+says, and the density head is scaled so that they stay as opaque as they were.
 """
 
 from collections.abc import Mapping
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from checkpoint_io import checkpoints
 from checkpoint_io.network_state import unfilled
 from config.curriculum import Curriculum
+from siren.siren import FilmSiren
 from system.errors import UsageError, nearest_path
 from training.adversarial import AdversarialGame
 
 MOST_NAMED = 3  # tensors that the line names
+UNSCALED_SIDE = 2  # of the cube [-1, 1], that of a field without box_side
 Networks = dict[str, dict[str, Tensor]]  # tensors by name, of "generator" and "discriminator"
 
 
@@ -40,8 +43,9 @@ def read_networks(source: Path, curriculum: Curriculum) -> tuple[Networks, str]:
     beside = source / "discriminator.pth"
     if source.is_dir() and beside.is_file():
         found["discriminator"] = checkpoints.load_discriminator(beside, saved.curriculum)[1]
+    generator = unfilled(curriculum.build_generator)
     own = {
-        "generator": unfilled(curriculum.build_generator).state_dict(),
+        "generator": generator.state_dict(),
         "discriminator": unfilled(curriculum.build_discriminator).state_dict(),
     }
     networks: Networks = {}
@@ -50,12 +54,21 @@ def read_networks(source: Path, curriculum: Curriculum) -> tuple[Networks, str]:
         state = found[name].state_dict() if name in found else {}
         networks[name] = _fitting(state, expected)
         parts.append(f"{name} {_counted(networks[name], expected)}")
+    factor = _opacity_per_side(saved.generator.siren) / _opacity_per_side(generator.siren)
+    for name in ("siren.final_layer.weight", "siren.final_layer.bias"):
+        if name in networks["generator"]:
+            networks["generator"][name] = factor * networks["generator"][name]
     count, total = len(networks["generator"]), len(own["generator"])
     if 2 * count < total:
         raise UsageError(f"--transfer {source}: only {count} of {total} tensors of the generator "
                          f"have the shapes of curriculum {curriculum.name}; its model, hidden_dim "
                          f"and mapping_hidden_dim must be those of {path}")  # fmt: skip
     return networks, f"transfer from {path.parent if source.is_dir() else path}: {'; '.join(parts)}"
+
+
+def _opacity_per_side(field: FilmSiren) -> float:
+    """Return the optical depth of the field's box where the density head's output is 1."""
+    return field.density_scale * (field.box_side or UNSCALED_SIDE)
 
 
 def _fitting(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
