@@ -57,6 +57,7 @@ RECIPES: dict[str, list[str]] = {
     "more against half-transparency": ["opacity_lambda=6"],
     "islands allowed": ["island_lambda=0"],
     "antialiased pictures": ["resize=antialias"],
+    "a third of the density": ["density_scale=3"],  # but for faces, whose cameras set it
     "half the frequencies": ["box_side=1"],  # but for faces, whose cameras set it
     "half the frequencies, islands allowed": ["box_side=1", "island_lambda=0"],
     "half the rates at 32 pixels": ["1500.gen_lr=2e-4", "1500.disc_lr=4e-4"],
@@ -69,7 +70,7 @@ CAMERAS = {
     "cars": ["dataset=Carla"],
     "faces": ["dataset=Images", "fov=12", "ray_start=0.88", "ray_end=1.12", "sample_dist=gaussian",
               f"v_mean={math.pi / 2}", "h_stddev=0.3", "v_stddev=0.155", "box_side=0.48",
-              "scene_radius=0.15", "density_scale=7"],
+              "scene_radius=0.15", "density_scale=21"],
 }  # fmt: skip
 
 
