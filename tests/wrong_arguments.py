@@ -291,7 +291,7 @@ OF_OTHERS = {  # the command, what is right, and what is wrong
             ([], "no such file"),
             (["--no_such_flag"], "unknown flag"),
             (["--image_size", "0"], "--image_size"),
-            (["--image_size", "5000"], "must be at most 128"),
+            (["--image_size", "5000"], "must be at most 64"),
             (["--num_photos", "0"], "--num_photos"),
             (["--device", "gpu"], "--device gpu"),
             (["--ema", "ema3"], "--ema"),
