@@ -215,14 +215,14 @@ def find_angles(
     """
     pitches, yaws = known.pitch.double(), known.yaw.double()
     of_pitch, of_yaw = torch.ones_like(pitches), torch.ones_like(yaws)
+    yaw = find_direction(photos[1], others[1], yaws) if is_circle else None
     for _ in range(ROUNDS):
         pitch = find_angle(photos[0], others[0], pitches, of_pitch, of_yaw)
         of_pitch = near(pitches, pitch)
-        if is_circle:
-            yaw = find_direction(photos[1], others[1], yaws)
-        else:
+        if not is_circle:
             yaw = find_angle(photos[1], others[1], yaws, of_yaw, of_pitch)
             of_yaw = near(yaws, yaw)
+    assert yaw is not None  # for the type checker
     return pitch, yaw
 
 

@@ -16,7 +16,7 @@ import estimate_cameras
 import train
 from checkpoint_io import checkpoints
 from config import curriculum as curricula
-from generators.cameras import PoseDistribution, project, sample_poses
+from generators.cameras import PoseDistribution, Poses, project, sample_poses
 from generators.generators import View
 from metrics import camera_search, found_cameras
 from metrics.found_cameras import Found
@@ -96,6 +96,21 @@ def test_the_distribution_of_photos_is_found_whatever_the_curriculum_says(before
     assert after.yaw_spread == pytest.approx(yaw, rel=0.15)
     assert after.pitch_spread == pytest.approx(pitch, rel=0.15)
     assert (after.yaw_mean, after.pitch_mean) == pytest.approx((1.67, 1.57), abs=0.05)
+
+
+def test_an_angle_is_found_where_the_other_one_is():
+    rng = torch.Generator().manual_seed(5)
+
+    def guesses(pitch, yaw):  # of pitch less well from the side
+        exact = [pitch * torch.cos(1.2 * yaw), yaw]
+        noisy = [x + 0.05 * torch.randn(2, len(x), generator=rng).double() for x in exact]
+        return [camera_search.Guesses(halves.mean(0), halves) for halves in noisy]
+
+    known = Poses(*(2 * torch.rand(2, 4000, generator=rng).double() - 1))
+    photos = torch.tensor([[0.15], [0.2]]) * torch.randn(2, 4000, generator=rng).double()
+    found = camera_search.find_angles(guesses(*photos), guesses(*known), known, is_circle=False)
+    # Over all yaws pitch has a slope of 0.78 instead of 0.97, and would seem 0.19 wide.
+    assert [each.spread for each in found] == pytest.approx([0.15, 0.2], rel=0.05)
 
 
 def test_cameras_all_around_are_found_and_their_yaw_keeps_its_zero(capsys):
