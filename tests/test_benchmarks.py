@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -381,8 +382,42 @@ def test_a_comparison_goes_on_where_it_was_stopped_and_makes_its_table(tmp_path,
     assert trained == [("new", "toycars", 100), ("new", "toycars", 200)]
     columns, rows = recipes.table(tmp_path / "recipes", 1)  # the second part ends after 80 s
     machine = table.processor()
-    assert columns[1:] == ["processor", "toycars", "runs"]
-    assert sorted(rows) == [("new", machine, 25.0, 1), ("old", machine, 30.0, 1)]
+    assert columns[1:] == ["processor", "toycars", "minutes", "runs"]
+    assert rows == [("new", machine, 25.0, 2 / 3, 1), ("old", machine, 30.0, 2 / 3, 1)]
+
+
+def test_a_comparison_of_first_steps_ends_there_and_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path)
+    monkeypatch.setattr(recipes, "lite_features", lambda: None)
+    monkeypatch.setattr(recipes, "train", lambda job, run, stop: 10.0)
+    monkeypatch.setattr(recipes, "measure", lambda *_: 20.0)
+    recipes.main(["--steps", "150", "--part", "100", "--recipes", "Demo", "--seeds", "1", "2"])
+    assert not list((tmp_path / "recipes").glob("*.json"))
+    _, rows = recipes.table(tmp_path / "recipes" / "150_steps", 24)
+    assert rows == [("Demo", table.processor(), 20.0, 1 / 3, 2)]
+
+
+def test_kid_is_measured_at_twice_the_size_that_was_trained_last(tmp_path, monkeypatch):
+    job = recipes.Job("tiny", "toycars", ["hidden_dim=8", "num_layers=1"], None, 0)
+    step, sizes = 1500, []
+    saved = SimpleNamespace(last_step=step - 1, generator=None)
+    monkeypatch.setattr(recipes.checkpoints, "load_generator", lambda path: saved)
+    monkeypatch.setattr(
+        recipes, "sample_image", lambda g, i, o: torch.zeros(3, *2 * [o.render.image_size])
+    )
+
+    def open_images(options, size, *, cache_dir):
+        assert options.resize == "antialias"
+        return SimpleNamespace(spread=lambda count: torch.zeros(count, 3, size, size))
+
+    monkeypatch.setattr(recipes.datasets, "open_images", open_images)
+
+    def features(images):
+        sizes.append(images.shape[-1])
+        return torch.randn(len(images), 4, dtype=torch.float64)
+
+    recipes.measure(job, tmp_path / "run", 4, features)
+    assert sizes == [16, 16]  # rendered at 32; the second stage would be 32
 
 
 def test_a_set_of_a_comparison_needs_known_cameras():
