@@ -38,6 +38,7 @@ LOSSES = {
     "g_pair": "generator, pairs",
     "g_identity": "generator, identity",
     "g_opacity": "half-transparency",
+    "g_eikonal": "slopes",
     "g_islands": "islands",
 }
 RATES = {"generator_lr": "generator", "discriminator_lr": "discriminator"}

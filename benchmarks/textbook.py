@@ -54,7 +54,8 @@ class TextbookField(FilmSiren):
         density = self.final_layer(x) * self.density_scale
         x = self.color_layer_sine.layer(torch.cat([directions, x], dim=-1))
         x = torch.sin(color_frequencies[:, None] * x + color_phases[:, None])
-        return torch.cat([self.color_layer_linear(x), density], dim=-1)
+        samples = torch.cat([self.color_layer_linear(x), density], dim=-1)
+        return self._as_densities(self.encode(points), samples)
 
 
 def twin_of(siren: FilmSiren) -> TextbookField:
@@ -68,6 +69,7 @@ def twin_of(siren: FilmSiren) -> TextbookField:
         mapping_hidden_dim=first.out_features,
         box_side=siren.box_side,
         density_scale=siren.density_scale,
+        surface_width=None if siren.surface is None else siren.surface.width,
     )
     twin.load_state_dict(siren.state_dict())
     return twin.to(next(siren.parameters()).device)

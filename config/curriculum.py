@@ -140,6 +140,7 @@ class Curriculum:
             r2_lambda=settings.r2_lambda,
             r1_interval=settings.r1_interval,
             opacity_lambda=settings.opacity_lambda,
+            eikonal_lambda=settings.eikonal_lambda,
             island_lambda=settings.island_lambda,
             shares_fakes=settings.shares_fakes,
             z_lambda=settings.z_lambda,
@@ -224,6 +225,7 @@ class Curriculum:
                 mapping_hidden_dim=settings.mapping_hidden_dim,
                 box_side=settings.box_side,
                 density_scale=settings.density_scale,
+                surface_width=settings.surface_width,
             )
         )
 
@@ -304,6 +306,8 @@ def _check(curriculum: Curriculum) -> None:
                 f"{where}: img_size is {stage.img_size}, but {settings.discriminator} has levels "
                 f"for {', '.join(map(str, sizes))}"
             )
+        if settings.eikonal_lambda > 0 and settings.surface_width is None:
+            raise UsageError(f"{where}: eikonal_lambda needs a surface_width")
         if stage.batch_split > stage.batch_size:
             raise UsageError(
                 f"{where}: batch_split {stage.batch_split} is more than batch_size "

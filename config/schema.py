@@ -62,6 +62,8 @@ class Settings:
     mapping_hidden_dim: Width = 256
     box_side: Positive | None = None  # cube that the field scales to [-1, 1]; None: the class's own
     density_scale: Positive = 1.0  # factor on the raw density
+    # Density is a sigmoid of this width (scene units) of a signed distance; None: learned freely.
+    surface_width: Positive | None = None
     # The most channels of a layer; or a tuple, those of each level from 2 x 2 pixels up, of which
     # larger levels have the last. None: 400.
     discriminator_width: Width | tuple[Width, ...] | None = None
@@ -111,6 +113,7 @@ class Settings:
     r2_lambda: NonNegative = 0.0  # penalty on the gradient at fakes, as r1_lambda at reals (R3GAN)
     r1_interval: Count = 1  # steps between both penalties, each that many times stronger
     opacity_lambda: NonNegative = 0.0  # the generator's penalty on half-transparent rays
+    eikonal_lambda: NonNegative = 0.0  # that on slopes of the signed distance other than 1
     # The generator's penalty on opaque parts that are not connected with the object in an image.
     island_lambda: NonNegative = 0.0
     # Both updates of a step use the same generated images, rendered once. Needs batch_split 1.
@@ -128,7 +131,13 @@ class Settings:
 _ONCE = {
     "the networks are built once": (
         *("model", "generator", "discriminator", "latent_dim", "hidden_dim", "num_layers"),
-        *("mapping_hidden_dim", "box_side", "density_scale", "discriminator_width"),
+        *(
+            "mapping_hidden_dim",
+            "box_side",
+            "density_scale",
+            "surface_width",
+            "discriminator_width",
+        ),
     ),
     "the pictures are opened once": (
         *("dataset", "dataset_path", "num_images", "crop", "flip", "resize", "augment"),

@@ -46,16 +46,21 @@ def take_shape(
     """Extract the shape of one object, film (1, F), from the region of a cube.
 
     options are those of its renders, poses the training cameras. iso_level: raw density of the
-    surface; None chooses the one that matches the renders. is_dense: evaluate every voxel, not only
-    those near the surface. keeps_all: keep every connected component, not only the largest.
-    visible_only: cut away what no training camera can see. name is the object's in messages;
-    progress is called with the numbers of points evaluated and needed so far. Raises UsageError if
-    there is no surface in the cube.
+    surface; None chooses the one that matches the renders, or that of a distance of 0. is_dense:
+    evaluate every voxel, not only those near the surface. keeps_all: keep every connected
+    component, not only the largest. visible_only: cut away what no training camera can see. name is
+    the object's in messages; progress is called with the numbers of points evaluated and needed so
+    far. Raises UsageError if there is no surface in the cube.
     """
-    density = generator.density(film)
+    density, kind = generator.density(film), generator.siren.surface
+    if kind is not None and iso_level is None:
+        iso_level = kind.level
     grid = DensityGrid(density, cube, radius=options.scene_radius, progress=progress)
     surface_level = _evaluate(grid, poses, name, options, iso_level, is_dense)
-    mesh = surface.surface_mesh(grid.inside.numpy(), cube, surface_level)
+    values, value = grid.inside, torch.tensor(surface_level)
+    if kind is not None:
+        values, value = kind.inverse(values), kind.inverse(value)
+    mesh = surface.surface_mesh(values.numpy(), cube, float(value))
     if visible_only:
         mesh = visibility.visible_part(mesh, poses, options, spacing=cube.spacing)
     if len(mesh.triangles) and not keeps_all:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from siren.film import CustomMappingNetwork, Film, FiLMLayer
 from siren.fused import fused_field
+from siren.surface import Surface
 
 SINE_FREQUENCY = 25.0  # assumed by the initialisation of every layer but the first
 PUBLISHED_BOX_SIDE = 0.24  # scene units; points in this cube are scaled to [-1, 1]
@@ -37,7 +38,9 @@ class FilmSiren(nn.Module):
         box_side: side of the cube that is scaled to [-1, 1], scene units; None is the class's own.
         density_scale: factor on the density head's output. A surface in a scene much smaller than
             one unit needs a density of hundreds; without the factor the head takes thousands of
-            steps to reach it.
+            steps to reach it. With a surface_width, it is a factor on distances in scene units.
+        surface_width: with it the density head gives signed distances; see siren.surface. Objects
+            begin as balls whose radius is a quarter of box_side, or 0.5 without one.
     """
 
     default_hidden_dim = 256
@@ -53,12 +56,17 @@ class FilmSiren(nn.Module):
         mapping_hidden_dim: int = 256,
         box_side: float | None = None,
         density_scale: float = 1.0,
+        surface_width: float | None = None,
     ) -> None:
         super().__init__()
         self.z_dim = z_dim
         self.density_scale = density_scale
         self.hidden_dim = width = hidden_dim or self.default_hidden_dim
         self.box_side = box_side or self.default_box_side
+        self.unit = self.box_side / 2 if self.box_side else 1.0  # scene units
+        self.surface = None
+        if surface_width is not None:
+            self.surface = Surface(surface_width, self.unit / 2)
         self.num_inputs = 3  # of the first layer
         if self.embedding_shape is not None:
             channels, side, scale = self.embedding_shape
@@ -125,10 +133,16 @@ class FilmSiren(nn.Module):
                 their color layer.
         """
         encoded = self.encode(points)
-        if fused_field.is_supported(encoded):
-            field = self._fast(film) if prepared is None else prepared
-            return fused_field.evaluate(field, encoded, directions, skips_clear=skips_clear)
-        return self.reference(encoded, directions, film)
+        if not fused_field.is_supported(encoded):
+            return self.reference(encoded, directions, film)
+        field = self._fast(film) if prepared is None else prepared
+        clear_below = None
+        if skips_clear and self.surface is not None:
+            clear_below = self.surface.clear_below(points.detach())
+        samples = fused_field.evaluate(
+            field, encoded, directions, skips_clear=skips_clear, clear_below=clear_below
+        )
+        return self._as_densities(encoded, samples)
 
     def reference(self, encoded: Tensor, directions: Tensor, film: Film) -> Tensor:
         """Compute forward layer by layer as in the paper; encoded is encode(points)."""
@@ -138,7 +152,19 @@ class FilmSiren(nn.Module):
         seen_from = directions.repeat_interleave(share, dim=1)  # (B, P, 3)
         color_film, change = film.layers(self.hidden_dim)[-1], self.weight_changes(film)[-1]
         features = self.color_layer_sine(torch.cat([seen_from, x], dim=-1), *color_film, change)
-        return torch.cat([self.color_layer_linear(features), density], dim=-1)
+        samples = torch.cat([self.color_layer_linear(features), density], dim=-1)
+        return self._as_densities(encoded, samples)
+
+    def _as_densities(self, encoded: Tensor, samples: Tensor) -> Tensor:
+        """Return samples (..., 4) of encoded points with the head's raw outputs as densities."""
+        if self.surface is None:
+            return samples
+        density = self.surface.densities(self._positions(encoded), samples[..., 3])
+        return torch.cat([samples[..., :3], density[..., None]], dim=-1)
+
+    def _positions(self, encoded: Tensor) -> Tensor:
+        """Return the points (B, P, 3), in scene units, that were encoded."""
+        return encoded[..., -3:] * self.unit
 
     def density(
         self, points: Tensor, film: Film, *, prepared: fused_field.JoinedField | None = None
@@ -149,14 +175,33 @@ class FilmSiren(nn.Module):
         forward.
         """
         encoded = self.encode(points)
-        if fused_field.is_supported(encoded) and not torch.is_grad_enabled():
-            return fused_field.density(self._fast(film) if prepared is None else prepared, encoded)
-        return self.reference_density(encoded, film)
+        if torch.is_grad_enabled() or not fused_field.is_supported(encoded):
+            return self.reference_density(encoded, film)
+        raw = fused_field.density(self._fast(film) if prepared is None else prepared, encoded)
+        if self.surface is None:
+            return raw
+        return self.surface.densities(points, raw)
 
     def reference_density(self, encoded: Tensor, film: Film) -> Tensor:
         """Compute density layer by layer as in the paper; encoded is encode(points)."""
-        density: Tensor = self.final_layer(self._trunk(encoded, film)) * self.density_scale
-        return density[..., 0]
+        raw = self._reference_raw(encoded, film)
+        if self.surface is None:
+            return raw
+        return self.surface.densities(self._positions(encoded), raw)
+
+    def distances(self, points: Tensor, film: Film) -> Tensor:
+        """Return signed distances (B, P) of points (B, P, 3), differentiable twice.
+
+        Raises:
+            ValueError: the field has no surface_width, so that its head gives densities.
+        """
+        if self.surface is None:
+            raise ValueError("a field without surface_width has no distances")
+        return self.surface.distances(points, self._reference_raw(self.encode(points), film))
+
+    def _reference_raw(self, encoded: Tensor, film: Film) -> Tensor:
+        raw: Tensor = self.final_layer(self._trunk(encoded, film)) * self.density_scale
+        return raw[..., 0]
 
     def _trunk(self, encoded: Tensor, film: Film) -> Tensor:
         """Return the features (B, P, H) that both heads use."""

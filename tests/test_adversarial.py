@@ -105,6 +105,31 @@ def test_penalties_on_opacities_reach_the_generator_by_their_weights(key, term, 
     assert opacities.grad is not None
 
 
+def test_the_penalty_on_slopes_trains_the_generator_alone():
+    surface = "surface_width=0.01", "density_scale=0.05"
+    game, curriculum = tiny_game(*surface, "eikonal_lambda=2", "r1_lambda=0", "0.r1_lambda=0")
+    before = parameters_of(game.discriminator)
+    stage = curriculum.at(0)
+    shape = (4, adversarial.SLOPE_POINTS, 3)
+    points = torch.rand(shape, generator=torch.Generator().manual_seed(5)) - 0.5
+    scenes = game.draw_scenes(4, stage, rng=torch.Generator().manual_seed(2))
+    siren, film = game.generator.siren, game.generator.mapping(scenes.latents)
+    wanted = losses.eikonal(lambda x: siren.distances(x, film), points * stage.render.visible_side)
+    wanted.backward()
+    gradient = siren.final_layer.weight.grad.clone()
+    slopes = game._slopes(scenes.latents, stage, torch.Generator().manual_seed(5))
+    game.generator.zero_grad()
+    slopes.backward()
+    torch.testing.assert_close(slopes, wanted)
+    torch.testing.assert_close(siren.final_layer.weight.grad, gradient)
+    assert gradient.abs().max() > 0
+    rng = torch.Generator().manual_seed(0)
+    terms = game.generator_step(real_images(), scenes, stage, rng=rng)
+    assert terms["g_eikonal"].item() == pytest.approx(2 * slopes.item(), rel=0.5)  # other points
+    assert all(torch.equal(*pair) for pair in zip(parameters_of(game.discriminator), before,
+                                                  strict=True))  # fmt: skip
+
+
 def test_other_renders_of_a_run_have_the_precision_of_its_steps():
     """Previews and FID are rendered outside of a step, where no autocast says so."""
     game, _ = tiny_game("hidden_dim=256")  # narrower fields take float32 on processors

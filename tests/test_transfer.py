@@ -67,6 +67,25 @@ def test_objects_of_another_size_stay_as_opaque(tmp_path):
     assert optical_depths[0].std() > 1e-3
 
 
+@torch.no_grad()
+def test_surfaces_keep_their_shape_in_a_scene_of_another_size(tmp_path):
+    changes = "density_scale=0.1", "surface_width=0.01"
+    source, trained = tiny_game("box_side=0.5", *changes)
+    state.save_state(tmp_path, source, trained, state.Progress(7))
+    game, curriculum = other_game("box_side=0.25", *changes)
+    load_networks(read_networks(tmp_path, curriculum)[0], game)
+    points = torch.rand(1, 50, 3, generator=torch.Generator().manual_seed(0)) / 4
+    distances = [
+        side * generator.siren.distances(points / side, generator.mapping(torch.ones(1, 4)))
+        for generator, side in ((source.generator, 1), (game.generator, 2))
+    ]
+    torch.testing.assert_close(*distances)
+    game, curriculum = other_game()  # its densities are learned freely
+    networks, line = read_networks(tmp_path, curriculum)
+    assert "siren.final_layer.weight" not in networks["generator"]
+    assert "siren.final_layer.weight" in line
+
+
 def test_a_file_gives_the_generator_alone(tmp_path):
     saved_run(tmp_path)
     (tmp_path / "ema.pth").unlink()

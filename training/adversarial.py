@@ -7,6 +7,7 @@ Source: pi-GAN (Chan et al. 2021), section 3.3.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from training.halves import converted
 from training.health import DISCRIMINATOR, GENERATOR, Health, poison
 from training.penalty import Critic, Observed, observe, stand_ins
 
+SLOPE_POINTS = 64  # per object, at which the slope of its distance is measured
 INITIAL_LOSS_SCALE = 2.0**15
 # The gradient of R1 starts with its scale itself, and float16 ends at 65,504. It passes all layers
 # of the discriminator, so its scale leaves room for them to enlarge it 64 times.
@@ -332,6 +334,14 @@ class AdversarialGame:
         """Return the verdicts on images (B, 3, H, W) as in a step."""
         return self._judge(self._in_precision(), images, images[:0], stage)[0]
 
+    def _slopes(self, latents: Tensor, stage: Stage, rng: torch.Generator) -> Tensor:
+        """Return the eikonal term at random points of what cameras see, in float32."""
+        shape = (len(latents), SLOPE_POINTS, 3)
+        points = torch.rand(shape, generator=rng, device=rng.device).to(self.device) - 0.5
+        film = self.generator.mapping(latents)
+        distances = partial(self.generator.siren.distances, film=film)
+        return losses.eikonal(distances, points * stage.render.visible_side)
+
     @staticmethod
     def _identity(verdict: Verdict, scenes: Scenes, stage: Stage) -> Tensor:
         z_lambda, pos_lambda = stage.z_lambda, stage.pos_lambda
@@ -375,6 +385,8 @@ class AdversarialGame:
             if stage.opacity_lambda > 0:
                 clearness = losses.half_transparency(fakes.opacities)
                 terms["g_opacity"] = stage.opacity_lambda * clearness
+            if stage.eikonal_lambda > 0:
+                terms["g_eikonal"] = stage.eikonal_lambda * self._slopes(part[0], stage, rng)
             if stage.island_lambda > 0:
                 terms["g_islands"] = stage.island_lambda * losses.on_islands(fakes.opacities)
             weight = len(part[0]) / len(scenes.latents)

@@ -6,7 +6,7 @@ terms come with the published code.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -120,6 +120,17 @@ def half_transparency(opacities: Tensor) -> Tensor:
     """
     clearing = torch.where(opacities < 0.5, opacities, opacities.detach())
     return 4 * (clearing * (1 - clearing)).mean()
+
+
+def eikonal(distances: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """Return the mean of (|d'(x)| - 1)^2 over points x (B, P, 3) of signed distances d (B, P).
+
+    A true distance grows by one unit in each unit of length; waves and folds do not. Source: Gropp
+    et al. 2020.
+    """
+    points = points.requires_grad_()
+    (slopes,) = torch.autograd.grad(distances(points).sum(), points, create_graph=True)
+    return (torch.linalg.vector_norm(slopes, dim=-1) - 1).square().mean()
 
 
 def on_islands(opacities: Tensor) -> Tensor:

@@ -193,7 +193,7 @@ def published_content(run: PublishedRun, curriculum: Curriculum) -> dict[str, An
 
 def _refuse_other_scales(path: Path, trained: Curriculum, wanted: Curriculum) -> None:
     """Refuse changed values of keys that change a network's output but not its shapes."""
-    for key in ("model", "box_side", "density_scale"):
+    for key in ("model", "box_side", "density_scale", "surface_width"):
         before, now = getattr(trained.settings, key), getattr(wanted.settings, key)
         if before == now:
             continue

@@ -52,12 +52,10 @@ def read_networks(source: Path, curriculum: Curriculum) -> tuple[Networks, str]:
     parts = []
     for name, expected in own.items():
         state = found[name].state_dict() if name in found else {}
+        if name == "generator":
+            _rescale_head(state, saved.generator.siren, generator.siren)
         networks[name] = _fitting(state, expected)
         parts.append(f"{name} {_counted(networks[name], expected)}")
-    factor = _opacity_per_side(saved.generator.siren) / _opacity_per_side(generator.siren)
-    for name in ("siren.final_layer.weight", "siren.final_layer.bias"):
-        if name in networks["generator"]:
-            networks["generator"][name] = factor * networks["generator"][name]
     count, total = len(networks["generator"]), len(own["generator"])
     if 2 * count < total:
         raise UsageError(f"--transfer {source}: only {count} of {total} tensors of the generator "
@@ -66,9 +64,24 @@ def read_networks(source: Path, curriculum: Curriculum) -> tuple[Networks, str]:
     return networks, f"transfer from {path.parent if source.is_dir() else path}: {'; '.join(parts)}"
 
 
-def _opacity_per_side(field: FilmSiren) -> float:
-    """Return the optical depth of the field's box where the density head's output is 1."""
-    return field.density_scale * (field.box_side or UNSCALED_SIDE)
+def _rescale_head(state: dict[str, Any], source: FilmSiren, field: FilmSiren) -> None:
+    """Change a generator's state so that objects of source keep their shape and opacity in field.
+
+    A density head is left out where one field has signed distances and the other has not.
+    """
+    for name in ("siren.final_layer.weight", "siren.final_layer.bias"):
+        head = state.pop(name)
+        if (source.surface is None) == (field.surface is None):
+            state[name] = _head_per_side(source) / _head_per_side(field) * head
+
+
+def _head_per_side(field: FilmSiren) -> float:
+    """Return what an output of 1 of the density head is in a scene whose box has a side of 1.
+
+    That is the optical depth of the box, or a signed distance in sides of the box.
+    """
+    side = field.box_side or UNSCALED_SIDE
+    return field.density_scale * side if field.surface is None else field.density_scale / side
 
 
 def _fitting(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -50,7 +50,12 @@ def is_supported(encoded: Tensor) -> bool:
 
 
 def evaluate(
-    field: FoldedField, encoded: Tensor, directions: Tensor, *, skips_clear: bool = False
+    field: FoldedField,
+    encoded: Tensor,
+    directions: Tensor,
+    *,
+    skips_clear: bool = False,
+    clear_below: Tensor | None = None,
 ) -> Tensor:
     """Return colors in [0, 1] and raw densities (B, P, 4); differentiable once.
 
@@ -58,13 +63,17 @@ def evaluate(
     RuntimeError.
     """
     operands = _operands(encoded, field.color_weight.shape[-1])
+    limits = None
+    if skips_clear:
+        limits = encoded.new_zeros(()) if clear_below is None else clear_below
+        limits = limits.expand(encoded.shape[:2])
     with torch.autocast("cpu", enabled=False):
         # A direction adds the same bias to the color layer for all points that share it.
         color_bias = torch.baddbmm(
             field.color_bias[:, None], directions, field.direction_weight.transpose(1, 2)
         )  # (B, G, H)
         output: Tensor = _FieldFunction.apply(  # type: ignore[no-untyped-call]
-            (operands, skips_clear), encoded, *_tensors(field, color_bias)
+            (operands, limits), encoded, *_tensors(field, color_bias)
         )
     return output
 
@@ -125,16 +134,17 @@ class _FieldFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, how: tuple[torch.dtype, bool], encoded: Tensor, *rest: Tensor
+        ctx: Any, how: tuple[torch.dtype, Tensor | None], encoded: Tensor, *rest: Tensor
     ) -> Tensor:
-        operands, skips_clear = how
+        operands, limits = how
         inputs = Inputs.of(rest)
         output = encoded.new_empty(*encoded.shape[:2], 4)
 
         def fill(chunks: Sequence[Chunk]) -> None:
             for index, points in _points_of(chunks, encoded, inputs, operands):
                 out = output[index, points.chosen]
-                cpu_forward.evaluate(points, out, skips_clear=skips_clear)
+                limit = None if limits is None else limits[index, points.chosen]
+                cpu_forward.evaluate(points, out, limit)
 
         _spread(fill, _chunks(encoded, inputs), inputs)
         ctx.operands = operands

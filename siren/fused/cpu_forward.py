@@ -48,15 +48,15 @@ def rows(color_bias: Tensor, points: Tensor | slice, num_points: int) -> Tensor:
     return color_bias.index_select(0, points // (num_points // len(color_bias)))
 
 
-def evaluate(points: Points, out: Tensor, *, skips_clear: bool) -> None:
+def evaluate(points: Points, out: Tensor, clear_below: Tensor | None) -> None:
     """Fill out (n, 4) with colors and raw densities.
 
-    skips_clear: points whose raw density is not positive become black.
+    clear_below: points become black whose raw density is at most this (n,); None colors all.
     """
     weights = points.weights
     x = _trunk(points.encoded[points.chosen], weights)
     _density(x, weights, out[:, 3])
-    dense = (out[:, 3] > 0).nonzero()[:, 0] if skips_clear else None
+    dense = None if clear_below is None else (out[:, 3] > clear_below).nonzero()[:, 0]
     if dense is None or len(dense) >= MANY * len(x):
         _colors_of(sine_(product(x, weights.color, points.color_bias)), weights, out[:, :3])
         return

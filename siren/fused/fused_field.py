@@ -32,16 +32,21 @@ def evaluate(
     directions: Tensor,
     *,
     skips_clear: bool = False,
+    clear_below: Tensor | None = None,
 ) -> Tensor:
     """Return colors and raw densities (B, P, 4) of encoded (B, P, in) along directions (B, G, 3).
 
     Each direction serves P / G consecutive points.
     field: joined for CUDA, folded for other devices.
     skips_clear: points whose raw density is not positive may be left black.
+    clear_below: raw densities (B, P) that take the place of 0 in that.
     """
     if isinstance(field, JoinedField):
+        skips_clear = skips_clear and clear_below is None  # its kernels compare with 0 alone
         return cuda.evaluate(field, encoded, directions, skips_clear=skips_clear)
-    return cpu.evaluate(field, encoded, directions, skips_clear=skips_clear)
+    return cpu.evaluate(
+        field, encoded, directions, skips_clear=skips_clear, clear_below=clear_below
+    )
 
 
 def density(field: FoldedField | JoinedField, encoded: Tensor) -> Tensor:
