@@ -226,7 +226,9 @@ _RECIPE: dict[str | int, Any] = {
     "preview_size": 64,
     # The size of the scene: for another one change these together with fov and the range of rays.
     "box_side": 0.5,
-    "density_scale": 3,
+    "surface_width": 0.005,  # objects have a surface, and begin as a ball
+    "density_scale": 0.05,  # outputs of 1 move the surface by this
+    "eikonal_lambda": 0.1,
     "scene_radius": 0.27,  # the width of the image: no floating density outside of it
 }
 
@@ -242,7 +244,6 @@ Demo: dict[str | int, Any] = {
     "num_layers": 3,
     "latent_dim": 64,
     "mapping_hidden_dim": 64,
-    "density_scale": 9,  # sharper surfaces than with 3; not tried with wider networks
     "discriminator_width": (64, 64, 64, 48, 32, 16),  # narrow where images are large: faster
 }
 
@@ -277,7 +278,6 @@ _FACE_SCENE: dict[str | int, Any] = {
     **_AROUND_FRONT,
     "white_back": False,
     "box_side": 0.48,
-    "density_scale": 7,  # rays are shorter
     "scene_radius": None,
     "discriminator": "CCSEncoderDiscriminator",
     "pos_lambda": 1,  # with 15, as in CelebA, the discriminator is too sure from the first steps on

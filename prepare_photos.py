@@ -65,8 +65,7 @@ ABOVE_GROUND = """    "sample_dist": "spherical_uniform",  # from all sides, lev
 FIELD_DECIDES = """    "white_back": False,
     "eval_last_back": True,  # the last sample of a ray shows what is behind the object
     "scene_radius": None,"""
-# Demo's field expects a larger scene, through which the same density lets less light pass.
-SMALL_SCENE = ', "box_side": 0.48, "density_scale": 21'
+SMALL_SCENE = ', "box_side": 0.48'  # Demo's field expects a larger scene
 WHITE_GROUND = """    "white_back": True,  # transparent parts of pictures are white, too"""
 
 

@@ -58,11 +58,12 @@ RECIPES: dict[str, list[str]] = {
     "more against half-transparency": ["opacity_lambda=6"],
     "islands allowed": ["island_lambda=0"],
     "antialiased pictures": ["resize=antialias"],
-    "a third of the density": ["density_scale=3"],  # but for faces, whose cameras set it
+    "density learned freely": ["surface_width=None", "eikonal_lambda=0", "density_scale=9"],
     "half the frequencies": ["box_side=1"],  # but for faces, whose cameras set it
     "half the frequencies, islands allowed": ["box_side=1", "island_lambda=0"],
     "half the rates at 32 pixels": ["1500.gen_lr=2e-4", "1500.disc_lr=4e-4"],
     "with R2": ["r2_lambda=0.2", "0.r2_lambda=0.1"],
+    "augmentation": ["augment=0.2"],
     "pairs, R1 and R2": pairs(0.1, 0.2),
     "pairs, R1 and R2, 4 times weaker": pairs(0.025, 0.05),
     "pairs, R1 and R2, 4 times stronger": pairs(0.4, 0.8),
@@ -71,7 +72,7 @@ CAMERAS = {
     "cars": ["dataset=Carla"],
     "faces": ["dataset=Images", "fov=12", "ray_start=0.88", "ray_end=1.12", "sample_dist=gaussian",
               f"v_mean={math.pi / 2}", "h_stddev=0.3", "v_stddev=0.155", "box_side=0.48",
-              "scene_radius=0.15", "density_scale=21"],
+              "scene_radius=0.15"],
 }  # fmt: skip
 
 

@@ -109,7 +109,8 @@ class Rendering(NamedTuple):
     opacity: Tensor
 
 
-def _uniform(shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
+def uniform(shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
+    """Draw numbers in [0, 1) from a stream of any device, with the device and type of like."""
     return torch.rand(shape, generator=rng, device=rng.device).to(like)
 
 
@@ -118,7 +119,7 @@ def _jitter(
 ) -> Tensor:
     """Draw numbers in [0, 1) for samples of that shape, with the last axis 1 if they share them."""
     shape = (*shape[:-1], 1) if options.shares_jitter else shape
-    return _uniform(shape, like, rng)
+    return uniform(shape, like, rng)
 
 
 def _normal(shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:

@@ -185,7 +185,7 @@ def fake_gpu(monkeypatch, kind):
     monkeypatch.setattr(
         generators, "rays_that_hit", lambda options: torch.arange(options.image_size**2 // 2)
     )
-    monkeypatch.setattr(volumetric_rendering, "_uniform", draw(torch.rand))
+    monkeypatch.setattr(volumetric_rendering, "uniform", draw(torch.rand))
     monkeypatch.setattr(volumetric_rendering, "_normal", draw(torch.randn))
 
     def stream(*key, device=None):

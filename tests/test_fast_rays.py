@@ -32,7 +32,7 @@ class Draws:
 
     def __init__(self, monkeypatch):
         self.made = {}
-        for name, draw in (("_normal", torch.randn), ("_uniform", torch.rand)):
+        for name, draw in (("_normal", torch.randn), ("uniform", torch.rand)):
             monkeypatch.setattr(rendering, name, self.drawing(draw))
 
     def drawing(self, draw):

@@ -52,9 +52,10 @@ def test_a_run_gives_its_average_and_its_discriminator(tmp_path):
 
 @torch.no_grad()
 def test_objects_of_another_size_stay_as_opaque(tmp_path):
-    source, trained = tiny_game("box_side=0.5", "density_scale=3")
+    free = "surface_width=None", "eikonal_lambda=0"
+    source, trained = tiny_game("box_side=0.5", "density_scale=3", *free)
     state.save_state(tmp_path, source, trained, state.Progress(7))
-    game, curriculum = other_game("box_side=0.24", "density_scale=7")
+    game, curriculum = other_game("box_side=0.24", "density_scale=7", *free)
     load_networks(read_networks(tmp_path, curriculum)[0], game)
     before, after = source.generator, game.generator
     points = torch.rand(50, 3, generator=torch.Generator().manual_seed(0)) / 4
@@ -80,7 +81,7 @@ def test_surfaces_keep_their_shape_in_a_scene_of_another_size(tmp_path):
         for generator, side in ((source.generator, 1), (game.generator, 2))
     ]
     torch.testing.assert_close(*distances)
-    game, curriculum = other_game()  # its densities are learned freely
+    game, curriculum = other_game("surface_width=None", "eikonal_lambda=0")
     networks, line = read_networks(tmp_path, curriculum)
     assert "siren.final_layer.weight" not in networks["generator"]
     assert "siren.final_layer.weight" in line

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from config.stage import EMA_DECAYS, OptimizerOptions, Precision, Stage, generator_groups
 from discriminators.discriminators import PyramidDiscriminator, Verdict
 from discriminators.linearized import NormalLayers
+from generators import volumetric_rendering
 from generators.cameras import Poses, moved, sample_poses
 from generators.generators import ImplicitGenerator3d
 from generators.sampling import Purpose, sample_latents, stream
@@ -337,7 +338,7 @@ class AdversarialGame:
     def _slopes(self, latents: Tensor, stage: Stage, rng: torch.Generator) -> Tensor:
         """Return the eikonal term at random points of what cameras see, in float32."""
         shape = (len(latents), SLOPE_POINTS, 3)
-        points = torch.rand(shape, generator=rng, device=rng.device).to(self.device) - 0.5
+        points = volumetric_rendering.uniform(shape, latents, rng) - 0.5
         film = self.generator.mapping(latents)
         distances = partial(self.generator.siren.distances, film=film)
         return losses.eikonal(distances, points * stage.render.visible_side)

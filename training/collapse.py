@@ -55,9 +55,9 @@ _TEXTS: dict[Sign, str] = {
     "heads": "the discriminator's guesses of latent and pose have been {value:.1f} times worse "
     "than answering zero for {steps} steps; lower disc_lr or pos_lambda",
     "empty": "space has been empty for {steps} steps ({value:.1%} of the samples have no density); "
-    "lower gen_lr or raise density_scale",
+    "lower gen_lr or, without surface_width, raise density_scale",
     "full": "space has been full for {steps} steps ({value:.1%} of the samples are opaque); lower "
-    "gen_lr or density_scale",
+    "gen_lr or, without surface_width, density_scale",
     "alike": "all objects have looked alike for {steps} steps (they differ by {value:.1e} of the "
     "color range); lower gen_lr, or raise topk_v",
     "cameras": "{value}, for {steps} steps now; cameras that fit make better shapes",
