@@ -121,6 +121,14 @@ def test_another_curriculum_is_named_where_scales_differ(tiny, tmp_path):
         run(tiny, tmp_path / "out", "--resume", "--set", "box_side=0.3")
 
 
+def test_all_keys_that_a_run_was_trained_with_are_named(tiny, tmp_path):
+    free = "--set density_scale=9.0 --set surface_width=None --set eikonal_lambda=0"
+    run(tiny, tmp_path / "out", "--max_steps", "1", *free.split())
+    with pytest.raises(UsageError, match=f"resume with {free}$"):
+        run(tiny, tmp_path / "out", "--resume", "--max_steps", "2")
+    run(tiny, tmp_path / "out", "--resume", "--max_steps", "2", *free.split())
+
+
 STAGES = {
     "two stages": {0: {**PLAIN[0], "batch_size": 3}, 3: {**PLAIN[0], "batch_size": 2}, 6: {}},
     "no end": {0: {**PLAIN[0], "batch_size": 3}, 3: {**PLAIN[0], "batch_size": 2}},

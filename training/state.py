@@ -193,17 +193,21 @@ def published_content(run: PublishedRun, curriculum: Curriculum) -> dict[str, An
 
 def _refuse_other_scales(path: Path, trained: Curriculum, wanted: Curriculum) -> None:
     """Refuse changed values of keys that change a network's output but not its shapes."""
-    for key in ("model", "box_side", "density_scale", "surface_width"):
-        before, now = getattr(trained.settings, key), getattr(wanted.settings, key)
-        if before == now:
-            continue
-        how = f"--set {key}={before}"
-        if trained.name != wanted.name:
-            how = f"--curriculum {trained.name}, with which it was trained"
-        raise UsageError(
-            f"{path}: was trained with {key} {before}, curriculum {wanted.name} has {now}; "
-            f"resume with {how}"
-        )
+    keys = ("model", "box_side", "density_scale", "surface_width")
+    before, now = ({key: getattr(part.settings, key) for key in keys} for part in (trained, wanted))
+    changed = [key for key in keys if before[key] != now[key]]
+    if not changed:
+        return
+    how = " ".join(f"--set {key}={before[key]}" for key in changed)
+    if before["surface_width"] is None and wanted.settings.eikonal_lambda > 0:
+        how += " --set eikonal_lambda=0"  # which needs a surface
+    if trained.name != wanted.name:
+        how = f"--curriculum {trained.name}, with which it was trained"
+    raise UsageError(
+        f"{path}: was trained with {', '.join(f'{key} {before[key]}' for key in changed)}, "
+        f"curriculum {wanted.name} has {', '.join(str(now[key]) for key in changed)}; "
+        f"resume with {how}"
+    )
 
 
 def load_state(content: Mapping[str, Any], game: AdversarialGame) -> Progress:
