@@ -308,6 +308,11 @@ def _check(curriculum: Curriculum) -> None:
             )
         if settings.eikonal_lambda > 0 and settings.surface_width is None:
             raise UsageError(f"{where}: eikonal_lambda needs a surface_width")
+        if settings.surface_width is not None and settings.density_scale > (settings.box_side or 2):
+            raise UsageError(
+                f"{where}: with surface_width, density_scale {settings.density_scale:g} is a "
+                "distance and must be at most box_side; a tenth of it is usual"
+            )
         if stage.batch_split > stage.batch_size:
             raise UsageError(
                 f"{where}: batch_split {stage.batch_split} is more than batch_size "

@@ -131,13 +131,8 @@ class Settings:
 _ONCE = {
     "the networks are built once": (
         *("model", "generator", "discriminator", "latent_dim", "hidden_dim", "num_layers"),
-        *(
-            "mapping_hidden_dim",
-            "box_side",
-            "density_scale",
-            "surface_width",
-            "discriminator_width",
-        ),
+        *("mapping_hidden_dim", "box_side", "density_scale"),
+        *("surface_width", "discriminator_width"),
     ),
     "the pictures are opened once": (
         *("dataset", "dataset_path", "num_images", "crop", "flip", "resize", "augment"),

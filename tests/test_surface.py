@@ -169,3 +169,9 @@ def test_a_field_of_free_densities_has_no_distances():
         siren.distances(points, film)
     with pytest.raises(UsageError, match="eikonal_lambda needs a surface_width"):
         curriculums.load("CelebA", overrides=["eikonal_lambda=1"])
+
+
+def test_a_scale_of_densities_is_no_scale_of_distances():
+    curriculums.load("Demo", overrides=["density_scale=0.5"])
+    with pytest.raises(UsageError, match="density_scale 21 is a distance .* at most box_side"):
+        curriculums.load("Demo", overrides=["density_scale=21"])  # as earlier curricula say
