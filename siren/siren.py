@@ -136,12 +136,8 @@ class FilmSiren(nn.Module):
         if not fused_field.is_supported(encoded):
             return self.reference(encoded, directions, film)
         field = self._fast(film) if prepared is None else prepared
-        clear_below = None
-        if skips_clear and self.surface is not None:
-            clear_below = self.surface.clear_below(points.detach())
-        samples = fused_field.evaluate(
-            field, encoded, directions, skips_clear=skips_clear, clear_below=clear_below
-        )
+        clear_below = self._clear_below() if skips_clear else None
+        samples = fused_field.evaluate(field, encoded, directions, clear_below)
         return self._as_densities(encoded, samples)
 
     def reference(self, encoded: Tensor, directions: Tensor, film: Film) -> Tensor:
@@ -154,6 +150,12 @@ class FilmSiren(nn.Module):
         features = self.color_layer_sine(torch.cat([seen_from, x], dim=-1), *color_film, change)
         samples = torch.cat([self.color_layer_linear(features), density], dim=-1)
         return self._as_densities(encoded, samples)
+
+    def _clear_below(self) -> fused_field.ClearBelow:
+        """Return the head's outputs that have no density."""
+        if self.surface is None:
+            return fused_field.ClearBelow()
+        return fused_field.ClearBelow(self.surface.clear_at_center, self.unit)
 
     def _as_densities(self, encoded: Tensor, samples: Tensor) -> Tensor:
         """Return samples (..., 4) of encoded points with the head's raw outputs as densities."""

@@ -53,7 +53,7 @@ class Surface(NamedTuple):
         inside = (densities * self.width + CLEAR).clamp(ROUNDING, 1 - ROUNDING)
         return self.width * torch.logit(inside)
 
-    def clear_below(self, points: Tensor) -> Tensor:
-        """Return the raw outputs (B, P) up to which densities are not above 0."""
-        least = self.width * math.log(CLEAR / (1 - CLEAR))
-        return torch.linalg.vector_norm(points, dim=-1) - self.radius + least
+    @property
+    def clear_at_center(self) -> float:
+        """Return the raw output up to which the origin has no density; at x it is |x| higher."""
+        return self.width * math.log(CLEAR / (1 - CLEAR)) - self.radius

@@ -22,7 +22,7 @@ OPERANDS = {"features_ptr", "features_weight_ptr", "weights_ptr", "sines_ptr", "
             "of_shortcut_ptr"}  # fmt: skip
 INTEGERS = {"counts_ptr": "*i32", "number_ptr": "*i32", "needed_ptr": "*i32", "order_ptr": "*i64",
             "known_ptr": "*i8", "signs_ptr": "*i8"}  # fmt: skip
-FLOATS = {"noise_scale", "smallest"}
+FLOATS = {"noise_scale", "smallest", "clear_start", "clear_slope"}
 
 
 class Compiler:

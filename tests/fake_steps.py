@@ -47,8 +47,8 @@ def patch_cuda_path(monkeypatch, path, dtype):
     """
     without_kernels(monkeypatch)
     paths = {
-        "kernels": lambda field, x, d, **_: triton_field.evaluate(field, x, d, dtype),
-        "eager": lambda field, x, d, **_: eager.evaluate(field, x, d, dtype),
+        "kernels": lambda field, x, d, clear: triton_field.evaluate(field, x, d, dtype, clear),
+        "eager": lambda field, x, d, _: eager.evaluate(field, x, d, dtype),
     }
     monkeypatch.setattr(fused_field, "is_supported", lambda encoded: True)
     monkeypatch.setattr(fused_field, "evaluate", paths.get(path))

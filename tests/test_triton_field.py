@@ -11,6 +11,7 @@ from siren.siren import FIELDS
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from siren.fused import triton_field, triton_gradients
+from siren.fused.folded import ClearBelow
 
 # Relative errors of densities and colors and of gradients: 3 and 10 roundings of one operand, which
 # are 2^-11 in float16 and 2^-8 in bfloat16. They enter at every layer and are of either sign. The
@@ -131,11 +132,13 @@ def test_the_density_alone_is_that_of_the_whole(device, name):
     assert triton_field.density(folded, encoded[:, :0], torch.float16).shape == (2, 0)
 
 
-def test_blocks_without_density_may_be_left_black_and_the_gradients_stay(device):
+@pytest.mark.parametrize("clear_below", [ClearBelow(), ClearBelow(-1, 1)])
+def test_blocks_without_density_may_be_left_black_and_the_gradients_stay(device, clear_below):
     case = make_case(device, "TALLSIREN", 256, 2, 1, 512, 2)
     film = film_of(case.field, case.latents)
     folded = case.field.joined(film)
     raw = triton_field.density(folded, case.points, torch.float16)[0]
+    raw = raw - clear_below.limits(case.points[0])
     order = raw.argsort()
     clear, dense = order[:128], order[-128:]
     points = case.points[
@@ -143,11 +146,10 @@ def test_blocks_without_density_may_be_left_black_and_the_gradients_stay(device)
     ]  # the first block is clear
     assert raw[clear].max() < 0 < raw[dense].min()
     found = []
-    for skips_clear in (False, True):
-        output = triton_field.evaluate(
-            folded, points, case.directions, torch.float16, skips_clear=skips_clear
-        )
-        seen = output[..., :3] * (output[..., 3:] > 0)  # as a picture shows them
+    dense = triton_field.density(folded, points, torch.float16) > clear_below.limits(points)
+    for limits in (None, clear_below):
+        output = triton_field.evaluate(folded, points, case.directions, torch.float16, limits)
+        seen = output[..., :3] * dense[..., None]  # as a picture shows them
         weight = case.field.color_layer_sine.layer.weight
         found.append((output, *torch.autograd.grad(seen.sum(), weight, retain_graph=True)))
     (whole, gradient), (skipped, other_gradient) = found

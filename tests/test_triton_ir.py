@@ -19,6 +19,7 @@ from fake_gpu import KERNELS
 from test_triton_compiles import compiler  # noqa: F401 (a fixture)
 
 from siren.fused import triton_field
+from siren.fused.folded import ClearBelow
 from training import layer_kernels
 
 OPTIONS = {"num_warps", "enable_fp_fusion"}
@@ -76,6 +77,12 @@ def test_the_compiled_kernels_equal_the_reference_gradients_included(
     assert all(kernel.texts for kernel in of_field)
 
 
+def test_the_compiled_kernels_leave_clear_blocks_black(compiled):
+    field_tests.test_blocks_without_density_may_be_left_black_and_the_gradients_stay(
+        "cpu", ClearBelow(-1, 1)
+    )
+
+
 @pytest.mark.parametrize("name", ["noise", "softplus and the last of one set"])
 def test_the_compiled_kernels_of_rays_equal_the_reference(compiled, monkeypatch, name):
     with monkeypatch.context() as patched:
@@ -110,7 +117,7 @@ def test_the_loop_over_wide_layers_carries_both_pieces_and_the_next(compiled):
         assert carried == [3] * loops, name
 
 
-@pytest.mark.parametrize("operation", ["arith.xori %a, %b : i32", "math.sqrt %a : f32"])
+@pytest.mark.parametrize("operation", ["arith.xori %a, %b : i32", "math.tanh %a : f32"])
 def test_an_operation_that_is_not_known_is_an_error(operation):
     text = f"module {{\ntt.func public @k(%a: i32, %b: i32) {{\n%0 = {operation}\n}}\n}}"
     with pytest.raises(NotImplementedError, match="is not known here"):

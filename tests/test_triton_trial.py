@@ -10,6 +10,7 @@ from test_triton_field import device  # noqa: F401 (a fixture with mark.gpu)
 
 from generators import fast_rays, ray_trial
 from siren.fused import cuda, kernels, launching, trial, triton_field, triton_gradients
+from siren.fused.folded import ClearBelow
 from training import fused_layers, layer_kernels, layer_trial
 
 
@@ -63,7 +64,7 @@ def test_a_wrong_field_is_found(monkeypatch):
         patch.setattr(triton_gradients, "gradients", wrong)
         assert field_fault("cpu") == "its results are off by 90%"
     forward = triton_field._forward
-    for variant in ({}, {"skips_clear": True}, {"is_density_only": True}):
+    for variant in ({}, {"clear_below": ClearBelow()}, {"is_density_only": True}):
 
         def wrong_forward(*args, variant=variant, **kwargs):
             is_wrong = all(kwargs.get(name) == value for name, value in variant.items())

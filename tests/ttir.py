@@ -38,22 +38,27 @@ def parse(text):
 
 
 def _block(lines, at):
-    """Return operations (results, name, rest, region) up to a closing brace, and its line."""
+    """Return operations up to a closing brace, and its line.
+
+    An operation is (results, name, rest, region, the region after else).
+    """
     operations = []
     while not lines[at].startswith("}"):
         if lines[at].startswith("^"):  # the arguments of a region
             at += 1
             continue
         assigned, name, rest = re.match(r'(?:(%.*?) = )?"?([\w.]+)"?(.*)', lines[at]).groups()
-        region = []
+        region, otherwise = [], []
         if rest.endswith("{"):
             region, at = _block(lines, at + 1)
+            if lines[at] == "} else {":
+                otherwise, at = _block(lines, at + 1)
             rest += lines[at]
         results = []
         for result in assigned.split(", ") if assigned else ():
             base, _, count = result.partition(":")
             results += [f"{base}#{i}" for i in range(int(count))] if count else [base]
-        operations.append((results, name, rest, region))
+        operations.append((results, name, rest, region, otherwise))
         at += 1
     return operations, at
 
@@ -75,17 +80,14 @@ class Program:
 
     def run(self, operations):
         """Run operations; return the values that the block yields."""
-        for results, name, rest, region in operations:
+        for results, name, rest, region, otherwise in operations:
             operands = re.findall(r"%[\w-]+(?:#\d+)?", rest)
             if name in {"scf.yield", "tt.return"}:
                 return [self.values[operand] for operand in operands]
             if name == "scf.for":
                 found = self._loop(rest, region)
             elif name == "scf.if":
-                assert "else" not in rest, "an if with two branches is not known here"
-                if self.values[operands[0]]:
-                    self.run(region)
-                continue
+                found = self.run(region if self.values[operands[0]] else otherwise)
             elif name in IGNORED:
                 continue
             else:
@@ -140,6 +142,9 @@ class Program:
 
     def _math_exp(self, text, values, region):
         return np.exp(values[0])
+
+    def _math_sqrt(self, text, values, region):
+        return np.sqrt(values[0])
 
     def _tt_get_program_id(self, text, values, region):
         return np.int32(self.program_id["xyz".index(text[1])])

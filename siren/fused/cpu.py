@@ -25,7 +25,7 @@ from siren.fused import cores, cpu_forward
 from siren.fused.cpu_backward import BothWays, Downstream, Upstream, add_gradients
 from siren.fused.cpu_forward import Points
 from siren.fused.cpu_weights import Inputs
-from siren.fused.folded import FoldedField
+from siren.fused.folded import ClearBelow, FoldedField
 
 # One layer's output in one chunk takes 2 MiB: smaller chunks fit a faster cache, but each operation
 # costs some ten microseconds. The backward pass holds all layers of a chunk at once.
@@ -53,9 +53,7 @@ def evaluate(
     field: FoldedField,
     encoded: Tensor,
     directions: Tensor,
-    *,
-    skips_clear: bool = False,
-    clear_below: Tensor | None = None,
+    clear_below: ClearBelow | None = None,
 ) -> Tensor:
     """Return colors in [0, 1] and raw densities (B, P, 4); differentiable once.
 
@@ -63,17 +61,13 @@ def evaluate(
     RuntimeError.
     """
     operands = _operands(encoded, field.color_weight.shape[-1])
-    limits = None
-    if skips_clear:
-        limits = encoded.new_zeros(()) if clear_below is None else clear_below
-        limits = limits.expand(encoded.shape[:2])
     with torch.autocast("cpu", enabled=False):
         # A direction adds the same bias to the color layer for all points that share it.
         color_bias = torch.baddbmm(
             field.color_bias[:, None], directions, field.direction_weight.transpose(1, 2)
         )  # (B, G, H)
         output: Tensor = _FieldFunction.apply(  # type: ignore[no-untyped-call]
-            (operands, limits), encoded, *_tensors(field, color_bias)
+            (operands, clear_below), encoded, *_tensors(field, color_bias)
         )
     return output
 
@@ -134,17 +128,15 @@ class _FieldFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, how: tuple[torch.dtype, Tensor | None], encoded: Tensor, *rest: Tensor
+        ctx: Any, how: tuple[torch.dtype, ClearBelow | None], encoded: Tensor, *rest: Tensor
     ) -> Tensor:
-        operands, limits = how
+        operands, clear_below = how
         inputs = Inputs.of(rest)
         output = encoded.new_empty(*encoded.shape[:2], 4)
 
         def fill(chunks: Sequence[Chunk]) -> None:
             for index, points in _points_of(chunks, encoded, inputs, operands):
-                out = output[index, points.chosen]
-                limit = None if limits is None else limits[index, points.chosen]
-                cpu_forward.evaluate(points, out, limit)
+                cpu_forward.evaluate(points, output[index, points.chosen], clear_below)
 
         _spread(fill, _chunks(encoded, inputs), inputs)
         ctx.operands = operands

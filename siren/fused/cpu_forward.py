@@ -13,6 +13,7 @@ from torch import Tensor
 
 from siren.fused.arithmetic import product, sine_
 from siren.fused.cpu_weights import Weights
+from siren.fused.folded import ClearBelow
 
 # oneDNN compiles code for every new shape, which took longer than computing: the number of points
 # that need a color or have a gradient varies, so it is padded to a multiple of this.
@@ -48,15 +49,18 @@ def rows(color_bias: Tensor, points: Tensor | slice, num_points: int) -> Tensor:
     return color_bias.index_select(0, points // (num_points // len(color_bias)))
 
 
-def evaluate(points: Points, out: Tensor, clear_below: Tensor | None) -> None:
+def evaluate(points: Points, out: Tensor, clear_below: ClearBelow | None) -> None:
     """Fill out (n, 4) with colors and raw densities.
 
-    clear_below: points become black whose raw density is at most this (n,); None colors all.
+    clear_below: points with no higher raw density become black; None colors all.
     """
     weights = points.weights
-    x = _trunk(points.encoded[points.chosen], weights)
+    encoded = points.encoded[points.chosen]
+    x = _trunk(encoded, weights)
     _density(x, weights, out[:, 3])
-    dense = None if clear_below is None else (out[:, 3] > clear_below).nonzero()[:, 0]
+    dense = None
+    if clear_below is not None:
+        dense = (out[:, 3] > clear_below.limits(encoded)).nonzero()[:, 0]
     if dense is None or len(dense) >= MANY * len(x):
         _colors_of(sine_(product(x, weights.color, points.color_bias)), weights, out[:, :3])
         return

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from siren.fused import eager, launching
-from siren.fused.folded import JoinedField
+from siren.fused.folded import ClearBelow, JoinedField
 from siren.fused.launching import Blocks
 from siren.fused.packing import WIDTHS
 
@@ -120,18 +120,21 @@ def _fault(device: torch.device, width: int, num_inputs: int, dtype: torch.dtype
 
 
 def evaluate(
-    field: JoinedField, encoded: Tensor, directions: Tensor, *, skips_clear: bool = False
+    field: JoinedField,
+    encoded: Tensor,
+    directions: Tensor,
+    clear_below: ClearBelow | None = None,
 ) -> Tensor:
     """Return colors in [0, 1] and raw densities (B, P, 4), by the implementation of tried.
 
-    skips_clear: points whose raw density is not positive may be left black.
+    clear_below: points with no higher raw density may be left black; None colors all.
     """
     choice = tried(encoded.device, field.width, encoded.shape[-1])
     if choice.blocks is None:
         return eager.evaluate(field, encoded, directions, _operands(choice))
     from siren.fused import triton_field  # here, because CPU users need no Triton
 
-    return triton_field.evaluate(field, encoded, directions, choice.dtype, skips_clear=skips_clear)
+    return triton_field.evaluate(field, encoded, directions, choice.dtype, clear_below=clear_below)
 
 
 def density(field: JoinedField, encoded: Tensor) -> Tensor:

@@ -2,7 +2,21 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+
+class ClearBelow(NamedTuple):
+    """The raw densities up to which a point is clear: start + slope |encoded point|."""
+
+    start: float = 0.0
+    slope: float = 0.0
+
+    def limits(self, encoded: Tensor) -> Tensor | float:
+        """Return the limits (...) at encoded points (..., in), or one number for all of them."""
+        if self.slope == 0:
+            return self.start
+        return self.start + self.slope * torch.linalg.vector_norm(encoded[..., -3:], dim=-1)
 
 
 class FoldedField(NamedTuple):

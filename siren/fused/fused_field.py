@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from siren.fused import cpu, cuda
-from siren.fused.folded import FoldedField, JoinedField
+from siren.fused.folded import ClearBelow, FoldedField, JoinedField
 
 __all__ = [
-    "FoldedField", "JoinedField", "density", "evaluate", "is_supported", "path_name",
+    "ClearBelow", "FoldedField", "JoinedField", "density", "evaluate", "is_supported", "path_name",
 ]  # fmt: skip
 
 
@@ -30,23 +30,17 @@ def evaluate(
     field: FoldedField | JoinedField,
     encoded: Tensor,
     directions: Tensor,
-    *,
-    skips_clear: bool = False,
-    clear_below: Tensor | None = None,
+    clear_below: ClearBelow | None = None,
 ) -> Tensor:
     """Return colors and raw densities (B, P, 4) of encoded (B, P, in) along directions (B, G, 3).
 
     Each direction serves P / G consecutive points.
     field: joined for CUDA, folded for other devices.
-    skips_clear: points whose raw density is not positive may be left black.
-    clear_below: raw densities (B, P) that take the place of 0 in that.
+    clear_below: points with no higher raw density may be left black; None colors all.
     """
     if isinstance(field, JoinedField):
-        skips_clear = skips_clear and clear_below is None  # its kernels compare with 0 alone
-        return cuda.evaluate(field, encoded, directions, skips_clear=skips_clear)
-    return cpu.evaluate(
-        field, encoded, directions, skips_clear=skips_clear, clear_below=clear_below
-    )
+        return cuda.evaluate(field, encoded, directions, clear_below)
+    return cpu.evaluate(field, encoded, directions, clear_below)
 
 
 def density(field: FoldedField | JoinedField, encoded: Tensor) -> Tensor:

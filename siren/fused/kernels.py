@@ -40,14 +40,15 @@ from siren.fused.kernel_layers import (
 def forward_kernel(
     points_ptr, features_ptr, directions_ptr, first_ptr, features_weight_ptr,
     direction_weight_ptr, weights_ptr, biases_ptr, heads_ptr, head_biases_ptr, out_ptr,
-    num_points, num_directions, num_inner,
+    clear_start, clear_slope, num_points, num_directions, num_inner,
     H: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr, STAGES: tl.constexpr, DENSITY_ONLY: tl.constexpr,
     SKIPS_CLEAR: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
     """Write colors and raw densities to out (B, P, 4), or raw densities alone to out (B, P).
 
-    SKIPS_CLEAR leaves blocks black that have no positive density. Grid: (blocks of points, B).
+    SKIPS_CLEAR leaves blocks black whose densities are at most clear_start + clear_slope |point|.
+    Grid: (blocks of points, B).
     """
     which = tl.program_id(1).to(tl.int64)
     first_ptr += which * 3 * H
@@ -80,7 +81,8 @@ def forward_kernel(
         tl.store(out_ptr + point * 4 + 3, density, mask=is_inside)
         share = num_points // num_directions
         directions_ptr += which * num_directions * 3
-        if (tl.max(density, axis=0) > 0) | (not SKIPS_CLEAR):
+        above = density - clear_start - clear_slope * tl.sqrt(x * x + y * y + z * z)
+        if (tl.max(above, axis=0) > 0) | (not SKIPS_CLEAR):
             u, v, w = load3(directions_ptr, point // share, is_inside)
             red, green, blue = color_logits(
                 h0, h1, u, v, w, direction_weight_ptr, weights_ptr, biases_ptr, heads_ptr,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from siren.fused import eager, triton_field
 from siren.fused.cuda import SWITCH
-from siren.fused.folded import JoinedField
+from siren.fused.folded import ClearBelow, JoinedField
 
 # Of the norm of each result, by the precision of products. Right ones differ by up to 0.04 in
 # bfloat16 and 0.01 in float16; a fault in a few percent of the rows makes 0.1.
@@ -65,7 +65,7 @@ def uniform(rng: torch.Generator, most: float, *shape: int) -> Tensor:
 def field_fault(device: torch.device, width: int, num_inputs: int, dtype: torch.dtype) -> str:
     """Return what is wrong with the kernels of a field, and warn of it; empty if nothing.
 
-    They are evaluated with and without skips_clear, which changes nothing here: every block of
+    They are evaluated with and without clear_below, which changes nothing here: every block of
     points has densities above zero.
 
     Args:
@@ -92,7 +92,7 @@ def field_fault(device: torch.device, width: int, num_inputs: int, dtype: torch.
         gradients = torch.autograd.grad((output * upstream).sum(), wanted)
         return [*heads, density(field, encoded, how), *gradients]
 
-    skipping = functools.partial(triton_field.evaluate, skips_clear=True)
+    skipping = functools.partial(triton_field.evaluate, clear_below=ClearBelow())
     return fault(
         device,
         dtype,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from siren.fused import kernels, launching, packing, triton_gradients
-from siren.fused.folded import JoinedField
+from siren.fused.folded import ClearBelow, JoinedField
 from siren.fused.packing import Inputs, Weights
 
 
@@ -30,13 +30,12 @@ def evaluate(
     encoded: Tensor,
     directions: Tensor,
     dtype: torch.dtype,
-    *,
-    skips_clear: bool = False,
+    clear_below: ClearBelow | None = None,
 ) -> Tensor:
     """Return colors in [0, 1] and raw densities (B, P, 4), float32; differentiable once.
 
     Arguments as in fused_field.evaluate; dtype is that of the operands of matrix products, float16
-    or bfloat16. skips_clear leaves blocks of points black in which no raw density is positive.
+    or bfloat16. clear_below leaves blocks of points black in which no raw density is above it.
     Differentiating twice (create_graph=True) raises a RuntimeError.
 
     Raises:
@@ -49,7 +48,7 @@ def evaluate(
     if width not in packing.WIDTHS:
         raise ValueError(f"the kernels take fields {packing.WIDTHS} wide, this one is {width}")
     output: Tensor = _FieldFunction.apply(  # type: ignore[no-untyped-call]
-        (dtype, skips_clear), encoded, directions, *field
+        (dtype, clear_below), encoded, directions, *field
     )
     return output
 
@@ -62,7 +61,11 @@ def density(field: JoinedField, encoded: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _forward(
-    weights: Weights, inputs: Inputs, *, is_density_only: bool, skips_clear: bool = False
+    weights: Weights,
+    inputs: Inputs,
+    *,
+    clear_below: ClearBelow | None = None,
+    is_density_only: bool = False,
 ) -> Tensor:
     num_objects, num_points, _ = inputs.points.shape
     output = inputs.points.new_empty(num_objects, num_points, *(() if is_density_only else (4,)))
@@ -71,9 +74,9 @@ def _forward(
     block = launching.blocks_of(output.device).forward
     launching.launch(
         kernels.forward_kernel, (math.ceil(num_points / block), num_objects),
-        *inputs, *weights, output,
+        *inputs, *weights, output, *(clear_below or ClearBelow()),
         num_points, inputs.directions.shape[1], weights.inner.shape[1],
-        DENSITY_ONLY=is_density_only, SKIPS_CLEAR=skips_clear,
+        DENSITY_ONLY=is_density_only, SKIPS_CLEAR=clear_below is not None,
         **packing.constants(weights, block),
     )  # fmt: skip
     return output
@@ -85,17 +88,17 @@ class _FieldFunction(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: D102
         ctx: Any,
-        how: tuple[torch.dtype, bool],
+        how: tuple[torch.dtype, ClearBelow | None],
         encoded: Tensor,
         directions: Tensor,
         *folded: Tensor,
     ) -> Tensor:
-        dtype, skips_clear = how
+        dtype, clear_below = how
         weights, inputs = (
             packing.packed(dtype, JoinedField(*folded)),
             packing.inputs(encoded, directions, dtype),
         )
-        output = _forward(weights, inputs, is_density_only=False, skips_clear=skips_clear)
+        output = _forward(weights, inputs, clear_below=clear_below)
         ctx.save_for_backward(output, *inputs, *weights)
         ctx.dtypes = [t.dtype for t in (encoded, directions, *folded)]
         return output
