@@ -39,6 +39,7 @@ LOSSES = {
     "g_identity": "generator, identity",
     "g_opacity": "half-transparency",
     "g_eikonal": "slopes",
+    "g_unevenness": "unevenness",
     "g_islands": "islands",
 }
 RATES = {"generator_lr": "generator", "discriminator_lr": "discriminator"}

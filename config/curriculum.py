@@ -141,6 +141,7 @@ class Curriculum:
             r1_interval=settings.r1_interval,
             opacity_lambda=settings.opacity_lambda,
             eikonal_lambda=settings.eikonal_lambda,
+            smoothness_lambda=settings.smoothness_lambda,
             island_lambda=settings.island_lambda,
             shares_fakes=settings.shares_fakes,
             z_lambda=settings.z_lambda,
@@ -306,8 +307,9 @@ def _check(curriculum: Curriculum) -> None:
                 f"{where}: img_size is {stage.img_size}, but {settings.discriminator} has levels "
                 f"for {', '.join(map(str, sizes))}"
             )
-        if settings.eikonal_lambda > 0 and settings.surface_width is None:
-            raise UsageError(f"{where}: eikonal_lambda needs a surface_width")
+        for key in ("eikonal_lambda", "smoothness_lambda"):
+            if getattr(settings, key) > 0 and settings.surface_width is None:
+                raise UsageError(f"{where}: {key} needs a surface_width")
         if settings.surface_width is not None and settings.density_scale > (settings.box_side or 2):
             raise UsageError(
                 f"{where}: with surface_width, density_scale {settings.density_scale:g} is a "

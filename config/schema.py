@@ -114,6 +114,7 @@ class Settings:
     r1_interval: Count = 1  # steps between both penalties, each that many times stronger
     opacity_lambda: NonNegative = 0.0  # the generator's penalty on half-transparent rays
     eikonal_lambda: NonNegative = 0.0  # that on slopes of the signed distance other than 1
+    smoothness_lambda: NonNegative = 0.0  # that on normals that differ between near points
     # The generator's penalty on opaque parts that are not connected with the object in an image.
     island_lambda: NonNegative = 0.0
     # Both updates of a step use the same generated images, rendered once. Needs batch_split 1.

@@ -24,8 +24,9 @@ class Stage:
     batch_size is per process; the generator accumulates gradients over batch_split parts. alpha is
     the fade-in of the newest discriminator level, topk_share the share of fakes that train the
     generator. r1_interval: steps between the penalties R1 and R2, each that much stronger.
-    opacity_lambda, eikonal_lambda, island_lambda: weights of the generator's penalties on
-    half-transparent rays, on slopes of the signed distance other than 1, and on islands.
+    opacity_lambda, eikonal_lambda, smoothness_lambda, island_lambda: weights of the generator's
+    penalties on half-transparent rays, on slopes of the signed distance other than 1, on normals
+    that differ between near points, and on islands.
     shares_fakes: both updates use the same generated images.
     """
 
@@ -45,6 +46,7 @@ class Stage:
     r1_interval: int
     opacity_lambda: float
     eikonal_lambda: float
+    smoothness_lambda: float
     island_lambda: float
     shares_fakes: bool
     z_lambda: float

@@ -1,6 +1,7 @@
 """Training steps: averages, random streams, gradient accumulation, skipped updates."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -105,27 +106,36 @@ def test_penalties_on_opacities_reach_the_generator_by_their_weights(key, term, 
     assert opacities.grad is not None
 
 
-def test_the_penalty_on_slopes_trains_the_generator_alone():
+def test_the_penalties_on_slopes_train_the_generator_alone():
     surface = "surface_width=0.01", "density_scale=0.05"
-    game, curriculum = tiny_game(*surface, "eikonal_lambda=2", "r1_lambda=0", "0.r1_lambda=0")
+    weights = "eikonal_lambda=2", "smoothness_lambda=3", "r1_lambda=0", "0.r1_lambda=0"
+    game, curriculum = tiny_game(*surface, *weights)
     before = parameters_of(game.discriminator)
     stage = curriculum.at(0)
     shape = (4, adversarial.SLOPE_POINTS, 3)
-    points = torch.rand(shape, generator=torch.Generator().manual_seed(5)) - 0.5
+    rng, side = torch.Generator().manual_seed(5), stage.render.visible_side
+    points, steps = (torch.rand(shape, generator=rng) - 0.5 for _ in range(2))
+    steps *= adversarial.NEIGHBOR * side / steps.norm(dim=-1, keepdim=True)
     scenes = game.draw_scenes(4, stage, rng=torch.Generator().manual_seed(2))
     siren, film = game.generator.siren, game.generator.mapping(scenes.latents)
-    wanted = losses.eikonal(lambda x: siren.distances(x, film), points * stage.render.visible_side)
-    wanted.backward()
+    distances = partial(siren.distances, film=film)
+    slopes = losses.Slopes.at(points * side, distances)
+    wanted = {
+        "g_eikonal": 2 * losses.eikonal(slopes),
+        "g_unevenness": 3 * losses.unevenness(distances, slopes, steps, adversarial.NEAR * side),
+    }
+    sum(wanted.values()).backward()
     gradient = siren.final_layer.weight.grad.clone()
-    slopes = game._slopes(scenes.latents, stage, torch.Generator().manual_seed(5))
+    found = game._shape_terms(scenes.latents, stage, torch.Generator().manual_seed(5))
     game.generator.zero_grad()
-    slopes.backward()
-    torch.testing.assert_close(slopes, wanted)
+    sum(found.values()).backward()
+    torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(siren.final_layer.weight.grad, gradient)
     assert gradient.abs().max() > 0
     rng = torch.Generator().manual_seed(0)
     terms = game.generator_step(real_images(), scenes, stage, rng=rng)
-    assert terms["g_eikonal"].item() == pytest.approx(2 * slopes.item(), rel=0.5)  # other points
+    for name, term in found.items():
+        assert terms[name].item() == pytest.approx(term.item(), rel=0.5)  # other points
     assert all(torch.equal(*pair) for pair in zip(parameters_of(game.discriminator), before,
                                                   strict=True))  # fmt: skip
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import curriculums
@@ -132,20 +133,65 @@ def test_a_mesh_lies_where_the_distance_is_zero():
 def test_slopes_of_a_true_distance_cost_nothing():
     points = torch.randn(2, 30, 3).double()
     for factor, wanted in ((1, 0), (2, 1), (0.5, 0.25)):
-        found = losses.eikonal(lambda x, factor=factor: factor * (1 - x.norm(dim=-1)), points)
-        assert found.item() == pytest.approx(wanted)
+        slopes = losses.Slopes.at(points, lambda x, factor=factor: factor * (1 - x.norm(dim=-1)))
+        assert losses.eikonal(slopes).item() == pytest.approx(wanted)
     siren = field()
     _, _, film = points_and_film(siren)
-    assert losses.eikonal(lambda x: siren.distances(x, film), points).item() < 1e-20
+    slopes = losses.Slopes.at(points, lambda x: siren.distances(x, film))
+    assert losses.eikonal(slopes).item() < 1e-20
 
 
-def test_the_penalty_on_slopes_has_its_derivative():
+@pytest.mark.parametrize("slope", [0.5, 1.0, 3.0])
+def test_points_move_onto_the_surface(slope):
+    def ball(points):
+        return slope * (0.2 - points.norm(dim=-1))
+
+    slopes = losses.Slopes.at(0.1 + torch.rand(2, 30, 3).double(), ball)
+    moved = slopes.points + slopes.onto_surface()
+    assert ball(moved).abs().max() < 1e-12
+    torch.testing.assert_close(slopes.normals, -F.normalize(slopes.points, dim=-1))
+
+
+def test_unevenness_is_how_much_normals_turn_from_the_surface_to_its_neighbors():
+    points = F.normalize(torch.randn(2, 30, 3).double(), dim=-1)
+    across = torch.linalg.cross(points, torch.randn(2, 30, 3).double())
+    steps = 0.05 * F.normalize(across, dim=-1)  # along the surface of a ball of radius 0.2
+
+    def unevenness(distances, at, reach=1.0):
+        slopes = losses.Slopes.at(at.clone(), distances)
+        return losses.unevenness(distances, slopes, steps, reach).item()
+
+    turn = 2 * math.sin(math.atan(0.05 / 0.2) / 2)  # of the unit vectors' ends
+    wanted = math.hypot(turn, losses.TURN) - losses.TURN
+    for slope in (0.5, 2.0):
+        found = unevenness(lambda x, slope=slope: slope * (0.2 - x.norm(dim=-1)), 0.3 * points)
+        assert found == pytest.approx(wanted)
+    assert unevenness(lambda x: 1 - x[..., 0] + x[..., 2], points) == pytest.approx(0, abs=1e-12)
+    far = 0.3 * points
+    far[:, 15:] *= 2
+    counts = unevenness(lambda x: 0.2 - x.norm(dim=-1), far, reach=0.2)
+    assert counts == pytest.approx(wanted)  # those at 0.6 are not counted, and do not dilute
+    assert unevenness(lambda x: 0.2 - x.norm(dim=-1), 10 * far, reach=0.2) == 0
+
+
+def penalties(distances, points):
+    """Return the eikonal term and the unevenness at points."""
+    slopes = losses.Slopes.at(points.clone(), distances)
+    steps = torch.full_like(points, 0.1)
+    return losses.eikonal(slopes), losses.unevenness(distances, slopes, steps, 0.5)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_penalties_on_slopes_have_their_derivatives(which, monkeypatch):
     siren = field(is_fresh=False, density_scale=2)
     points, _, film = points_and_film(siren, num_points=6)
     parameters = [siren.final_layer.weight, siren.network[0].layer.weight]
+    # Points of the surface are where they were: the penalty does not move the surface to them.
+    moves = losses.Slopes.at(points.clone(), lambda x: siren.distances(x, film)).onto_surface()
+    monkeypatch.setattr(losses.Slopes, "onto_surface", lambda _: moves)
 
     def penalty():
-        return losses.eikonal(lambda x: siren.distances(x, film), points.clone())
+        return penalties(lambda x: siren.distances(x, film), points)[which]
 
     found = torch.autograd.grad(penalty(), parameters)
     for parameter, gradient in zip(parameters, found, strict=True):
@@ -167,8 +213,9 @@ def test_a_field_of_free_densities_has_no_distances():
     points, _, film = points_and_film(siren)
     with pytest.raises(ValueError, match="without surface_width"):
         siren.distances(points, film)
-    with pytest.raises(UsageError, match="eikonal_lambda needs a surface_width"):
-        curriculums.load("CelebA", overrides=["eikonal_lambda=1"])
+    for key in ("eikonal_lambda", "smoothness_lambda"):
+        with pytest.raises(UsageError, match=f"{key} needs a surface_width"):
+            curriculums.load("CelebA", overrides=[f"{key}=1"])
 
 
 def test_a_scale_of_densities_is_no_scale_of_distances():

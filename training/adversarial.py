@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config.stage import EMA_DECAYS, OptimizerOptions, Precision, Stage, generator_groups
@@ -30,6 +31,9 @@ from training.health import DISCRIMINATOR, GENERATOR, Health, poison
 from training.penalty import Critic, Observed, observe, stand_ins
 
 SLOPE_POINTS = 64  # per object, at which the slope of its distance is measured
+# Shares of the width of what cameras see: how far apart points are whose normals are compared, and
+# how far from the surface points may be that are moved onto it.
+NEIGHBOR, NEAR = 1 / 50, 1 / 9
 INITIAL_LOSS_SCALE = 2.0**15
 # The gradient of R1 starts with its scale itself, and float16 ends at 65,504. It passes all layers
 # of the discriminator, so its scale leaves room for them to enlarge it 64 times.
@@ -335,13 +339,26 @@ class AdversarialGame:
         """Return the verdicts on images (B, 3, H, W) as in a step."""
         return self._judge(self._in_precision(), images, images[:0], stage)[0]
 
-    def _slopes(self, latents: Tensor, stage: Stage, rng: torch.Generator) -> Tensor:
-        """Return the eikonal term at random points of what cameras see, in float32."""
-        shape = (len(latents), SLOPE_POINTS, 3)
-        points = volumetric_rendering.uniform(shape, latents, rng) - 0.5
+    def _shape_terms(self, latents: Tensor, stage: Stage, rng: torch.Generator) -> Terms:
+        """Return the terms on slopes of distances, of points in what cameras see, in float32."""
+        if not (stage.eikonal_lambda > 0 or stage.smoothness_lambda > 0):
+            return {}
+
+        def centered() -> Tensor:
+            return volumetric_rendering.uniform((len(latents), SLOPE_POINTS, 3), latents, rng) - 0.5
+
+        side = stage.render.visible_side
         film = self.generator.mapping(latents)
         distances = partial(self.generator.siren.distances, film=film)
-        return losses.eikonal(distances, points * stage.render.visible_side)
+        slopes = losses.Slopes.at(centered() * side, distances)
+        terms = {}
+        if stage.eikonal_lambda > 0:
+            terms["g_eikonal"] = stage.eikonal_lambda * losses.eikonal(slopes)
+        if stage.smoothness_lambda > 0:
+            steps = NEIGHBOR * side * F.normalize(centered(), dim=-1)
+            unevenness = losses.unevenness(distances, slopes, steps, NEAR * side)
+            terms["g_unevenness"] = stage.smoothness_lambda * unevenness
+        return terms
 
     @staticmethod
     def _identity(verdict: Verdict, scenes: Scenes, stage: Stage) -> Tensor:
@@ -386,8 +403,7 @@ class AdversarialGame:
             if stage.opacity_lambda > 0:
                 clearness = losses.half_transparency(fakes.opacities)
                 terms["g_opacity"] = stage.opacity_lambda * clearness
-            if stage.eikonal_lambda > 0:
-                terms["g_eikonal"] = stage.eikonal_lambda * self._slopes(part[0], stage, rng)
+            terms |= self._shape_terms(part[0], stage, rng)
             if stage.island_lambda > 0:
                 terms["g_islands"] = stage.island_lambda * losses.on_islands(fakes.opacities)
             weight = len(part[0]) / len(scenes.latents)

@@ -7,6 +7,7 @@ terms come with the published code.
 
 import math
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from discriminators.discriminators import Verdict
 from generators.cameras import Poses, moved
 
 ISLAND_CELLS = 32  # per side of an image in which islands are looked for
+TURN = 0.01  # turns of normals by less cost less: radians
 
 
 def logistic(logits: Tensor, *, is_real: bool) -> Tensor:
@@ -122,15 +124,64 @@ def half_transparency(opacities: Tensor) -> Tensor:
     return 4 * (clearing * (1 - clearing)).mean()
 
 
-def eikonal(distances: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
-    """Return the mean of (|d'(x)| - 1)^2 over points x (B, P, 3) of signed distances d (B, P).
+class Slopes(NamedTuple):
+    """Signed distances (B, P) at points (B, P, 3) and their gradients (B, P, 3), differentiable."""
 
-    A true distance grows by one unit in each unit of length; waves and folds do not. Source: Gropp
-    et al. 2020.
+    points: Tensor
+    distances: Tensor
+    gradients: Tensor
+
+    @classmethod
+    def at(cls, points: Tensor, distances: Callable[[Tensor], Tensor]) -> "Slopes":
+        """Return those at points, which gets gradients; distances is the function."""
+        values = distances(points.requires_grad_())
+        return cls(points, values, *torch.autograd.grad(values.sum(), points, create_graph=True))
+
+    @property
+    def normals(self) -> Tensor:
+        """Return unit vectors (B, P, 3) into the object."""
+        return F.normalize(self.gradients, dim=-1, eps=1e-3)
+
+    def onto_surface(self) -> Tensor:
+        """Return vectors (B, P, 3) from the points to the surface: one step of Newton's method.
+
+        They are too short where the distance hardly changes.
+        """
+        squares = self.gradients.square().sum(-1).clamp(min=0.05)
+        return (-self.distances / squares)[..., None] * self.gradients
+
+
+def eikonal(slopes: Slopes) -> Tensor:
+    """Return the mean of (|d'(x)| - 1)^2 over points x.
+
+    A true distance d grows by one unit in each unit of length; waves and folds do not. Source:
+    Gropp et al. 2020.
     """
-    points = points.requires_grad_()
-    (slopes,) = torch.autograd.grad(distances(points).sum(), points, create_graph=True)
-    return (torch.linalg.vector_norm(slopes, dim=-1) - 1).square().mean()
+    return (torch.linalg.vector_norm(slopes.gradients, dim=-1) - 1).square().mean()
+
+
+def unevenness(
+    distances: Callable[[Tensor], Tensor], slopes: Slopes, steps: Tensor, reach: float
+) -> Tensor:
+    """Return the mean of |n(x) - n(x + step)| over points x of the surface, n its normals.
+
+    It flattens waves but allows edges, as the sum of the turns over an edge is the same whether it
+    is sharp or round. Source: UNISURF (Oechsle et al. 2021), regularization of the surface.
+
+    Args:
+        distances: from points (B, 2 P, 3) to signed distances.
+        slopes: at points around the object; those not farther from the surface than reach count,
+            at the point of the surface next to them.
+        steps: (B, P, 3) to neighboring points.
+        reach: scene units.
+    """
+    moves = slopes.onto_surface().detach()
+    start = slopes.points.detach() + moves
+    normals = Slopes.at(torch.cat([start, start + steps], dim=1), distances).normals
+    here, there = normals.chunk(2, dim=1)
+    turns = ((here - there).square().sum(-1) + TURN**2).sqrt() - TURN
+    counts = torch.linalg.vector_norm(moves, dim=-1) < reach
+    return (turns * counts).sum() / counts.sum().clamp(min=1)
 
 
 def on_islands(opacities: Tensor) -> Tensor:

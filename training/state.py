@@ -199,8 +199,9 @@ def _refuse_other_scales(path: Path, trained: Curriculum, wanted: Curriculum) ->
     if not changed:
         return
     how = " ".join(f"--set {key}={before[key]}" for key in changed)
-    if before["surface_width"] is None and wanted.settings.eikonal_lambda > 0:
-        how += " --set eikonal_lambda=0"  # which needs a surface
+    for key in ("eikonal_lambda", "smoothness_lambda"):  # they need a surface
+        if before["surface_width"] is None and getattr(wanted.settings, key) > 0:
+            how += f" --set {key}=0"
     if trained.name != wanted.name:
         how = f"--curriculum {trained.name}, with which it was trained"
     raise UsageError(
