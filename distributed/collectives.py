@@ -6,10 +6,12 @@ does anything. CUDA tensors use NCCL and CPU tensors gloo.
 The operations use two kinds of process groups. The default group has a long timeout: in it ranks
 wait for rank 0 while it saves, renders previews or measures FID, and for each other while kernels
 compile. The group of the training steps has a short timeout, which detects a rank that is stopped
-or whose machine is gone. Both detect at once that a rank has died.
+or whose machine is gone. gloo also detects at once that a rank has died. NCCL may not notice that
+of a rank on the same machine: there the launcher must end the others, as train.py and torchrun do.
 
-gloo reports a lost rank as an error in the main thread, which becomes PeerLost. NCCL's watchdog
-thread ends the process (SIGABRT), as the main thread may be blocked in a CUDA call.
+gloo reports a lost rank as an error in the main thread, which becomes PeerLost. NCCL raises a
+DistError in the main thread if that is not blocked in a CUDA call; after the timeout its watchdog
+thread ends the process (SIGABRT).
 """
 
 import contextlib
@@ -30,6 +32,9 @@ _group: dist.ProcessGroup | None = None  # carries the operations; None is the d
 
 class PeerLost(Exception):
     """Another rank has died or does not answer. The text is empty if it was already printed."""
+
+
+LOST = (PeerLost, dist.DistError)  # what the operations raise where a rank is lost
 
 
 class StepTimeouts:

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ Worker = Callable[["Place", Payload], int]
 LOCALHOST = "127.0.0.1"
 ANY_PORT = 0
 HAS_LIBUV = sys.platform != "win32"  # some builds for Windows are without this library
+ANSWER_SECONDS = 300.0  # between all GPUs, at the start
 MAX_PROCESSES = 256  # on one machine; more is a typing error
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -75,7 +77,7 @@ def plan(device: str, num_processes: int | None, environ: Mapping[str, str]) -> 
                 f"--num_processes {count}: there are only {torch.cuda.device_count()} visible CUDA "
                 "devices, one for each process"
             )
-        devices = [torch.device("cuda", index) for index in range(count)]
+        devices = [resolve_device(f"cuda:{index}") for index in range(count)]
     elif count > 1 and first.type != "cpu":
         raise UsageError(f"--num_processes {count}: --device {device} is a single device")
     else:
@@ -207,10 +209,30 @@ def _work(worker: Worker[Payload], payload: Payload, place: Place, port: int | N
         timeout=PATIENCE,
         device_id=place.device if has_nccl else None,
     )
+    if has_nccl:
+        _require_answers(place.device)
     code = worker(place, payload)
     # Not after a failure: destroying the group may wait for a rank that is gone.
     dist.destroy_process_group()
     return code
+
+
+def _require_answers(device: torch.device) -> None:
+    """Check that GPUs receive what others send: on some machines nothing ever arrives.
+
+    Raises:
+        UsageError: nothing has arrived for ANSWER_SECONDS.
+    """
+    dist.all_reduce(torch.zeros(1, device=device))
+    done = torch.cuda.current_stream(device).record_event()
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while not done.query():
+        if time.monotonic() > deadline:
+            raise UsageError(
+                f"NCCL has moved no data between the GPUs for {ANSWER_SECONDS:.0f} s. "
+                "NCCL_P2P_DISABLE=1 in the environment often helps; NCCL_DEBUG=INFO says more"
+            )
+        time.sleep(0.01)
 
 
 def _outcome(worker: Worker[Payload], payload: Payload, place: Place, port: int | None) -> Outcome:

@@ -171,7 +171,9 @@ def project(points: Tensor, poses: Poses, fov_degrees: float) -> tuple[Tensor, T
     """
     origins = camera_origins(poses).view(-1, *[1] * (points.dim() - 2), 3)
     offsets = points - origins
-    right, up, back = torch.einsum("bji,b...j->b...i", camera_rotations(poses), offsets).unbind(-1)
+    # Not a matrix product, which CUDA may round to TF32.
+    axes = camera_rotations(poses).unflatten(0, (-1, *[1] * (points.dim() - 2)))
+    right, up, back = (offsets[..., None] * axes).sum(-2).unbind(-1)
     is_ahead = -back > NEAREST
     scale = 1 / (math.tan(math.radians(fov_degrees) / 2) * (-back).clamp(min=NEAREST))
     places = torch.stack([right * scale, -up * scale], dim=-1)

@@ -68,9 +68,10 @@ def unsupported_gpu(index: int) -> str:
     own = torch.cuda.get_device_capability(index) if built else (0, 0)
     if not built or any(_runs_on(own, name) for name in built):
         return ""
+    others = "; CUDA_VISIBLE_DEVICES chooses others" if torch.cuda.device_count() > 1 else ""
     return (f"this build of PyTorch has no code for {torch.cuda.get_device_name(index)} (compute "
             f"capability {own[0]}.{own[1]}; built for {', '.join(built)}): pytorch.org lists "
-            "builds for other versions of CUDA, or use --device cpu")  # fmt: skip
+            f"builds for other versions of CUDA, or use --device cpu{others}")  # fmt: skip
 
 
 def _runs_on(capability: tuple[int, int], name: str) -> bool:

@@ -58,9 +58,12 @@ def source_of(kernel, constants, operand):
 
     types = {name: "fp32" if name in FLOATS else "i32" for name in kernel.arg_names}
     types |= dict.fromkeys(constants, "constexpr")
+    rounded = set(OPERANDS)
+    if kernel.fn.__module__.endswith("layer_kernels"):
+        rounded |= {"out_ptr", "gradient_ptr"}
     for name in kernel.arg_names:
         if name.endswith("_ptr"):
-            types[name] = INTEGERS.get(name, f"*{operand}" if name in OPERANDS else "*fp32")
+            types[name] = INTEGERS.get(name, f"*{operand}" if name in rounded else "*fp32")
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, kind in enumerate(types.values())

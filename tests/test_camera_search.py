@@ -22,7 +22,7 @@ from metrics import camera_search, found_cameras
 from metrics.found_cameras import Found
 from siren.film import Film
 from system.errors import UsageError
-from training import adversarial, photo_cameras
+from training import adversarial, photo_cameras, start
 
 SIZE, REACH = 16, 0.09
 OPTIONS = curriculums.load("CelebA").preview_render(0, SIZE)
@@ -206,6 +206,23 @@ def test_learned_cameras_are_in_all_files_and_resumed_exactly(tiny, tmp_path, mo
     log = [json.loads(x) for x in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     spreads = [x["pitch_spread_curriculum"] for x in log if "pitch_spread_curriculum" in x]
     assert spreads == [middle["v_stddev"], own["v_stddev"]]
+
+
+def test_machines_compare_the_cameras_that_were_typed(tiny, tmp_path, monkeypatch):
+    """Only one of them may have the state with the learned ones."""
+    found_by_step(monkeypatch)
+    words = [*tiny, *LEARN, "--resume", "--max_steps", "5"]
+    assert train.main([*words[:-1], "3", "--output_dir", str(tmp_path / "has it")]) == 0
+    compared = []
+
+    def compare(curriculum, options):
+        compared.append(curriculum.source)
+
+    monkeypatch.setattr(start, "_require_same_command", compare)
+    for name in ("has it", "has none"):
+        assert train.main([*words, "--output_dir", str(tmp_path / name)]) == 0
+    assert compared[0] == compared[1]
+    assert state_of(tmp_path / "has it")["curriculum"]["v_stddev"] < compared[0]["v_stddev"]
 
 
 def test_a_run_draws_from_what_it_learned_and_previews_show_it(tiny, tmp_path, monkeypatch):

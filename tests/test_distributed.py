@@ -1,6 +1,7 @@
 """Several ranks in one run: places, collective operations, failures, signals and memory."""
 
 import dataclasses
+import itertools
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 
 import forks
 import pytest
@@ -22,6 +24,7 @@ from torch.multiprocessing import start_processes
 from distributed import collectives, processes, supervision
 from distributed.processes import Place
 from distributed.supervision import StopSignal
+from system import machine
 from system.errors import UsageError
 
 TWO = processes.plan("cpu", 2, {})
@@ -62,6 +65,13 @@ class TestPlan:
         expected = Place(device=device, rank=5, world_size=8, local_rank=1, local_world_size=4)
         assert processes.plan("auto", None, TORCHRUN) == (expected,)
         assert processes.plan("cpu", 4, TORCHRUN)[0].device == torch.device("cpu")
+
+    def test_every_device_must_be_one_that_pytorch_has_code_for(self, monkeypatch):
+        place_with_cuda(monkeypatch, 2)
+        monkeypatch.setattr(machine, "unsupported_gpu", lambda index: "too old" if index else "")
+        with pytest.raises(UsageError, match="--device cuda:1: too old"):
+            processes.plan("auto", None, {})
+        assert len(processes.plan("auto", 1, {})) == 1
 
     def test_a_task_that_sees_one_device_takes_it(self, monkeypatch):
         """SLURM shows each task of a machine its own device, always as number 0."""
@@ -204,6 +214,21 @@ class TestTwoProcesses:
 
 
 class TestPort:
+    @pytest.mark.parametrize("turns", [3, None])
+    def test_gpus_must_receive_what_others_send(self, monkeypatch, turns):
+        turn = itertools.count(1)
+        event = SimpleNamespace(query=lambda: next(turn) == turns)
+        stream = SimpleNamespace(record_event=lambda: event)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+        monkeypatch.setattr(processes.dist, "all_reduce", lambda tensor: None)
+        monkeypatch.setattr(processes, "ANSWER_SECONDS", 5.0 if turns else 0.0)
+        if turns:
+            processes._require_answers(torch.device("cpu"))
+            assert next(turn) == turns + 1
+        else:
+            with pytest.raises(UsageError, match="NCCL_P2P_DISABLE=1"):
+                processes._require_answers(torch.device("cpu"))
+
     def test_a_taken_port_is_refused(self, monkeypatch):
         monkeypatch.setattr(processes, "start_processes", None)  # no process may be started
         with socket.create_server(("127.0.0.1", 0)) as server:

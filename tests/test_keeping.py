@@ -4,9 +4,11 @@ import contextlib
 import io
 import json
 import os
+import re
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,12 +28,16 @@ from hypothesis import strategies as st
 import curriculums
 import train
 from checkpoint_io import checkpoints
+from distributed.collectives import PeerLost
+from distributed.processes import Place
 from system import files, screen
 from system.errors import UsageError
 from system.files import remove_drafts, replaced, replaced_folder
-from training import collapse, losses, setup, snapshots, state
+from training import collapse, loop, losses, setup, snapshots, state
+from training.adversarial import AdversarialGame
 from training.log import Board, JsonLines, RunLog
 from training.snapshots import SHEETS_PER_KEEP, steps_to_keep
+from training.state import NotFinite
 
 
 @given(st.sets(st.integers(1, 10**6), max_size=200), st.integers(1, 1000), st.integers(1, 5))
@@ -290,6 +296,62 @@ def test_states_that_are_not_finite_are_neither_saved_nor_resumed(
     checkpoints.save(out / "training_state.pth", "training_state", content)
     with pytest.raises(UsageError, match="not finite, in siren.final_layer.bias"):
         train.main([*arguments, "--max_steps", "9", "--resume"])
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_too_little_memory_is_told_in_one_line_with_what_helps(
+    tmp_path, monkeypatch, capsys, shares
+):
+    out = tmp_path / "out"
+    words = [*tiny_arguments(tmp_path), "--set", f"shares_fakes={shares}"]
+    words += ["--output_dir", str(out), "--max_steps", "4"]
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(AdversarialGame, "generator_step", fail)
+    assert train.main(words) == 1
+    *_, line = capsys.readouterr().err.splitlines()
+    more = " --set shares_fakes=false" if shares else ""
+    assert re.fullmatch(
+        rf"error: cpu had too little free memory for step 0, of \d+ pixels\. The same command with "
+        rf"--resume --set 0\.batch_split=2{more} needs less; no state was saved", line
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "is_saved"),
+    [
+        (PeerLost("rank 1 did not answer"), True),
+        (torch.distributed.DistBackendError("NCCL error: remote process exited\nand more"), True),
+        (NotFinite("generator: bias is not finite"), False),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+    ],
+)
+def test_a_rank_that_cannot_go_on_ends_without_waiting_for_the_others(
+    error, is_saved, tmp_path, monkeypatch, capsys
+):
+    place = Place(device=torch.device("cpu"), rank=1, world_size=2)
+    run = object.__new__(loop.TrainingRun)
+    run.place, run.copy = place, None
+    run.options = SimpleNamespace(output_dir=tmp_path / "out")
+    run.curriculum, run.progress = curriculums.load("Demo"), SimpleNamespace(step=1700)
+    run.ending = SimpleNamespace(is_reached=lambda step: False)
+    written = []
+    monkeypatch.setattr(loop, "write_state", lambda folder, content: written.append(content))
+    monkeypatch.setattr(loop, "content_of", lambda *_: "state")
+
+    def stop_with(*_):
+        raise error
+
+    run.game = None
+    run._loop = stop_with
+    with pytest.raises(PeerLost):
+        run.run()
+    assert written == ["state"] * is_saved
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert str(error).splitlines()[0] in line or "batch_split" in line
 
 
 def fill_space(game, density):

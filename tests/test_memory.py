@@ -88,6 +88,16 @@ def test_what_needs_far_more_is_refused_before_anything_starts(monkeypatch):
         require_memory(curriculum, [Place(device=torch.device("cuda", 0))])
 
 
+def test_the_device_with_the_least_memory_decides(monkeypatch):
+    monkeypatch.setattr(machine, "memory_bytes", lambda device: (80, 0.5)[device.index] * GIB)
+    monkeypatch.setattr(memory, "field_path", lambda *_: "eager")
+    first, second = (Place(device=torch.device("cuda", index)) for index in (0, 1))
+    curriculum = curriculums.load("CelebA")
+    require_memory(curriculum, [first])
+    with pytest.raises(UsageError, match="stage 0: needs about"):
+        require_memory(curriculum, [first, second])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are measured on Linux")
 def test_the_estimate_on_the_cpu_is_near_the_measured_peak(tmp_path, counted):

@@ -35,8 +35,10 @@ def before(request):
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_a_step_rounds_float32_products_only_in_half_precision(dtype, before, monkeypatch):
-    seen = {"discriminator": [], "mapping network": []}
-    curriculum = curriculums.load("CelebA", overrides=SMALL)
+    exact = ("mapping network", "distances")
+    seen = {name: [] for name in ("discriminator", *exact)}
+    surface = ["surface_width=0.01", "eikonal_lambda=1", "smoothness_lambda=1"]
+    curriculum = curriculums.load("CelebA", overrides=[*SMALL, *surface])
     game = AdversarialGame(
         curriculum.build_generator(), curriculum.build_discriminator(), OptimizerOptions(),
         Precision(autocast_dtype=dtype), seed=0,
@@ -44,6 +46,7 @@ def test_a_step_rounds_float32_products_only_in_half_precision(dtype, before, mo
     for name, layer in (
         ("discriminator", game.discriminator.final_layer),
         ("mapping network", game.generator.siren.mapping_network.network[0]),
+        ("distances", game.generator.siren.final_layer),
     ):
         layer.register_forward_hook(lambda *_, name=name: seen[name].append(allowed()))
     stage = curriculum.at(0)
@@ -51,8 +54,9 @@ def test_a_step_rounds_float32_products_only_in_half_precision(dtype, before, mo
     assert seen["discriminator"]
     is_half = dtype is not None
     assert all(found == dict.fromkeys(SETTINGS, is_half) for found in seen["discriminator"])
-    assert seen["mapping network"]
-    assert all(found == dict.fromkeys(SETTINGS, False) for found in seen["mapping network"])
+    for name in exact:
+        assert seen[name]
+        assert all(found == dict.fromkeys(SETTINGS, False) for found in seen[name])
     assert allowed() == before
     monkeypatch.setattr(losses.Logistic, "of_generator", None)  # a step that fails
     with pytest.raises(TypeError):

@@ -59,7 +59,7 @@ def check(compiler, capability, kernel, constants, operand="fp16"):
     width = constants["H"]
     found = compiler(
         kernel=kernel, constants=constants, capability=capability, output="machine code",
-        num_warps=launching.options(width)["num_warps"], operand=operand,
+        num_warps=launching.num_warps(width), operand=operand,
     )  # fmt: skip
     shared, matrix_instruction = GPUS[capability]
     loops = found["loops"]

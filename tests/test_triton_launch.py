@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from siren.fused import kernels, launching, triton_field, triton_gradients
+from siren.fused import kernels, launching, packing, triton_field, triton_gradients
 from siren.siren import TALLSIREN, EmbeddingPiGAN128
 
 
@@ -53,8 +53,18 @@ def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):
         launching.launch(kernel, (1,), 5, torch.empty(3, device="cuda:1"), H=64)
     (launch,) = kernel.launches
     assert launch.seen == 1
-    assert launch.constants == {"H": 64, "ON_DEVICE": True}
+    assert launch.constants == {"H": 64, "ON_DEVICE": True, "enable_fp_fusion": True}
     assert current == [0]  # and the current device is again what it was
+
+
+@pytest.mark.parametrize("start", range(5))
+def test_parts_of_tensors_reach_the_kernels_at_aligned_addresses(start):
+    whole = torch.rand(1, 24, 3)
+    points, directions = whole[:, start:], whole[:, start:]
+    found = packing.inputs(points, directions, torch.float16)
+    assert found.points.data_ptr() % 16 == found.directions.data_ptr() % 16 == 0
+    assert torch.equal(found.points, points)
+    assert torch.equal(found.directions, directions)
 
 
 @pytest.mark.parametrize("module", [triton_field, triton_gradients])

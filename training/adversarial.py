@@ -339,8 +339,9 @@ class AdversarialGame:
         """Return the verdicts on images (B, 3, H, W) as in a step."""
         return self._judge(self._in_precision(), images, images[:0], stage)[0]
 
+    @float32_products(in_tf32=False)
     def _shape_terms(self, latents: Tensor, stage: Stage, rng: torch.Generator) -> Terms:
-        """Return the terms on slopes of distances, of points in what cameras see, in float32."""
+        """Return the terms on slopes of distances at points in what cameras see, in float32."""
         if not (stage.eikonal_lambda > 0 or stage.smoothness_lambda > 0):
             return {}
 

@@ -107,13 +107,28 @@ class TrainingRun:
             keeper = self._keeper(stack) if self.place.is_main else None
             try:
                 return self._loop(stop, keeper)
-            except PeerLost as error:
+            except collectives.LOST as error:
                 self._save_alone(error, keeper)
                 raise PeerLost from error  # the error is printed already
-            except NotFinite as error:  # only the main process saves; the others lose it
-                print(f"error: {error}, so nothing is saved any more; {self._last_good_state()}",
-                      file=sys.stderr)  # fmt: skip
+            except (NotFinite, torch.OutOfMemoryError) as error:
+                print(f"error: {self._reason(error)}; {self._last_good_state()}", file=sys.stderr)
+                if self.place.world_size > 1:  # the others have not come to an end: do not wait
+                    raise PeerLost from error
                 return 1
+
+    def _reason(self, error: Exception) -> str:
+        """Return why the run cannot go on, and what may help."""
+        if isinstance(error, NotFinite):  # only the main process saves; the others lose it
+            return f"{error}, so nothing is saved any more"
+        stages = dict(self.curriculum.stages)
+        start = max(first for first in stages if first <= self.progress.step)
+        split = f"--set {start}.batch_split={2 * stages[start].batch_split}"
+        if self.curriculum.settings.shares_fakes:  # which keeps all images of a step
+            split += " --set shares_fakes=false"
+        return (
+            f"{self.place.device} had too little free memory for step {self.progress.step}, of "
+            f"{stages[start].img_size} pixels. The same command with --resume {split} needs less"
+        )
 
     def _keeper(self, stack: contextlib.ExitStack) -> Keeper:
         options, first, device = self.options, self.progress.step, self.place.device
@@ -189,7 +204,7 @@ class TrainingRun:
         if keeper is not None:
             keeper.use_cameras_of(self.curriculum, self._preview_scenes())
 
-    def _save_alone(self, error: PeerLost, keeper: Keeper | None) -> None:
+    def _save_alone(self, error: Exception, keeper: Keeper | None) -> None:
         """Save this process's state when another one is lost, unless one has; print the result.
 
         On CUDA an operation with the lost process may never end, so the last copy is saved there.
@@ -199,13 +214,13 @@ class TrainingRun:
         if not is_live:
             step = -1 if self.copy is None else self.copy["step"]
         with contextlib.ExitStack() as stack:
-            if keeper is None:  # rank 0 may be lost, or on another machine; one rank saves
-                folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(files.locked(folder / RESCUE_LOCK, lambda _: None))
+            # One rank saves. Rank 0 may be lost, or on another machine, without this folder.
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.locked(folder / RESCUE_LOCK, lambda _: None))
             is_saved = step_of(folder) >= step
             if is_saved and keeper is None and step >= 0:
                 return
-            text = f"error: rank {self.place.rank}: {error}; "
+            text = f"error: rank {self.place.rank}: {str(error).partition(chr(10))[0]}; "
             if not is_saved:
                 try:
                     content = self.copy

@@ -165,7 +165,7 @@ def require_memory(curriculum: Curriculum, places: Sequence[Place]) -> None:
     if device.type == "mps":  # shares its memory with the machine by rules of its own
         return
     processes = 1 if device.type == "cuda" else places[0].local_world_size
-    there = machine.memory_bytes(device) or math.inf
+    there = min(machine.memory_bytes(place.device) or math.inf for place in places)
     way = Way.at(places[0], curriculum)
     for start, stage in curriculum.stages:
         needed = processes * estimated_bytes(curriculum, start, way)

@@ -62,6 +62,7 @@ class Start:
     pipes.
     """
 
+    typed: Curriculum
     curriculum: Curriculum
     listing: Listing
     path: Path | None
@@ -162,6 +163,7 @@ def _start(
         if curriculum.settings.learnable_dist and before.settings.learnable_dist:
             curriculum = curriculum.with_poses(before.poses())
     return Start(
+        typed=typed,
         curriculum=curriculum,
         listing=_find_images(curriculum, typed),
         path=path,
@@ -228,7 +230,7 @@ def agree(place: Place, start: Start, options: TrainOptions) -> Start:
     Raises:
         UsageError: machines were given different commands (paths may differ); names what differs.
     """
-    _require_same_command(start.curriculum, options)
+    _require_same_command(start.typed, options)
     if place.world_size == place.local_world_size:  # one machine, so one state
         return start
     own = options.output_dir / STATE_FILE
@@ -247,7 +249,7 @@ def agree(place: Place, start: Start, options: TrainOptions) -> Start:
     if place.rank == source:
         return start
     content = torch.load(io.BytesIO(data), weights_only=True)
-    return _start(start.curriculum, options, start.path, content, start.own_state)
+    return _start(start.typed, options, start.path, content, start.own_state)
 
 
 def _require_same_command(curriculum: Curriculum, options: TrainOptions) -> None:

@@ -96,7 +96,7 @@ def choose(device: torch.device, width: int) -> Choice:
         return Choice(dtype, reason="the GPU is older than Ampere, or has too little shared memory")
     if reason := missing_tool():
         return Choice(dtype, reason=reason)
-    return Choice(dtype, blocks, launching.options(width)["num_warps"])
+    return Choice(dtype, blocks, launching.num_warps(width))
 
 
 def tried(device: torch.device, width: int, num_inputs: int) -> Choice:

@@ -70,15 +70,15 @@ def blocks_of(device: torch.device) -> Blocks:
 def launch(
     kernel: Any, grid: tuple[int, ...], *arguments: Tensor | float, **constants: Any
 ) -> None:
-    """Launch a kernel on the device of its tensors, which need not be the current one."""
+    """Launch a kernel on the device of its tensors, which need not be the current one.
+
+    Fused multiply-add was Triton's default up to version 3.9; it is set here so that it stays on.
+    """
     first = next(argument for argument in arguments if isinstance(argument, Tensor))
     with torch.cuda.device_of(first):
-        kernel[grid](*arguments, ON_DEVICE=first.is_cuda, **constants)
+        kernel[grid](*arguments, ON_DEVICE=first.is_cuda, enable_fp_fusion=True, **constants)
 
 
-def options(width: int) -> dict[str, Any]:
-    """Return the compiler options of every kernel for a field of this width.
-
-    Fused multiply-add is Triton's default so far; it is set here so that it stays on.
-    """
-    return {"num_warps": 4 if width == 64 else 8, "enable_fp_fusion": True}
+def num_warps(width: int) -> int:
+    """Return the warps of a program of the kernels for a field of this width."""
+    return 4 if width == 64 else 8

@@ -16,6 +16,7 @@ WIDTHS = (64, 128, 256)  # widths of fields that the kernels take
 # Scaled gradients begin below this. Layers of a trained field can multiply them by thousands, and
 # float16 ends at 65,504; this much smaller, they lose no digits (tests/test_cuda_dispatch.py).
 ENTERING = 2**-7
+ALIGNED = 4  # float32 numbers, as many as 16 bytes hold
 SMALLEST_HEAD = 1e-2  # head weights under this do not raise the scale of the gradients
 
 
@@ -52,12 +53,20 @@ def packed(dtype: torch.dtype, field: JoinedField) -> Weights:
     )
 
 
+def _aligned(x: Tensor) -> Tensor:
+    """Return x, or a copy if it is a part of a tensor and its address not a multiple of 16 bytes.
+
+    For other addresses Triton compiles a kernel once more, and nothing has tried that one.
+    """
+    return x.clone() if x.storage_offset() % ALIGNED else x
+
+
 def inputs(encoded: Tensor, directions: Tensor, dtype: torch.dtype) -> Inputs:
     """Return encoded (B, P, in) and directions (B, G, 3) in the layout of the kernels."""
     return Inputs(
-        encoded[..., -3:].float().contiguous(),
+        _aligned(encoded[..., -3:].float().contiguous()),
         encoded[..., :-3].to(dtype).contiguous(),
-        directions.float().contiguous(),
+        _aligned(directions.float().contiguous()),
     )
 
 
@@ -72,7 +81,7 @@ def constants(weights: Weights, block: int) -> dict[str, Any]:
         "CHANNELS": weights.features.shape[-1],
         "BLOCK": block,
         "STAGES": launching.STAGES,
-        **launching.options(width),
+        "num_warps": launching.num_warps(width),
     }
 
 

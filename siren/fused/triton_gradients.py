@@ -127,7 +127,8 @@ def _rows(inputs: Inputs, upstream: Tensor, number: Tensor, scale: Tensor, num_r
         upstream.shape[1], inputs.directions.shape[1], num_rows,
         CHANNELS=inputs.features.shape[-1], BLOCK=BLOCK,
     )  # fmt: skip
-    return _Rows(number[:, -1].contiguous(), Inputs(*empty[:3]), empty[3], *narrow)
+    # A clone, not a view of the last element: kernels are compiled for aligned addresses.
+    return _Rows(number[:, -1].clone(), Inputs(*empty[:3]), empty[3], *narrow)
 
 
 def _of_points(x: Tensor, number: Tensor) -> Tensor:
@@ -208,7 +209,7 @@ def _reduce(
         left, left if right is None else right, narrow, wide_sum, narrow_sum, counts,
         start, num_rows, right_rows, narrow.shape[1], num_objects,
         H=width, TILE=tile, RIGHT=0 if right is None else right.shape[-1], NARROW=NARROW,
-        STEP=STEP, STAGES=STAGES, **launching.options(width),
+        STEP=STEP, STAGES=STAGES, num_warps=launching.num_warps(width),
     )  # fmt: skip
 
 
