@@ -236,7 +236,8 @@ _RECIPE: dict[str | int, Any] = {
 Demo: dict[str | int, Any] = {
     0: _stage(16, 5e-4, r1_lambda=0.1, opacity_lambda=0.5),
     1500: _stage(32, 4e-4),
-    3400: _stage(32, 1.5e-4),  # high rates learn fast, low ones well
+    # High rates learn fast, low ones well. What they have shaped is smoothed then.
+    3400: _stage(32, 1.5e-4, smoothness_lambda=1),
     4600: {},
     **_RECIPE,
     "dataset": "ToyCars",
@@ -248,7 +249,11 @@ Demo: dict[str | int, Any] = {
 }
 
 # At this size even small islands are seen.
-Demo64: dict[str | int, Any] = {**Demo, 4600: _stage(64, 1.5e-4, island_lambda=256), 5200: {}}
+Demo64: dict[str | int, Any] = {
+    **Demo,
+    4600: _stage(64, 1.5e-4, island_lambda=256, smoothness_lambda=1),
+    5200: {},
+}
 
 # For any folder of photos: only the cameras have to be set, and for objects of another size the
 # last keys of the recipe. Networks twice as wide as those of Demo want half of its rates: Adam's
@@ -256,8 +261,8 @@ Demo64: dict[str | int, Any] = {**Demo, 4600: _stage(64, 1.5e-4, island_lambda=2
 Objects64: dict[str | int, Any] = {
     0: _stage(16, 2.5e-4, r1_lambda=0.1, opacity_lambda=0.5),
     1500: _stage(32, 2e-4),
-    3400: _stage(32, 7.5e-5),
-    4600: _stage(64, 7.5e-5, island_lambda=256),
+    3400: _stage(32, 7.5e-5, smoothness_lambda=1),
+    4600: _stage(64, 7.5e-5, island_lambda=256, smoothness_lambda=1),
     6000: {},
     **_RECIPE,
     "dataset": "Images",
@@ -270,7 +275,7 @@ Objects64: dict[str | int, Any] = {
 
 Objects128: dict[str | int, Any] = {
     **Objects64,
-    6000: _stage(128, 5e-5, island_lambda=256),
+    6000: _stage(128, 5e-5, island_lambda=256, smoothness_lambda=1),
     8000: {},
 }
 

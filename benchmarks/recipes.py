@@ -58,7 +58,14 @@ RECIPES: dict[str, list[str]] = {
     "more against half-transparency": ["opacity_lambda=6"],
     "islands allowed": ["island_lambda=0"],
     "antialiased pictures": ["resize=antialias"],
-    "density learned freely": ["surface_width=None", "eikonal_lambda=0", "density_scale=9"],
+    "density learned freely": [
+        "surface_width=None",
+        "eikonal_lambda=0",
+        "density_scale=9",
+        "3400.smoothness_lambda=0",
+    ],
+    "surfaces not smoothed": ["3400.smoothness_lambda=0"],
+    "surfaces smoothed from the start": ["smoothness_lambda=1"],
     "half the frequencies": ["box_side=1"],  # but for faces, whose cameras set it
     "half the frequencies, islands allowed": ["box_side=1", "island_lambda=0"],
     "half the rates at 32 pixels": ["1500.gen_lr=2e-4", "1500.disc_lr=4e-4"],

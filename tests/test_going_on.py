@@ -9,10 +9,11 @@ from faults import state_of
 from PIL import Image
 from test_train import run
 
+import curriculums
 from config import curriculum
 from siren.fused import arithmetic
 from system.errors import UsageError
-from training import start
+from training import start, state
 
 
 def photos(folder, count, seed=0):
@@ -127,6 +128,17 @@ def test_all_keys_that_a_run_was_trained_with_are_named(tiny, tmp_path):
     with pytest.raises(UsageError, match=f"resume with {free}$"):
         run(tiny, tmp_path / "out", "--resume", "--max_steps", "2")
     run(tiny, tmp_path / "out", "--resume", "--max_steps", "2", *free.split())
+
+
+@pytest.mark.parametrize("name", ["Demo", "Demo64", "Faces128"])
+def test_terms_of_every_stage_that_need_a_surface_are_named(name):
+    words = state._without_slopes(curriculums.load(name).source).split()
+    assert words[::2] == ["--set"] * (len(words) // 2)
+    ends = {"Demo": [3400], "Demo64": [3400, 4600], "Faces128": [3400, 4600, 6000]}[name]
+    assert words[1::2] == ["eikonal_lambda=0", *(f"{k}.smoothness_lambda=0" for k in ends)]
+    free = curriculums.load(name, overrides=[*words[1::2], "surface_width=None"])
+    assert free.at(ends[0]).smoothness_lambda == 0
+    assert curriculums.load(name).at(ends[0]).smoothness_lambda > 0
 
 
 STAGES = {

@@ -199,15 +199,25 @@ def _refuse_other_scales(path: Path, trained: Curriculum, wanted: Curriculum) ->
     if not changed:
         return
     how = " ".join(f"--set {key}={before[key]}" for key in changed)
-    for key in ("eikonal_lambda", "smoothness_lambda"):  # they need a surface
-        if before["surface_width"] is None and getattr(wanted.settings, key) > 0:
-            how += f" --set {key}=0"
+    if before["surface_width"] is None:
+        how += _without_slopes(wanted.source)
     if trained.name != wanted.name:
         how = f"--curriculum {trained.name}, with which it was trained"
     raise UsageError(
         f"{path}: was trained with {', '.join(f'{key} {before[key]}' for key in changed)}, "
         f"curriculum {wanted.name} has {', '.join(str(now[key]) for key in changed)}; "
         f"resume with {how}"
+    )
+
+
+def _without_slopes(source: Mapping[Any, Any]) -> str:
+    """Return the flags that turn the terms on slopes off, which need a surface."""
+    parts = {"": source} | {f"{k}.": v for k, v in source.items() if isinstance(k, int)}
+    return "".join(
+        f" --set {where}{key}=0"
+        for where, part in parts.items()
+        for key in ("eikonal_lambda", "smoothness_lambda")
+        if part.get(key, 0) > 0
     )
 
 
