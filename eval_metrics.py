@@ -51,6 +51,7 @@ CONSISTENCY_ROWS = (
     ("color_change", "color change by direction, L1"),
     ("half_transparent", "half-transparent rays, %"),
     ("islands", "views with islands, %"),
+    ("normal_angle", "normals of neighbors, degrees"),
 )
 
 

@@ -203,6 +203,7 @@ def about_demo() -> str:
         "depths that agree": f"{mean['depth_agreement']:.1f} %",
         "half-transparent rays": f"{mean['half_transparent']:.1f} %",
         "views with islands": f"{mean['islands']:.1f} %",
+        "normals of neighbors": f"{mean['normal_angle']:.1f} degrees",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
@@ -214,7 +215,7 @@ def about_demo() -> str:
         "`options.json` contains the curriculum, `log.jsonl` is the log of the run, and "
         "`previews.png` is its last preview.\n\n"
         f"| | |\n|---|---|\n{table}\n\n"
-        "The last four figures are means from `metrics.json`, which this command writes:\n\n"
+        "The last five figures are means from `metrics.json`, which this command writes:\n\n"
         f"    python {_CONSISTENCY}\n\n"
         "`make assets RUN=runs/demo` replaces these files by those of another run.\n"
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from generators.cameras import Poses, Rays, camera_origins, cast_rays, project
 from generators.fields import Field, chunked
-from generators.pictures import psnr
+from generators.pictures import psnr, surface_normals
 from generators.volumetric_rendering import RenderOptions, render_rays
 from metrics.surfaces import Surface, is_inside, sampled, surface_points
 
@@ -183,6 +183,21 @@ def has_islands(opacities: Tensor) -> Tensor:
     one_object = np.ones((3, 3))
     opaque = (opacities > 0.5).cpu().numpy()
     return torch.tensor([ndimage.label(image, one_object)[1] > 1 for image in opaque])
+
+
+def normal_angles(here: Surface) -> Tensor:
+    """Return the median angle (B,), degrees, between the normals of neighboring clear pixels.
+
+    Waves of a surface make it large. It depends on the size of the pictures, as a round surface
+    turns as well from pixel to pixel.
+    """
+    points = torch.where(here.is_clear[..., None], surface_points(here), torch.nan)
+    normals = surface_normals(points)
+    cosines = [
+        (normals.narrow(dim, 1, size) * normals.narrow(dim, 0, size)).sum(-1).flatten(1)
+        for dim, size in ((1, normals.shape[1] - 1), (2, normals.shape[2] - 1))
+    ]
+    return torch.cat(cosines, dim=1).clamp(-1, 1).arccos().rad2deg().nanquantile(0.5, dim=1)
 
 
 class PoseErrors(NamedTuple):

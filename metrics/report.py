@@ -32,7 +32,7 @@ FINER = 4  # times the samples per ray of training
 POSE_IMAGES = 256
 SHAPE_RESOLUTION = 96  # voxels along each axis for the meshes that are checked
 FIGURES = (*Agreement._fields, "color_change")  # of a pair of views
-OF_VIEWS = ("half_transparent", "islands")  # percentages, of rays and of views
+OF_VIEWS = ("half_transparent", "islands", "normal_angle")  # percent of rays, of views; degrees
 PANELS = (  # figure, title, unit: of the plot
     ("psnr_db", "Reprojection: PSNR", "dB, higher is better"),
     ("l1", "Reprojection: L1", "of colors in [0, 1]"),
@@ -112,8 +112,12 @@ def _measure_object(
         view = generator.render(film, turned, render)
         half = float(consistency.half_transparent(view.opacities))
         has_islands = bool(consistency.has_islands(view.opacities))
-        views.append({"half_transparent": half, "islands": 100.0 * has_islands})
-        return surface(view, turned, render)
+        shown = surface(view, turned, render)
+        angle = float(consistency.normal_angles(shown))
+        views.append(
+            {"half_transparent": half, "islands": 100.0 * has_islands, "normal_angle": angle}
+        )
+        return shown
 
     here = seen(0.0)
     change = consistency.color_change(generator.field(film), here, YAW_OFFSETS, render, points)

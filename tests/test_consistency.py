@@ -210,6 +210,27 @@ def test_islands_are_opaque_parts_that_touch_nothing_else():
     assert not consistency.has_islands(torch.zeros(1, 6, 6)).any()
 
 
+def test_normals_of_neighbors_turn_as_the_surface_does():
+    poses = Poses(FRONT.pitch.expand(2), FRONT.yaw + torch.tensor([0.0, 0.4]))
+    here = surface(sphere_view(poses), poses, OPTIONS)
+    radial = torch.nn.functional.normalize(surface_points(here), dim=-1)
+    both = here.is_clear[:, 1:] & here.is_clear[:, :-1]
+    cosines = (radial[:, 1:] * radial[:, :-1]).sum(-1)
+    wanted = cosines.clamp(max=1).arccos().rad2deg()
+    for found, turns, are_clear in zip(consistency.normal_angles(here), wanted, both, strict=True):
+        assert found.item() == pytest.approx(turns[are_clear].median().item(), rel=0.1)
+    wall = view_of(Rendering(torch.zeros(1, 400, 3), flat_depths(20), torch.ones(1, 400)), 20)
+    options = replace(OPTIONS, image_size=20)
+    assert consistency.normal_angles(surface(wall, FRONT, options)).item() < 0.1
+
+
+def flat_depths(size):
+    """Return depths (1, size * size) of a plane through the origin that faces the camera."""
+    rays = cast_rays(FRONT, size, OPTIONS.fov_degrees)
+    forward = -torch.nn.functional.normalize(rays.origins[:, :1], dim=-1)
+    return 1 / (rays.directions * forward).sum(-1)
+
+
 @pytest.mark.parametrize("share", [1.0, 0.005])  # solid; 3 of 4 parts of the light stopped
 @pytest.mark.parametrize("air", [0.0, 1e-6])
 def test_depth_of_a_surface_is_the_same_before_every_background(share, air):

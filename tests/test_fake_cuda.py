@@ -96,7 +96,7 @@ def test_pictures_depths_normals_and_figures_stay_on_their_gpu(preset, kind, mon
         seen = surface(view, poses, options)
         found = [
             *view, *turned, *seen[:2], *consistency.compare(seen, seen),
-            consistency.half_transparent(view.opacities),
+            consistency.half_transparent(view.opacities), consistency.normal_angles(seen),
             pictures.depth_pictures(pictures.surface_depths(view, options), options),
             generator.average_film(torch.empty(9, generator.z_dim)).lerp(film, 0.7).frequencies,
             *(images for _, images in previews.previews(generator, generator, scenes, options)),

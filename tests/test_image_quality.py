@@ -401,6 +401,7 @@ def test_consistency_needs_no_real_images(tiny_run, tmp_path, capsys):
     assert [entry["yaw_offset"] for entry in found["by_yaw"]][:2] == [-0.5, -0.375]
     assert found["pose"] is None  # its discriminator learned no poses
     assert found["mean"]["half_transparent"] > 0
+    assert found["mean"]["normal_angle"] > 0
     with Image.open(out / "consistency.png") as plot:
         assert plot.width > 500
     assert "half-transparent rays" in capsys.readouterr().out
