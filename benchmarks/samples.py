@@ -1,6 +1,6 @@
 """Compare renders of few samples per ray with converged ones: python -m benchmarks.samples.
 
-For both ways of drawing fine samples (docs/method.md, section 6), and for both ways of moving
+For all ways of drawing fine samples (docs/method.md, section 6), and for both ways of moving
 samples at random in training (section 3): how much colors, depths and normals differ from a render
 with many samples, for objects of a generator (default: the included one). Prints the table.
 """
@@ -31,7 +31,8 @@ SIZE, OBJECTS = 64, 6
 MANY = 400  # coarse samples, and as many fine ones
 WAYS: dict[str, dict[str, Any]] = {
     "as they are": {"spreads_weights": False},
-    "spread": {"spreads_weights": True},
+    "spread": {"spreads_weights": True, "surface_width": None},
+    "of finer bins": {"spreads_weights": True},
     "as they are, each sample moved": {"spreads_weights": False, "shares_jitter": False},
     "as they are, all of a ray moved": {"spreads_weights": False, "shares_jitter": True},
 }

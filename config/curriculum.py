@@ -172,6 +172,7 @@ class Curriculum:
             background=background,
             lock_view_dependence=settings.lock_view_dependence,
             scene_radius=settings.scene_radius,
+            surface_width=settings.surface_width,
             shares_jitter=settings.shares_jitter,
         )
 

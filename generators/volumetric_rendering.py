@@ -22,6 +22,7 @@ from torch import Tensor
 from generators import fast_rays
 from generators.cameras import Poses, Rays, cast_rays, moved
 from generators.fields import Field, TwofoldField
+from siren.surface import Surface
 
 TAIL_LENGTH = 1e10  # scene units; the last sample stands for the rest of the ray (NeRF, section 4)
 WEIGHT_FLOOR = 1e-5  # added twice before the distribution function, as published
@@ -41,6 +42,8 @@ class RenderOptions:
     ends at the ball instead of standing for the rest of the ray.
     spreads_weights: fine samples are drawn by spread_weights of the coarse ones, which finds a
     surface between two coarse samples; the published code draws by the weights as they are.
+    surface_width: that of the field, if it has one; with spreads_weights, fine samples are drawn by
+    the bins of surface_bins then.
     shares_jitter: with a stream, one random number moves all coarse samples of a ray, and one all
     quantiles of its fine samples, so that they stay evenly spaced; the published code moves each.
     Raises ValueError where the numbers describe no ray.
@@ -58,6 +61,7 @@ class RenderOptions:
     lock_view_dependence: bool = False
     scene_radius: float | None = None
     spreads_weights: bool = False
+    surface_width: float | None = None
     shares_jitter: bool = False
 
     def __post_init__(self) -> None:
@@ -230,6 +234,30 @@ def spread_weights(weights: Tensor) -> Tensor:
     return F.pad(weights[..., :-1], (1, 0)) / 2 + weights + F.pad(weights[..., 1:], (0, 1))
 
 
+def surface_bins(density: Tensor, depths: Tensor, width: float) -> tuple[Tensor, Tensor]:
+    """Return edges (B, R, 2 S - 1) of bins along rays, and the weights (B, R, 2 S - 2) of the bins.
+
+    Between two of the coarse samples, with densities and depths (B, R, S), the signed distance to a
+    surface of this width changes nearly linearly, which density does not: half-way it is the mean
+    of theirs. So the weights, light that bins between samples and these middles absorb, are known
+    twice as finely as the field was evaluated. Each is averaged with both neighbors, because
+    surfaces bend.
+    """
+    surface = Surface(width, 0.0)
+    edges, distances = (_with_middles(x) for x in (depths, surface.inverse(density)))
+    density = surface.densities_at(distances).clamp(min=0)
+    absorbed = (density[..., 1:] + density[..., :-1]) / 2 * edges.diff(dim=-1)
+    light = torch.exp(-F.pad(absorbed.cumsum(dim=-1), (1, 0)))
+    weights = F.pad(-light.diff(dim=-1), (1, 1))
+    return edges, (weights[..., :-2] + weights[..., 1:-1] + weights[..., 2:]) / 3
+
+
+def _with_middles(x: Tensor) -> Tensor:
+    """Return x (..., S) with the mean of each pair of neighbors between them, (..., 2 S - 1)."""
+    middles = F.pad((x[..., 1:] + x[..., :-1]) / 2, (0, 1))
+    return torch.stack([x, middles], dim=-1).flatten(-2)[..., :-1]
+
+
 def fine_quantiles(
     like: Tensor, count: int, options: RenderOptions, *, rng: torch.Generator
 ) -> Tensor:
@@ -254,13 +282,20 @@ def importance_depths(
     Source: NeRF (Mildenhall et al. 2020), section 5.2; floors and search side as published.
     """
     edges = (depths[..., 1:] + depths[..., :-1]) / 2  # (B, R, S - 1)
-    mass = weights[..., 1:-1] + 2 * WEIGHT_FLOOR  # (B, R, S - 2)
+    return depths_at_quantiles(edges, weights[..., 1:-1], count, quantiles=quantiles)
+
+
+def depths_at_quantiles(
+    edges: Tensor, weights: Tensor, count: int, *, quantiles: Tensor | None
+) -> Tensor:
+    """Do as importance_depths, for bins with edges (B, R, N + 1) and weights (B, R, N)."""
+    mass = weights + 2 * WEIGHT_FLOOR
     mass = mass / mass.sum(dim=-1, keepdim=True)
-    cdf = F.pad(mass.cumsum(dim=-1), (1, 0))  # (B, R, S - 1)
+    cdf = F.pad(mass.cumsum(dim=-1), (1, 0))  # (B, R, N + 1)
     u = quantiles
     if u is None:
-        u = ((torch.arange(count, device=depths.device) + 0.5) / count).to(depths)
-        u = u.expand(*depths.shape[:-1], count)
+        u = ((torch.arange(count, device=edges.device) + 0.5) / count).to(edges)
+        u = u.expand(*edges.shape[:-1], count)
     above = torch.searchsorted(cdf, u.contiguous())
     below = (above - 1).clamp(min=0)
     above = above.clamp(max=cdf.shape[-1] - 1)
@@ -346,6 +381,12 @@ def _fine_depths(
 ) -> Tensor:
     """Draw the fine depths (B, R, S) by the weights of coarse samples (B, R, S, 4)."""
     count, noise, quantiles = options.num_steps, None, None
+    width = options.surface_width if options.spreads_weights and options.hides_clear else None
+    if width is not None:
+        if rng is not None:
+            quantiles = fine_quantiles(depths, count, options, rng=rng)
+        bins = surface_bins(samples[..., 3], depths, width)
+        return depths_at_quantiles(*bins, count, quantiles=quantiles)
     if not fast_rays.is_supported(samples):
         density = activated_density(samples, options, rng=rng)
         weights = compositing_weights(density, depths, end=end)

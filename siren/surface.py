@@ -34,8 +34,11 @@ class Surface(NamedTuple):
 
     def densities(self, points: Tensor, raw: Tensor) -> Tensor:
         """Return densities (B, P), not above 0 where they are below CLEAR of those inside."""
-        inside = torch.sigmoid(self.distances(points, raw) / self.width)
-        return (inside - CLEAR) / self.width
+        return self.densities_at(self.distances(points, raw))
+
+    def densities_at(self, distances: Tensor) -> Tensor:
+        """Return the densities of signed distances."""
+        return (torch.sigmoid(distances / self.width) - CLEAR) / self.width
 
     @property
     def level(self) -> float:

@@ -84,6 +84,8 @@ def test_training_draws_by_the_weights_as_they_are_and_renders_spread_them():
     assert not celeba.at(0).render.spreads_weights
     assert celeba.evaluation_render(0).spreads_weights
     assert celeba.preview_render(0, 8).spreads_weights
+    assert celeba.preview_render(0, 8).surface_width is None
+    assert curriculums.load("Demo").preview_render(0, 8).surface_width == 0.005
 
 
 def test_our_recipe_shares_jitter_and_the_published_ones_do_not():

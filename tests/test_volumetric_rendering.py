@@ -1,6 +1,7 @@
 """The rendering integral against closed forms, and the contract of its random stream."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ from generators.volumetric_rendering import (
     render_rays,
     spread_weights,
     stratified_depths,
+    surface_bins,
 )
+from siren.surface import Surface
 
 
 def options(**changes):
@@ -160,6 +163,44 @@ def test_spread_weights_find_a_surface_between_two_samples(spreads, most):
         errors.append((seen.depth.item() - distance.item()) / spacing)
     assert -0.01 < min(errors)
     assert max(errors) == pytest.approx(most, abs=0.03)
+
+
+def test_bins_of_surfaces_are_those_of_twice_as_many_samples():
+    """Along a ray that meets planes the distance is linear, so half-way it is known exactly."""
+    surface, depths = Surface(0.005, 0.0), torch.linspace(0.8, 1.2, 9, dtype=torch.float64)
+    finer = torch.linspace(0.8, 1.2, 17, dtype=torch.float64)
+    for plane, slope in ((0.93, 1.0), (1.07, 0.6), (1.0, -0.8)):  # the last one: seen from inside
+
+        def density(at, plane=plane, slope=slope):
+            return surface.densities_at(slope * (at - plane))
+
+        edges, weights = surface_bins(density(depths)[None, None], depths[None, None], 0.005)
+        torch.testing.assert_close(edges[0, 0], finer)
+        known = density(finer).clamp(min=0)
+        absorbed = torch.cumulative_trapezoid(known, finer)
+        light = torch.exp(-torch.cat([torch.zeros(1).double(), absorbed]))
+        own = torch.cat([torch.zeros(1).double(), -light.diff(), torch.zeros(1).double()])
+        wanted = (own[:-2] + own[1:-1] + own[2:]) / 3
+        # Far from the surface a density tells the distance no more, and is next to nothing.
+        torch.testing.assert_close(weights[0, 0], wanted, rtol=1e-4, atol=3e-5)
+
+
+def test_bins_of_surfaces_find_a_sharp_ball_better_than_spread_weights():
+    surface = Surface(0.005, 0.0)
+
+    def ball(points, directions):
+        density = surface.densities_at(2 * (0.125 - points.norm(dim=-1)))
+        return torch.cat([4 * points + 0.5, density[..., None]], dim=-1)
+
+    chosen = options(spreads_weights=True, scene_radius=0.27, num_steps=7)
+    rays, errors = rays_of(size=12, count=1), {}
+    exact = render_rays(ball, rays, replace(chosen, num_steps=400), rng=None)
+    for width in (None, 0.005):
+        seen = render_rays(ball, rays, replace(chosen, surface_width=width), rng=None)
+        errors[width] = [(a - b).abs().mean() for a, b in zip(seen, exact, strict=True)]
+    assert all(
+        ours < 0.6 * spread for ours, spread in zip(errors[0.005], errors[None], strict=True)
+    )
 
 
 def test_without_a_stream_depths_are_the_even_ones_and_with_one_they_stay_in_their_cells():
