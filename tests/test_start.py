@@ -50,7 +50,8 @@ def test_a_start_travels_to_processes_as_one_tensor(tiny, tmp_path, monkeypatch)
     trained = checkpoints.curriculum_of(tmp_path, content)
     listing = Listing(source="photos", names=("a.png", "b.png"), stamps=((1, 2), (3, 4)))
     first = start.Start(
-        curriculum=trained, listing=listing, path=None, content=content, before=trained, step=1,
+        typed=trained, curriculum=trained, listing=listing, path=None, content=content,
+        before=trained, step=1,
         seed=5, seed_before=0, own_state=None,
     )  # fmt: skip
     _, (packed,) = first.__reduce__()
