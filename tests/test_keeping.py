@@ -314,7 +314,7 @@ def test_too_little_memory_is_told_in_one_line_with_what_helps(
     *_, line = capsys.readouterr().err.splitlines()
     more = " --set shares_fakes=false" if shares else ""
     assert re.fullmatch(
-        rf"error: cpu had too little free memory for step 0, of \d+ pixels\. The same command with "
+        rf"error: cpu had too little free memory at step 0, of \d+ pixels\. The same command with "
         rf"--resume --set 0\.batch_split=2{more} needs less; no state was saved", line
     )  # fmt: skip
 

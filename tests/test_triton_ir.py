@@ -81,6 +81,7 @@ def test_the_compiled_kernels_leave_clear_blocks_black(compiled):
     field_tests.test_blocks_without_density_may_be_left_black_and_the_gradients_stay(
         "cpu", ClearBelow(-1, 1)
     )
+    assert compiled["forward_kernel"].texts  # and not the interpreter
 
 
 @pytest.mark.parametrize("name", ["noise", "softplus and the last of one set"])

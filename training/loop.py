@@ -126,7 +126,7 @@ class TrainingRun:
         if self.curriculum.settings.shares_fakes:  # which keeps all images of a step
             split += " --set shares_fakes=false"
         return (
-            f"{self.place.device} had too little free memory for step {self.progress.step}, of "
+            f"{self.place.device} had too little free memory at step {self.progress.step}, of "
             f"{stages[start].img_size} pixels. The same command with --resume {split} needs less"
         )
 
